@@ -1,0 +1,58 @@
+"""fb3: fine-tune encoders on texts, pack them into one folder, predict where there is no network.
+
+    from fb3 import Recipe, train, infer
+
+Everything public is imported on first use, so that `import fb3` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fb3.bundle import Bundle, verify_bundle, write_bundle
+    from fb3.ensemble import average
+    from fb3.errors import Fb3Error
+    from fb3.essays import read_essays
+    from fb3.folds import make_folds
+    from fb3.inference import infer
+    from fb3.metrics import mcrmse
+    from fb3.models import build_scorer
+    from fb3.prediction import Predictions, predict
+    from fb3.recipe import Recipe, load_recipe
+    from fb3.runtime import find_bundle, find_competition
+    from fb3.training.run import train, train_fold
+
+_HOME = {
+    "Bundle": "fb3.bundle",
+    "Fb3Error": "fb3.errors",
+    "Predictions": "fb3.prediction",
+    "Recipe": "fb3.recipe",
+    "average": "fb3.ensemble",
+    "build_scorer": "fb3.models",
+    "find_bundle": "fb3.runtime",
+    "find_competition": "fb3.runtime",
+    "infer": "fb3.inference",
+    "load_recipe": "fb3.recipe",
+    "make_folds": "fb3.folds",
+    "mcrmse": "fb3.metrics",
+    "predict": "fb3.prediction",
+    "read_essays": "fb3.essays",
+    "train": "fb3.training.run",
+    "train_fold": "fb3.training.run",
+    "verify_bundle": "fb3.bundle",
+    "write_bundle": "fb3.bundle",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604 - the names above, each loaded by __getattr__
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fb3' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

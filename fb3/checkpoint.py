@@ -1,0 +1,131 @@
+"""Fold folders: model.safetensors and fold.json. No pickles."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fb3.errors import Fb3Error
+from fb3.models import Scorer, build_scorer
+from fb3.recipe import Recipe
+
+WEIGHTS = "model.safetensors"
+FOLD_JSON = "fold.json"
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def ids_hash(ids: Any) -> str:
+    """The hash of a set of ids, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(map(str, ids))).encode()).hexdigest()
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Writes JSON beside its place and moves it there."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        Fb3Error: missing or broken, by name.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Fb3Error(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise Fb3Error(f"{path}: not JSON ({error})") from None
+
+
+def weights_of(scorer: Scorer) -> dict[str, Tensor]:
+    """The parameters, each shared one once, and floating-point buffers, by name.
+
+    Integer buffers (position ids) belong to the code: they come and go between transformers' versions.
+    """
+    kept = set(scorer.state_dict())
+    buffers = {name: b for name, b in scorer.named_buffers() if name in kept and b.is_floating_point()}
+    return {name: t.detach() for name, t in [*scorer.named_parameters(), *buffers.items()]}
+
+
+def save_fold(folder: Path, scorer: Scorer, info: Mapping[str, Any]) -> None:
+    """Writes the weights, then fold.json with `info` and the weights' hash."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights({name: t.cpu() for name, t in weights_of(scorer).items()}, folder / WEIGHTS)
+    write_json({**info, "sha256": sha256(folder / WEIGHTS)}, folder / FOLD_JSON)
+
+
+def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file beside its place and moves it there."""
+    aside = path.with_name(f".{path.name}.part")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"format": "pt"})
+    os.replace(aside, path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        Fb3Error: missing or broken, by name.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise Fb3Error(f"{path}: no such file; copy the whole run folder") from None
+    except (OSError, SafetensorError) as error:
+        raise Fb3Error(f"{path}: cannot be read ({error})") from None
+
+
+def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
+    """The scorer of a fold, float32, on the CPU, in eval mode; built without a random initialisation.
+
+    Args:
+        recipe: the run's saved recipe.
+        encoder: the run's encoder folder.
+        folder: the fold folder.
+
+    Raises:
+        Fb3Error: a file is missing or broken, or its weights are not those of the recipe's model.
+    """
+    scorer = build_scorer(recipe, encoder, init="empty")
+    assign_weights(scorer, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    return scorer.eval()
+
+
+def assign_weights(scorer: Scorer, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Puts tensors in the place of a scorer's parameters, in float32; parameters that are shared stay shared.
+
+    Raises:
+        Fb3Error: names or shapes differ.
+    """
+    wanted = weights_of(scorer)
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    wrong = [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
+    if missing or extra or wrong:
+        raise Fb3Error(
+            f"{source}: not the weights of this recipe's model: {len(missing)} missing {missing[:3]}, "
+            f"{len(extra)} unknown {extra[:3]}, {len(wrong)} of another shape {wrong[:3]}"
+        )
+    new = {id(p): nn.Parameter(tensors[name].float(), p.requires_grad) for name, p in scorer.named_parameters()}
+    buffers = dict(scorer.named_buffers())
+    for module in scorer.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = new[id(parameter)]
+    with torch.no_grad():
+        for name in tensors.keys() & buffers.keys():
+            buffers[name].copy_(tensors[name])

@@ -1,0 +1,121 @@
+"""The command line. Wiring only; each command imports what it needs when it runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fb3.errors import Fb3Error
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune encoders on texts, pack them into one folder, predict where there is no network.",
+)
+
+Data = Annotated[Path | None, typer.Option(help="Folder with train.csv, test.csv and sample_submission.csv.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file or a built-in name (see `fb3 recipes`).")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value ...]")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
+    folds: Annotated[str | None, typer.Option(help="Which folds, such as 0,1; all where left out.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="A hundred essays, two folds, two epochs.")] = False,
+) -> None:
+    """Train folds into a run folder."""
+    from fb3.recipe import load_recipe
+    from fb3.runtime import find_competition
+
+    chosen = _fold_numbers(folds)
+    settings = load_recipe(recipe, overrides or [])
+    out = _required(out, "--out RUN")
+    from fb3.training.run import train as run
+
+    run(settings, data or find_competition(), out, folds=chosen, debug=debug)
+
+
+@app.command()
+def infer(
+    bundle: Annotated[Path, typer.Argument(help="The dataset folder that build_dataset.py wrote.")],
+    data: Data = None,
+    test: Annotated[Path | None, typer.Option(help="Predict this file instead of DIR/test.csv.")] = None,
+    out: Annotated[Path, typer.Option(help="The submission to write.")] = Path("submission.csv"),
+) -> None:
+    """Predict with a bundle and write a checked submission."""
+    from fb3.inference import infer as run
+
+    run(bundle, data, out, test=test)
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="A CSV of ids and predictions.")],
+    truth: Annotated[Path, typer.Argument(help="A CSV of ids and true scores.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    subset: Annotated[bool, typer.Option("--subset", help="Score what is predicted; ignore other truths.")] = False,
+) -> None:
+    """MCRMSE of predictions against truths, matched by id."""
+    from fb3.scoring import score_files
+
+    result = score_files(predictions, truth, subset=subset)
+    if as_json:
+        print(json.dumps({"score": result.overall, "columns": result.columns}))
+    else:
+        print(f"MCRMSE {result.overall:.6f}")
+        for name, value in result.columns.items():
+            print(f"  {name:<14}{value:.6f}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="The recipe to print.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes.")] = False,
+) -> None:
+    """List the built-in recipes, or print one."""
+    from fb3.recipe import builtin_names, builtin_text, json_schema
+
+    if schema:
+        print(json_schema(), end="")
+    elif name:
+        print(builtin_text(name), end="")
+    else:
+        for each in builtin_names():
+            print(each)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="A new folder for everything the demo makes.")] = Path("fb3-demo"),
+) -> None:
+    """The whole way on a made-up competition: data, training, bundle, inference notebook. Under three minutes."""
+    from fb3.demo import run_demo
+
+    run_demo(out)
+
+
+def _required(value: Path | None, option: str) -> Path:
+    if value is None:
+        raise Fb3Error(f"{option} is missing")
+    return value
+
+
+def _fold_numbers(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise Fb3Error(f"--folds {text}: want numbers such as 0,1") from None
+
+
+def main() -> None:
+    """The entry point: an `Fb3Error` becomes one line and exit status 1."""
+    try:
+        app()
+    except Fb3Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

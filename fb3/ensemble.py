@@ -1,0 +1,44 @@
+"""Predictions of several models, averaged by id."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fb3.errors import Fb3Error
+from fb3.prediction import Predictions
+
+
+def average(members: Sequence[Predictions], weights: Sequence[float] | None = None, name: str = "") -> Predictions:
+    """The weighted mean, aligned by id, in the order of the first member.
+
+    Args:
+        members: predictions of the same essays and columns, in any order.
+        weights: one a member, not all zero; none: equal.
+        name: of the result.
+
+    Raises:
+        Fb3Error: no member, other ids or columns, weights that do not fit.
+    """
+    if not members:
+        raise Fb3Error("nothing to average: no predictions")
+    weights = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
+    if weights.shape != (len(members),) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum():
+        raise Fb3Error(f"{len(members)} predictions want as many weights, not negative, not all 0; got {weights.tolist()}")
+    first = members[0]
+    total = np.zeros(first.values.shape, np.float64)
+    for member, weight in zip(members, weights / weights.sum(), strict=True):
+        total += weight * _aligned(member, first)
+    return Predictions(first.ids, total.astype(np.float32), first.columns, name)
+
+
+def _aligned(member: Predictions, first: Predictions) -> np.ndarray:
+    if member.columns != first.columns:
+        raise Fb3Error(f"{member.name} predicts {member.columns}, {first.name} predicts {first.columns}")
+    position = {identifier: row for row, identifier in enumerate(member.ids)}
+    absent = [identifier for identifier in first.ids if identifier not in position]
+    if absent or len(member.ids) != len(first.ids) or len(position) != len(member.ids):
+        raise Fb3Error(
+            f"{member.name} has {len(member.ids)} ids, {first.name} has {len(first.ids)}; "
+            f"{len(absent)} of the latter are not in the former {absent[:5]}"
+        )
+    return member.values[[position[identifier] for identifier in first.ids]]

@@ -1,0 +1,15 @@
+"""The one exception of fb3 for what the user can mend."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class Fb3Error(ValueError):
+    """Bad input or an impossible setting. The message names the file, the row or key, and the mend."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence: the likeliest known spelling of `word`, else all of them."""
+    known = list(known)
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

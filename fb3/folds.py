@@ -1,0 +1,91 @@
+"""The split into folds. The only place that knows iterative-stratification."""
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
+
+from fb3.errors import Fb3Error
+from fb3.essays import FOLD_COLUMN, check_ids, read_table
+from fb3.recipe import Recipe
+
+
+class FoldSplit(NamedTuple):
+    """fold: its number. train_rows, valid_rows: positions in the essays' table."""
+
+    fold: int
+    train_rows: np.ndarray
+    valid_rows: np.ndarray
+
+
+def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
+    """Splits essays, stratified on all target columns (Sechidis et al. 2011); a `fold` column is honoured instead.
+
+    Args:
+        essays: as `read_essays` returns them, with scores.
+        recipe: its `folds` group decides.
+
+    Raises:
+        Fb3Error: more folds than essays, a fold that stays empty, or both a `fold` column and a holdout.
+    """
+    count, seed, holdout = recipe.folds.count, recipe.folds.seed, recipe.folds.holdout
+    rows = np.arange(len(essays))
+    if FOLD_COLUMN in essays.columns:
+        if holdout is not None:
+            raise Fb3Error("folds.holdout is set and the essays have a `fold` column; drop one of the two")
+        return splits_from_numbers(essays[FOLD_COLUMN].to_numpy())
+    if holdout is None and count > len(essays):
+        raise Fb3Error(f"folds.count={count}: more folds than essays ({len(essays)}); give at most {len(essays)}")
+    targets = essays[list(recipe.data.target_columns)].to_numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        if holdout is not None:
+            if not 1 <= round(holdout * len(essays)) < len(essays):
+                raise Fb3Error(f"folds.holdout={holdout}: leaves one side of {len(essays)} essays empty")
+            splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=holdout, random_state=seed)
+        else:
+            splitter = MultilabelStratifiedKFold(n_splits=count, shuffle=True, random_state=seed)
+        splits = [FoldSplit(n, t, v) for n, (t, v) in enumerate(splitter.split(rows, _as_classes(targets)))]
+    if empty := [split.fold for split in splits if not len(split.valid_rows) or not len(split.train_rows)]:
+        raise Fb3Error(f"folds {empty} got no essay out of {len(essays)}; give fewer folds with folds.count")
+    return splits
+
+
+def _as_classes(targets: np.ndarray) -> np.ndarray:
+    """Each distinct score of each column as one binary label: the stratifier balances labels, (N, K) -> (N, sum)."""
+    return np.concatenate([(column[:, None] == np.unique(column)).astype(int) for column in targets.T], axis=1)
+
+
+def splits_from_numbers(numbers: np.ndarray) -> list[FoldSplit]:
+    """Splits from each essay's fold number; −1 is trained on in every fold (a holdout's training essays)."""
+    rows = np.arange(len(numbers))
+    return [FoldSplit(int(n), rows[numbers != n], rows[numbers == n]) for n in sorted(set(numbers[numbers >= 0]))]
+
+
+def fold_table(essays: pd.DataFrame, splits: list[FoldSplit], id_column: str) -> pd.DataFrame:
+    """Each essay's id and the fold it is validated in, −1 for none: what folds.csv holds."""
+    numbers = np.full(len(essays), -1)
+    for split in splits:
+        numbers[split.valid_rows] = split.fold
+    return pd.DataFrame({id_column: essays[id_column].to_numpy(), FOLD_COLUMN: numbers})
+
+
+def read_folds(path: Path, essays: pd.DataFrame, id_column: str) -> list[FoldSplit]:
+    """The splits of a folds.csv, matched to the essays by id.
+
+    Raises:
+        Fb3Error: the ids differ.
+    """
+    table = read_table(path, [id_column, FOLD_COLUMN])
+    check_ids(table[id_column], path)
+    numbers = dict(zip(table[id_column], table[FOLD_COLUMN].astype(int), strict=True))
+    absent = [i for i in essays[id_column] if i not in numbers]
+    if absent or len(numbers) != len(essays):
+        raise Fb3Error(
+            f"{path}: {len(numbers)} ids, the essays have {len(essays)}; {len(absent)} of them not in the file "
+            f"{absent[:5]}; train into another folder"
+        )
+    return splits_from_numbers(np.array([numbers[i] for i in essays[id_column]]))

@@ -1,0 +1,207 @@
+"""Encoders: loaded from a hub id or a folder, or built from a config; and the few cuts that a recipe asks for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
+
+from fb3.errors import Fb3Error
+from fb3.recipe.groups import ModelGroup
+
+_HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "dropout_rate", "embedding_dropout", "mlp_dropout")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Where the families of transformers keep their layers, lowest first.
+_STACKS = (
+    "encoder.layer",
+    "encoder.layers",
+    "encoder.blocks",
+    "encoder.block",
+    "encoder.albert_layer_groups",
+    "transformer.layer",
+    "layer",
+    "layers",
+)
+
+
+def check_backbone(backbone: str) -> None:
+    """Refuses a local backbone folder that lacks a file, by the file's name; a hub id is left to the hub.
+
+    Raises:
+        Fb3Error: the folder or a file in it is missing.
+    """
+    folder = Path(backbone).expanduser()
+    if not folder.is_dir():
+        if backbone.startswith((".", "/", "~")) or backbone.count("/") > 1:
+            raise Fb3Error(f"model.backbone={backbone}: no such folder")
+        return
+    if not (folder / "config.json").is_file():
+        raise Fb3Error(f"model.backbone={backbone}: config.json is missing; save the model with save_pretrained")
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise Fb3Error(
+            f"model.backbone={backbone}: the tokenizer is missing (tokenizer.json, or one of "
+            f"{', '.join(_VOCABULARIES[1:])}); save it there with tokenizer.save_pretrained"
+        )
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise Fb3Error(f"model.backbone={backbone}: the weights are missing ({_WEIGHTS[0]} or {_WEIGHTS[2]})")
+
+
+def export_encoder(settings: ModelGroup, out: Path) -> None:
+    """Writes config and fast tokenizer of a backbone to `out`, so that training and inference read the same files.
+
+    The dropouts of the recipe are set in the config, and its padding id is made definite.
+
+    Raises:
+        Fb3Error: a missing file, no fast tokenizer, no padding token, or the hub cannot be reached.
+    """
+    check_backbone(settings.backbone)
+    backbone = str(Path(settings.backbone).expanduser()) if Path(settings.backbone).expanduser().is_dir() else settings.backbone
+    try:
+        config = AutoConfig.from_pretrained(backbone)
+        tokenizer = AutoTokenizer.from_pretrained(backbone, use_fast=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise Fb3Error(f"model.backbone={settings.backbone}: {' '.join(str(error).split())[:400]}") from None
+    if not tokenizer.is_fast:
+        raise Fb3Error(f"model.backbone={settings.backbone}: no fast tokenizer; convert it to a tokenizer.json first")
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if config.pad_token_id is None:
+        raise Fb3Error(f"model.backbone={settings.backbone}: neither config.json nor the tokenizer has a padding token")
+    for name in _HIDDEN_DROPOUT:
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, settings.dropout)
+    for name in _ATTENTION_DROPOUT:
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, settings.attention_dropout)
+    config.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    if not (out / "tokenizer.json").is_file():
+        raise Fb3Error(f"model.backbone={settings.backbone}: the tokenizer wrote no tokenizer.json; convert it first")
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The encoder's config from an encoder folder, without any look at the hub."""
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def pretrained_encoder(settings: ModelGroup, folder: Path) -> nn.Module:
+    """The backbone's weights, in float32, under the config of the encoder folder.
+
+    Raises:
+        Fb3Error: weights are missing, so that layers would silently start at random.
+    """
+    config = read_config(folder)
+    backbone = Path(settings.backbone).expanduser()
+    source = str(backbone) if backbone.is_dir() else settings.backbone
+    try:
+        encoder, report = _auto_class(config).from_pretrained(source, config=config, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Fb3Error(f"model.backbone={settings.backbone}: {' '.join(str(error).split())[:400]}") from None
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
+    if missing:
+        raise Fb3Error(
+            f"model.backbone={settings.backbone}: {len(missing)} weights are not in the file and would start at random: "
+            f"{missing[:5]}; is it the encoder that config.json describes?"
+        )
+    return encoder.float()
+
+
+def random_encoder(folder: Path) -> nn.Module:
+    """An encoder of random weights, float32, from the config of the encoder folder."""
+    config = read_config(folder)
+    return _auto_class(config).from_config(config).float()
+
+
+def empty_encoder(folder: Path) -> nn.Module:
+    """The same without any weights: parameters on the meta device, to be assigned; buffers are real."""
+    config = read_config(folder)
+    with _parameters_on_meta():
+        return _auto_class(config).from_config(config)
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    return AutoModelForTextEncoding if config.is_encoder_decoder or config.model_type == "t5" else AutoModel
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Registers parameters on the meta device, where a random initialisation costs nothing.
+
+    Unlike `torch.device("meta")` it leaves buffers alone: position ids are not in the weight file.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def layer_stack(encoder: nn.Module) -> list[nn.Module]:
+    """The encoder's layers, lowest first (blocks for Funnel; one shared layer for ALBERT); empty where unknown."""
+    for path in _STACKS:
+        module: Any = encoder
+        for part in path.split("."):
+            module = getattr(module, part, None)
+        if isinstance(module, nn.ModuleList) and len(module):
+            return list(module)
+    return []
+
+
+def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
+    """Depth of each parameter, by name, and the number of layers n.
+
+    0 for the embeddings (relative positions included), 1 to n for the layers, n for what stands above or beside them.
+
+    Raises:
+        Fb3Error: the layers of this encoder are not known.
+    """
+    layers = layer_stack(encoder)
+    if not layers:
+        raise Fb3Error(f"{type(encoder).__name__}: its layers are not known; set optimizer.layer_decay=1.0")
+    depth = {id(p): number for number, layer in enumerate(layers, 1) for p in layer.parameters()}
+    return {
+        name: depth.get(id(p), 0 if "embed" in name or "mask_emb" in name else len(layers))
+        for name, p in encoder.named_parameters()
+    }, len(layers)
+
+
+def operate(encoder: nn.Module, settings: ModelGroup) -> None:
+    """Freezing, checkpointing and the removal of an unused pooler, in place.
+
+    Raises:
+        Fb3Error: the encoder lacks what is asked for.
+    """
+    name = type(encoder).__name__
+    if settings.pooling.kind == "pooler":
+        if getattr(encoder, "pooler", None) is None:
+            raise Fb3Error(f"model.pooling.kind=pooler: {name} has no pooler; take cls, mean or attention")
+    elif getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # its weights would get no gradient
+    if settings.pooling.kind in {"weighted_layer", "concat_layers"} and encoder.config.model_type == "funnel":
+        raise Fb3Error(f"model.pooling.kind={settings.pooling.kind}: Funnel's layers differ in length; take mean")
+    if settings.freeze_embeddings:
+        encoder.get_input_embeddings().requires_grad_(False)
+        if isinstance(embeddings := getattr(encoder, "embeddings", None), nn.Module):
+            embeddings.requires_grad_(False)
+    if settings.freeze_layers:
+        layers = layer_stack(encoder)
+        if encoder.config.model_type == "albert":
+            raise Fb3Error("model.freeze_layers: ALBERT shares one layer, freezing it freezes all; set it to 0")
+        if settings.freeze_layers > len(layers):
+            raise Fb3Error(f"model.freeze_layers={settings.freeze_layers}: {name} has {len(layers)} layers")
+        for layer in layers[: settings.freeze_layers]:
+            layer.requires_grad_(False)
+    if settings.gradient_checkpointing:
+        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

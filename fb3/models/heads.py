@@ -1,0 +1,58 @@
+"""Heads: the pooled vector to scores."""
+
+import torch
+from torch import Tensor, nn
+
+from fb3.recipe.groups import LinearHead, MultiSampleHead
+
+WEIGHT_STD = 0.002  # small, so that the first predictions are the bias: the targets' means
+
+
+class Linear(nn.Module):
+    """One linear layer.
+
+    Args:
+        width: of the pooled vector, D.
+        targets: K.
+    """
+
+    def __init__(self, width: int, targets: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, targets)
+
+    def start_at(self, means: Tensor) -> None:
+        """Starts the bias at the training targets' means (K,): without it a small encoder spends an epoch on them."""
+        with torch.no_grad():
+            self.linear.bias.copy_(means)
+            self.linear.weight.normal_(0.0, WEIGHT_STD)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.linear(pooled)  # (B, K)
+
+
+class MultiSampleDropout(Linear):
+    """Mean of the linear layer over several dropout masks; plain linear at inference (Inoue 2019, arXiv:1905.09788).
+
+    Args:
+        width: of the pooled vector, D.
+        targets: K.
+        samples: masks a step.
+        dropout: probability of a unit to be dropped.
+    """
+
+    def __init__(self, width: int, targets: int, samples: int, dropout: float) -> None:
+        super().__init__(width, targets)
+        self.samples = samples
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        if not self.training:
+            return self.linear(pooled)
+        return torch.stack([self.linear(self.dropout(pooled)) for _ in range(self.samples)]).mean(0)
+
+
+def build_head(settings: LinearHead | MultiSampleHead, width: int, targets: int) -> Linear:
+    """The head of a recipe."""
+    if isinstance(settings, MultiSampleHead):
+        return MultiSampleDropout(width, targets, settings.samples, settings.dropout)
+    return Linear(width, targets)

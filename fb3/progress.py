@@ -1,0 +1,81 @@
+"""Progress of long work: a bar on a terminal, a plain line a minute elsewhere, nothing when told so."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Advance(Protocol):
+    """Called after each piece of work."""
+
+    def __call__(self, amount: int = 1, note: str = "") -> None: ...
+
+
+@cache
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)  # one for all: a line printed through it moves a running bar down
+
+
+def say(line: str) -> None:
+    """A line for the user, on standard error, above a bar where one runs."""
+    if sys.stderr.isatty():
+        _console().print(line, markup=False, highlight=False)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, total: int, shown: bool = True, every_seconds: float = 60.0) -> Iterator[Advance]:
+    """Shows how far `total` pieces of work are.
+
+    Args:
+        title: names the work.
+        total: pieces of work.
+        shown: False for a process that should stay silent.
+        every_seconds: time between two plain lines.
+    """
+    if not shown:
+        yield lambda amount=1, note="": None
+    elif sys.stderr.isatty():
+        yield from _bar(title, total)
+    else:
+        yield from _lines(title, total, every_seconds)
+
+
+def _bar(title: str, total: int) -> Iterator[Advance]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=_console(), transient=True) as bar:
+        task = bar.add_task(title, total=total, note="")
+        yield lambda amount=1, note="": bar.update(task, advance=amount, note=note)
+
+
+def _lines(title: str, total: int, every_seconds: float) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(amount: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += amount
+        now = time.monotonic()
+        if now - last >= every_seconds:
+            last = now
+            left = (now - start) / done * (total - done) if done else 0.0
+            say(f"{title}: {done}/{total}, about {left / 60:.1f} min left {note}".rstrip())
+
+    yield advance

@@ -1,0 +1,94 @@
+"""Recipes from files, built-in names and `a.b=value` overrides."""
+
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fb3.errors import Fb3Error, nearest
+from fb3.recipe.recipe import Recipe, known_keys
+
+_BUILTIN = files("fb3.recipe") / "builtin"
+
+
+def builtin_names() -> list[str]:
+    """The names of the built-in recipes."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _BUILTIN.iterdir() if entry.name.endswith(".yaml"))
+
+
+def builtin_text(name: str) -> str:
+    """The YAML of a built-in recipe, with its comments.
+
+    Raises:
+        Fb3Error: there is none of that name; names the nearest.
+    """
+    if name not in builtin_names():
+        raise Fb3Error(f"no built-in recipe {name!r}; {nearest(name, builtin_names())}")
+    return (_BUILTIN / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        source: a YAML file or the name of a built-in recipe.
+        overrides: `key.sub=value` texts; the value is read as YAML and checked by the field's type.
+
+    Raises:
+        Fb3Error: no such file or name, not YAML, an unknown key, a wrong value.
+    """
+    path = Path(source)
+    if str(source) in builtin_names():
+        text, name = builtin_text(str(source)), f"built-in recipe {source}"
+    elif path.is_file():
+        name = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise Fb3Error(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    elif path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        raise Fb3Error(f"{path}: no such recipe file")
+    else:
+        builtin_text(str(source))
+        raise AssertionError("builtin_text raises for an unknown name")
+    settings = _parse(text, name)
+    recipe = Recipe.from_mapping({} if settings is None else settings, name)
+    for override in overrides:
+        recipe = _with_override(recipe, override)
+    return recipe
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise Fb3Error(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _with_override(recipe: Recipe, override: str) -> Recipe:
+    source = f"override {override!r}"
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise Fb3Error(f"{source}: want key.sub=value")
+    path = key.split(".")
+    for depth, part in enumerate(path):
+        known = known_keys(Recipe, tuple(path[:depth]))
+        if known and part not in known:
+            raise Fb3Error(f"{source}: unknown key {key}; {nearest(part, known)}")
+    settings = _parse(value, source)
+    for part in reversed(path):
+        settings = {part: settings}
+    return Recipe.from_mapping(_merged(recipe.model_dump(mode="json"), settings), source)
+
+
+def _merged(base: dict, over: dict) -> dict:
+    """`over` on top of `base`, group by group. A mapping of another `kind` replaces the old one whole."""
+    if over.get("kind", base.get("kind")) != base.get("kind"):
+        return over
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        out[key] = _merged(base[key], value) if both else value
+    return out

@@ -1,0 +1,121 @@
+"""`Recipe`: the groups together, and the rules that span them."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from fb3.errors import Fb3Error, nearest
+from fb3.recipe import groups
+from fb3.recipe.groups import Group
+
+
+class Recipe(Group):
+    """Everything that decides a run. The one saved in the run folder is the only truth at inference."""
+
+    model: groups.ModelGroup = groups.ModelGroup()
+    """Encoder, pooling, head."""
+    data: groups.DataGroup = groups.DataGroup()
+    """Columns, length, truncation."""
+    folds: groups.FoldsGroup = groups.FoldsGroup()
+    """The split."""
+    train: groups.TrainGroup = groups.TrainGroup()
+    """The loop."""
+    optimizer: groups.OptimizerGroup = groups.OptimizerGroup()
+    """Rates and decay."""
+    schedule: groups.ScheduleGroup = groups.ScheduleGroup()
+    """The rate over time."""
+    task: groups.RegressionTask = groups.RegressionTask()
+    """What a target is."""
+    predict: groups.PredictGroup = groups.PredictGroup()
+    """Inference."""
+    tricks: tuple[groups.Trick, ...] = ()
+    """Pieces around the step, each by its kind, in the order in which they wrap it."""
+
+    @model_validator(mode="after")
+    def _tricks_fit(self) -> "Recipe":
+        kinds = [trick.kind for trick in self.tricks]
+        for kind in set(kinds):
+            if kinds.count(kind) > 1:
+                raise ValueError(f"tricks: {kind} stands {kinds.count(kind)} times; give it once")
+        if len(averagers := [kind for kind in kinds if kind in groups.AVERAGERS]) > 1:
+            raise ValueError(f"tricks: {averagers} both average the weights; give one")
+        adversarial = [kind for kind in kinds if kind in groups.ADVERSARIAL]
+        if adversarial and self.train.accumulation > 1:
+            raise ValueError(
+                f"tricks: {adversarial[0]} perturbs along the gradient of one batch, which train.accumulation > 1 "
+                "mixes with others; set train.accumulation=1"
+            )
+        if adversarial and self.model.freeze_embeddings:
+            raise ValueError(
+                f"tricks: {adversarial[0]} perturbs the embeddings, which get no gradient with "
+                "model.freeze_embeddings; drop one of the two"
+            )
+        return self
+
+    @classmethod
+    def from_mapping(cls, settings: Any, source: str) -> "Recipe":
+        """Validates nested settings.
+
+        Args:
+            settings: what a YAML file holds.
+            source: named in the errors.
+
+        Raises:
+            Fb3Error: naming each wrong key, its value and the nearest known key.
+        """
+        if not isinstance(settings, dict):
+            raise Fb3Error(f"{source}: a recipe is a mapping of groups, got {type(settings).__name__}")
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise Fb3Error(f"{source}: " + "; ".join(_explain(cls, e) for e in error.errors())) from None
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def known_keys(model: type[Group], path: tuple[str | int, ...]) -> list[str]:
+    """The keys that may stand in the group at `path`, for messages; empty where the path leaves the groups.
+
+    In a validation error's path a union's member stands as its kind and a list's item as its index.
+    """
+    members = [model]
+    for part in path:
+        by_kind = [m for m in members if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
+        if isinstance(part, int):
+            continue
+        if by_kind:
+            members = by_kind
+        elif len(members) == 1 and part in members[0].model_fields:
+            members = list(_groups_in(members[0].model_fields[part].annotation))
+        else:
+            return []
+    return list(members[0].model_fields) if len(members) == 1 else []
+
+
+def _groups_in(annotation: Any) -> Iterator[type[Group]]:
+    if isinstance(annotation, type) and issubclass(annotation, Group):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _groups_in(inner)
+
+
+def _explain(model: type[Group], error: Any) -> str:
+    path = error["loc"]
+    key = ".".join(str(part) for part in path) or "recipe"
+    if error["type"] == "extra_forbidden":
+        known = known_keys(model, path[:-1])
+        return f"unknown key {key}" + (f"; {nearest(str(path[-1]), known)}" if known else "")
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], (dict, list, Group)):
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {error['input']!r}"
+
+
+def json_schema() -> str:
+    """The recipe's JSON schema, for editors that complete YAML."""
+    return json.dumps(Recipe.model_json_schema(), indent=1) + "\n"

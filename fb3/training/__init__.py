@@ -1,0 +1,1 @@
+"""Training: the loop, the optimizer, the tricks, and the run that holds them together."""

@@ -1,0 +1,67 @@
+"""What a run says: JSON lines in log.jsonl, the same on the screen, and to trackers where the recipe names some."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fb3.progress import Advance, say
+
+
+class RunLog:
+    """Writes events of one run; silent on all but the main process.
+
+    Args:
+        path: log.jsonl, appended to.
+        main: whether this process is the one that speaks.
+        track: takes (values, step) for experiment trackers.
+    """
+
+    def __init__(self, path: Path, main: bool, track: Callable[[dict[str, float], int], None]) -> None:
+        self._path = path
+        self._main = main
+        self._track = track
+
+    def event(self, kind: str, line: str = "", **fields: Any) -> None:
+        """One JSON line; `line` goes to the screen."""
+        if not self._main:
+            return
+        fields = {name: finite_or_none(value) for name, value in fields.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": kind, "time": round(time.time(), 3), **fields}) + "\n")
+        if line:
+            say(line)
+
+    def window(self, advance: Advance, steps: int, **fields: float) -> None:
+        """The mean of a few optimizer steps, on the progress line."""
+        note = f"loss {fields['loss']:.4f} mean {fields['mean_loss']:.4f} norm {fields['gradient_norm']:.2f}"
+        advance(steps, f"{note} rate {fields['rate']:.1e}")
+        self.event("step", **fields)
+        names = ("loss", "mean_loss", "gradient_norm", "rate", "head_rate")
+        prefix = f"fold{fields['fold']}"
+        self._track({f"{prefix}/{name}": fields[name] for name in names}, int(fields["step"]))
+
+    def evaluation(self, fold: int, epoch: int, step: int, score: Any, best: bool, elapsed: float) -> None:
+        """A validation: loss, score, columns."""
+        columns = " ".join(f"{name} {value:.4f}" for name, value in score.columns.items())
+        self.event(
+            "evaluation",
+            f"fold {fold} epoch {epoch} step {step}: score {score.overall:.4f}{' (best)' if best else ''} "
+            f"loss {score.loss:.4f} | {columns} | {elapsed / 60:.1f} min",
+            fold=fold,
+            epoch=epoch,
+            step=step,
+            valid_loss=score.loss,
+            score=score.overall,
+            columns=score.columns,
+            best=best,
+            elapsed=round(elapsed, 1),
+        )
+        self._track({f"fold{fold}/valid_loss": score.loss, f"fold{fold}/score": score.overall}, step)
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

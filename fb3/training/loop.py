@@ -1,0 +1,190 @@
+"""The loop: epochs, optimizer steps, evaluations. It names no trick, no task and no data set."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fb3.errors import Fb3Error
+from fb3.essays import Encoded, collate, training_batches
+from fb3.models import Scorer
+from fb3.progress import Advance, progress
+from fb3.recipe.groups import OptimizerGroup, TrainGroup
+from fb3.tasks import StepOutput, Task
+from fb3.training.log import RunLog
+from fb3.training.optim import trainable
+from fb3.training.tricks import Step, Trick
+
+
+class Loop:
+    """Trains one fold.
+
+    Args:
+        accelerator: device, precision, processes.
+        scorer: the model, not yet prepared; on its device.
+        optimizer, schedule: for its parameters; the schedule counts optimizer steps.
+        task: gives the loss.
+        tricks: around the step, outermost first.
+        encoded, targets: all essays' tokens and scores, (N, K).
+        settings, optimizer_settings: of the recipe.
+        evaluate: scores the model as it stands, told the step; called at the end of each epoch and where the recipe asks.
+        log: takes the events.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        scorer: Scorer,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        *,
+        task: Task,
+        tricks: Sequence[Trick],
+        encoded: Encoded,
+        targets: np.ndarray,
+        settings: TrainGroup,
+        optimizer_settings: OptimizerGroup,
+        evaluate: Callable[[Step], None],
+        log: RunLog,
+    ) -> None:
+        self.accelerator = accelerator
+        self.scorer = scorer
+        self.schedule = schedule
+        self.task = task
+        self.tricks = tricks
+        self.encoded = encoded
+        self.targets = targets
+        self.settings = settings
+        self.clip, self.unscale = optimizer_settings.clip, optimizer_settings.unscale
+        self.evaluate = evaluate
+        self.log = log
+        self.model, self.optimizer = accelerator.prepare(scorer, optimizer)
+        self.parameters = trainable(scorer)
+
+    def run(self, fold: int, rows: np.ndarray, steps: int, seed: int) -> None:
+        """Trains on `rows` for `steps` optimizer steps in all.
+
+        Raises:
+            Fb3Error: the loss is no longer a number; says at which step.
+        """
+        step = Step(self.scorer, {})
+        window = _Window(self.accelerator, self.log, fold, steps)
+        self.scorer.train()
+        with progress(f"fold {fold}", steps, self.accelerator.is_main_process) as advance:
+            for epoch in range(self.settings.epochs):
+                step.epoch = epoch
+                batches = training_batches(self.encoded.lengths, rows, self.settings.batch_size, seed, epoch)
+                size = self.settings.accumulation
+                for start in range(0, len(batches), size):
+                    self.optimizer_step(step, batches[start : start + size], window)
+                    step.number += 1
+                    step.progress = step.number / steps
+                    last = start + size >= len(batches)
+                    every = self.settings.evaluate_every_steps
+                    due = last or (every is not None and step.number % every == 0)
+                    if due or window.length >= self.settings.log_every_steps:
+                        window.close(advance, step, self.optimizer)
+                    if due:
+                        with ExitStack() as stack:
+                            for trick in self.tricks:
+                                stack.enter_context(trick.eval_weights(step))
+                            self.evaluate(step)
+
+    def optimizer_step(self, step: Step, batches: list[np.ndarray], window: "_Window") -> None:
+        """One step of the optimizer from one batch or, with accumulation, several; each essay weighs the same."""
+        essays = sum(len(rows) for rows in batches)
+        losses = []
+        for position, rows in enumerate(batches):
+            step.batch, weight = self.share(rows, essays)
+            syncs = position == len(batches) - 1
+            with nullcontext() if syncs else self.accelerator.no_sync(self.model):
+                backward = partial(self.backward, step, weight)
+                for trick in reversed(self.tricks):
+                    backward = partial(trick.backward, step, backward)
+                losses.append(backward().loss.detach().float() * weight)
+        if self.unscale:
+            self.accelerator.unscale_gradients(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        window.add(torch.stack(losses).sum(), norm)
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+            for trick in self.tricks:
+                trick.after_step(step)
+
+    def backward(self, step: Step, weight: float) -> StepOutput:
+        """Forward and backward of this process's share of a batch."""
+        out = self.task.loss(self.model, step.batch)
+        self.accelerator.backward(out.loss * weight)
+        return out
+
+    def share(self, rows: np.ndarray, essays: int) -> tuple[dict[str, Tensor], float]:
+        """This process's part of a batch, and the weight of its mean loss among `essays` essays.
+
+        Gradients are averaged over processes, so the weight is times their number. A process that gets no essay takes
+        the first with weight 0: all must take part.
+        """
+        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        weight = len(mine) * self.accelerator.num_processes / essays
+        batch = collate(self.encoded, mine if len(mine) else rows[:1], self.targets)
+        return {name: value.to(self.accelerator.device) for name, value in batch.items()}, weight
+
+
+class _Window:
+    """Losses and gradient norms of the last few steps, fetched from the device together, not at each step."""
+
+    def __init__(self, accelerator: Accelerator, log: RunLog, fold: int, steps: int) -> None:
+        self.accelerator, self.log, self.fold, self.steps = accelerator, log, fold, steps
+        self.start = time.monotonic()
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self.total, self.count = 0.0, 0
+
+    @property
+    def length(self) -> int:
+        return len(self.losses)
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        self.losses.append(loss)
+        self.norms.append(norm.detach().float())
+
+    def close(self, advance: Advance, step: Step, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the window and starts the next.
+
+        Raises:
+            Fb3Error: a loss in it is no number.
+        """
+        losses = self.accelerator.reduce(torch.stack(self.losses), "mean").tolist()
+        norms = torch.stack(self.norms).tolist()
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        rate = max((r for name, r in rates.items() if name.startswith("encoder")), default=0.0)
+        if not np.isfinite(losses).all():
+            first = step.number - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
+            raise Fb3Error(
+                f"fold {self.fold}: the loss became {losses[first - step.number - 1]} at step {first} "
+                f"(learning rate {rate:.2e}); try a lower optimizer.encoder_rate, optimizer.clip=1.0, "
+                "schedule.warmup_share=0.1 or train.precision=fp32. The fold's best checkpoint so far is kept"
+            )
+        self.total, self.count = self.total + sum(losses), self.count + len(losses)
+        elapsed = time.monotonic() - self.start
+        self.log.window(
+            advance,
+            len(losses),
+            fold=self.fold,
+            epoch=step.epoch + 1,
+            step=step.number,
+            loss=sum(losses) / len(losses),
+            mean_loss=self.total / self.count,
+            gradient_norm=sum(norms) / len(norms),
+            rate=rate,
+            head_rate=rates.get("head.decay", 0.0),
+            elapsed=round(elapsed, 1),
+            remaining=round(elapsed / step.number * (self.steps - step.number), 1),
+        )
+        self.losses, self.norms = [], []
