@@ -45,7 +45,7 @@ _HOME = {
     "write_bundle": "fb3.bundle",
 }
 
-__all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604 - the names above, each loaded by __getattr__
+__all__ = [*sorted(_HOME), "__version__"]
 
 
 def __getattr__(name: str) -> object:

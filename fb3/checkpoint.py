@@ -1,8 +1,6 @@
 """Fold folders: model.safetensors and fold.json. No pickles."""
 
 import hashlib
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
+from fb3.files import replacing, sha256, write_json
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe
 
@@ -20,36 +19,9 @@ WEIGHTS = "model.safetensors"
 FOLD_JSON = "fold.json"
 
 
-def sha256(path: Path) -> str:
-    """The hash of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def ids_hash(ids: Any) -> str:
     """The hash of a set of ids, whatever their order."""
     return hashlib.sha256("\n".join(sorted(map(str, ids))).encode()).hexdigest()
-
-
-def write_json(content: Any, path: Path) -> None:
-    """Writes JSON beside its place and moves it there."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def read_json(path: Path) -> Any:
-    """Reads JSON.
-
-    Raises:
-        Fb3Error: missing or broken, by name.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Fb3Error(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise Fb3Error(f"{path}: not JSON ({error})") from None
 
 
 def weights_of(scorer: Scorer) -> dict[str, Tensor]:
@@ -70,10 +42,9 @@ def save_fold(folder: Path, scorer: Scorer, info: Mapping[str, Any]) -> None:
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file beside its place and moves it there."""
-    aside = path.with_name(f".{path.name}.part")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"format": "pt"})
-    os.replace(aside, path)
+    """Writes a safetensors file."""
+    with replacing(path) as aside:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"format": "pt"})
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -88,6 +59,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise Fb3Error(f"{path}: no such file; copy the whole run folder") from None
     except (OSError, SafetensorError) as error:
         raise Fb3Error(f"{path}: cannot be read ({error})") from None
+
+
+def as_half(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors in fp16.
+
+    Raises:
+        Fb3Error: a weight too large for fp16.
+    """
+    half = {name: tensor.half() for name, tensor in tensors.items()}
+    if large := [name for name, tensor in half.items() if not torch.isfinite(tensor).all()]:
+        raise Fb3Error(f"{source}: {large[:3]} hold weights beyond fp16's 65,504; pack with --weights fp32")
+    return half
 
 
 def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:

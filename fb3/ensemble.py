@@ -23,7 +23,9 @@ def average(members: Sequence[Predictions], weights: Sequence[float] | None = No
         raise Fb3Error("nothing to average: no predictions")
     weights = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
     if weights.shape != (len(members),) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum():
-        raise Fb3Error(f"{len(members)} predictions want as many weights, not negative, not all 0; got {weights.tolist()}")
+        raise Fb3Error(
+            f"{len(members)} predictions want as many weights, not negative, not all 0; got {weights.tolist()}"
+        )
     first = members[0]
     total = np.zeros(first.values.shape, np.float64)
     for member, weight in zip(members, weights / weights.sum(), strict=True):

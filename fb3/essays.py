@@ -22,7 +22,7 @@ BUCKET_BATCHES = 16  # batches that are sorted by length together; 16 keep paddi
 FOLD_COLUMN = "fold"
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
 def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
@@ -35,9 +35,7 @@ def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
     try:
         raw = path.read_bytes()
         raw.decode("utf-8")
-        table = pd.read_csv(
-            io.BytesIO(raw), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-        )
+        table = pd.read_csv(io.BytesIO(raw), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except UnicodeDecodeError as error:
         raise Fb3Error(f"{path}: not UTF-8 at byte {error.start} ({error.reason}); save it as UTF-8") from None
     except FileNotFoundError:
@@ -126,11 +124,13 @@ def _fold_numbers(table: pd.DataFrame, data: DataGroup, path: Path) -> pd.Series
     folds = _numbers(table, FOLD_COLUMN, data, path)
     found = sorted(folds.unique())
     if len(found) < 2 or found != list(range(len(found))):
-        raise Fb3Error(f"{path}: column {FOLD_COLUMN} must hold whole numbers from 0 up, without gaps, got {found[:10]}")
+        raise Fb3Error(
+            f"{path}: column {FOLD_COLUMN} must hold whole numbers from 0 up, without gaps, got {found[:10]}"
+        )
     return folds.astype(int)
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- tokens ---
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def truncate(ids: list[int], room: int, how: str) -> list[int]:
     return ids[: room - tail] + (ids[-tail:] if tail else [])
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- batches ---
 
 
 def training_batches(lengths: np.ndarray, rows: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:

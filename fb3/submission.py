@@ -1,7 +1,4 @@
-"""submission.csv: checked against sample_submission.csv, written whole or not at all."""
-
-import os
-from pathlib import Path
+"""submission.csv: arranged as sample_submission.csv and checked."""
 
 import numpy as np
 import pandas as pd
@@ -56,23 +53,3 @@ def check_values(submission: pd.DataFrame, minimum: float, maximum: float) -> No
             f"{values[row, column]} at {identifier} {submission[identifier].iloc[row]}, "
             f"column {submission.columns[column + 1]}"
         )
-
-
-def write_csv(table: pd.DataFrame, path: str | Path) -> None:
-    """Writes a CSV beside its place, then moves it there: a reader sees the old file or the whole new one.
-
-    Raises:
-        Fb3Error: the folder cannot be written.
-    """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            table.to_csv(file, index=False, lineterminator="\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise Fb3Error(f"{path}: cannot be written ({error.strerror}); choose another place with --out") from None

@@ -6,7 +6,14 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
-from fb3.models.encoder import empty_encoder, layer_stack, operate, pretrained_encoder, random_encoder, read_config
+from fb3.models.encoder import (
+    empty_encoder,
+    layer_stack,
+    operate,
+    pretrained_encoder,
+    random_encoder,
+    read_config,
+)
 from fb3.models.heads import build_head
 from fb3.models.pooling import build_pooling
 from fb3.models.scorer import ModelOutput, Scorer
@@ -15,9 +22,7 @@ from fb3.recipe import Recipe
 __all__ = ["ModelOutput", "Scorer", "build_scorer", "load_tokenizer"]
 
 
-def build_scorer(
-    recipe: Recipe, folder: str | Path, *, init: Literal["pretrained", "config", "empty"]
-) -> Scorer:
+def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretrained", "config", "empty"]) -> Scorer:
     """The scorer of a recipe.
 
     Args:

@@ -5,17 +5,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
 
 from fb3.errors import Fb3Error
 from fb3.recipe.groups import ModelGroup
 
-_HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "dropout_rate", "embedding_dropout", "mlp_dropout")
+_HIDDEN_DROPOUT = (
+    "hidden_dropout_prob",
+    "hidden_dropout",
+    "dropout",
+    "dropout_rate",
+    "embedding_dropout",
+    "mlp_dropout",
+)
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spm.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 # Where the families of transformers keep their layers, lowest first.
 _STACKS = (
     "encoder.layer",
@@ -60,7 +78,11 @@ def export_encoder(settings: ModelGroup, out: Path) -> None:
         Fb3Error: a missing file, no fast tokenizer, no padding token, or the hub cannot be reached.
     """
     check_backbone(settings.backbone)
-    backbone = str(Path(settings.backbone).expanduser()) if Path(settings.backbone).expanduser().is_dir() else settings.backbone
+    backbone = (
+        str(Path(settings.backbone).expanduser())
+        if Path(settings.backbone).expanduser().is_dir()
+        else settings.backbone
+    )
     try:
         config = AutoConfig.from_pretrained(backbone)
         tokenizer = AutoTokenizer.from_pretrained(backbone, use_fast=True)
@@ -105,7 +127,7 @@ def pretrained_encoder(settings: ModelGroup, folder: Path) -> nn.Module:
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
     if missing:
         raise Fb3Error(
-            f"model.backbone={settings.backbone}: {len(missing)} weights are not in the file and would start at random: "
+            f"model.backbone={settings.backbone}: {len(missing)} weights are not in the file, so they would be random: "
             f"{missing[:5]}; is it the encoder that config.json describes?"
         )
     return encoder.float()

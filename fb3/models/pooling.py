@@ -69,9 +69,7 @@ class AttentionPooling(Pooling):
 
     def __init__(self, hidden: int) -> None:
         super().__init__(hidden)
-        self.score = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, 1)
-        )
+        self.score = nn.Sequential(nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, 1))
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         scores = self.score(states).squeeze(-1)  # (B, T)

@@ -10,7 +10,13 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from fb3.errors import Fb3Error
 from fb3.recipe.groups import Scratch
 
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 
 
 def build_backbone(settings: Scratch, texts: Iterable[str], out: Path, seed: int) -> None:

@@ -1,7 +1,7 @@
 """The recipe: everything that decides a run, typed and validated, YAML in and out.
 
-    recipe = load_recipe("minilm-l6", overrides=["train.epochs=3"])
-    recipe.to_yaml()
+recipe = load_recipe("minilm-l6", overrides=["train.epochs=3"])
+recipe.to_yaml()
 """
 
 from fb3.recipe.load import builtin_names, builtin_text, load_recipe

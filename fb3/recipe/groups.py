@@ -23,7 +23,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
-# --- model -----------------------------------------------------------------------------------------------------------
+# --- model ---
 
 
 class PlainPooling(Group):
@@ -117,7 +117,7 @@ class ModelGroup(Group):
     memory."""
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data ---
 
 
 class DataGroup(Group):
@@ -162,7 +162,7 @@ class FoldsGroup(Group):
     """Share of the essays held out in one single split, instead of folds."""
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training ---
 
 
 class TrainGroup(Group):
@@ -263,7 +263,7 @@ class PredictGroup(Group):
     """Of the encoder on test essays; auto: by what the chip there really does, as in train.precision."""
 
 
-# --- tricks ----------------------------------------------------------------------------------------------------------
+# --- tricks ---
 
 
 class Fgm(Group):

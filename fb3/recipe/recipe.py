@@ -85,7 +85,9 @@ def known_keys(model: type[Group], path: tuple[str | int, ...]) -> list[str]:
     """
     members = [model]
     for part in path:
-        by_kind = [m for m in members if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
+        by_kind = [
+            m for m in members if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)
+        ]
         if isinstance(part, int):
             continue
         if by_kind:

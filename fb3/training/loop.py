@@ -32,7 +32,7 @@ class Loop:
         tricks: around the step, outermost first.
         encoded, targets: all essays' tokens and scores, (N, K).
         settings, optimizer_settings: of the recipe.
-        evaluate: scores the model as it stands, told the step; called at the end of each epoch and where the recipe asks.
+        evaluate: scores the model as it stands; called at the end of each epoch and where the recipe asks.
         log: takes the events.
     """
 

@@ -45,7 +45,8 @@ def parameter_groups(scorer: Scorer, settings: OptimizerGroup) -> list[dict[str,
         groups[key]["params"].append(parameter)
     grouped = [id(p) for group in groups.values() for p in group["params"]]
     wanted = {id(p) for p in scorer.parameters() if p.requires_grad}
-    assert len(grouped) == len(set(grouped)) and set(grouped) == wanted, "a parameter left out or counted twice"
+    assert len(grouped) == len(set(grouped)), "a parameter counted twice"
+    assert set(grouped) == wanted, "a parameter left out"
     return list(groups.values())
 
 

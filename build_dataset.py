@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Packs run folders, fb3's source and wheels into one folder to upload as a Kaggle data set.
+
+python build_dataset.py runs/minilm --out bundle --id your-name/fb3-minilm --title "FB3 MiniLM"
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fb3.bundle import write_bundle
+from fb3.errors import Fb3Error
+from fb3.wheels import fetch_wheels, find_wheels
+
+WHEELS = Path(__file__).parent / "wheels"
+
+
+def main() -> None:
+    """Reads the arguments, packs, says what was packed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder of `fb3 train`")
+    parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument("--id", metavar="OWNER/SLUG", help="of the data set")
+    parser.add_argument("--title", help="of the data set, 6-50 characters; default: the slug")
+    parser.add_argument("--weights", choices=["fp32", "fp16"], default="fp32", help="fp16 halves the size")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--wheels", type=Path, metavar="DIR", help="take the wheels from here, not from PyPI")
+    source.add_argument("--no-wheels", action="store_true", help="carry none; inference needs none")
+    arguments = parser.parse_args()
+    if arguments.no_wheels:
+        wheels = []
+    elif arguments.wheels:
+        wheels = find_wheels(arguments.wheels)
+    else:
+        wheels = fetch_wheels(WHEELS / "train.lock", WHEELS)
+    bundle = write_bundle(
+        arguments.runs,
+        arguments.out,
+        id=arguments.id,
+        title=arguments.title,
+        weights=arguments.weights,
+        wheels=wheels,
+    )
+    size = sum(entry["size"] for entry in bundle.manifest["files"].values())
+    folds = sum(len(run["folds"]) for run in bundle.manifest["runs"])
+    print(f"{bundle.path}: {folds} folds of {len(bundle.manifest['runs'])} runs, {size / 1e6:.1f} MB")
+    if not arguments.id:
+        print(f"set your Kaggle name in {bundle.path / 'dataset-metadata.json'}, or pack with --id owner/slug")
+    print(f"next: fb3 infer {bundle.path} --data DIR --out submission.csv")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Fb3Error as error:
+        sys.exit(f"error: {error}")

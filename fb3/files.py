@@ -1,0 +1,72 @@
+"""Files written whole or not at all, and their hashes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fb3.errors import Fb3Error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A place beside `path` to write to, moved to `path` at the end: a reader sees the old file or the whole new one.
+
+    Raises:
+        Fb3Error: the place cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        raise Fb3Error(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Writes a UTF-8 text with the line ends it has."""
+    with replacing(path) as aside:
+        aside.write_bytes(text.encode("utf-8"))
+
+
+def write_json(content: Any, path: str | Path) -> None:
+    """Writes JSON, one key a line."""
+    write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
+
+
+def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
+    """Writes a table without its index."""
+    with replacing(path) as aside:
+        table.to_csv(aside, index=False, lineterminator="\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        Fb3Error: missing or broken, by name.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Fb3Error(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise Fb3Error(f"{path}: not JSON ({error})") from None

@@ -1,0 +1,73 @@
+"""A notebook run as the competition runs it: a real kernel, from the first cell to the last, in a folder of its own."""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from fb3.errors import Fb3Error
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def find_notebook(name: str) -> Path:
+    """A notebook of the repository.
+
+    Raises:
+        Fb3Error: fb3 was installed without its repository.
+    """
+    path = NOTEBOOKS / f"{name}.ipynb"
+    if not path.is_file():
+        raise Fb3Error(f"{path}: not there; install fb3 from a clone with `pip install -e .`")
+    return path
+
+
+def run_notebook(notebook: Path, cwd: Path, env: Mapping[str, str], timeout: float = 1800) -> Path:
+    """Executes a notebook with this interpreter's kernel, without tcp, so that it works where the network is cut.
+
+    Args:
+        notebook: the .ipynb.
+        cwd: the kernel's working folder; the executed copy is written there.
+        env: variables on top of this process's.
+        timeout: seconds a cell may take.
+
+    Returns:
+        The executed copy.
+
+    Raises:
+        Fb3Error: a cell failed; holds its traceback's end.
+    """
+    import nbformat
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    cwd.mkdir(parents=True, exist_ok=True)
+    cwd = cwd.resolve()
+    content = nbformat.read(notebook, as_version=4)
+    executed = cwd / notebook.name
+    # A short runtime folder, because a unix socket's path may have no more than 107 characters; and no folders of
+    # kernel specs, so that "python3" is this very interpreter.
+    with tempfile.TemporaryDirectory(prefix="fb3-") as runtime:
+        manager = AsyncKernelManager(
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
+            transport="ipc",
+            connection_file=str(Path(runtime) / "k.json"),
+        )
+        client = NotebookClient(content, km=manager, timeout=timeout, kernel_name="python3")
+        try:
+            client.execute(cwd=str(cwd), env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env})
+        except CellExecutionError as error:
+            raise Fb3Error(f"{notebook.name}: a cell failed: {_tail(error)}") from None
+        except (CellTimeoutError, DeadKernelError) as error:
+            raise Fb3Error(f"{notebook.name}: {error}") from None
+        finally:
+            nbformat.write(content, executed)
+    return executed
+
+
+def _tail(error: Exception, lines: int = 12) -> str:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return "\n".join(text.strip().splitlines()[-lines:])

@@ -1,0 +1,66 @@
+"""Scores of files: predictions against truths, matched by id."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fb3.errors import Fb3Error
+from fb3.essays import FOLD_COLUMN, check_ids, read_table
+from fb3.metrics import Score, rmse_columns
+
+
+def score_files(predictions: str | Path, truth: str | Path, subset: bool = False) -> Score:
+    """MCRMSE of a CSV of predictions against a CSV of truths.
+
+    The id is the first column of `predictions`; the targets are the truth's numeric columns, `fold` apart. A run's
+    oof.csv against train.csv gives the CV.
+
+    Args:
+        predictions: ids and one column a target; other columns are ignored.
+        truth: ids, targets, perhaps texts.
+        subset: score the predicted ids only, where the truth has more.
+
+    Raises:
+        Fb3Error: a missing column, duplicate or empty ids, ids that do not match, a cell that is no number.
+    """
+    predictions, truth = Path(predictions), Path(truth)
+    predicted = read_table(predictions, [])
+    identifier = predicted.columns[0]
+    true = read_table(truth, [identifier])
+    check_ids(predicted[identifier], predictions)
+    check_ids(true[identifier], truth)
+    columns = [c for c in true.columns if c not in {identifier, FOLD_COLUMN} and _is_numeric(true[c])]
+    if not columns:
+        raise Fb3Error(f"{truth}: no column of scores in it; it has {list(true.columns)}")
+    if missing := [c for c in columns if c not in predicted.columns]:
+        raise Fb3Error(f"{predictions}: no column {missing}, which {truth} has; it has {list(predicted.columns)}")
+    have, want = set(predicted[identifier]), set(true[identifier])
+    extra, absent = sorted(have - want), sorted(want - have)
+    if extra or (absent and not subset):
+        mend = "; --subset scores what is predicted" if not extra else ""
+        raise Fb3Error(
+            f"{len(extra)} ids only in {predictions} {extra[:5]}, {len(absent)} only in {truth} {absent[:5]}{mend}"
+        )
+    true = true.set_index(identifier).loc[predicted[identifier]]
+    each = rmse_columns(
+        _numbers(true.reset_index(), columns, truth, identifier), _numbers(predicted, columns, predictions, identifier)
+    )
+    return Score(float(each.mean()), dict(zip(columns, each.tolist(), strict=True)))
+
+
+def _is_numeric(cells: pd.Series) -> bool:
+    """Numbers for the most part: one bad cell among scores must be named, not hide its column."""
+    return pd.to_numeric(cells, errors="coerce").notna().mean() > 0.5
+
+
+def _numbers(table: pd.DataFrame, columns: list[str], path: Path, identifier: str) -> np.ndarray:
+    values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0]
+        raise Fb3Error(
+            f"{path}: {table[columns[column]].iloc[row]!r} is no number, {identifier} {table[identifier].iloc[row]}, "
+            f"column {columns[column]}"
+        )
+    return values

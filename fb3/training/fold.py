@@ -1,0 +1,163 @@
+"""One fold: model, optimizer and loop put together; the best evaluation kept."""
+
+import importlib.metadata
+import platform
+import time
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+import fb3
+from fb3.checkpoint import ids_hash, save_fold
+from fb3.errors import Fb3Error
+from fb3.essays import steps_per_epoch
+from fb3.folds import FoldSplit
+from fb3.metrics import Score
+from fb3.models import build_scorer
+from fb3.prediction import Predictions, predict
+from fb3.runtime import seed_everything
+from fb3.training.loop import Loop
+from fb3.training.optim import build_optimizer, build_schedule
+from fb3.training.session import Session, with_local_backbone
+from fb3.training.tricks import Step, build_tricks
+
+_VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas")
+
+
+def run_fold(session: Session, split: FoldSplit) -> Predictions:
+    """Trains one fold into the run folder.
+
+    Returns:
+        The out-of-fold predictions of the best evaluation, not clipped.
+
+    Raises:
+        Fb3Error: the loss became NaN, or no evaluation gave a score.
+    """
+    recipe, accelerator = session.recipe, session.accelerator
+    seed = recipe.train.seed + split.fold
+    seed_everything(seed)
+    scorer = build_scorer(with_local_backbone(recipe, session.out), session.out / "encoder", init="pretrained")
+    scorer.head.start_at(torch.from_numpy(session.targets[split.train_rows].mean(0)))
+    scorer.to(accelerator.device)
+    tricks = build_tricks(recipe, scorer)
+    optimizer = build_optimizer(scorer, recipe.optimizer, scaled=session.precision == "fp16")
+    per_epoch = steps_per_epoch(len(split.train_rows), recipe.train.batch_size, recipe.train.accumulation)
+    steps = per_epoch * recipe.train.epochs
+    keeper = _Keeper(session, split, seed)
+    loop = Loop(
+        accelerator,
+        scorer,
+        optimizer,
+        build_schedule(optimizer, recipe.schedule, steps),
+        task=session.task,
+        tricks=tricks,
+        encoded=session.encoded,
+        targets=session.targets,
+        settings=recipe.train,
+        optimizer_settings=recipe.optimizer,
+        evaluate=keeper.evaluate,
+        log=session.log,
+    )
+    session.log.event(
+        "fold",
+        f"fold {split.fold}: {len(split.train_rows)} essays to train on, {len(split.valid_rows)} to validate, "
+        f"{steps} steps, {accelerator.device.type} {session.precision}",
+        fold=split.fold,
+        train=len(split.train_rows),
+        valid=len(split.valid_rows),
+        steps=steps,
+    )
+    loop.run(split.fold, split.train_rows, steps, seed)
+    accelerator.free_memory()
+    if keeper.best is None:
+        raise Fb3Error(f"fold {split.fold}: no evaluation gave a score; nothing was kept. Try train.precision=fp32")
+    return keeper.best
+
+
+class _Keeper:
+    """Evaluates a fold and keeps its best checkpoint and predictions."""
+
+    def __init__(self, session: Session, split: FoldSplit, seed: int) -> None:
+        self.session, self.split, self.seed = session, split, seed
+        self.start = time.monotonic()
+        self.best: Predictions | None = None
+        self.best_score: Score | None = None
+
+    def evaluate(self, step: Step) -> None:
+        session, split = self.session, self.split
+        predictions = self._predict(step)
+        truth = session.targets[split.valid_rows]
+        score = step.score = session.task.score(truth, predictions.values)
+        best = score.better_than(self.best_score)
+        epoch = step.epoch + 1
+        session.log.evaluation(split.fold, epoch, step.number, score, best, time.monotonic() - self.start)
+        self._warn_of_collapse(predictions, truth)
+        if best:
+            self.best, self.best_score = predictions, score
+        folder = session.out / f"fold{split.fold}"
+        if session.accelerator.is_main_process:
+            info = self._info(step, score)
+            if best:
+                save_fold(folder, step.scorer, info)
+            if session.recipe.train.keep == "all":
+                save_fold(folder / f"step{step.number}", step.scorer, info)
+
+    def _predict(self, step: Step) -> Predictions:
+        """All validation essays, shared out among the processes."""
+        session, accelerator = self.session, self.session.accelerator
+        rows = self.split.valid_rows
+        mine = rows[accelerator.process_index :: accelerator.num_processes]
+        part = predict(
+            step.scorer,
+            session.task,
+            session.encoded,
+            session.essays[session.recipe.data.id_column].to_numpy(),
+            rows=mine,
+            precision=session.precision,
+            token_budget=session.recipe.predict.token_budget,
+            name=f"fold {self.split.fold} validation",
+            shown=accelerator.is_main_process and accelerator.num_processes == 1,
+        )
+        if accelerator.num_processes == 1:
+            return part
+        parts = gather_object([(mine, part)])
+        order = np.argsort(np.concatenate([part_rows for part_rows, _ in parts]))
+        return Predictions(
+            np.concatenate([p.ids for _, p in parts])[order],
+            np.concatenate([p.values for _, p in parts])[order],
+            part.columns,
+            part.name,
+        )
+
+    def _warn_of_collapse(self, predictions: Predictions, truth: np.ndarray) -> None:
+        if len(truth) > 1 and (predictions.values.std(0) < 0.05 * truth.std(0)).all():
+            self.session.log.event(
+                "warning",
+                f"warning: fold {self.split.fold} predicts nearly the same for every essay; it has learned the "
+                "mean or collapsed: try a lower optimizer.encoder_rate, or more epochs",
+                fold=self.split.fold,
+                reason="predictions without spread",
+            )
+
+    def _info(self, step: Step, score: Score) -> dict:
+        session, split = self.session, self.split
+        ids = session.essays[session.recipe.data.id_column].to_numpy()[split.valid_rows]
+        means = session.targets[split.train_rows].mean(0).tolist()
+        return {
+            "fold": split.fold,
+            "score": score.overall,
+            "columns": score.columns,
+            "epoch": step.epoch + 1,
+            "step": step.number,
+            "seed": self.seed,
+            "target_means": dict(zip(session.task.columns, means, strict=True)),
+            "valid_ids_sha256": ids_hash(ids),
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of python, fb3 and the libraries that decide a result."""
+    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return {"python": platform.python_version(), "fb3": fb3.__version__, **found}
