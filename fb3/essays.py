@@ -1,5 +1,6 @@
 """Essays: read and checked, tokenised once and ragged, batched by length, padded to the longest of a batch only."""
 
+import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
@@ -29,13 +30,12 @@ def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
     """Reads a CSV with every cell as text, exactly as it stands: an essay that says "NA" stays an essay.
 
     Raises:
-        Fb3Error: no such file, not UTF-8 (names the byte), not a CSV, a column missing.
+        Fb3Error: no such file, not UTF-8 (names the byte), not a CSV (names the row), a column
+            missing or there twice.
     """
     path = Path(path)
     try:
-        raw = path.read_bytes()
-        raw.decode("utf-8")
-        table = pd.read_csv(io.BytesIO(raw), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise Fb3Error(f"{path}: not UTF-8 at byte {error.start} ({error.reason}); save it as UTF-8") from None
     except FileNotFoundError:
@@ -43,12 +43,28 @@ def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
         raise Fb3Error(f"{path}: no such file; CSV files in {path.parent}: {beside or 'none'}") from None
     except OSError as error:
         raise Fb3Error(f"{path}: cannot be read ({error.strerror})") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise Fb3Error(f"{path}: not a CSV table ({str(error).strip()}); download it again") from None
+    table = _parse(text, path)
     missing = [column for column in wanted if column not in table.columns]
     if missing:
         raise Fb3Error(f"{path}: no column {missing}; it has {list(table.columns)}, wanted {list(wanted)}")
     return table
+
+
+def _parse(text: str, path: Path) -> pd.DataFrame:
+    """The csv module rather than pandas, which fills short rows and cuts long ones without a word."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except csv.Error as error:
+        raise Fb3Error(f"{path}: not a CSV table ({error}); download it again") from None
+    except ValueError:
+        raise Fb3Error(f"{path}: not a CSV table (the file is empty); download it again") from None
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise Fb3Error(f"{path}: column {twice} stands there more than once")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise Fb3Error(f"{path}: row {number} has {len(row)} cells, the header {len(header)}; is a quote missing?")
+    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def read_essays(path: str | Path, data: DataGroup, task: RegressionTask | None = None) -> pd.DataFrame:

@@ -108,7 +108,9 @@ def export_encoder(settings: ModelGroup, out: Path) -> None:
 
 def read_config(folder: Path) -> PretrainedConfig:
     """The encoder's config from an encoder folder, without any look at the hub."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config.architectures = config.architectures or []  # some versions of from_config loop over it, None or not
+    return config
 
 
 def pretrained_encoder(settings: ModelGroup, folder: Path) -> nn.Module:

@@ -1,10 +1,11 @@
 """An encoder from nothing: a tokenizer trained on texts, a config, random weights, saved as a backbone folder."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.errors import Fb3Error
@@ -20,7 +21,7 @@ SPECIAL = {
 
 
 def build_backbone(settings: Scratch, texts: Iterable[str], out: Path, seed: int) -> None:
-    """Writes a backbone folder: tokenizer (WordPiece, Schuster & Nakajima 2012), config, random weights.
+    """Writes a backbone folder: tokenizer (WordPiece), config, random weights.
 
     Args:
         settings: model type, vocabulary size and config keys.
@@ -33,9 +34,8 @@ def build_backbone(settings: Scratch, texts: Iterable[str], out: Path, seed: int
     """
     tokenizer = train_tokenizer(texts, settings.vocab_size)
     try:
-        config = AutoConfig.for_model(
-            settings.model_type, **settings.config, vocab_size=tokenizer.get_vocab_size(), pad_token_id=0
-        )
+        given = {"vocab_size": tokenizer.get_vocab_size(), "pad_token_id": 0, "architectures": []}
+        config = AutoConfig.for_model(settings.model_type, **settings.config, **given)
         torch.manual_seed(seed)
         model = AutoModel.from_config(config)
     except (ValueError, TypeError, KeyError) as error:
@@ -45,14 +45,19 @@ def build_backbone(settings: Scratch, texts: Iterable[str], out: Path, seed: int
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A cased WordPiece tokenizer with BERT's special tokens; [PAD] is 0."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL.values()), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    """A cased WordPiece tokenizer with BERT's special tokens; [PAD] is 0.
+
+    Its vocabulary is every character, alone and as a continuation, and the most frequent words: the library's trainers
+    break ties by hash order, so that the same texts and seed would give another model each time.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=False), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    characters = sorted({character for word in words for character in word})
+    frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    vocabulary = [*SPECIAL.values(), *characters, *(f"##{c}" for c in characters), *frequent][:vocab_size]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece()
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return tokenizer

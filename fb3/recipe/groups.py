@@ -74,7 +74,7 @@ class Scratch(Group):
     model_type: str = "deberta-v2"
     """A transformers model type."""
     vocab_size: Annotated[int, Field(ge=64)] = 2000
-    """Size of the trained WordPiece vocabulary."""
+    """Largest size of the WordPiece vocabulary."""
     config: dict[str, int | float | str | bool | list[str] | None] = {
         "hidden_size": 64,
         "num_hidden_layers": 2,

@@ -74,8 +74,9 @@ def train(
         if session.accelerator.is_main_process:
             _add_out_of_fold(session, split, predictions)
         session.accelerator.wait_for_everyone()
+    finished = _finish(session)
     session.accelerator.end_training()
-    return _finish(session)
+    return finished
 
 
 def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str | Path) -> Predictions:

@@ -1,0 +1,78 @@
+"""Fixtures: a synthetic competition, tiny real encoders built from configs, one trained run and its bundle."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from fb3.bundle import write_bundle
+from fb3.recipe import load_recipe
+from fb3.sample import make_essays, write_competition
+from fb3.training.run import train
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["train.precision=fp32", "predict.precision=fp32", "train.epochs=1"]
+
+
+@pytest.fixture(scope="session")
+def competition(tmp_path_factory):
+    """The folder of a synthetic competition of 60 + 20 essays."""
+    data = tmp_path_factory.mktemp("competition") / "data"
+    write_competition(data, 60, 20, seed=1)
+    return data
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A recipe of a tiny encoder, float32, one epoch."""
+    return load_recipe("tiny", TINY)
+
+
+@pytest.fixture(scope="session")
+def run(tiny, competition, tmp_path_factory):
+    """A run folder of two folds."""
+    return train(tiny, competition, tmp_path_factory.mktemp("run") / "tiny").path
+
+
+@pytest.fixture(scope="session")
+def bundle(run, tmp_path_factory):
+    """The bundle of that run."""
+    return write_bundle([run], tmp_path_factory.mktemp("packed") / "bundle").path
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """Texts to train tokenizers on."""
+    return [essay.text for essay in make_essays(40, seed=3)]
+
+
+@pytest.fixture(scope="session")
+def without_network():
+    """A command prefix that cuts the network, proven to do so; the test is skipped where the machine allows none."""
+    for prefix in (["unshare", "-rn"], ["unshare", "-n"]):
+        if shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+            return prefix
+    pytest.skip("no network namespaces here")
+
+
+@pytest.fixture
+def no_sockets(monkeypatch):
+    """Any connection from this process fails the test."""
+    import socket
+
+    def refuse(*arguments):
+        raise AssertionError(f"a connection was tried: {arguments}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """A copy that a test may damage."""
+    shutil.copytree(folder, to)
+    return to

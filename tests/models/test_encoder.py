@@ -1,0 +1,205 @@
+"""Every family of encoders, tiny from its config: a training step, packing, offline loading, equal predictions."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+from fb3.bundle import write_bundle
+from fb3.checkpoint import load_fold
+from fb3.errors import Fb3Error
+from fb3.essays import read_essays
+from fb3.folds import make_folds
+from fb3.inference import infer
+from fb3.models import build_scorer
+from fb3.models.encoder import check_backbone, export_encoder, layer_stack
+from fb3.models.scratch import SPECIAL, train_tokenizer
+from fb3.prediction import predict
+from fb3.recipe import load_recipe
+from fb3.training.run import train
+from fb3.training.session import open_session
+
+BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+POSITIONS = {"max_position_embeddings": 80}
+DEBERTA = {
+    **BERT,
+    **POSITIONS,
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_biased_input": False,
+}
+FAMILIES = {
+    "bert": {**BERT, **POSITIONS},
+    "roberta": {**BERT, **POSITIONS},
+    "deberta": {**DEBERTA, "type_vocab_size": 0},
+    "deberta-v2": {**DEBERTA, "position_buckets": 8, "conv_kernel_size": 3, "type_vocab_size": 0},
+    "deberta-v3": {**DEBERTA, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True},
+    "electra": {**BERT, **POSITIONS, "embedding_size": 8},
+    "albert": {**BERT, **POSITIONS, "embedding_size": 8},
+    "xlnet": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
+    "longformer": {**BERT, **POSITIONS, "attention_window": [8, 8]},
+    "big_bird": {**BERT, "max_position_embeddings": 256, "block_size": 4, "num_random_blocks": 1},
+    "funnel": {"block_sizes": [1, 1], "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32, "num_decoder_layers": 1},
+    "t5": {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_kv": 8, "d_ff": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory, texts):
+    """Makes the backbone folder of a family, once."""
+    tokenizer = train_tokenizer(texts, 300)
+    made = {}
+
+    def make(family):
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            torch.manual_seed(0)
+            size = {"vocab_size": tokenizer.get_vocab_size(), "pad_token_id": 0, "architectures": []}
+            config = AutoConfig.for_model(family.replace("-v3", "-v2"), **FAMILIES[family], **size)
+            AutoModel.from_config(config).save_pretrained(folder)
+            copy = Tokenizer.from_str(tokenizer.to_str())
+            PreTrainedTokenizerFast(tokenizer_object=copy, **SPECIAL).save_pretrained(folder)
+            made[family] = folder
+        return made[family]
+
+    return make
+
+
+def recipe_for(folder, *overrides):
+    exact = ["train.precision=fp32", "predict.precision=fp32", "train.epochs=1", "data.max_length=64"]
+    return load_recipe("tiny", [f"model.backbone={folder}", "data.sample=12", *exact, *overrides])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_trains_packs_and_predicts_alike(family, backbone, competition, tmp_path, no_sockets):
+    recipe = recipe_for(backbone(family), "optimizer.layer_decay=0.9")
+    run = train(recipe, competition, tmp_path / "run", folds=[0])
+    bundle = write_bundle([run.path], tmp_path / "bundle")
+    shutil.rmtree(run.path)
+    member = bundle.members()[0]
+    oof = tmp_path / "bundle" / "runs" / "run" / "oof.csv"
+    train_csv = competition / "train.csv"
+    submission = infer(bundle.path, out=tmp_path / "s.csv", test=train_csv)
+    kept = pd.read_csv(oof, dtype={"text_id": str})
+    both = kept.merge(submission, on="text_id", suffixes=("", "_offline"))
+    assert len(both) == len(kept) > 3
+    for column in recipe.data.target_columns:
+        np.testing.assert_allclose(both[column], both[f"{column}_offline"], atol=2e-5)
+    assert member.folds[0].is_dir()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_changes_the_weights_and_padding_changes_nothing(family, backbone, tmp_path):
+    recipe = recipe_for(backbone(family))
+    export_encoder(recipe.model, tmp_path / "encoder")
+    scorer = build_scorer(recipe, tmp_path / "encoder", init="pretrained").eval()
+    ids = torch.randint(5, 200, (2, 24))
+    mask = torch.ones_like(ids)
+    mask[1, 13:] = 0
+    ids[1, 13:] = 0
+    both = scorer({"input_ids": ids, "attention_mask": mask}).scores
+    alone = scorer({"input_ids": ids[1:, :13], "attention_mask": mask[1:, :13]}).scores
+    if family != "funnel":  # it halves the length by pooling neighbours, where the last token meets the first padding
+        torch.testing.assert_close(both[1:], alone, atol=1e-4, rtol=1e-4)
+    both.square().sum().backward()
+    with_gradient = [p for p in layer_stack(scorer.encoder)[0].parameters() if p.grad is not None and p.grad.any()]
+    assert with_gradient
+
+
+@pytest.mark.parametrize("kind", ["weighted_layer", "concat_layers", "pooler", "cls", "max", "min", "attention"])
+def test_poolings_on_a_real_encoder(kind, backbone, competition, tmp_path):
+    layers = "" if kind not in {"weighted_layer", "concat_layers"} else ", layers: 2"
+    recipe = recipe_for(backbone("bert"), f"model.pooling={{kind: {kind}{layers}}}")
+    run = train(recipe, competition, tmp_path / "run", folds=[0])
+    scorer = load_fold(recipe, run.path / "encoder", run.path / "fold0")
+    essays = read_essays(competition / "train.csv", recipe.data, recipe.task)
+    split = make_folds(essays, recipe)[0]
+    session = open_session(recipe, essays, run.path)
+    values = predict(scorer, session.task, session.encoded, essays["text_id"].to_numpy(), rows=split.valid_rows).values
+    assert np.isfinite(values).all()
+
+
+def test_what_an_encoder_lacks_is_refused(backbone, tmp_path):
+    def build(family, *overrides):
+        recipe = recipe_for(backbone(family), *overrides)
+        folder = tmp_path / f"{family}{len(list(tmp_path.iterdir()))}"
+        export_encoder(recipe.model, folder)
+        return build_scorer(recipe, folder, init="pretrained")
+
+    with pytest.raises(Fb3Error, match="has no pooler"):
+        build("deberta-v2", "model.pooling.kind=pooler")
+    with pytest.raises(Fb3Error, match="differ in length"):
+        build("funnel", "model.pooling={kind: concat_layers, layers: 1}")
+    with pytest.raises(Fb3Error, match="has 2 layers"):
+        build("bert", "model.freeze_layers=3")
+    with pytest.raises(Fb3Error, match="shares one layer"):
+        build("albert", "model.freeze_layers=1")
+    with pytest.raises(Fb3Error, match="at most 2"):
+        build("bert", "model.pooling={kind: concat_layers, layers: 3}")
+
+
+def test_freezing_dropout_and_checkpointing(backbone, tmp_path):
+    extra = ["model.freeze_embeddings=true", "model.freeze_layers=1", "model.gradient_checkpointing=true"]
+    recipe = recipe_for(backbone("deberta-v3"), *extra, "model.dropout=0.3", "model.attention_dropout=0.2")
+    export_encoder(recipe.model, tmp_path / "encoder")
+    encoder = build_scorer(recipe, tmp_path / "encoder", init="pretrained").encoder
+    assert not any(p.requires_grad for p in encoder.embeddings.parameters())
+    lower, upper = layer_stack(encoder)
+    assert not any(p.requires_grad for p in lower.parameters())
+    assert all(p.requires_grad for p in upper.parameters())
+    assert encoder.is_gradient_checkpointing
+    assert (encoder.config.hidden_dropout_prob, encoder.config.attention_probs_dropout_prob) == (0.3, 0.2)
+
+
+def test_no_dropout_is_left_by_default(backbone, tmp_path):
+    for family in FAMILIES:
+        recipe = recipe_for(backbone(family))
+        export_encoder(recipe.model, tmp_path / family)
+        encoder = build_scorer(recipe, tmp_path / family, init="pretrained").encoder
+        rates = {name: m.p for name, m in encoder.named_modules() if isinstance(m, torch.nn.Dropout) and m.p}
+        assert not rates, family
+
+
+def test_half_precision_weight_files_become_float32(backbone, tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(backbone("bert"), folder)
+    AutoModel.from_pretrained(folder).half().save_pretrained(folder)
+    recipe = recipe_for(folder)
+    export_encoder(recipe.model, tmp_path / "encoder")
+    scorer = build_scorer(recipe, tmp_path / "encoder", init="pretrained")
+    assert {p.dtype for p in scorer.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("remove", "words"),
+    [
+        ("config.json", "config.json is missing"),
+        ("tokenizer.json", "the tokenizer is missing"),
+        ("model.safetensors", "the weights are missing"),
+    ],
+)
+def test_a_backbone_folder_with_a_file_missing(backbone, tmp_path, remove, words):
+    folder = tmp_path / "broken"
+    shutil.copytree(backbone("bert"), folder)
+    (folder / remove).unlink()
+    with pytest.raises(Fb3Error, match=words):
+        check_backbone(str(folder))
+
+
+def test_a_backbone_that_is_not_there(tmp_path):
+    with pytest.raises(Fb3Error, match="no such folder"):
+        check_backbone(str(tmp_path / "none"))
+
+
+def test_weights_of_another_architecture_do_not_pass_as_pretrained(backbone, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(backbone("bert"), folder)
+    shutil.copyfile(backbone("electra") / "model.safetensors", folder / "model.safetensors")
+    recipe = recipe_for(folder)
+    export_encoder(recipe.model, tmp_path / "encoder")
+    with pytest.raises(Fb3Error, match="not in the file|size"):
+        build_scorer(recipe, tmp_path / "encoder", init="pretrained")

@@ -1,0 +1,74 @@
+"""Every pooling against a loop over essays that never sees padding."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fb3.errors import Fb3Error
+from fb3.models.pooling import build_pooling
+from fb3.recipe.groups import LayersPooling, PlainPooling
+
+WIDTH, DEPTH = 6, 4
+
+
+def loop_over_essays(kind, pooling, layers, mask):
+    """What the pooling means, one essay at a time, on its real tokens only."""
+    out = []
+    for row in range(len(mask)):
+        real = [states[row, mask[row].bool()] for states in layers]  # (T_row, D) each
+        last = real[-1]
+        if kind == "cls":
+            out.append(last[0])
+        elif kind == "mean":
+            out.append(last.mean(0))
+        elif kind == "max":
+            out.append(last.max(0).values)
+        elif kind == "min":
+            out.append(last.min(0).values)
+        elif kind == "attention":
+            weight = torch.softmax(pooling.score(last).squeeze(-1), 0)
+            out.append((weight[:, None] * last).sum(0))
+        elif kind == "weighted_layer":
+            weight = torch.softmax(pooling.weights, 0)
+            out.append(sum(w * states.mean(0) for w, states in zip(weight, real[-3:], strict=True)))
+        elif kind == "concat_layers":
+            out.append(torch.cat([states.mean(0) for states in real[-3:]]))
+    return torch.stack(out)
+
+
+def build(kind):
+    layered = kind in {"weighted_layer", "concat_layers"}
+    settings = LayersPooling(kind=kind, layers=3) if layered else PlainPooling(kind=kind)
+    torch.manual_seed(0)
+    pooling = build_pooling(settings, WIDTH, DEPTH)
+    if kind == "weighted_layer":
+        torch.nn.init.normal_(pooling.weights)
+    return pooling
+
+
+@pytest.mark.parametrize("kind", ["cls", "mean", "max", "min", "attention", "weighted_layer", "concat_layers"])
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4), shift=st.sampled_from([-50.0, 0.0, 50.0]))
+@settings(max_examples=25, deadline=None)
+def test_padding_is_never_seen(kind, lengths, shift):
+    pooling = build(kind)
+    longest = max(lengths) + 2
+    generator = torch.Generator().manual_seed(sum(lengths))
+    layers = tuple(torch.randn(len(lengths), longest, WIDTH, generator=generator) + shift for _ in range(DEPTH + 1))
+    mask = torch.tensor([[1] * n + [0] * (longest - n) for n in lengths])
+    for states in layers:
+        states[mask == 0] = 1e4 * torch.sign(torch.tensor(-shift)) if shift else 1e4
+    given_states = layers if pooling.reads == "layers" else layers[-1]
+    pooled = pooling(given_states, mask)
+    assert pooled.shape == (len(lengths), pooling.width)
+    torch.testing.assert_close(pooled, loop_over_essays(kind, pooling, layers, mask), rtol=1e-4, atol=1e-4)
+
+
+def test_pooler_output_comes_as_it_is():
+    pooled = torch.randn(3, WIDTH)
+    assert build("pooler")(pooled, torch.ones(3, 5)) is pooled
+
+
+def test_more_layers_than_there_are():
+    with pytest.raises(Fb3Error, match="has 4 layers"):
+        build_pooling(LayersPooling(kind="concat_layers", layers=5), WIDTH, DEPTH)

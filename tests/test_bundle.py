@@ -1,0 +1,168 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fb3.bundle import dataset_metadata, read_bundle, verify_bundle, write_bundle
+from fb3.errors import Fb3Error
+from fb3.files import sha256
+from fb3.inference import infer
+from fb3.recipe import load_recipe
+from fb3.training.run import train
+from tests.conftest import ROOT, TINY, copied
+
+
+def test_a_bundle_holds_source_runs_and_a_manifest_of_every_file(bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    files = {p.relative_to(bundle).as_posix(): p for p in bundle.rglob("*") if p.is_file()}
+    assert manifest["files"].keys() == files.keys() - {"manifest.json"}
+    for name, entry in manifest["files"].items():
+        assert entry == {"size": files[name].stat().st_size, "sha256": sha256(files[name])}
+    assert {
+        "fb3/__init__.py",
+        "fb3/recipe/builtin/tiny.yaml",
+        "runs/tiny/fold1/fold.json",
+        "runs/tiny/oof.csv",
+    } <= files.keys()
+    assert not any("pycache" in name or name.endswith((".pt", ".bin", ".pkl", ".pyc")) for name in files)
+    assert not any(name.split("/")[-1] in {"environment.json", "log.jsonl"} for name in files)
+    assert {p.name for p in bundle.iterdir()} == {"fb3", "runs", "manifest.json", "dataset-metadata.json"}
+
+
+def test_nothing_in_a_bundle_names_a_place_of_this_machine(bundle, run):
+    for path in bundle.rglob("*"):
+        if path.is_file() and "runs" in path.parts:
+            assert str(run.parent).encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("name", ["runs/tiny/fold1/model.safetensors", "runs/tiny/recipe.yaml", "fb3/essays.py"])
+def test_a_changed_file_is_refused_by_name(bundle, tmp_path, name, competition):
+    damaged = copied(bundle, tmp_path / "bundle")
+    content = bytearray((damaged / name).read_bytes())
+    content[-5] ^= 1
+    (damaged / name).write_bytes(content)
+    with pytest.raises(Fb3Error, match=f"{name}: its hash"):
+        infer(damaged, competition, tmp_path / "s.csv")
+    (damaged / name).write_bytes(content + b"x")
+    with pytest.raises(Fb3Error, match=f"{name}: .* bytes, packed were"):
+        verify_bundle(damaged)
+    (damaged / name).unlink()
+    with pytest.raises(Fb3Error, match=f"{name}: missing"):
+        verify_bundle(damaged)
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_the_upload_metadata_is_the_users_to_edit(bundle, tmp_path):
+    edited = copied(bundle, tmp_path / "bundle")
+    (edited / "dataset-metadata.json").write_text("{}")
+    verify_bundle(edited)
+    (edited / "dataset-metadata.json").unlink()
+    verify_bundle(edited)
+
+
+def test_half_precision_halves_the_size_and_keeps_the_predictions(run, bundle, competition, tmp_path):
+    half = write_bundle([run], tmp_path / "half", weights="fp16").path
+    weights = "runs/tiny/fold0/model.safetensors"
+    assert (half / weights).stat().st_size < 0.55 * (bundle / weights).stat().st_size
+    one = infer(bundle, competition, tmp_path / "a.csv")
+    two = infer(half, competition, tmp_path / "b.csv")
+    np.testing.assert_allclose(one.iloc[:, 1:], two.iloc[:, 1:], atol=1e-3)
+
+
+def test_several_runs_get_equal_weights_and_a_run_may_lack_folds(run, bundle, competition, tmp_path):
+    other = train(
+        load_recipe("tiny", [*TINY, "train.seed=5", "data.truncation=tail"]), competition, tmp_path / "tiny", folds=[1]
+    )
+    packed = write_bundle([run, other.path], tmp_path / "both")
+    assert packed.manifest["runs"] == [{"name": "tiny", "folds": [0, 1]}, {"name": "tiny-2", "folds": [1]}]
+    alone = write_bundle([other.path], tmp_path / "alone").path
+    expected = sum(infer(b, competition, tmp_path / "s.csv").iloc[:, 1:] for b in (bundle, alone)) / 2
+    np.testing.assert_allclose(infer(packed.path, competition, tmp_path / "s.csv").iloc[:, 1:], expected, atol=1e-5)
+
+
+def test_what_cannot_be_packed_is_refused(run, tmp_path, competition):
+    with pytest.raises(Fb3Error, match="no run folder"):
+        write_bundle([tmp_path], tmp_path / "out")
+    empty = copied(run, tmp_path / "empty")
+    for fold in (0, 1):
+        (empty / f"fold{fold}" / "fold.json").unlink()
+    with pytest.raises(Fb3Error, match="no trained fold"):
+        write_bundle([empty], tmp_path / "out")
+    swapped = copied(run, tmp_path / "swapped")
+    (swapped / "fold0" / "model.safetensors").write_bytes((run / "fold1" / "model.safetensors").read_bytes())
+    with pytest.raises(Fb3Error, match=r"fold0/model\.safetensors: .*not the file that fold\.json describes"):
+        write_bundle([swapped], tmp_path / "out")
+    fewer = load_recipe("tiny", [*TINY, "data.target_columns=[syntax]", "data.sample=20"])
+    other = train(fewer, competition, tmp_path / "fewer", folds=[0])
+    with pytest.raises(Fb3Error, match=r"data\.target_columns"):
+        write_bundle([run, other.path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_an_older_bundle_is_replaced_and_anything_else_is_not(run, tmp_path):
+    out = tmp_path / "out"
+    write_bundle([run], out)
+    (out / "left-over").write_text("")
+    write_bundle([run], out)
+    assert not (out / "left-over").exists()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("")
+    with pytest.raises(Fb3Error, match="no bundle"):
+        write_bundle([run], tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("id", "title", "words"),
+    [
+        ("fb3", None, "owner/slug"),
+        ("me/fb3", None, "has 3 characters"),
+        ("me/with space", None, "owner/slug"),
+        ("me/a-good-slug", "x" * 51, "51 characters"),
+        ("me/a-good-slug", "", "0 characters"),
+    ],
+)
+def test_what_kaggle_would_refuse(id, title, words):
+    with pytest.raises(Fb3Error, match=words):
+        dataset_metadata(id, title)
+
+
+def test_metadata():
+    assert dataset_metadata("me/a-good-slug", "A title") == {
+        "id": "me/a-good-slug",
+        "title": "A title",
+        "licenses": [{"name": "other"}],
+    }
+
+
+def test_no_bundle(tmp_path):
+    with pytest.raises(Fb3Error, match="no bundle"):
+        read_bundle(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 99}')
+    with pytest.raises(Fb3Error, match="of format 1"):
+        read_bundle(tmp_path)
+
+
+def test_the_script_packs_wheels_and_says_what_is_next(run, tmp_path):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    command = [sys.executable, str(ROOT / "build_dataset.py"), str(run), "--out", str(tmp_path / "out")]
+
+    def script(*more):
+        return subprocess.run([*command, *more], capture_output=True, text=True)
+
+    refused = script("--wheels", str(wheels))
+    assert refused.returncode == 1
+    assert "iterative_stratification" in refused.stderr
+    (wheels / "iterative_stratification-0.1.9-py3-none-any.whl").write_bytes(b"a wheel")
+    done = script("--wheels", str(wheels), "--id", "me/a-good-slug", "--title", "My bundle", "--weights", "fp16")
+    assert done.returncode == 0, done.stderr
+    assert "next: fb3 infer" in done.stdout
+    packed = verify_bundle(tmp_path / "out")
+    assert "wheels/iterative_stratification-0.1.9-py3-none-any.whl" in packed.manifest["files"]
+    assert json.loads((tmp_path / "out" / "dataset-metadata.json").read_text())["title"] == "My bundle"
+    assert pd.read_csv(tmp_path / "out" / "runs" / "tiny" / "folds.csv").shape == (60, 2)

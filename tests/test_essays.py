@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from fb3.errors import Fb3Error
+from fb3.essays import (
+    BUCKET_BATCHES,
+    Encoded,
+    collate,
+    inference_batches,
+    read_essays,
+    special_tokens,
+    steps_per_epoch,
+    tokenise,
+    training_batches,
+    truncate,
+)
+from fb3.models.scratch import SPECIAL, train_tokenizer
+from fb3.recipe.groups import DataGroup, RegressionTask
+
+DATA = DataGroup(target_columns=("a", "b"))
+HEAD = "text_id,full_text,a,b\n"
+
+
+def write(tmp_path, content):
+    path = tmp_path / "train.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_texts_come_as_they_stand(tmp_path):
+    path = write(tmp_path, HEAD + '007,NA,1,2\n1e5,"line\n\nline, ""quoted""",3.5,5\nnull,,1,1\n')
+    essays = read_essays(path, DATA, RegressionTask())
+    assert essays["text_id"].tolist() == ["007", "1e5", "null"]
+    assert essays["full_text"].tolist() == ["NA", 'line\n\nline, "quoted"', ""]
+    assert essays[["a", "b"]].to_numpy().dtype == np.float32
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
+    essays = read_essays(write(tmp_path, "\ufeff" + HEAD.replace("\n", "\r\n") + "x,y,1,2\r\n"), DATA, RegressionTask())
+    assert essays["text_id"].tolist() == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text_id,full_txt,a,b\nx,y,1,2\n", ["no column ['full_text']", "'full_txt'"]),
+        (HEAD, ["no row"]),
+        ("", ["not a CSV"]),
+        (HEAD + "x,y,1,2\nx,z,1,2\nw,z,1,2\n", ["1 duplicate ids", "['x']"]),
+        (HEAD + "x,y,1,2\n ,z,1,2\n,z,1,2\n", ["2 empty ids", "[2, 3]"]),
+        (HEAD + "x,y,1,2\nw,z,,2\n", ["column a", "row 2", "text_id w", "''"]),
+        (HEAD + "x,y,1,2\nw,z,nan,2\n", ["column a", "row 2"]),
+        (HEAD + "x,y,1,2\nw,z,high,2\n", ["'high'"]),
+        (HEAD + "x,y,1,2\nw,z,1,5.5\n", ["outside 1.0-5.0", "5.5", "row 2", "column b"]),
+        (HEAD + "x,y,1,2\nw,z,1,2,3\n", ["row 2 has 5 cells, the header 4"]),
+        (HEAD + "x,y,1\n", ["row 1 has 3 cells"]),
+        (HEAD + 'x,"y,1,2\n', ["not a CSV"]),
+        ("text_id,full_text,a,b,a\nx,y,1,2,1\n", ["column ['a'] stands there more than once"]),
+        (b"text_id,full_text,a,b\nx,caf\xe9,1,2\n", ["not UTF-8 at byte 27"]),
+        ("text_id,full_text,a,b,fold\nx,y,1,2,0\nw,y,1,2,2\n", ["column fold", "without gaps"]),
+    ],
+)
+def test_bad_files_are_named_with_row_and_column(tmp_path, content, words):
+    path = write(tmp_path, content)
+    with pytest.raises(Fb3Error) as error:
+        read_essays(path, DATA, RegressionTask())
+    for word in [*words, "train.csv"]:
+        assert word in str(error.value)
+
+
+def test_a_missing_file_names_what_is_there(tmp_path):
+    (tmp_path / "trian.csv").write_text("")
+    with pytest.raises(Fb3Error, match=r"train\.csv: no such file.*trian\.csv"):
+        read_essays(tmp_path / "train.csv", DATA, RegressionTask())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts):
+    return train_tokenizer(texts, 300)
+
+
+def test_tokens_are_those_of_transformers(tokenizer, texts):
+    theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.to_str()), **SPECIAL)
+    for limit in (16, 64, 4096):
+        ours = tokenise([*texts, ""], tokenizer, 0, DataGroup(max_length=limit))
+        expected = theirs([*texts, ""], truncation=True, max_length=limit)["input_ids"]
+        assert [row.tolist() for row in ours.rows] == expected
+
+
+@pytest.mark.parametrize("how", ["head", "tail", "head_tail"])
+def test_truncation_keeps_special_tokens_and_the_named_end(tokenizer, texts, how):
+    whole = tokenise(texts[:1], tokenizer, 0, DataGroup(max_length=4096)).rows[0]
+    cut = tokenise(texts[:1], tokenizer, 0, DataGroup(max_length=21, truncation=how)).rows[0]
+    assert len(cut) == 21
+    assert (cut[0], cut[-1]) == (whole[0], whole[-1])
+    inner = whole[1:-1]
+    expected = {"head": inner[:19], "tail": inner[-19:], "head_tail": np.concatenate([inner[:10], inner[-9:]])}
+    assert cut[1:-1].tolist() == expected[how].tolist()
+
+
+@given(st.lists(st.integers(), max_size=30), st.integers(1, 30), st.sampled_from(["head", "tail", "head_tail"]))
+def test_truncate_never_exceeds_the_room_and_leaves_short_texts(ids, room, how):
+    cut = truncate(ids, room, how)
+    assert len(cut) == min(len(ids), room)
+    if len(ids) <= room:
+        assert cut == ids
+
+
+def test_no_room_beside_special_tokens(tokenizer):
+    assert tuple(map(len, special_tokens(tokenizer))) == (1, 1)
+    assert all(len(row) == 8 for row in tokenise(["word " * 50], tokenizer, 0, DataGroup(max_length=8)).rows)
+
+
+LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=200).map(np.array)
+
+
+@given(LENGTHS, st.integers(1, 16), st.integers(0, 99))
+def test_training_batches_hold_every_row_once(lengths, size, seed):
+    rows = np.arange(len(lengths))
+    batches = training_batches(lengths, rows, size, seed, epoch=0)
+    assert sorted(np.concatenate(batches)) == rows.tolist()
+    assert max(map(len, batches)) <= size
+    assert sum(len(b) < size for b in batches) <= 1
+    assert len(batches) == steps_per_epoch(len(rows), size, 1)
+    again = training_batches(lengths, rows, size, seed, epoch=0)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def test_training_batches_are_new_each_epoch_and_of_similar_length():
+    lengths = np.random.default_rng(0).integers(10, 500, 1024)
+    first, second = (training_batches(lengths, np.arange(1024), 8, 42, epoch) for epoch in (0, 1))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    padded = sum(lengths[b].max() * len(b) for b in first)
+    assert padded / lengths.sum() < 1.12
+    assert BUCKET_BATCHES == 16
+
+
+@given(LENGTHS, st.integers(1, 4096))
+def test_inference_batches_keep_to_the_budget_longest_first(lengths, budget):
+    batches = inference_batches(lengths, np.arange(len(lengths)), budget)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or lengths[batch].max() * len(batch) <= budget
+    longest = [lengths[batch].max() for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+
+
+def test_collate_pads_to_the_longest_of_the_batch():
+    encoded = Encoded([np.array([5, 6, 7], np.int32), np.array([8], np.int32), np.arange(9, dtype=np.int32)], pad=3)
+    batch = collate(encoded, np.array([1, 0]), np.array([[1.0], [2.0], [3.0]], np.float32))
+    assert batch["input_ids"].tolist() == [[8, 3, 3], [5, 6, 7]]
+    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert batch["row"].tolist() == [1, 0]
+    assert batch["targets"].tolist() == [[2.0], [1.0]]

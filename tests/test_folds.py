@@ -1,0 +1,73 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from fb3.errors import Fb3Error
+from fb3.folds import fold_table, make_folds, read_folds
+from fb3.recipe import load_recipe
+from fb3.sample import make_essays
+
+
+@pytest.fixture(scope="module")
+def essays():
+    return pd.DataFrame([{"text_id": e.id, "full_text": e.text, **e.scores} for e in make_essays(200, seed=2)])
+
+
+def recipe(*overrides):
+    return load_recipe("tiny", overrides)
+
+
+@pytest.mark.parametrize("count", [2, 4, 7])
+def test_every_essay_is_validated_once(essays, count):
+    splits = make_folds(essays, recipe(f"folds.count={count}"))
+    assert [split.fold for split in splits] == list(range(count))
+    assert sorted(np.concatenate([split.valid_rows for split in splits])) == list(range(200))
+    for split in splits:
+        assert sorted(np.concatenate([split.train_rows, split.valid_rows])) == list(range(200))
+
+
+def test_folds_are_fixed_by_the_seed_and_balanced_on_all_columns(essays):
+    first, again, other = (make_folds(essays, recipe(f"folds.seed={seed}")) for seed in (42, 42, 7))
+    assert np.array_equal(first[0].valid_rows, again[0].valid_rows)
+    assert not np.array_equal(first[0].valid_rows, other[0].valid_rows)
+    targets = essays[list(recipe().data.target_columns)]
+    spread = np.ptp([targets.iloc[split.valid_rows].mean() for split in first], axis=0)
+    chance = np.random.default_rng(0)
+    shuffled = [
+        np.ptp([targets.iloc[h].mean() for h in np.split(chance.permutation(200), 2)], axis=0) for _ in range(20)
+    ]
+    assert spread.mean() < 0.5 * np.mean(shuffled)
+
+
+def test_a_fold_column_is_honoured(essays):
+    numbered = essays.assign(fold=np.arange(200) % 3)
+    splits = make_folds(numbered, recipe())
+    assert [split.valid_rows[:2].tolist() for split in splits] == [[0, 3], [1, 4], [2, 5]]
+    with pytest.raises(Fb3Error, match="drop one"):
+        make_folds(numbered, recipe("folds.holdout=0.2"))
+
+
+def test_a_holdout_is_one_split(essays):
+    (split,) = make_folds(essays, recipe("folds.holdout=0.2"))
+    assert 35 <= len(split.valid_rows) <= 45
+    assert len(split.train_rows) + len(split.valid_rows) == 200
+
+
+def test_more_folds_than_essays(essays):
+    with pytest.raises(Fb3Error, match=r"folds.count=300: more folds than essays \(200\)"):
+        make_folds(essays, recipe("folds.count=300"))
+    with pytest.raises(Fb3Error, match="empty"):
+        make_folds(essays.iloc[:2], recipe("folds.holdout=0.01"))
+
+
+def test_saved_folds_are_matched_by_id(essays, tmp_path):
+    for overrides in ([], ["folds.holdout=0.3"]):
+        splits = make_folds(essays, recipe(*overrides))
+        path = tmp_path / "folds.csv"
+        fold_table(essays, splits, "text_id").to_csv(path, index=False)
+        shuffled = essays.sample(frac=1, random_state=0).reset_index(drop=True)
+        for before, after in zip(splits, read_folds(path, shuffled, "text_id"), strict=True):
+            assert set(essays["text_id"].iloc[before.valid_rows]) == set(shuffled["text_id"].iloc[after.valid_rows])
+            assert set(essays["text_id"].iloc[before.train_rows]) == set(shuffled["text_id"].iloc[after.train_rows])
+        with pytest.raises(Fb3Error, match="199"):
+            read_folds(path, essays.iloc[1:], "text_id")

@@ -1,0 +1,154 @@
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fb3.errors import Fb3Error
+from fb3.recipe import Recipe, builtin_names, builtin_text, json_schema, load_recipe
+from fb3.recipe.load import _BUILTIN
+
+EXPECTED = {
+    "deberta-v3-base",
+    "deberta-v3-base-fgm",
+    "deberta-v3-large",
+    "deberta-v3-large-fgm",
+    "deberta-v3-large-unscale",
+    "deberta-v2-xlarge",
+    "deberta-v2-xlarge-mnli",
+    "minilm-l6",
+    "tiny",
+}
+
+
+def test_the_built_in_recipes_are_there_and_valid():
+    assert EXPECTED <= set(builtin_names())
+    for name in builtin_names():
+        load_recipe(name)
+
+
+def test_defaults_are_the_published_ones():
+    r = Recipe()
+    assert (r.model.dropout, r.model.attention_dropout, r.data.max_length) == (0, 0, 512)
+    assert (r.train.batch_size, r.train.epochs, r.folds.count, r.train.seed) == (8, 5, 4, 42)
+    assert (r.task.loss, r.model.pooling.kind, r.optimizer.kind) == ("smooth_l1", "attention", "adamw")
+    assert (r.optimizer.layer_decay, r.optimizer.encoder_rate, r.optimizer.weight_decay) == (0.9, 5e-5, 0.01)
+    assert (r.optimizer.clip, r.optimizer.unscale, r.optimizer.eps) == (1000, True, 1e-6)
+    assert (r.optimizer.betas, r.schedule.kind, r.schedule.cycles) == ((0.9, 0.999), "cosine", 0.5)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_built_in_recipe_says_only_what_differs_from_the_defaults(name):
+    def leaves(node, path=()):
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from leaves(value, (*path, key))
+        else:
+            yield path, node
+
+    defaults = dict(leaves(Recipe().model_dump(mode="json")))
+    for path, value in leaves(yaml.safe_load(builtin_text(name))):
+        assert path == ("model", "backbone") or defaults.get(path) != value, path
+
+
+def test_a_recipe_survives_yaml(tmp_path):
+    recipe = load_recipe(
+        "tiny", ["tricks=[{kind: fgm, epsilon: 0.5}, {kind: ema}]", "model.pooling.kind=concat_layers"]
+    )
+    path = tmp_path / "r.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(path) == recipe
+
+
+def test_a_recipe_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe().train.epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epoch=3", "unknown key train.epoch; did you mean 'epochs'"),
+        ("trian.epochs=3", "did you mean 'train'"),
+        ("train.epochs=x", "train.epochs"),
+        ("train.epochs=0", "greater than or equal to 1, got 0"),
+        ("train.epochs", "key.sub=value"),
+        ("train.epochs=[", "not YAML"),
+        ("tricks=[{kind: fgn}]", "'fgm', 'ema'"),
+        ("tricks=[{kind: fgm, eps: 1}]", "did you mean 'epsilon'"),
+        ("tricks=[{kind: fgm}, {kind: fgm}]", "stands 2 times"),
+        ("model.pooling={kind: mean, layers: 3}", "model.pooling.mean.layers"),
+        ("optimizer.encoder_rate=.nan", "finite"),
+        ("optimizer.encoder_rate=-1", "greater than 0"),
+        ("schedule={warmup_steps: 3, warmup_share: 0.1}", "not both"),
+        ("schedule={kind: linear, cycles: 1.5}", "cycles does nothing"),
+        ("task={minimum: 5, maximum: 1}", "below"),
+        ("data.target_columns=[a, a]", "must differ"),
+        ("data.target_columns=[]", "at least 1"),
+    ],
+)
+def test_a_wrong_override_is_refused_by_name(override, words):
+    with pytest.raises(Fb3Error) as error:
+        load_recipe("tiny", [override])
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("clash", ["train.accumulation=2", "model.freeze_embeddings=true"])
+def test_fgm_is_refused_where_it_would_do_harm_or_nothing(clash):
+    with pytest.raises(Fb3Error, match="fgm"):
+        load_recipe("deberta-v3-base-fgm", [clash])
+
+
+def test_overrides_merge_groups_and_replace_other_kinds():
+    assert load_recipe("tiny", ["model.scratch.config.hidden_size=32"]).model.scratch.config["intermediate_size"] == 128
+    recipe = load_recipe("tiny", ["model.pooling={kind: concat_layers, layers: 2}", "model.pooling.kind=mean"])
+    assert recipe.model.pooling.model_dump() == {"kind": "mean"}
+    assert load_recipe("tiny", ["task.loss=mse", "task.kind=regression"]).task.loss == "mse"
+    assert (
+        load_recipe("minilm-l6").optimizer.encoder_rate
+        == load_recipe("tiny", ["optimizer.encoder_rate=1e-4"]).optimizer.encoder_rate
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("- 1", "mapping of groups"), ("a: [", "not YAML"), ("modl: {}", "did you mean 'model'"), ("", None)],
+)
+def test_a_recipe_file_is_checked(tmp_path, content, words):
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    if words is None:
+        assert load_recipe(path) == Recipe()
+    else:
+        with pytest.raises(Fb3Error, match="r.yaml.*" + words):
+            load_recipe(path)
+
+
+def test_unknown_names_and_files(tmp_path):
+    with pytest.raises(Fb3Error, match="did you mean 'minilm-l6'"):
+        load_recipe("minilm")
+    with pytest.raises(Fb3Error, match="no such recipe file"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"# \xe9\n")
+    with pytest.raises(Fb3Error, match="not UTF-8 at byte 2"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+def test_every_field_has_a_docstring_and_the_schema_file_is_current():
+    def check(model):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+
+    from fb3.recipe import groups
+
+    for value in vars(groups).values():
+        if isinstance(value, type) and issubclass(value, groups.Group):
+            check(value)
+    assert (_BUILTIN.parent / "recipe.schema.json").read_text() == json_schema(), "fb3 recipes --schema > the file"
+
+
+@given(st.integers(1, 10**6), st.floats(1e-9, 1.0))
+def test_overrides_of_any_value_come_out_as_given(epochs, rate):
+    recipe = load_recipe("tiny", [f"train.epochs={epochs}", f"optimizer.head_rate={rate!r}"])
+    assert recipe.train.epochs == epochs
+    assert recipe.optimizer.head_rate == rate

@@ -1,0 +1,42 @@
+"""Two gloo processes on the CPU give the score of one at the same effective batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+OVERRIDES = [
+    "train.precision=fp32",
+    "train.epochs=2",
+    "train.batch_size=7",
+    "tricks=[{kind: fgm}, {kind: ema, decay: 0.8}]",
+]
+
+
+def run(prefix, competition, out):
+    command = [*prefix, "-m", "fb3", "train", "tiny", "--data", str(competition), "--out", str(out), *OVERRIDES]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((out / "scores.json").read_text()), done.stderr
+
+
+def test_two_processes_score_like_one(competition, tmp_path):
+    one, _ = run([sys.executable], competition, tmp_path / "one")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    # --multi_gpu names the launcher of several processes; on a machine without a GPU they are gloo processes.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    two, said = run(launch, competition, tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    assert two["score"] == pytest.approx(one["score"], abs=1e-3)
+    assert two["essays"] == one["essays"] == 60
+    assert said.count("CV ") == 1

@@ -1,0 +1,139 @@
+"""The loop on a tiny real encoder: what accumulation, schedules, tricks and a NaN do to it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fb3.checkpoint import load_fold, read_weights
+from fb3.errors import Fb3Error
+from fb3.essays import read_essays, tokenise
+from fb3.folds import make_folds
+from fb3.models import load_tokenizer
+from fb3.prediction import predict
+from fb3.recipe import load_recipe
+from fb3.tasks import build_task
+from fb3.training import loop as loop_module
+from fb3.training.run import train
+
+BASE = ["train.precision=fp32", "train.epochs=1", "data.sample=24", "train.log_every_steps=1"]
+
+
+def events(run, kind):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def weights(run):
+    return read_weights(run / "fold0" / "model.safetensors")
+
+
+def test_accumulation_is_one_step_on_the_whole_batch(competition, tmp_path, monkeypatch):
+    """Two batches of 3 give the step of one batch of 6, when they hold the same essays."""
+    whole = train(load_recipe("tiny", [*BASE, "train.batch_size=6"]), competition, tmp_path / "a", folds=[0])
+    plain = loop_module.training_batches
+
+    def halves(lengths, rows, size, seed, epoch):
+        return [part for batch in plain(lengths, rows, 6, seed, epoch) for part in (batch[:3], batch[3:])]
+
+    monkeypatch.setattr(loop_module, "training_batches", halves)
+    recipe = load_recipe("tiny", [*BASE, "train.batch_size=3", "train.accumulation=2"])
+    split = train(recipe, competition, tmp_path / "b", folds=[0])
+    assert len(events(whole.path, "step")) == len(events(split.path, "step")) == 2
+    for one, two in zip(events(whole.path, "step"), events(split.path, "step"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-2)
+
+
+def test_the_schedule_counts_optimizer_steps(competition, tmp_path):
+    recipe = load_recipe("tiny", [*BASE, "train.batch_size=2", "train.accumulation=3", "train.epochs=2"])
+    run = train(recipe, competition, tmp_path / "a", folds=[0])
+    steps = events(run.path, "step")
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert steps[-1]["rate"] == pytest.approx(0, abs=1e-9)
+    assert steps[0]["rate"] == pytest.approx(2e-3 * 0.5 * (1 + np.cos(np.pi / 4)))
+
+
+def test_tricks_act_and_only_they_differ(competition, tmp_path):
+    def trained(name, tricks):
+        return weights(
+            train(load_recipe("tiny", [*BASE, f"tricks={tricks}"]), competition, tmp_path / name, folds=[0]).path
+        )
+
+    plain = trained("plain", "[]")
+    for name, tricks in (("fgm", "[{kind: fgm}]"), ("ema", "[{kind: ema, decay: 0.5}]")):
+        other = trained(name, tricks)
+        assert any(not torch.equal(plain[key], other[key]) for key in plain), name
+    both = trained("both", "[{kind: fgm}, {kind: ema, decay: 0.5}]")
+    assert all(torch.isfinite(tensor).all() for tensor in both.values())
+
+
+def test_the_kept_checkpoint_gives_the_kept_predictions_with_ema(competition, tmp_path):
+    recipe = load_recipe("tiny", [*BASE, "tricks=[{kind: ema, decay: 0.7}]", "train.epochs=3"])
+    run = train(recipe, competition, tmp_path / "run", folds=[0])
+    kept = pd.read_csv(run.path / "oof.csv", dtype={"text_id": str}).set_index("text_id")
+    scorer = load_fold(recipe, run.path / "encoder", run.path / "fold0")
+    essays = read_essays(competition / "train.csv", recipe.data, recipe.task)
+    encoded = tokenise(essays["full_text"].tolist(), *load_tokenizer(run.path / "encoder"), recipe.data)
+    again = predict(scorer, build_task(recipe), encoded, essays["text_id"].to_numpy())
+    table = again.frame("text_id").set_index("text_id").loc[kept.index]
+    columns = list(recipe.data.target_columns)
+    np.testing.assert_allclose(table[columns], kept[columns], atol=1e-5)
+
+
+def test_a_nan_loss_names_step_and_rate_and_keeps_the_best_checkpoint(competition, tmp_path, monkeypatch):
+    recipe = load_recipe("tiny", [*BASE, "train.epochs=2"])
+    plain = loop_module.Loop.backward
+
+    def poisoned(self, step, weight):
+        if step.epoch == 1:
+            with torch.no_grad():
+                step.scorer.head.linear.bias.fill_(float("nan"))
+        return plain(self, step, weight)
+
+    monkeypatch.setattr(loop_module.Loop, "backward", poisoned)
+    with pytest.raises(
+        Fb3Error, match=r"fold 0: the loss became nan at step 3 \(learning rate .*optimizer.encoder_rate"
+    ):
+        train(recipe, competition, tmp_path / "run", folds=[0])
+    kept = json.loads((tmp_path / "run" / "fold0" / "fold.json").read_text())
+    assert kept["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+
+
+def test_evaluation_every_so_many_steps_and_keeping_all(competition, tmp_path):
+    recipe = load_recipe("tiny", [*BASE, "train.batch_size=2", "train.evaluate_every_steps=4", "train.keep=all"])
+    run = train(recipe, competition, tmp_path / "run", folds=[0])
+    marks = [event["step"] for event in events(run.path, "evaluation")]
+    last = len(
+        make_folds(read_essays(competition / "train.csv", recipe.data, recipe.task).iloc[:24], recipe)[0].train_rows
+    )
+    assert marks[0] == 4
+    assert marks == sorted(set(marks))
+    assert abs(marks[-1] - last // 2) <= 1
+    assert {f"step{mark}" for mark in marks} <= {p.name for p in (run.path / "fold0").iterdir()}
+    best = min(events(run.path, "evaluation"), key=lambda event: event["score"])
+    assert json.loads((run.path / "fold0" / "fold.json").read_text())["step"] == best["step"]
+
+
+@pytest.mark.parametrize("loss", ["mse", "rmse", "smooth_l1"])
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_losses_and_schedules_train(loss, schedule, competition, tmp_path):
+    recipe = load_recipe("tiny", [*BASE, f"task.loss={loss}", f"schedule.kind={schedule}"])
+    assert train(recipe, competition, tmp_path / "run", folds=[0]).score.overall < 1.5
+
+
+def test_bf16_on_a_cpu_stays_close_to_fp32(competition, tmp_path):
+    def score(precision):
+        recipe = load_recipe("tiny", [*BASE[1:], f"train.precision={precision}"])
+        return train(recipe, competition, tmp_path / precision, folds=[0]).score.overall
+
+    assert score("bf16") == pytest.approx(score("fp32"), abs=0.02)
+
+
+def test_fp16_on_a_cpu_is_refused(competition, tmp_path):
+    with pytest.raises(Fb3Error, match="not on a CPU"):
+        train(load_recipe("tiny", ["train.precision=fp16"]), competition, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

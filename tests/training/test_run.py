@@ -1,0 +1,157 @@
+"""Runs: what a folder holds, what may be added to it, what is refused."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors import safe_open
+
+from fb3.cli import main
+from fb3.errors import Fb3Error
+from fb3.essays import read_essays
+from fb3.folds import make_folds
+from fb3.metrics import mcrmse
+from fb3.recipe import load_recipe
+from fb3.training.run import scores_of, train, train_fold
+from tests.conftest import TINY, copied
+
+SMALL = [*TINY, "data.sample=20"]
+
+
+def test_a_run_folder_holds_what_the_house_says(run):
+    files = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    scratch = {name for name in files if name.startswith("scratch/")}
+    assert files - scratch == {
+        "recipe.yaml",
+        "folds.csv",
+        "oof.csv",
+        "scores.json",
+        "log.jsonl",
+        "environment.json",
+        "encoder/config.json",
+        "encoder/tokenizer.json",
+        "encoder/tokenizer_config.json",
+        *(f"fold{n}/{name}" for n in (0, 1) for name in ("model.safetensors", "fold.json")),
+    }
+
+
+def test_scores_recompute_from_oof_and_the_data(run, competition):
+    scores = json.loads((run / "scores.json").read_text())
+    recipe = load_recipe(run / "recipe.yaml")
+    oof = pd.read_csv(run / "oof.csv", dtype={"text_id": str})
+    truth = pd.read_csv(competition / "train.csv", dtype={"text_id": str}).set_index("text_id").loc[oof["text_id"]]
+    columns = list(recipe.data.target_columns)
+    assert scores["score"] == pytest.approx(mcrmse(truth[columns].to_numpy(), oof[columns].to_numpy()), abs=1e-9)
+    assert scores == scores_of(run, recipe)
+    assert scores["complete"]
+    assert len(oof) == oof["text_id"].nunique() == 60
+    folds = pd.read_csv(run / "folds.csv", dtype={"text_id": str})
+    assert dict(zip(folds["text_id"], folds["fold"], strict=True)) == dict(
+        zip(oof["text_id"], oof["fold"], strict=True)
+    )
+    for fold in (0, 1):
+        info = json.loads((run / f"fold{fold}" / "fold.json").read_text())
+        assert info["score"] == pytest.approx(scores["folds"][str(fold)]["score"], abs=1e-6)
+
+
+def test_one_seed_gives_one_score(competition, tmp_path):
+    recipe = load_recipe("tiny", SMALL)
+    first, second = (train(recipe, competition, tmp_path / name).score.overall for name in "ab")
+    assert first == pytest.approx(second, abs=1e-6)
+    other = train(load_recipe("tiny", [*SMALL, "train.seed=1"]), competition, tmp_path / "c").score.overall
+    assert other != first
+
+
+def test_folds_can_be_added_and_are_never_overwritten(competition, tmp_path, run):
+    recipe = load_recipe("tiny", SMALL)
+    out = tmp_path / "run"
+    first = train(recipe, competition, out, folds=[1])
+    assert first.folds == [1]
+    assert not json.loads((out / "scores.json").read_text())["complete"]
+    with pytest.raises(Fb3Error, match=r"folds \[1\] are trained already; give --folds 0"):
+        train(recipe, competition, out)
+    both = train(recipe, competition, out, folds=[0])
+    assert both.folds == [0, 1]
+    together = train(recipe, competition, tmp_path / "together")
+    assert both.score.overall == pytest.approx(together.score.overall, abs=1e-6)
+
+
+def test_a_folder_of_something_else_is_left_alone(competition, tmp_path, run):
+    with pytest.raises(Fb3Error, match=r"another recipe \(they differ in \['train'\]"):
+        train(load_recipe("tiny", [*TINY, "train.epochs=9"]), competition, copied(run, tmp_path / "run"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    with pytest.raises(Fb3Error, match="no run folder"):
+        train(load_recipe("tiny", SMALL), competition, tmp_path / "mine")
+    with pytest.raises(Fb3Error, match=r"no fold \[7\]; there are \[0, 1\]"):
+        train(load_recipe("tiny", SMALL), competition, tmp_path / "x", folds=[7])
+
+
+def test_debug_is_a_hundred_essays_two_folds_two_epochs(tmp_path):
+    from fb3.sample import write_competition
+
+    data = tmp_path / "data"
+    write_competition(data, 130, 3, seed=5)
+    run = train(load_recipe("tiny", ["folds.count=5", "train.epochs=9"]), data, tmp_path / "run", debug=True)
+    assert run.folds == [0, 1]
+    assert len(pd.read_csv(run.path / "oof.csv")) == 100
+    saved = load_recipe(run.path / "recipe.yaml")
+    assert (saved.folds.count, saved.train.epochs, saved.data.sample) == (2, 2, 100)
+
+
+def test_a_holdout_is_one_split(competition, tmp_path):
+    run = train(load_recipe("tiny", [*TINY, "folds.holdout=0.2"]), competition, tmp_path / "run")
+    assert run.folds == [0]
+    assert json.loads((run.path / "scores.json").read_text())["complete"]
+    numbers = pd.read_csv(run.path / "folds.csv")["fold"].value_counts().to_dict()
+    assert set(numbers) == {-1, 0}
+    assert 8 <= numbers[0] <= 16
+
+
+def test_train_fold_stands_alone(competition, tmp_path):
+    recipe = load_recipe("tiny", SMALL)
+    essays = read_essays(competition / "train.csv", recipe.data, recipe.task).iloc[:20].reset_index(drop=True)
+    split = make_folds(essays, recipe)[0]
+    predictions = train_fold(recipe, essays, split, tmp_path / "run")
+    assert predictions.ids.tolist() == essays["text_id"].to_numpy()[split.valid_rows].tolist()
+    assert np.isfinite(predictions.values).all()
+
+
+def test_no_spread_is_warned_of(competition, tmp_path, capsys):
+    train(
+        load_recipe("tiny", [*SMALL, "optimizer.encoder_rate=1e-9", "optimizer.head_rate=1e-9"]),
+        competition,
+        tmp_path / "r",
+    )
+    assert "predicts nearly the same for every essay" in capsys.readouterr().err
+    assert '"predictions without spread"' in (tmp_path / "r" / "log.jsonl").read_text()
+
+
+def test_no_optimizer_state_and_float32_weights(run):
+    with safe_open(run / "fold0" / "model.safetensors", "pt") as file:
+        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float32"}
+
+
+def test_tensorboard_through_accelerate(competition, tmp_path):
+    pytest.importorskip("tensorboard")
+    run = train(load_recipe("tiny", [*SMALL, "train.trackers=[tensorboard]"]), competition, tmp_path / "run", folds=[0])
+    assert list(run.path.rglob("events.out.tfevents*"))
+
+
+def test_the_log_has_steps_and_evaluations(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    step = next(line for line in lines if line["event"] == "step")
+    assert {"loss", "mean_loss", "gradient_norm", "rate", "elapsed", "remaining"} <= step.keys()
+    evaluation = next(line for line in lines if line["event"] == "evaluation")
+    assert {"valid_loss", "score", "columns"} <= evaluation.keys()
+
+
+def test_errors_of_the_command_line_are_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["fb3", "train", "tiny", "--data", str(tmp_path), "--out", str(tmp_path / "r")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
