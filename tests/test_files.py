@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from fb3.errors import Fb3Error
@@ -9,11 +7,16 @@ from fb3.files import read_json, replacing, sha256, write_json, write_text
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     path = tmp_path / "a.txt"
     write_text("old", path)
-    with pytest.raises(RuntimeError), replacing(path) as aside:
-        aside.write_text("half of the n")
-        raise RuntimeError
+
+    def fail():
+        with replacing(path) as aside:
+            aside.write_text("half of the n")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_json_and_hash(tmp_path):

@@ -201,5 +201,5 @@ def test_weights_of_another_architecture_do_not_pass_as_pretrained(backbone, tmp
     shutil.copyfile(backbone("electra") / "model.safetensors", folder / "model.safetensors")
     recipe = recipe_for(folder)
     export_encoder(recipe.model, tmp_path / "encoder")
-    with pytest.raises(Fb3Error, match="not in the file|size"):
+    with pytest.raises(Fb3Error, match=r"not in the file|size"):
         build_scorer(recipe, tmp_path / "encoder", init="pretrained")

@@ -130,7 +130,7 @@ def test_no_spread_is_warned_of(competition, tmp_path, capsys):
 
 def test_no_optimizer_state_and_float32_weights(run):
     with safe_open(run / "fold0" / "model.safetensors", "pt") as file:
-        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float32"}
+        assert {str(file.get_tensor(name).dtype) for name in list(file.keys())} == {"torch.float32"}
 
 
 def test_tensorboard_through_accelerate(competition, tmp_path):

@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from fb3 import runtime
+from fb3.errors import Fb3Error
+from fb3.runtime import find_bundle, find_competition, on_kaggle, pick_device, pick_precision, secret
+
+LAYOUTS = [
+    ("slug", "other"),
+    ("datasets/owner/slug", "competitions/slug"),
+    ("notebooks/owner/slug", "competitions/slug"),
+    ("models/owner/slug/pytorch/base/1", "competitions/slug"),
+]
+
+
+@pytest.mark.parametrize(("bundle", "competition"), LAYOUTS)
+def test_inputs_are_found_in_every_mount_layout(tmp_path, monkeypatch, bundle, competition):
+    (tmp_path / bundle / "fb3").mkdir(parents=True)
+    (tmp_path / bundle / "manifest.json").write_text("{}")
+    (tmp_path / competition).mkdir(parents=True, exist_ok=True)
+    (tmp_path / competition / "sample_submission.csv").write_text("")
+    (tmp_path / "someone" / "else").mkdir(parents=True)
+    (tmp_path / "someone" / "else" / "manifest.json").write_text("{}")
+    monkeypatch.setenv("FB3_INPUT", str(tmp_path))
+    assert find_bundle() == tmp_path / bundle
+    assert find_competition() == tmp_path / competition
+
+
+def test_none_or_two_name_the_argument_that_decides(tmp_path):
+    with pytest.raises(Fb3Error, match=r"no competition's data below it.*--data"):
+        find_competition(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sample_submission.csv").write_text("")
+    with pytest.raises(Fb3Error, match=r"more than one .*/a'.*/b'.*decide with --data"):
+        find_competition(tmp_path)
+
+
+def test_no_input_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("FB3_INPUT", str(tmp_path / "none"))
+    with pytest.raises(Fb3Error, match="set FB3_INPUT"):
+        find_bundle()
+
+
+def test_kaggle_is_told_by_its_variables(monkeypatch):
+    for name in [name for name in __import__("os").environ if name.startswith("KAGGLE_")]:
+        monkeypatch.delenv(name)
+    assert not on_kaggle()
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", "x")
+    assert not on_kaggle()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert on_kaggle()
+    assert secret("FB3_NO_SUCH_SECRET") is None
+
+
+def test_a_gpu_without_kernels_falls_back_and_says_so(monkeypatch, capsys):
+    monkeypatch.delenv("FB3_DEVICE", raising=False)
+    monkeypatch.setattr(runtime, "_accelerators", lambda: {"cuda": True})
+    real = torch.ones
+
+    def no_kernels(*shape, device=None):
+        if device == "cuda":
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+        return real(*shape, device=device)
+
+    monkeypatch.setattr(torch, "ones", no_kernels)
+    assert pick_device() == torch.device("cpu")
+    assert "no kernel image" in capsys.readouterr().err
+    with pytest.raises(Fb3Error, match="device cuda: does not work here"):
+        pick_device("cuda")
+
+
+def test_precisions(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: True)
+    assert pick_precision("auto", cpu) == "bf16"
+    monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: False)
+    assert pick_precision("auto", cpu) == "fp32"
+    assert pick_precision("bf16", cpu) == "bf16"
+    for capability, precision in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert pick_precision("auto", torch.device("cuda")) == precision
