@@ -3,8 +3,8 @@
 
     python benchmarks/inference.py RUN --data DIR [--essays N] [--repeats R] [--json FILE]
 
-The plain loop pads every essay to max_length and predicts batches of 8 in fp32 under `torch.no_grad`, as notebooks do. A
-ratio counts only where the outputs agree within bf16; the table says how far they are apart.
+The plain loop pads every essay to max_length and predicts batches of 8 in fp32 under `torch.no_grad`, as notebooks do.
+A ratio counts only where the outputs agree within bf16; the table says how far they are apart.
 """
 
 import argparse

@@ -8,7 +8,7 @@ Everything public is imported on first use, so that `import fb3` costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from fb3.version import __version__
 
 if TYPE_CHECKING:
     from fb3.bundle import Bundle, verify_bundle, write_bundle

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import fb3
 from fb3.checkpoint import FOLD_JSON, WEIGHTS, as_half, read_weights, write_weights
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256, write_json
 from fb3.recipe import Recipe, load_recipe
+from fb3.version import __version__
 
 MANIFEST = "manifest.json"
 METADATA = "dataset-metadata.json"  # for the upload; Kaggle's client reads it and leaves it out of the data set
@@ -88,7 +88,7 @@ def write_bundle(
         write_json(metadata, aside / METADATA)
         manifest = {
             "format": FORMAT,
-            "fb3": fb3.__version__,
+            "fb3": __version__,
             "weights": weights,
             "runs": [{"name": m.name, "folds": [read_json(f / FOLD_JSON)["fold"] for f in m.folds]} for m in members],
             "files": {
@@ -155,7 +155,7 @@ def _pack_run(member: Member, out: Path, weights: str) -> None:
 
 
 def _pack_source(out: Path) -> None:
-    source = Path(fb3.__file__).parent
+    source = Path(__file__).parent
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
 
 

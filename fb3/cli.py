@@ -113,9 +113,9 @@ def _fold_numbers(text: str | None) -> list[int] | None:
 
 
 def main() -> None:
-    """The entry point: an `Fb3Error` becomes one line and exit status 1."""
+    """The entry point: what the user can mend becomes one line and exit status 1."""
     try:
         app()
-    except Fb3Error as error:
+    except (Fb3Error, OSError) as error:  # an OSError names its file: no space left, no permission
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -76,6 +76,7 @@ def _lines(title: str, total: int, every_seconds: float) -> Iterator[Advance]:
         if now - last >= every_seconds:
             last = now
             left = (now - start) / done * (total - done) if done else 0.0
-            say(f"{title}: {done}/{total}, about {left / 60:.1f} min left {note}".rstrip())
+            minutes = f"{(now - start) / 60:.1f} min, about {left / 60:.1f} left"
+            say(f"{title}: {done}/{total}, {minutes} {note}".rstrip())
 
     yield advance

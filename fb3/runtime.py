@@ -32,7 +32,7 @@ def input_root() -> Path:
     """
     root = Path(os.environ.get("FB3_INPUT") or KAGGLE_INPUT)
     if not root.is_dir():
-        raise Fb3Error(f"{root}: no such folder; set FB3_INPUT to the folder that holds the bundle and the data")
+        raise Fb3Error(f"{root}: no such folder; give --data DIR, or set FB3_INPUT to the folder that holds the inputs")
     return root
 
 

@@ -38,7 +38,7 @@ def test_none_or_two_name_the_argument_that_decides(tmp_path):
 
 def test_no_input_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("FB3_INPUT", str(tmp_path / "none"))
-    with pytest.raises(Fb3Error, match="set FB3_INPUT"):
+    with pytest.raises(Fb3Error, match="--data DIR, or set FB3_INPUT"):
         find_bundle()
 
 

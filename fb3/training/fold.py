@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-import fb3
 from fb3.checkpoint import ids_hash, save_fold
 from fb3.errors import Fb3Error
 from fb3.essays import steps_per_epoch
@@ -21,6 +20,7 @@ from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
 from fb3.training.session import Session, with_local_backbone
 from fb3.training.tricks import Step, build_tricks
+from fb3.version import __version__
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas")
 
@@ -160,4 +160,4 @@ class _Keeper:
 def versions() -> dict[str, str]:
     """Versions of python, fb3 and the libraries that decide a result."""
     found = {name: importlib.metadata.version(name) for name in _VERSIONS}
-    return {"python": platform.python_version(), "fb3": fb3.__version__, **found}
+    return {"python": platform.python_version(), "fb3": __version__, **found}

@@ -109,6 +109,15 @@ def test_a_holdout_is_one_split(competition, tmp_path):
     assert 8 <= numbers[0] <= 16
 
 
+def test_a_fold_column_of_the_file_decides(competition, tmp_path):
+    table = pd.read_csv(competition / "train.csv", dtype={"text_id": str}).iloc[:18]
+    (tmp_path / "data").mkdir()
+    table.assign(fold=np.arange(18) % 3).to_csv(tmp_path / "data" / "train.csv", index=False)
+    run = train(load_recipe("tiny", TINY), tmp_path / "data", tmp_path / "run", folds=[2])
+    kept = pd.read_csv(run.path / "oof.csv", dtype={"text_id": str})
+    assert set(kept["text_id"]) == set(table["text_id"].iloc[2::3])
+
+
 def test_train_fold_stands_alone(competition, tmp_path):
     recipe = load_recipe("tiny", SMALL)
     essays = read_essays(competition / "train.csv", recipe.data, recipe.task).iloc[:20].reset_index(drop=True)
