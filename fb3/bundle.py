@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fb3.checkpoint import FOLD_JSON, WEIGHTS, as_half, read_weights, write_weights
+from fb3.checkpoint import FOLD_JSON, WEIGHTS, as_half, is_finished, read_weights, write_weights
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256, write_json
+from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.version import __version__
 
@@ -71,12 +72,12 @@ def write_bundle(
         Fb3Error: a run that is none, has no trained fold or damaged weights; runs that predict different columns; an id
             or title that Kaggle refuses; `out` is something else than a bundle.
     """
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
-        raise Fb3Error(f"{out}: is there and is no bundle (no {MANIFEST}); choose another --out")
+    out = Path(out).resolve()
+    if out.exists() and not _may_replace(out):
+        raise Fb3Error(f"{out}: is there and is no bundle; choose another --out")
     members = _read_runs([Path(run) for run in runs])
     metadata = dataset_metadata(id or f"your-name/{_slug(out.name)}", title)
-    aside = out.with_name(f".{out.name}.part")
+    aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         for member in members:
@@ -99,8 +100,9 @@ def write_bundle(
         }
         write_json(manifest, aside / MANIFEST)
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)
         aside.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise Fb3Error(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -108,19 +110,30 @@ def write_bundle(
     return Bundle(out, manifest)
 
 
+def _may_replace(out: Path) -> bool:
+    """Only an empty folder or a bundle of ours, and nothing else that happens to hold a manifest."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return out.is_dir()
+    try:
+        return isinstance(read_bundle(out).manifest.get("files"), dict) and (out / "fb3").is_dir()
+    except Fb3Error:
+        return False
+
+
 def _read_runs(paths: list[Path]) -> list[Member]:
     members: list[Member] = []
     for path in paths:
         if not (path / "recipe.yaml").is_file():
             raise Fb3Error(f"{path}: no run folder (no recipe.yaml); give the --out of `fb3 train`")
-        folds = sorted(
-            (p.parent for p in path.glob(f"fold*/{FOLD_JSON}")), key=lambda f: read_json(f / FOLD_JSON)["fold"]
-        )
+        started = [p.parent for p in path.glob(f"fold*/{FOLD_JSON}")]
+        folds = sorted(filter(is_finished, started), key=lambda fold: read_json(fold / FOLD_JSON)["fold"])
         if not folds:
-            raise Fb3Error(f"{path}: no trained fold in it; run `fb3 train` first")
-        taken = [member.name for member in members]
-        same = sum(name == path.resolve().name or name.rpartition("-")[0] == path.resolve().name for name in taken)
-        name = f"{path.resolve().name}-{same + 1}" if same else path.resolve().name
+            raise Fb3Error(f"{path}: no fold in it was trained to its end; run `fb3 train` first")
+        if len(folds) < len(started):
+            say(f"{path}: left out {sorted(f.name for f in set(started) - set(folds))}, not trained to their end")
+        name, taken = path.resolve().name, {member.name for member in members}
+        while name in taken:
+            name = _next_name(name, path.resolve().name)
         members.append(Member(name, path, load_recipe(path / "recipe.yaml"), folds))
     for member in members[1:]:
         for key in ("id_column", "text_column", "target_columns"):
@@ -130,6 +143,11 @@ def _read_runs(paths: list[Path]) -> list[Member]:
                     f"{member.path}: data.{key} is {other}, in {members[0].path} it is {first}; pack them apart"
                 )
     return members
+
+
+def _next_name(name: str, first: str) -> str:
+    """run, run-2, run-3, …"""
+    return f"{first}-{int(name.removeprefix(first + '-') if name != first else 1) + 1}"
 
 
 def _pack_run(member: Member, out: Path, weights: str) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.files import replacing, sha256, write_json
+from fb3.files import read_json, replacing, sha256, write_json
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe
 
@@ -41,10 +41,32 @@ def save_fold(folder: Path, scorer: Scorer, info: Mapping[str, Any]) -> None:
     write_json({**info, "sha256": sha256(folder / WEIGHTS)}, folder / FOLD_JSON)
 
 
+def mark_finished(folder: Path) -> None:
+    """Says in fold.json that the fold was trained to its end, and not only to its last evaluation."""
+    write_json({**read_json(folder / FOLD_JSON), "finished": True}, folder / FOLD_JSON)
+
+
+def is_finished(folder: Path) -> bool:
+    """True for a fold folder that was trained to its end."""
+    if not (folder / FOLD_JSON).is_file():
+        return False
+    info = read_json(folder / FOLD_JSON)
+    if not isinstance(info, dict) or not isinstance(info.get("fold"), int):
+        raise Fb3Error(f"{folder / FOLD_JSON}: not a fold's description; train this fold again")
+    return info.get("finished") is True
+
+
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file."""
+    """Writes a safetensors file.
+
+    Raises:
+        Fb3Error: the place cannot be written, or is full.
+    """
     with replacing(path) as aside:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"format": "pt"})
+        try:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise Fb3Error(f"{path}: cannot be written ({error})") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

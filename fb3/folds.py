@@ -56,7 +56,10 @@ def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
 
 def _as_classes(targets: np.ndarray) -> np.ndarray:
     """Each distinct score of each column as one binary label: the stratifier balances labels, (N, K) -> (N, sum)."""
-    return np.concatenate([(column[:, None] == np.unique(column)).astype(int) for column in targets.T], axis=1)
+    labels = [(column[:, None] == np.unique(column)).astype(int) for column in targets.T]
+    if len(labels) == 1 and labels[0].shape[1] == 1:  # a single score: the stratifier wants two labels at least
+        labels.append(np.zeros((len(targets), 1), int))
+    return np.concatenate(labels, axis=1)
 
 
 def splits_from_numbers(numbers: np.ndarray) -> list[FoldSplit]:

@@ -37,8 +37,8 @@ def infer(
         bundle: the folder that `write_bundle` made.
         data: the folder with test.csv and sample_submission.csv; none: found among the mounted inputs.
         out: the CSV to write.
-        test: predict this file instead of data/test.csv. Where its ids are not those of the sample submission, the
-            rows keep this file's order.
+        test: predict this file instead of data/test.csv. Where none of its ids is in the sample submission, the rows
+            keep this file's order.
 
     Returns:
         What was written: the id column, then one column a target.
@@ -47,6 +47,8 @@ def infer(
         Fb3Error: a damaged bundle, bad essays, ids that do not match; nothing is written then.
     """
     start = time.monotonic()
+    if Path(out).is_dir():
+        raise Fb3Error(f"{out}: is a folder; give a file with --out")
     packed = verify_bundle(bundle)
     members = packed.members()
     recipe = members[0].recipe
@@ -79,7 +81,7 @@ def _sample(
     path = Path(data) / COMPETITION_MARKER
     sample = read_table(path, columns)
     check_ids(sample[recipe.data.id_column], path)
-    if own_order and set(sample[recipe.data.id_column]) != set(essays[recipe.data.id_column]):
+    if own_order and not set(sample[recipe.data.id_column]) & set(essays[recipe.data.id_column]):
         say(f"{source}: other ids than {path.name}; the rows keep the order of {source.name}")
         return plain[sample.columns] if set(sample.columns) == set(columns) else plain
     return sample
@@ -107,7 +109,11 @@ def _predict_fold(member: Member, fold: Path, encoded: Encoded, ids: np.ndarray,
         Fb3Error: fp32 gives no number either.
     """
     name = f"{member.name}/{fold.name}"
-    first = pick_precision(member.recipe.predict.precision, device)
+    wish = member.recipe.predict.precision
+    if wish == "fp16" and device.type == "cpu":
+        say(f"{name}: predict.precision=fp16 is for GPUs; taking what is fast on this CPU")
+        wish = "auto"
+    first = pick_precision(wish, device, "predict.precision")
     for precision in dict.fromkeys([first, "fp32"]):
         predictions = _predict_once(member, fold, encoded, ids, device, precision, name)
         bad = ~np.isfinite(predictions.values).all(1)

@@ -100,11 +100,17 @@ def pick_device(name: str | None = None) -> "torch.device":
 def _accelerators() -> dict[str, bool]:
     import torch
 
-    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    rank = os.environ.get("LOCAL_RANK")  # set where several processes were launched, each with its own GPU
+    return {f"cuda:{rank}" if rank else "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
 
 
-def pick_precision(wish: str, device: "torch.device") -> Precision:
+def pick_precision(wish: str, device: "torch.device", key: str = "train.precision") -> Precision:
     """`auto` made definite: bf16 where the chip has it in hardware, fp16 on older GPUs, else fp32.
+
+    Args:
+        wish: fp32, fp16, bf16 or auto.
+        device: where it is to run.
+        key: of the recipe, named in the error.
 
     Raises:
         Fb3Error: fp16 on a CPU, where it is hundreds of times slower than fp32.
@@ -113,7 +119,7 @@ def pick_precision(wish: str, device: "torch.device") -> Precision:
 
     if wish != "auto":
         if wish == "fp16" and device.type == "cpu":
-            raise Fb3Error("train.precision=fp16: not on a CPU; use auto, bf16 or fp32")
+            raise Fb3Error(f"{key}=fp16: not on a CPU; use auto, bf16 or fp32")
         return wish
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"

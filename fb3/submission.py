@@ -44,8 +44,8 @@ def check_values(submission: pd.DataFrame, minimum: float, maximum: float) -> No
         raise Fb3Error("the submission has no row")
     if (twice := submission[identifier][submission[identifier].duplicated()]).size:
         raise Fb3Error(f"the submission has duplicate ids: {twice.head(5).tolist()}")
-    values = submission.iloc[:, 1:].to_numpy(np.float64)
-    bad = ~np.isfinite(values) | (values < minimum) | (values > maximum)
+    values = submission.iloc[:, 1:].to_numpy(np.float32)  # as predicted: the bounds must be rounded alike
+    bad = ~np.isfinite(values) | (values < np.float32(minimum)) | (values > np.float32(maximum))
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise Fb3Error(

@@ -83,13 +83,33 @@ def test_several_runs_get_equal_weights_and_a_run_may_lack_folds(run, bundle, co
     np.testing.assert_allclose(infer(packed.path, competition, tmp_path / "s.csv").iloc[:, 1:], expected, atol=1e-5)
 
 
+def test_an_unfinished_fold_is_left_out_loudly(run, tmp_path, capsys):
+    stopped = copied(run, tmp_path / "stopped")
+    info = json.loads((stopped / "fold1" / "fold.json").read_text())
+    (stopped / "fold1" / "fold.json").write_text(json.dumps({k: v for k, v in info.items() if k != "finished"}))
+    packed = write_bundle([stopped], tmp_path / "out")
+    assert packed.manifest["runs"] == [{"name": "stopped", "folds": [0]}]
+    assert "left out ['fold1']" in capsys.readouterr().err
+    (stopped / "fold1" / "fold.json").write_text("{}")
+    with pytest.raises(Fb3Error, match=r"fold1/fold\.json: not a fold's description"):
+        write_bundle([stopped], tmp_path / "out")
+
+
+def test_runs_of_one_name_are_numbered(run, tmp_path):
+    names = ("a/run", "b/run-2", "c/run", "d/run")
+    packed = write_bundle([copied(run, tmp_path / name) for name in names], tmp_path / "out")
+    assert [member["name"] for member in packed.manifest["runs"]] == ["run", "run-2", "run-3", "run-4"]
+    again = write_bundle([tmp_path / name for name in ("b/run-2", "a/run", "c/run")], tmp_path / "out")
+    assert [member["name"] for member in again.manifest["runs"]] == ["run-2", "run", "run-3"]
+
+
 def test_what_cannot_be_packed_is_refused(run, tmp_path, competition):
     with pytest.raises(Fb3Error, match="no run folder"):
         write_bundle([tmp_path], tmp_path / "out")
     empty = copied(run, tmp_path / "empty")
     for fold in (0, 1):
         (empty / f"fold{fold}" / "fold.json").unlink()
-    with pytest.raises(Fb3Error, match="no trained fold"):
+    with pytest.raises(Fb3Error, match="no fold in it was trained to its end"):
         write_bundle([empty], tmp_path / "out")
     swapped = copied(run, tmp_path / "swapped")
     (swapped / "fold0" / "model.safetensors").write_bytes((run / "fold1" / "model.safetensors").read_bytes())
@@ -109,6 +129,10 @@ def test_an_older_bundle_is_replaced_and_anything_else_is_not(run, tmp_path):
     (out / "left-over").write_text("")
     write_bundle([run], out)
     assert not (out / "left-over").exists()
+    (tmp_path / "extension").mkdir()
+    (tmp_path / "extension" / "manifest.json").write_text('{"name": "my browser extension"}')
+    with pytest.raises(Fb3Error, match="no bundle"):
+        write_bundle([run], tmp_path / "extension")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("")
     with pytest.raises(Fb3Error, match="no bundle"):

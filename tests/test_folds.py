@@ -60,6 +60,12 @@ def test_more_folds_than_essays(essays):
         make_folds(essays.iloc[:2], recipe("folds.holdout=0.01"))
 
 
+def test_a_column_of_one_score_can_be_split(essays):
+    flat = essays.assign(syntax=3.0)
+    splits = make_folds(flat, recipe("data.target_columns=[syntax]"))
+    assert sorted(np.concatenate([split.valid_rows for split in splits])) == list(range(200))
+
+
 def test_saved_folds_are_matched_by_id(essays, tmp_path):
     for overrides in ([], ["folds.holdout=0.3"]):
         splits = make_folds(essays, recipe(*overrides))

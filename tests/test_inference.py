@@ -98,6 +98,13 @@ def test_another_file_keeps_its_own_order(bundle, competition, tmp_path, capsys)
     assert "keep the order of train.csv" in capsys.readouterr().err
 
 
+def test_another_file_with_only_some_of_the_ids_is_refused(bundle, competition, tmp_path):
+    part = pd.read_csv(competition / "test.csv", dtype=str).iloc[:5]
+    part.to_csv(tmp_path / "part.csv", index=False)
+    with pytest.raises(Fb3Error, match="15 only in sample"):
+        infer(bundle, competition, tmp_path / "s.csv", test=tmp_path / "part.csv")
+
+
 def test_missing_files_are_named(bundle, tmp_path, competition):
     with pytest.raises(Fb3Error, match=r"test\.csv: no such file"):
         infer(bundle, tmp_path, tmp_path / "s.csv")
@@ -111,6 +118,8 @@ def test_a_place_that_cannot_be_written(bundle, competition, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Fb3Error, match="cannot be written"):
         infer(bundle, competition, tmp_path / "file" / "s.csv")
+    with pytest.raises(Fb3Error, match="is a folder"):
+        infer(bundle, competition, tmp_path)
 
 
 BLOCKED = """

@@ -85,18 +85,27 @@ def test_a_recipe_is_frozen():
         ("task={minimum: 5, maximum: 1}", "below"),
         ("data.target_columns=[a, a]", "must differ"),
         ("data.target_columns=[]", "at least 1"),
+        ("data.target_columns=[a, true_a]", "true_a"),
+        ("train.seed=-1", "greater than or equal to 0"),
+        ("task.loss=rmse", None),
     ],
 )
 def test_a_wrong_override_is_refused_by_name(override, words):
+    more = [] if words else ["train.accumulation=2"]
     with pytest.raises(Fb3Error) as error:
-        load_recipe("tiny", [override])
-    assert words in str(error.value)
+        load_recipe("tiny", [override, *more])
+    assert (words or "roots of parts do not add up") in str(error.value)
 
 
 @pytest.mark.parametrize("clash", ["train.accumulation=2", "model.freeze_embeddings=true"])
 def test_fgm_is_refused_where_it_would_do_harm_or_nothing(clash):
     with pytest.raises(Fb3Error, match="fgm"):
         load_recipe("deberta-v3-base-fgm", [clash])
+
+
+def test_overrides_are_checked_together():
+    assert load_recipe("tiny", ["task.minimum=6", "task.maximum=10"]).task.minimum == 6
+    assert load_recipe("deberta-v3-base-fgm", ["train.accumulation=2", "tricks=[]"]).tricks == ()
 
 
 def test_overrides_merge_groups_and_replace_other_kinds():
@@ -112,7 +121,13 @@ def test_overrides_merge_groups_and_replace_other_kinds():
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("- 1", "mapping of groups"), ("a: [", "not YAML"), ("modl: {}", "did you mean 'model'"), ("", None)],
+    [
+        ("- 1", "mapping of groups"),
+        ("a: [", "not YAML"),
+        ("modl: {}", "did you mean 'model'"),
+        ("", None),
+        ("a: {b: 1}\na: {c: 2}", "twice"),
+    ],
 )
 def test_a_recipe_file_is_checked(tmp_path, content, words):
     path = tmp_path / "r.yaml"

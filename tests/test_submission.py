@@ -35,6 +35,11 @@ def test_a_bad_submission_is_refused(column, value, words):
         check_values(bad, 1, 5)
 
 
+def test_bounds_that_float32_rounds_are_met_by_clipped_values():
+    clipped = SAMPLE.assign(a=np.float32(0.3), b=np.float32(0.3))
+    check_values(clipped, 0.0, 0.3)
+
+
 def test_an_empty_submission_is_refused():
     with pytest.raises(Fb3Error, match="no row"):
         check_values(SAMPLE.iloc[:0], 1, 5)

@@ -9,6 +9,7 @@ from fb3.errors import Fb3Error
 from fb3.models.encoder import (
     empty_encoder,
     layer_stack,
+    longest_input,
     operate,
     pretrained_encoder,
     random_encoder,
@@ -39,6 +40,9 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
         encoder = pretrained_encoder(recipe.model, folder)
     else:
         encoder = random_encoder(folder) if init == "config" else empty_encoder(folder)
+    limit = longest_input(encoder)
+    if limit is not None and recipe.data.max_length > limit:
+        raise Fb3Error(f"data.max_length={recipe.data.max_length}: the encoder has positions for {limit} tokens only")
     operate(encoder, recipe.model)
     hidden = encoder.config.hidden_size
     depth = getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder)))

@@ -100,6 +100,11 @@ def export_encoder(settings: ModelGroup, out: Path) -> None:
     for name in _ATTENTION_DROPOUT:
         if isinstance(getattr(config, name, None), float):
             setattr(config, name, settings.attention_dropout)
+    if config.model_type == "big_bird":
+        # Its sparse attention gives way to full attention for good at the first short batch, so that a prediction
+        # would depend on the batches before it.
+        config.attention_type = "original_full"
+    out.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(out)
     tokenizer.save_pretrained(out)
     if not (out / "tokenizer.json").is_file():
@@ -195,10 +200,21 @@ def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
     if not layers:
         raise Fb3Error(f"{type(encoder).__name__}: its layers are not known; set optimizer.layer_decay=1.0")
     depth = {id(p): number for number, layer in enumerate(layers, 1) for p in layer.parameters()}
+    depth |= {id(p): 0 for p in encoder.get_input_embeddings().parameters()}
+    below = ("embed", "mask_emb", "relative_attention_bias")
     return {
-        name: depth.get(id(p), 0 if "embed" in name or "mask_emb" in name else len(layers))
+        name: depth.get(id(p), 0 if any(word in name for word in below) else len(layers))
         for name, p in encoder.named_parameters()
     }, len(layers)
+
+
+def longest_input(encoder: nn.Module) -> int | None:
+    """Tokens for which the encoder has absolute positions; none where positions are relative only."""
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            return module.num_embeddings - skipped
+    return None
 
 
 def operate(encoder: nn.Module, settings: ModelGroup) -> None:

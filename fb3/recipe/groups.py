@@ -22,6 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 # --- model ---
 
@@ -148,6 +149,8 @@ class DataGroup(Group):
         names = [self.id_column, self.text_column, *self.target_columns]
         if len(set(names)) < len(names):
             raise ValueError(f"id_column, text_column and target_columns must differ, got {names}")
+        if reserved := [n for n in names if n == "fold" or n.startswith("true_")]:
+            raise ValueError(f"{reserved}: these names belong to oof.csv; rename the columns")
         return self
 
 
@@ -156,7 +159,7 @@ class FoldsGroup(Group):
 
     count: Annotated[int, Field(ge=2)] = 4
     """Number of folds. A `fold` column in train.csv is honoured instead."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the split."""
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the essays held out in one single split, instead of folds."""
@@ -174,7 +177,7 @@ class TrainGroup(Group):
     """Essays a batch, over all processes together."""
     accumulation: Count = 1
     """Batches whose gradients are added up before one optimizer step."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the weights, the dropout and the order of batches; fold f uses seed + f."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Mixed precision; auto: bf16 where the chip really does it, fp16 on older GPUs, else fp32."""

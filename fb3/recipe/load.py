@@ -55,19 +55,35 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise AssertionError("builtin_text raises for an unknown name")
     settings = _parse(text, name)
     recipe = Recipe.from_mapping({} if settings is None else settings, name)
-    for override in overrides:
-        recipe = _with_override(recipe, override)
-    return recipe
+    overrides = list(overrides)
+    if not overrides:
+        return recipe
+    merged = recipe.model_dump(mode="json")
+    for override in overrides:  # checked together at the end: two may be right only side by side
+        merged = _merged(merged, _override(override))
+    return Recipe.from_mapping(merged, "overrides " + " ".join(overrides))
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which refuses a key that stands twice instead of dropping the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (place, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", place.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _parse(text: str, name: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise Fb3Error(f"{name}: not YAML: {' '.join(str(error).split())}") from None
 
 
-def _with_override(recipe: Recipe, override: str) -> Recipe:
+def _override(override: str) -> dict:
+    """`a.b=value` as nested settings; refuses a key that no group has."""
     source = f"override {override!r}"
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -80,7 +96,7 @@ def _with_override(recipe: Recipe, override: str) -> Recipe:
     settings = _parse(value, source)
     for part in reversed(path):
         settings = {part: settings}
-    return Recipe.from_mapping(_merged(recipe.model_dump(mode="json"), settings), source)
+    return settings
 
 
 def _merged(base: dict, over: dict) -> dict:

@@ -55,6 +55,12 @@ class Recipe(Group):
             )
         return self
 
+    @model_validator(mode="after")
+    def _loss_adds_up(self) -> "Recipe":
+        if self.task.loss == "rmse" and self.train.accumulation > 1:
+            raise ValueError("task.loss=rmse: roots of parts do not add up; set train.accumulation=1 or take mse")
+        return self
+
     @classmethod
     def from_mapping(cls, settings: Any, source: str) -> "Recipe":
         """Validates nested settings.

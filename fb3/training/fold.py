@@ -59,15 +59,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         evaluate=keeper.evaluate,
         log=session.log,
     )
-    session.log.event(
-        "fold",
-        f"fold {split.fold}: {len(split.train_rows)} essays to train on, {len(split.valid_rows)} to validate, "
-        f"{steps} steps, {accelerator.device.type} {session.precision}",
-        fold=split.fold,
-        train=len(split.train_rows),
-        valid=len(split.valid_rows),
-        steps=steps,
-    )
+    device = f"{accelerator.device.type} {session.precision}"
+    session.log.fold(split.fold, len(split.train_rows), len(split.valid_rows), steps, device)
     loop.run(split.fold, split.train_rows, steps, seed)
     accelerator.free_memory()
     if keeper.best is None:

@@ -23,6 +23,19 @@ class RunLog:
         self._path = path
         self._main = main
         self._track = track
+        self._offset, self._steps = 0, 0
+
+    def fold(self, fold: int, train: int, valid: int, steps: int, device: str) -> None:
+        """The start of a fold. Trackers want steps that never fall, so each fold counts on from the one before."""
+        self._offset, self._steps = self._offset + self._steps, steps
+        self.event(
+            "fold",
+            f"fold {fold}: {train} essays to train on, {valid} to validate, {steps} steps, {device}",
+            fold=fold,
+            train=train,
+            valid=valid,
+            steps=steps,
+        )
 
     def event(self, kind: str, line: str = "", **fields: Any) -> None:
         """One JSON line; `line` goes to the screen."""
@@ -41,7 +54,7 @@ class RunLog:
         self.event("step", **fields)
         names = ("loss", "mean_loss", "gradient_norm", "rate", "head_rate")
         prefix = f"fold{fields['fold']}"
-        self._track({f"{prefix}/{name}": fields[name] for name in names}, int(fields["step"]))
+        self._track({f"{prefix}/{name}": fields[name] for name in names}, self._offset + int(fields["step"]))
 
     def evaluation(self, fold: int, epoch: int, step: int, score: Any, best: bool, elapsed: float) -> None:
         """A validation: loss, score, columns."""
@@ -59,9 +72,11 @@ class RunLog:
             best=best,
             elapsed=round(elapsed, 1),
         )
-        self._track({f"fold{fold}/valid_loss": score.loss, f"fold{fold}/score": score.overall}, step)
+        self._track({f"fold{fold}/valid_loss": score.loss, f"fold{fold}/score": score.overall}, self._offset + step)
 
 
 def finite_or_none(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {name: finite_or_none(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

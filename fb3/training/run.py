@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fb3.checkpoint import FOLD_JSON
+from fb3.checkpoint import FOLD_JSON, is_finished, mark_finished
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays
 from fb3.files import read_json, sha256, write_csv, write_json, write_text
@@ -21,9 +21,11 @@ from fb3.prediction import Predictions
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.training.fold import run_fold, versions
-from fb3.training.session import Session, open_session
+from fb3.training.session import Session, close_session, open_accelerator, open_session
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
+# What a run folder holds before its first evaluation: a start that failed there may be started over.
+_HEAD = {"encoder", "scratch", "recipe.yaml", "folds.csv", "environment.json", "log.jsonl", "fb3"}
 DEBUG = ("data.sample=100", "folds.count=2", "train.epochs=2")
 
 
@@ -61,22 +63,24 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe = _debug(recipe) if debug else recipe
     data, out = Path(data), Path(out)
+    accelerator, precision = open_accelerator(recipe, out)
     essays = _sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
-    splits = _splits(recipe, essays, out)
+    splits = _splits(recipe, essays, data, out)
     if debug:
         splits = splits[:2]
     chosen = _chosen(splits, folds, out)
-    session = open_session(recipe, essays, out)
-    if session.accelerator.is_main_process:
+    accelerator.wait_for_everyone()  # until every process has looked at the folder, none may write to it
+    session = open_session(recipe, essays, out, accelerator, precision)
+    if accelerator.is_main_process:
         _write_head(session, data, splits)
     for split in chosen:
         predictions = run_fold(session, split)
-        if session.accelerator.is_main_process:
+        if accelerator.is_main_process:
             _add_out_of_fold(session, split, predictions)
-        session.accelerator.wait_for_everyone()
-    finished = _finish(session)
-    session.accelerator.end_training()
-    return finished
+            mark_finished(out / f"fold{split.fold}")
+        accelerator.wait_for_everyone()
+    close_session(session)
+    return _finish(session)
 
 
 def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str | Path) -> Predictions:
@@ -86,11 +90,11 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
         recipe: what to train.
         essays: all essays with scores, as `read_essays` returns them.
         split: one of `make_folds(essays, recipe)`.
-        out: the run folder; it gets encoder/ and fold<n>/.
+        out: gets encoder/ and fold<n>/; `train` writes the rest that a bundle needs.
     """
-    session = open_session(recipe, essays, Path(out))
+    session = open_session(recipe, essays, Path(out), *open_accelerator(recipe, Path(out)))
     predictions = run_fold(session, split)
-    session.accelerator.end_training()
+    close_session(session)
     return predictions
 
 
@@ -112,17 +116,24 @@ def _sampled(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     return essays.iloc[np.sort(rows)].reset_index(drop=True)
 
 
-def _splits(recipe: Recipe, essays: pd.DataFrame, out: Path) -> list[FoldSplit]:
-    """The splits of a run folder that is there already, else new ones."""
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / "recipe.yaml").is_file():
-            raise Fb3Error(f"{out}: not empty and no run folder (no recipe.yaml); choose another --out")
-        saved = load_recipe(out / "recipe.yaml")
-        if saved != recipe:
-            differ = [name for name in type(recipe).model_fields if getattr(saved, name) != getattr(recipe, name)]
-            raise Fb3Error(f"{out}: holds a run of another recipe (they differ in {differ}); choose another --out")
-        return read_folds(out / "folds.csv", essays, recipe.data.id_column)
-    return make_folds(essays, recipe)
+def _splits(recipe: Recipe, essays: pd.DataFrame, data: Path, out: Path) -> list[FoldSplit]:
+    """The splits of a run folder that has a fold already, else new ones.
+
+    Raises:
+        Fb3Error: the folder holds something else, or a run of another recipe or other data.
+    """
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not any(out.glob(f"fold*/{FOLD_JSON}")):
+        if foreign := sorted(there - _HEAD):
+            raise Fb3Error(f"{out}: not empty and no run folder (it holds {foreign[:3]}); choose another --out")
+        return make_folds(essays, recipe)
+    saved = load_recipe(out / "recipe.yaml")
+    if saved != recipe:
+        differ = [name for name in type(recipe).model_fields if getattr(saved, name) != getattr(recipe, name)]
+        raise Fb3Error(f"{out}: holds a run of another recipe (they differ in {differ}); choose another --out")
+    if read_json(out / "environment.json").get("train_sha256") != sha256(data / "train.csv"):
+        raise Fb3Error(f"{out}: its folds were trained on another train.csv than {data}'s; choose another --out")
+    return read_folds(out / "folds.csv", essays, recipe.data.id_column)
 
 
 def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path) -> list[FoldSplit]:
@@ -130,9 +141,9 @@ def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path) -> 
     wanted = list(known) if folds is None else list(dict.fromkeys(folds))
     if unknown := [fold for fold in wanted if fold not in known]:
         raise Fb3Error(f"--folds: no fold {unknown}; there are {list(known)}")
-    done = [fold for fold in wanted if (out / f"fold{fold}" / FOLD_JSON).is_file()]
+    done = [fold for fold in wanted if is_finished(out / f"fold{fold}")]
     if done:
-        left = [fold for fold in known if not (out / f"fold{fold}" / FOLD_JSON).is_file()]
+        left = [fold for fold in known if not is_finished(out / f"fold{fold}")]
         mend = f"give --folds {','.join(map(str, left))}" if left else "choose another --out"
         raise Fb3Error(f"{out}: folds {done} are trained already; {mend}")
     return [known[fold] for fold in wanted]
@@ -167,7 +178,8 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
     table.insert(0, identifier, predictions.ids)
     table.insert(1, "fold", split.fold)
     if path.is_file():
-        table = pd.concat([pd.read_csv(path, dtype={identifier: str}, keep_default_na=False), table])
+        others = pd.read_csv(path, dtype={identifier: str}, keep_default_na=False).query("fold != @split.fold")
+        table = pd.concat([others, table])
     write_csv(table.sort_values(["fold", identifier]), path)
     write_json(scores_of(session.out, recipe), session.out / "scores.json")
 
@@ -191,7 +203,6 @@ def scores_of(run: Path, recipe: Recipe) -> dict:
 
 
 def _finish(session: Session) -> Run:
-    session.accelerator.wait_for_everyone()
     scores = read_json(session.out / "scores.json")
     folds = sorted(int(n) for n in scores["folds"])
     kind = "CV" if scores["complete"] else f"out-of-fold score of folds {folds}"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 
+from fb3.errors import Fb3Error
 from fb3.essays import Encoded, tokenise
 from fb3.models import load_tokenizer
 from fb3.models.encoder import export_encoder
@@ -36,15 +37,42 @@ class Session:
     log: RunLog
 
 
-def open_session(recipe: Recipe, essays: pd.DataFrame, out: Path) -> Session:
-    """Finds the device, writes the encoder folder and tokenises the essays."""
+def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]:
+    """Device, processes and precision; before anything is written, so that processes can wait for each other.
+
+    Raises:
+        Fb3Error: a device or a precision that does not work here, or a loss that several processes cannot share.
+    """
     transformers.utils.logging.disable_progress_bar()  # ours are enough
     device = pick_device()
     precision = pick_precision(recipe.train.precision, device)
-    accelerator = _accelerator(recipe, device, precision, out)
+    AcceleratorState._reset_state()  # it would keep the precision of an earlier run in this process
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device.type == "cpu",
+        # Some encoders have parameters that a plain forward leaves out (XLNet's mask, Longformer's global attention).
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        log_with=_available(recipe.train.trackers),
+        project_dir=out,
+    )
+    if device.index is not None and accelerator.device != device:
+        raise Fb3Error(f"FB3_DEVICE={device}: training takes the first visible GPU; use CUDA_VISIBLE_DEVICES instead")
+    if recipe.task.loss == "rmse" and accelerator.num_processes > 1:
+        raise Fb3Error("task.loss=rmse: roots of parts do not add up; use one process, or take mse")
+    return accelerator, precision
+
+
+def open_session(
+    recipe: Recipe, essays: pd.DataFrame, out: Path, accelerator: Accelerator, precision: Precision
+) -> Session:
+    """Writes the encoder folder, opens the trackers and tokenises the essays."""
     if accelerator.is_main_process:
         _write_encoder(recipe, essays[recipe.data.text_column], out)
     accelerator.wait_for_everyone()
+    if recipe.train.trackers:
+        if "wandb" in recipe.train.trackers:
+            _prepare_wandb()
+        accelerator.init_trackers("fb3", config={"recipe": recipe.to_yaml()})
     tokenizer, pad = load_tokenizer(out / "encoder")
     return Session(
         recipe=recipe,
@@ -59,21 +87,23 @@ def open_session(recipe: Recipe, essays: pd.DataFrame, out: Path) -> Session:
     )
 
 
-def _accelerator(recipe: Recipe, device: torch.device, precision: Precision, out: Path) -> Accelerator:
-    AcceleratorState._reset_state()  # it would keep the precision of an earlier run in this process
-    if "wandb" in recipe.train.trackers:
-        _prepare_wandb()
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device.type == "cpu",
-        # Some encoders have parameters that a plain forward leaves out (XLNet's mask, Longformer's global attention).
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        log_with=list(recipe.train.trackers) or None,
-        project_dir=out,
-    )
-    if recipe.train.trackers:
-        accelerator.init_trackers("fb3", config={"recipe": recipe.to_yaml()})
-    return accelerator
+def close_session(session: Session) -> None:
+    """Finishes the trackers. The process group stays: another run in this process may want it."""
+    session.accelerator.wait_for_everyone()
+    for tracker in session.accelerator.trackers:
+        tracker.finish()
+
+
+def _available(trackers: tuple[str, ...]) -> list[str] | None:
+    """The recipe's experiment trackers.
+
+    Raises:
+        Fb3Error: one whose package is not installed, which accelerate would pass over.
+    """
+    there = {tracker.value for tracker in get_available_trackers()}
+    if missing := [name for name in trackers if name not in there]:
+        raise Fb3Error(f"train.trackers: {missing} not installed; pip install {' '.join(missing)}")
+    return list(trackers) or None
 
 
 def _prepare_wandb() -> None:
@@ -86,7 +116,6 @@ def _prepare_wandb() -> None:
 def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
         build_backbone(recipe.model.scratch, texts, out / "scratch", recipe.train.seed)
-    (out / "encoder").mkdir(parents=True, exist_ok=True)
     export_encoder(with_local_backbone(recipe, out).model, out / "encoder")
 
 

@@ -12,16 +12,16 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from fb3.bundle import write_bundle
 from fb3.checkpoint import load_fold
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays
-from fb3.folds import make_folds
+from fb3.essays import read_essays, tokenise
 from fb3.inference import infer
-from fb3.models import build_scorer
-from fb3.models.encoder import check_backbone, export_encoder, layer_stack
+from fb3.models import build_scorer, load_tokenizer
+from fb3.models.encoder import check_backbone, depth_of_parameters, export_encoder, layer_stack
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.prediction import predict
 from fb3.recipe import load_recipe
+from fb3.tasks import build_task
+from fb3.training.optim import build_optimizer
 from fb3.training.run import train
-from fb3.training.session import open_session
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 POSITIONS = {"max_position_embeddings": 80}
@@ -105,9 +105,12 @@ def test_a_step_changes_the_weights_and_padding_changes_nothing(family, backbone
     alone = scorer({"input_ids": ids[1:, :13], "attention_mask": mask[1:, :13]}).scores
     if family != "funnel":  # it halves the length by pooling neighbours, where the last token meets the first padding
         torch.testing.assert_close(both[1:], alone, atol=1e-4, rtol=1e-4)
+    before = [p.detach().clone() for p in layer_stack(scorer.encoder)[0].parameters()]
+    optimizer = build_optimizer(scorer, recipe.optimizer, scaled=False)
     both.square().sum().backward()
-    with_gradient = [p for p in layer_stack(scorer.encoder)[0].parameters() if p.grad is not None and p.grad.any()]
-    assert with_gradient
+    optimizer.step()
+    after = layer_stack(scorer.encoder)[0].parameters()
+    assert any(not torch.equal(one, two) for one, two in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["weighted_layer", "concat_layers", "pooler", "cls", "max", "min", "attention"])
@@ -116,11 +119,61 @@ def test_poolings_on_a_real_encoder(kind, backbone, competition, tmp_path):
     recipe = recipe_for(backbone("bert"), f"model.pooling={{kind: {kind}{layers}}}")
     run = train(recipe, competition, tmp_path / "run", folds=[0])
     scorer = load_fold(recipe, run.path / "encoder", run.path / "fold0")
-    essays = read_essays(competition / "train.csv", recipe.data, recipe.task)
-    split = make_folds(essays, recipe)[0]
-    session = open_session(recipe, essays, run.path)
-    values = predict(scorer, session.task, session.encoded, essays["text_id"].to_numpy(), rows=split.valid_rows).values
-    assert np.isfinite(values).all()
+    kept = pd.read_csv(run.path / "oof.csv", dtype={"text_id": str})
+    essays = read_essays(competition / "train.csv", recipe.data).set_index("text_id").loc[kept["text_id"]]
+    encoded = tokenise(essays["full_text"].tolist(), *load_tokenizer(run.path / "encoder"), recipe.data)
+    values = predict(scorer, build_task(recipe), encoded, kept["text_id"].to_numpy()).values
+    np.testing.assert_allclose(values, kept[list(recipe.data.target_columns)], atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_embeddings_are_the_lowest_depth_and_the_layers_rise(family, backbone, tmp_path):
+    recipe = recipe_for(backbone(family))
+    export_encoder(recipe.model, tmp_path / "encoder")
+    encoder = build_scorer(recipe, tmp_path / "encoder", init="config").encoder
+    depths, top = depth_of_parameters(encoder)
+    assert set(depths.values()) == set(range(top + 1))
+    word = {id(p) for p in encoder.get_input_embeddings().parameters()}
+    assert {depths[name] for name, p in encoder.named_parameters() if id(p) in word} == {0}
+    for number, layer in enumerate(layer_stack(encoder), 1):
+        inside = {id(p) for p in layer.parameters()}
+        assert {depths[name] for name, p in encoder.named_parameters() if id(p) in inside} == {number}
+
+
+def test_more_tokens_than_positions_are_refused_before_training(backbone, competition, tmp_path):
+    for family in ("bert", "roberta"):
+        recipe = recipe_for(backbone(family), "data.max_length=80")
+        if family == "bert":
+            export_encoder(recipe.model, tmp_path / family)
+            build_scorer(recipe, tmp_path / family, init="empty")
+            recipe = recipe_for(backbone(family), "data.max_length=81")
+        with pytest.raises(Fb3Error, match=r"data\.max_length=8.: the encoder has positions for (80|79) tokens only"):
+            train(recipe, competition, tmp_path / f"{family}-run")
+
+
+def test_a_deberta_folder_with_a_sentencepiece_model_alone(tmp_path, texts):
+    import sentencepiece
+
+    folder = tmp_path / "spm"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(folder / "spm"),
+        vocab_size=90,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "pad_piece": "[PAD]", "bos_piece": "[CLS]"},
+        **{"eos_piece": "[SEP]", "unk_piece": "[UNK]", "user_defined_symbols": ["[MASK]"]},
+    )
+    AutoModel.from_config(
+        AutoConfig.for_model("deberta-v2", **FAMILIES["deberta-v3"], vocab_size=210, architectures=[])
+    ).save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    export_encoder(recipe_for(folder).model, tmp_path / "encoder")
+    tokenizer, pad = load_tokenizer(tmp_path / "encoder")
+    assert pad == 0
+    assert tokenizer.encode(texts[0]).tokens[0] == "[CLS]"
+    assert "[UNK]" not in tokenizer.encode(texts[0].replace("\n", " ")).tokens
 
 
 def test_what_an_encoder_lacks_is_refused(backbone, tmp_path):

@@ -14,6 +14,7 @@ OVERRIDES = [
     "train.precision=fp32",
     "train.epochs=2",
     "train.batch_size=7",
+    "train.log_every_steps=1",
     "tricks=[{kind: fgm}, {kind: ema, decay: 0.8}]",
 ]
 
@@ -25,6 +26,11 @@ def run(prefix, competition, out):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "scores.json").read_text()), done.stderr
+
+
+def steps(out):
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "step"]
 
 
 def test_two_processes_score_like_one(competition, tmp_path):
@@ -40,3 +46,7 @@ def test_two_processes_score_like_one(competition, tmp_path):
     assert two["score"] == pytest.approx(one["score"], abs=1e-3)
     assert two["essays"] == one["essays"] == 60
     assert said.count("CV ") == 1
+    # Adam hides a wrong scale of the gradients; their norms and the losses do not.
+    for alone, shared in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+        assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-2)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 
 from fb3.checkpoint import load_fold, read_weights
 from fb3.errors import Fb3Error
@@ -16,6 +17,7 @@ from fb3.prediction import predict
 from fb3.recipe import load_recipe
 from fb3.tasks import build_task
 from fb3.training import loop as loop_module
+from fb3.training.optim import build_optimizer
 from fb3.training.run import train
 
 BASE = ["train.precision=fp32", "train.epochs=1", "data.sample=24", "train.log_every_steps=1"]
@@ -131,6 +133,40 @@ def test_bf16_on_a_cpu_stays_close_to_fp32(competition, tmp_path):
         return train(recipe, competition, tmp_path / precision, folds=[0]).score.overall
 
     assert score("bf16") == pytest.approx(score("fp32"), abs=0.02)
+
+
+@pytest.mark.parametrize("unscale", ["true", "false"])
+def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(competition, tmp_path, monkeypatch, unscale):
+    """A gradient scaler on the CPU, whose second step overflows, stands in for fp16 on a GPU."""
+    from fb3.training import fold, session
+    from fb3.training.tricks import EMA
+
+    def scaled(*arguments, **keywords):
+        accelerator = Accelerator(*arguments, **keywords)
+        accelerator.scaler, accelerator.native_amp = torch.amp.GradScaler("cpu", init_scale=1024.0), True
+        accelerator.state.__dict__["_mixed_precision"] = "fp16"
+        return accelerator
+
+    monkeypatch.setattr(session, "Accelerator", scaled)
+    monkeypatch.setattr(
+        fold, "build_optimizer", lambda scorer, settings, scaled: build_optimizer(scorer, settings, True)
+    )
+    plain, update, averaged = loop_module.Loop.backward, EMA.after_step, []
+
+    def overflowing(self, step, weight):
+        out = plain(self, step, weight)
+        if step.number == 1:
+            self.parameters[-1].grad.fill_(float("inf"))
+        return out
+
+    monkeypatch.setattr(loop_module.Loop, "backward", overflowing)
+    monkeypatch.setattr(EMA, "after_step", lambda self, step: (averaged.append(step.number), update(self, step)))
+    recipe = load_recipe("tiny", [*BASE, "train.batch_size=3", f"optimizer.unscale={unscale}", "tricks=[{kind: ema}]"])
+    run = train(recipe, competition, tmp_path / "run", folds=[0])
+    steps = events(run.path, "step")
+    assert averaged == [number for number in range(len(steps)) if number != 1]
+    assert steps[0]["rate"] == steps[1]["rate"] > steps[2]["rate"]
+    assert (steps[0]["gradient_norm"] < 100) == (unscale == "true")
 
 
 def test_fp16_on_a_cpu_is_refused(competition, tmp_path):

@@ -13,6 +13,7 @@ from fb3.essays import read_essays
 from fb3.folds import make_folds
 from fb3.metrics import mcrmse
 from fb3.recipe import load_recipe
+from fb3.training import loop, session
 from fb3.training.run import scores_of, train, train_fold
 from tests.conftest import TINY, copied
 
@@ -84,8 +85,49 @@ def test_a_folder_of_something_else_is_left_alone(competition, tmp_path, run):
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(Fb3Error, match="no run folder"):
         train(load_recipe("tiny", SMALL), competition, tmp_path / "mine")
+    moved = copied(competition, tmp_path / "data")
+    (moved / "train.csv").write_text((competition / "train.csv").read_text().replace("the", "teh"))
+    kept = copied(run, tmp_path / "kept")
+    (kept / "fold1" / "fold.json").unlink()
+    with pytest.raises(Fb3Error, match=r"trained on another train\.csv"):
+        train(load_recipe("tiny", TINY), moved, kept)
     with pytest.raises(Fb3Error, match=r"no fold \[7\]; there are \[0, 1\]"):
         train(load_recipe("tiny", SMALL), competition, tmp_path / "x", folds=[7])
+
+
+def test_a_start_that_failed_may_be_started_over(competition, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Fb3Error, match="no such folder"):
+        train(load_recipe("tiny", [*SMALL, "model.backbone=/nowhere"]), competition, out)
+    with pytest.raises(Fb3Error, match="has 2 layers"):
+        train(load_recipe("tiny", [*SMALL, "model.freeze_layers=9"]), competition, out)
+    assert train(load_recipe("tiny", SMALL), competition, out, folds=[0]).folds == [0]
+
+
+def test_a_fold_that_was_stopped_is_trained_again(competition, tmp_path, monkeypatch):
+    recipe = load_recipe("tiny", [*SMALL, "train.epochs=2"])
+    out = tmp_path / "run"
+    whole = train(recipe, competition, tmp_path / "whole", folds=[0, 1])
+    train(recipe, competition, out, folds=[0])
+    plain = loop.Loop.optimizer_step
+
+    def stopped(self, step, *arguments):
+        if step.epoch == 1:
+            raise KeyboardInterrupt
+        return plain(self, step, *arguments)
+
+    monkeypatch.setattr(loop.Loop, "optimizer_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, competition, out, folds=[1])
+    monkeypatch.undo()
+    assert (out / "fold1" / "fold.json").is_file()
+    assert train(recipe, competition, out, folds=[1]).score.overall == pytest.approx(whole.score.overall, abs=1e-6)
+
+
+def test_a_tracker_that_is_not_installed(competition, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "get_available_trackers", lambda: [])
+    with pytest.raises(Fb3Error, match="pip install wandb"):
+        train(load_recipe("tiny", [*SMALL, "train.trackers=[wandb]"]), competition, tmp_path / "run")
 
 
 def test_debug_is_a_hundred_essays_two_folds_two_epochs(tmp_path):
