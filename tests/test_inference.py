@@ -181,7 +181,7 @@ def test_an_overflow_is_said_and_predicted_again_in_fp32(bundle, competition, tm
         return out
 
     plain = infer(bundle, competition, tmp_path / "a.csv")
-    monkeypatch.setattr(inference, "pick_precision", lambda wish, device: "bf16")
+    monkeypatch.setattr(inference, "pick_precision", lambda wish, device, key: "bf16")
     monkeypatch.setattr(inference, "_predict_once", overflowing)
     again = infer(bundle, competition, tmp_path / "b.csv")
     assert "got no number in bf16" in capsys.readouterr().err
