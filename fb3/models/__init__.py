@@ -6,6 +6,7 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
+from fb3.models.attention import use_blocked_attention
 from fb3.models.encoder import (
     empty_encoder,
     layer_stack,
@@ -44,6 +45,7 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
     if limit is not None and recipe.data.max_length > limit:
         raise Fb3Error(f"data.max_length={recipe.data.max_length}: the encoder has positions for {limit} tokens only")
     operate(encoder, recipe.model)
+    use_blocked_attention(encoder)
     hidden = encoder.config.hidden_size
     depth = getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder)))
     pooling = build_pooling(recipe.model.pooling, hidden, depth)
