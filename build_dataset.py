@@ -8,8 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fb3.bundle import write_bundle
 from fb3.errors import Fb3Error
+from fb3.packing import write_bundle
 from fb3.wheels import fetch_wheels, find_wheels
 
 WHEELS = Path(__file__).parent / "wheels"

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from fb3.version import __version__
 
 if TYPE_CHECKING:
-    from fb3.bundle import Bundle, verify_bundle, write_bundle
-    from fb3.ensemble import average
+    from fb3.bundle import Bundle, verify_bundle
+    from fb3.ensemble import Predictions, average
     from fb3.errors import Fb3Error
     from fb3.essays import read_essays
     from fb3.folds import make_folds
     from fb3.inference import infer
     from fb3.metrics import mcrmse
     from fb3.models import build_scorer
-    from fb3.prediction import Predictions, predict
+    from fb3.packing import write_bundle
+    from fb3.prediction import predict
     from fb3.recipe import Recipe, load_recipe
     from fb3.runtime import find_bundle, find_competition
     from fb3.training.run import train, train_fold
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Bundle": "fb3.bundle",
     "Fb3Error": "fb3.errors",
-    "Predictions": "fb3.prediction",
+    "Predictions": "fb3.ensemble",
     "Recipe": "fb3.recipe",
     "average": "fb3.ensemble",
     "build_scorer": "fb3.models",
@@ -42,7 +43,7 @@ _HOME = {
     "train": "fb3.training.run",
     "train_fold": "fb3.training.run",
     "verify_bundle": "fb3.bundle",
-    "write_bundle": "fb3.bundle",
+    "write_bundle": "fb3.packing",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]

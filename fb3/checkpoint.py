@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
 from fb3.files import read_json, replacing, sha256, write_json
+from fb3.layout import FOLD_JSON, WEIGHTS
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe
-
-WEIGHTS = "model.safetensors"
-FOLD_JSON = "fold.json"
 
 
 def ids_hash(ids: Any) -> str:

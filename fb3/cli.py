@@ -46,11 +46,13 @@ def infer(
     data: Data = None,
     test: Annotated[Path | None, typer.Option(help="Predict this file instead of DIR/test.csv.")] = None,
     out: Annotated[Path, typer.Option(help="The submission to write.")] = Path("submission.csv"),
+    deadline: Annotated[str | None, typer.Option(help="Be done by then, such as 8h30m from now.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A fold that cannot be used is an error.")] = False,
 ) -> None:
     """Predict with a bundle and write a checked submission."""
     from fb3.inference import infer as run
 
-    run(bundle, data, out, test=test)
+    run(bundle, data, out, test=test, deadline=deadline, strict=strict)
 
 
 @app.command()

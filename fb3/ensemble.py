@@ -1,11 +1,31 @@
-"""Predictions of several models, averaged by id."""
+"""Predictions that travel with their ids, and their average."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.prediction import Predictions
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions that travel with their ids.
+
+    ids: (N,) texts. values: (N, K) float32, not clipped. columns: the K targets. name: of the model, for messages.
+    """
+
+    ids: np.ndarray
+    values: np.ndarray
+    columns: tuple[str, ...]
+    name: str = ""
+
+    def frame(self, id_column: str) -> pd.DataFrame:
+        """Ids first, then one column a target."""
+        table = pd.DataFrame(self.values, columns=list(self.columns))
+        table.insert(0, id_column, self.ids)
+        return table
 
 
 def average(members: Sequence[Predictions], weights: Sequence[float] | None = None, name: str = "") -> Predictions:

@@ -1,40 +1,23 @@
 """The one inference loop, for out-of-fold and for test predictions."""
 
+import time
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
+from fb3.ensemble import Predictions
+from fb3.errors import Fb3Error
 from fb3.essays import Encoded, collate, inference_batches
 from fb3.models import Scorer
-from fb3.progress import progress
+from fb3.progress import progress, say
 from fb3.runtime import Precision
 from fb3.tasks import Task
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOKEN_BUDGET = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache
 _TOKEN_BUDGET_GPU = 16384
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions that travel with their ids.
-
-    ids: (N,) texts. values: (N, K) float32, not clipped. columns: the K targets. name: of the model, for messages.
-    """
-
-    ids: np.ndarray
-    values: np.ndarray
-    columns: tuple[str, ...]
-    name: str = ""
-
-    def frame(self, id_column: str) -> pd.DataFrame:
-        """Ids first, then one column a target."""
-        table = pd.DataFrame(self.values, columns=list(self.columns))
-        table.insert(0, id_column, self.ids)
-        return table
 
 
 def lower_weights(scorer: Scorer, precision: Precision) -> Scorer:
@@ -61,10 +44,13 @@ def predict(
     rows: np.ndarray | None = None,
     precision: Precision = "fp32",
     token_budget: int | None = None,
+    until: float | None = None,
     name: str = "",
     shown: bool = True,
 ) -> Predictions:
     """Predicts essays, longest first, and gives them back in the order of `rows`.
+
+    Where memory runs out, the token budget is halved, and that is said.
 
     Args:
         scorer: on the device that computes; left in the mode (train or eval) in which it came.
@@ -74,22 +60,67 @@ def predict(
         rows: which essays, none: all.
         precision: of the encoder.
         token_budget: tokens a batch, padding included; none: by device.
+        until: no batch is begun after this time, by time.monotonic(); the essays left are not in the result.
         name: of the result, and of the progress bar.
         shown: False hides the progress.
 
     Returns:
-        Unclipped predictions of `rows`.
+        Unclipped predictions of `rows`, or of those that were reached.
+
+    Raises:
+        Fb3Error: memory does not suffice for one essay.
     """
     rows = np.arange(len(encoded.rows)) if rows is None else np.asarray(rows)
     device = next(scorer.parameters()).device
     budget = token_budget or _TOKEN_BUDGET.get(device.type, _TOKEN_BUDGET_GPU)
     values = np.full((len(encoded.rows), len(task.columns)), np.nan, np.float32)
+    reached = np.zeros(len(encoded.rows), bool)
+    batches = deque(inference_batches(encoded.lengths, rows, budget))
     was_training = scorer.training
     scorer.eval()
     with progress(name or "predict", len(rows), shown) as advance, _autocast(scorer, device, precision):
-        for batch_rows in inference_batches(encoded.lengths, rows, budget):
-            batch = {key: value.to(device) for key, value in collate(encoded, batch_rows).items()}
-            values[batch_rows] = task.predict(scorer, batch).float().cpu().numpy()  # (B, K)
+        while batches and (until is None or time.monotonic() < until):
+            batch_rows = batches[0]
+            predicted = _predict_batch(scorer, task, encoded, batch_rows, device)
+            if predicted is None:
+                budget = _halved(budget, encoded.lengths[batch_rows], name)
+                batches = deque(inference_batches(encoded.lengths, np.concatenate(batches), budget))
+                continue
+            values[batch_rows], reached[batch_rows] = predicted, True
+            batches.popleft()
             advance(len(batch_rows))
     scorer.train(was_training)
+    rows = rows[reached[rows]]
     return Predictions(np.asarray(ids)[rows], values[rows], task.columns, name)
+
+
+def _predict_batch(
+    scorer: Scorer, task: Task, encoded: Encoded, rows: np.ndarray, device: torch.device
+) -> np.ndarray | None:
+    """(B, K), or none where memory ran out; what the failed attempt held is free again by then."""
+    try:
+        batch = {key: value.to(device) for key, value in collate(encoded, rows).items()}
+        return task.predict(scorer, batch).float().cpu().numpy()
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of a CPU, where torch has no type of its own for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+
+
+def _halved(budget: int, lengths: np.ndarray, name: str) -> int:
+    """Half the budget, or less where a single essay overshot it."""
+    longest = int(lengths.max())
+    if len(lengths) == 1:
+        raise Fb3Error(f"{name or 'predict'}: memory does not suffice for one essay of {longest} tokens")
+    half = max(1, min(budget, int(longest * len(lengths))) // 2)
+    say(f"{name or 'predict'}: out of memory with {len(lengths)} essays of {longest} tokens; now {half} tokens a batch")
+    return half

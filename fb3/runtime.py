@@ -2,6 +2,8 @@
 
 import os
 import random
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,14 +16,43 @@ if TYPE_CHECKING:
 KAGGLE_INPUT = Path("/kaggle/input")
 BUNDLE_MARKER = "manifest.json"
 COMPETITION_MARKER = "sample_submission.csv"
+_IMPORTED = time.monotonic()
 _MOUNT_DEPTH = 7  # /kaggle/input/models/<owner>/<slug>/<framework>/<variation>/<version>/ is the deepest mount known
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Broken = Literal["cpu", "stop"]
 
 
 def on_kaggle() -> bool:
     """Told by Kaggle's own variables: its image carries google.colab too."""
     return any(name.startswith("KAGGLE_") and name != "KAGGLE_CONFIG_DIR" for name in os.environ)
+
+
+def hidden_rerun() -> bool:
+    """Whether this is Kaggle's own run on the hidden rows, where an error costs the submission."""
+    return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
+
+
+def seconds_running() -> float:
+    """Since this process began; a notebook's kernel begins with its session."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+        return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):  # no Linux
+        return time.monotonic() - _IMPORTED
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a text such as 8h30m, 90m, 45s or 3600.
+
+    Raises:
+        Fb3Error: something else, or nothing.
+    """
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not found or not any(found.groups()):
+        raise Fb3Error(f"{text!r} is no duration; write 8h30m, 90m or 45s")
+    return sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
 
 
 def input_root() -> Path:
@@ -49,13 +80,18 @@ def find_competition(root: str | Path | None = None) -> Path:
 
 
 def _folders_with(marker: str, root: str | Path | None) -> list[Path]:
+    seen: set[Path] = set()
+
     def walk(folder: Path, depth: int) -> Iterator[Path]:
+        real = folder.resolve()
+        if real in seen:  # one mount may be a link to another
+            return
+        seen.add(real)
         if (folder / marker).is_file():
             yield folder
-            return
-        if depth:
-            for child in sorted(folder.iterdir()):
-                if child.is_dir() and not child.is_symlink():
+        elif depth:
+            for child in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path)):
+                if child.is_dir():
                     yield from walk(child, depth - 1)
 
     return list(walk(Path(root) if root else input_root(), _MOUNT_DEPTH))
@@ -70,38 +106,66 @@ def _only(found: list[Path], what: str, marker: str, root: str | Path | None, ar
     return found[0]
 
 
-def pick_device(name: str | None = None) -> "torch.device":
+def pick_device(name: str | None = None, broken: Broken = "cpu") -> "torch.device":
     """The device that really works: CUDA or MPS only when a first operation on it succeeds, else the CPU.
 
     A GPU for which torch has no kernels still reports itself as available (a P100 under a recent torch).
 
     Args:
         name: FB3_DEVICE's or the caller's wish; a wish that fails is an error, never a silent CPU.
+        broken: what to do about a device that is there but fails: "cpu" falls back and says so, "stop" refuses.
+    """
+    return pick_devices(name, broken)[0]
+
+
+def pick_devices(name: str | None = None, broken: Broken = "cpu") -> "list[torch.device]":
+    """All GPUs that really work, or one other device; FB3_DEVICE may name several, such as cuda:0,cuda:1.
+
+    Args:
+        name, broken: as in `pick_device`.
+
+    Raises:
+        Fb3Error: a wish that fails, or with broken="stop" any GPU that fails.
     """
     import torch
 
     from fb3.progress import say
 
     wish = name or os.environ.get("FB3_DEVICE")
-    candidates = [wish] if wish else [d for d, there in _accelerators().items() if there]
-    for candidate in candidates:
-        try:
-            probe = torch.ones(8, 8, device=candidate)
-            if float((probe @ probe).sum()) == 512.0:
-                return torch.device(candidate)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
+    working = []
+    for candidate in wish.split(",") if wish else _accelerators():
+        if reason := _why_broken(candidate):
             if wish:
-                raise Fb3Error(f"device {wish}: does not work here ({reason}); leave FB3_DEVICE out") from None
-            say(f"{candidate} is there but does not work ({reason}); using the CPU")
-    return torch.device("cpu")
+                raise Fb3Error(f"device {candidate}: does not work here ({reason}); leave FB3_DEVICE out")
+            if broken == "stop":
+                raise Fb3Error(
+                    f"{candidate} is there but does not work ({reason}); on Kaggle choose T4 as the accelerator, or "
+                    "let the recipe take the CPU with train.broken_gpu=cpu predict.broken_gpu=cpu"
+                )
+            say(f"{candidate} is there but does not work ({reason}); on Kaggle choose T4 as the accelerator")
+        else:
+            working.append(torch.device(candidate))
+    return working or [torch.device("cpu")]
 
 
-def _accelerators() -> dict[str, bool]:
+def _why_broken(device: str) -> str | None:
+    """None where a first operation on the device gives the right result."""
     import torch
 
-    rank = os.environ.get("LOCAL_RANK")  # set where several processes were launched, each with its own GPU
-    return {f"cuda:{rank}" if rank else "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    try:
+        probe = torch.ones(8, 8, device=device)
+        return None if float((probe @ probe).sum()) == 512.0 else "it computes wrongly"
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return str(error).splitlines()[0]
+
+
+def _accelerators() -> list[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        rank = os.environ.get("LOCAL_RANK")  # set where several processes were launched, each with its own GPU
+        return [f"cuda:{rank}"] if rank else [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["mps"] if torch.backends.mps.is_available() else []
 
 
 def pick_precision(wish: str, device: "torch.device", key: str = "train.precision") -> Precision:

@@ -1,36 +1,72 @@
-"""submission.csv: arranged as sample_submission.csv and checked."""
+"""submission.csv: arranged as sample_submission.csv, checked, and valid from the first moment on."""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
+from fb3.files import write_csv
 
 
-def arrange(predicted: pd.DataFrame, sample: pd.DataFrame, source: str) -> pd.DataFrame:
-    """The predictions in the columns and the row order of the sample submission.
+class Standing:
+    """The submission that stands: first the training means, then better predictions as they come.
 
     Args:
-        predicted: id column first, then one column a target.
-        sample: the sample submission; only its ids, columns and order are used.
+        ids: of its rows, in their order; named as the id column.
+        means: what every row holds at first, by target, in the order of the columns.
+        bounds: lowest and highest value.
+        out: the file, written whole or not at all.
+    """
+
+    def __init__(self, ids: pd.Series, means: Mapping[str, float], bounds: tuple[float, float], out: Path) -> None:
+        self.out, self.bounds = out, bounds
+        self.columns = list(means)
+        rows = np.tile(np.clip(np.array([*means.values()], np.float32), *bounds), (len(ids), 1))
+        self.table = pd.DataFrame(rows, columns=self.columns, index=pd.Index(ids, name=ids.name))
+        self.update(ids.iloc[:0], rows[:0])
+
+    def update(self, ids: np.ndarray | pd.Series, values: np.ndarray) -> pd.DataFrame:
+        """Puts in values (N, K), in the order of `means`, clipped to the bounds, and writes the file anew.
+
+        Raises:
+            Fb3Error: a value that no submission may hold; the file stays as it was.
+        """
+        table = self.table.copy()
+        table.loc[list(ids), self.columns] = np.clip(values, *self.bounds).astype(np.float32)
+        submission = table.reset_index()
+        check_values(submission, *self.bounds)
+        write_csv(submission, self.out)
+        self.table = table
+        return submission
+
+
+def check_form(ids: pd.Series, sample: pd.DataFrame, targets: list[str], source: str) -> None:
+    """Compares the essays with the sample submission.
+
+    Args:
+        ids: of the essays.
+        sample: the sample submission; only its ids and columns are looked at.
+        targets: what is predicted.
         source: the essays' file, named in the errors.
 
     Raises:
         Fb3Error: the ids or the columns differ; gives both counts and examples.
     """
-    identifier = sample.columns[0]
-    if set(predicted.columns) != set(sample.columns):
+    columns = [ids.name, *targets]
+    if set(columns) != set(sample.columns):
         raise Fb3Error(
-            f"sample_submission.csv has the columns {list(sample.columns)}, the predictions {list(predicted.columns)}; "
+            f"sample_submission.csv has the columns {list(sample.columns)}, the predictions {columns}; "
             "set data.id_column and data.target_columns to the sample's when training"
         )
-    have, want = set(predicted[identifier]), set(sample[identifier])
+    have, want = set(ids), set(sample[ids.name])
     if have != want:
         absent, extra = sorted(want - have), sorted(have - want)
         raise Fb3Error(
             f"{source} and sample_submission.csv hold different ids: {len(extra)} only in {source} {extra[:5]}, "
             f"{len(absent)} only in sample_submission.csv {absent[:5]}; take both from the same download"
         )
-    return predicted.set_index(identifier).loc[sample[identifier]].reset_index()[list(sample.columns)]
 
 
 def check_values(submission: pd.DataFrame, minimum: float, maximum: float) -> None:

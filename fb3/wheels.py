@@ -1,44 +1,211 @@
-"""The wheels that training needs and the competition image lacks: so far iterative-stratification alone."""
+"""The wheels that the competition image lacks: resolved against its list, locked by hash, checked, fetched."""
 
+import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from email.parser import HeaderParser
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
 from fb3.errors import Fb3Error
+from fb3.files import sha256
+from fb3.images import Image, own_requirements, parse_requirements
 
-NEEDED = "iterative_stratification-*-py3-none-any.whl"
+_SOURCE = (".tar.gz", ".zip", ".tar.bz2", ".egg")
 
 
-def find_wheels(folder: Path) -> list[Path]:
-    """The wheels of a folder.
+def resolve(image: Image, requirements: Sequence[Requirement] | None = None) -> dict[str, str]:
+    """The closure of what fb3 needs minus what the image has, as lock lines by name.
+
+    What the image has in a version that will do stays as it is. The rest is asked of the package index, for the image's
+    Python and platform.
+
+    Args:
+        image: the recorded image.
+        requirements: none: fb3's own.
 
     Raises:
-        Fb3Error: the one that training needs is not among them.
+        Fb3Error: no network, no wheel for the image, or a requirement that the image's version does not meet.
     """
-    if not any(folder.glob(NEEDED)):
-        raise Fb3Error(f"{folder}: no {NEEDED}; `pip download --no-deps iterative-stratification` fetches it")
-    return sorted(folder.glob("*.whl"))
+    pins: dict[str, tuple[str, str]] = {}
+    waiting = [(r, "fb3") for r in (own_requirements() if requirements is None else requirements)]
+    while waiting:
+        requirement, asker = waiting.pop(0)
+        name = canonicalize_name(requirement.name)
+        if not image.wants(requirement) or _settled(image, requirement, asker):
+            continue
+        if name in pins:
+            if not requirement.specifier.contains(pins[name][0], prereleases=True):
+                raise Fb3Error(f"{image.name}: {asker} wants {requirement}, but {name} {pins[name][0]} is resolved")
+            continue
+        found = _ask_index(requirement, image)
+        version, digest = found["metadata"]["version"], found["download_info"]["archive_info"]["hashes"]["sha256"]
+        pins[name] = version, f"{name}=={version} --hash=sha256:{digest}"
+        waiting += [(Requirement(text), f"{name} {version}") for text in found["metadata"].get("requires_dist", [])]
+    return {name: line for name, (_, line) in sorted(pins.items())}
 
 
-def fetch_wheels(lock: Path, folder: Path) -> list[Path]:
-    """Downloads what the lock file pins, by hash, unless it is there already.
+def _settled(image: Image, requirement: Requirement, asker: str) -> bool:
+    """Whether the image meets a requirement.
+
+    Raises:
+        Fb3Error: it has the package in a version that does not.
+    """
+    have = image.packages.get(canonicalize_name(requirement.name))
+    if have is not None and not image.satisfies(requirement):
+        raise Fb3Error(
+            f"{image.name}: {asker} wants {requirement}, the image has {have}; a bundle may not replace what the image "
+            "has, so take another version or another image"
+        )
+    return have is not None
+
+
+def _ask_index(requirement: Requirement, image: Image) -> dict:
+    plain = f"{requirement.name}{requirement.specifier}"
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        arguments = ["install", "--dry-run", "--ignore-installed", "--target", folder, "--report", str(report)]
+        why = _pip([*arguments, "--no-deps", *_for_image(image), plain])
+        if why:
+            raise Fb3Error(
+                f"{image.name}: no wheel of {plain} for Python {image.short_python} on Linux ({why}); an sdist will "
+                "not do where there is no network"
+            )
+        return json.loads(report.read_text(encoding="utf-8"))["install"][0]
+
+
+def _for_image(image: Image) -> list[str]:
+    platforms = [argument for tag in image.platforms() for argument in ("--platform", tag)]
+    return ["--only-binary=:all:", "--implementation", "cp", "--python-version", image.short_python, *platforms]
+
+
+def _pip(arguments: list[str]) -> str:
+    """Runs pip; empty where it succeeded, else its reason."""
+    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PIP_NO_INPUT": "1"})
+    if not done.returncode:
+        return ""
+    lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    return " ".join(lines[:2]) or done.stderr.strip()[-300:]
+
+
+def fetch_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
+    """The wheels that a lock file names, downloaded by hash where the folder lacks one.
 
     Args:
         lock: requirements with `--hash`.
         folder: where the wheels are kept.
+        image: for which they are.
 
     Raises:
         Fb3Error: no network, or a hash that is not the lock's.
     """
-    if not any(folder.glob(NEEDED)):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--require-hashes", "--requirement", str(lock), "--dest", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PIP_NO_INPUT": "1"})
-        if done.returncode:
-            why = [line for line in done.stderr.splitlines() if "ERROR" in line][:2]
+    if any(digest not in _hashes(folder) for digest in _locked(lock).values()):
+        arguments = ["download", "--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(folder)]
+        if why := _pip([*arguments, *_for_image(image)]):
             raise Fb3Error(
-                f"{lock}: pip could not fetch the wheels ({' '.join(why)}); give a folder that has them with --wheels, "
-                "or go without with --no-wheels: inference does not need them"
+                f"{lock}: pip could not fetch the wheels ({why}); give a folder that has them with --wheels, or go "
+                "without with --no-wheels: inference does not need them"
             )
-    return find_wheels(folder)
+    return find_wheels(lock, folder, image)
+
+
+def find_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
+    """The wheels of a folder that a lock file names, checked against the image.
+
+    Raises:
+        Fb3Error: one is missing or has another hash, or `check_wheels` refuses one.
+    """
+    if not folder.is_dir():
+        raise Fb3Error(f"{folder}: no such folder")
+    have = _hashes(folder)
+    if absent := sorted(name for name, digest in _locked(lock).items() if digest not in have):
+        raise Fb3Error(
+            f"{folder}: no wheel of {absent} with the hash that {lock.name} names; `pip download --no-deps "
+            f"--require-hashes -r {lock}` fetches it"
+        )
+    wheels = sorted(have[digest] for digest in _locked(lock).values())
+    check_wheels(wheels, image)
+    return wheels
+
+
+def _locked(lock: Path) -> dict[str, str]:
+    """sha256 by canonical name."""
+    try:
+        lines = lock.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise Fb3Error(f"{lock}: cannot be read ({error.strerror})") from None
+    out = {}
+    for line in lines:
+        for requirement in parse_requirements([line], lock):
+            digest = re.search(r"--hash=sha256:([0-9a-f]{64})", line)
+            if digest is None:
+                raise Fb3Error(f"{lock}: {requirement} has no --hash=sha256:…; `fb3 wheels-lock` writes it")
+            out[canonicalize_name(requirement.name)] = digest[1]
+    return out
+
+
+def _hashes(folder: Path) -> dict[str, Path]:
+    return {sha256(path): path for path in sorted(folder.glob("*.whl"))}
+
+
+def check_wheels(wheels: Iterable[Path], image: Image) -> None:
+    """Refuses what would not install on the image, or would harm it.
+
+    Raises:
+        Fb3Error: an sdist; a wheel for another Python or platform; one that would replace a package of the image; a
+            requirement of a wheel, or of fb3, that neither the image nor another wheel meets. Names it and says why.
+    """
+    carried: dict[str, str] = {}
+    needed = [(r, "fb3") for r in own_requirements()]
+    for path in wheels:
+        name, version, requires = _inspect(path, image)
+        carried[name] = version
+        needed += [(r, path.name) for r in requires]
+    for requirement, asker in needed:
+        if not image.wants(requirement) or _settled(image, requirement, asker):
+            continue
+        have = carried.get(canonicalize_name(requirement.name))
+        if have is None or not requirement.specifier.contains(have, prereleases=True):
+            raise Fb3Error(
+                f"{asker} wants {requirement}, which neither {image.name} nor the wheels have"
+                f"{f' (they have {have})' if have else ''}; `fb3 wheels-lock` resolves the closure"
+            )
+
+
+def _inspect(path: Path, image: Image) -> tuple[str, str, list[Requirement]]:
+    """Canonical name, version and requirements of one wheel, accepted."""
+    if path.name.endswith(_SOURCE):
+        raise Fb3Error(f"{path}: an sdist, which must be built; there is no network for that. Take a wheel")
+    try:
+        name, version, _, tags = parse_wheel_filename(path.name)
+    except InvalidWheelFilename as error:
+        raise Fb3Error(f"{path}: no wheel ({error})") from None
+    if not tags & image.tags():
+        raise Fb3Error(
+            f"{path}: made for {', '.join(sorted(map(str, tags)))}, {image.name} has Python {image.short_python} on "
+            f"Linux x86_64 with glibc {image.glibc[0]}.{image.glibc[1]}"
+        )
+    if name in image.packages:
+        raise Fb3Error(
+            f"{path}: would replace the image's {name} {image.packages[name]} by {version}, and what was built on it "
+            "may break; leave it out"
+        )
+    return name, str(version), _requirements_of(path)
+
+
+def _requirements_of(wheel: Path) -> list[Requirement]:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            inside = next(n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA"))
+            metadata = HeaderParser().parsestr(archive.read(inside).decode("utf-8"))
+    except (OSError, zipfile.BadZipFile, StopIteration, UnicodeDecodeError) as error:
+        raise Fb3Error(f"{wheel}: no whole wheel ({error or 'no METADATA in it'}); fetch it again") from None
+    return parse_requirements(metadata.get_all("Requires-Dist") or [], wheel)

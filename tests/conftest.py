@@ -9,7 +9,7 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from fb3.bundle import write_bundle
+from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.sample import make_essays, write_competition
 from fb3.training.run import train

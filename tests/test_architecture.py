@@ -10,8 +10,22 @@ import fb3
 
 PACKAGE = Path(fb3.__file__).parent
 FLOORS = [
-    {"recipe", "errors", "files", "metrics", "progress", "runtime", "submission", "wheels", "sample", "version"},
-    {"essays", "models"},
+    {
+        "recipe",
+        "errors",
+        "files",
+        "metrics",
+        "progress",
+        "runtime",
+        "submission",
+        "wheels",
+        "sample",
+        "version",
+        "layout",
+        "images",
+        "summary",
+    },
+    {"essays", "models", "cost"},
     {"tasks", "prediction", "checkpoint", "ensemble", "scoring"},
     {
         "training.log",
@@ -21,6 +35,8 @@ FLOORS = [
         "training.session",
         "training.fold",
         "bundle",
+        "packing",
+        "worker",
         "folds",
     },
     {"training.run", "inference", "rehearse"},

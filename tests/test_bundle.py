@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fb3.bundle import dataset_metadata, read_bundle, verify_bundle, write_bundle
+from fb3.bundle import read_bundle, verify_bundle
 from fb3.errors import Fb3Error
 from fb3.files import sha256
 from fb3.inference import infer
+from fb3.packing import dataset_metadata, write_bundle
 from fb3.recipe import load_recipe
 from fb3.training.run import train
 from tests.conftest import ROOT, TINY, copied

@@ -3,9 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fb3.ensemble import average
+from fb3.ensemble import Predictions, average
 from fb3.errors import Fb3Error
-from fb3.prediction import Predictions
 
 
 def member(ids, values, name="m", columns=("a",)):

@@ -62,8 +62,8 @@ def test_rows_come_back_by_id_and_awkward_essays_are_predicted(bundle, competiti
 def test_predictions_out_of_range_are_clipped(run, competition, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from fb3.bundle import write_bundle
     from fb3.files import read_json, sha256, write_json
+    from fb3.packing import write_bundle
 
     high = copied(run, tmp_path / "high")
     for fold, bias in ((0, 40.0), (1, 50.0)):
@@ -89,7 +89,8 @@ def test_ids_on_one_side_only_are_counted_and_shown(bundle, competition, tmp_pat
     only = "3 only in sample_submission.csv" if side == "test.csv" else f"3 only in {data / 'test.csv'}"
     assert only in str(error.value)
     assert table["text_id"].iloc[-1] in str(error.value)
-    assert not (tmp_path / "s.csv").exists()
+    stands = pd.read_csv(tmp_path / "s.csv")
+    assert len(stands) == len(pd.read_csv(data / "sample_submission.csv"))
 
 
 def test_another_file_keeps_its_own_order(bundle, competition, tmp_path, capsys):
@@ -106,9 +107,10 @@ def test_another_file_with_only_some_of_the_ids_is_refused(bundle, competition, 
 
 
 def test_missing_files_are_named(bundle, tmp_path, competition):
-    with pytest.raises(Fb3Error, match=r"test\.csv: no such file"):
-        infer(bundle, tmp_path, tmp_path / "s.csv")
     data = copied(competition, tmp_path / "data")
+    (data / "test.csv").unlink()
+    with pytest.raises(Fb3Error, match=r"test\.csv: no such file"):
+        infer(bundle, data, tmp_path / "s.csv")
     (data / "sample_submission.csv").unlink()
     with pytest.raises(Fb3Error, match=r"sample_submission\.csv: no such file"):
         infer(bundle, data, tmp_path / "s.csv")
@@ -170,19 +172,19 @@ finally:
 
 
 def test_an_overflow_is_said_and_predicted_again_in_fp32(bundle, competition, tmp_path, monkeypatch, capsys):
-    from fb3 import inference
+    from fb3 import worker
 
-    real = inference._predict_once
+    real = worker.predict
 
-    def overflowing(member, fold, encoded, ids, device, precision, name):
-        out = real(member, fold, encoded, ids, device, precision, name)
+    def overflowing(*arguments, precision, **keywords):
+        out = real(*arguments, precision=precision, **keywords)
         if precision != "fp32":
             out.values[0] = np.nan
         return out
 
     plain = infer(bundle, competition, tmp_path / "a.csv")
-    monkeypatch.setattr(inference, "pick_precision", lambda wish, device, key: "bf16")
-    monkeypatch.setattr(inference, "_predict_once", overflowing)
+    monkeypatch.setattr(worker, "pick_precision", lambda wish, device, key: "bf16")
+    monkeypatch.setattr(worker, "predict", overflowing)
     again = infer(bundle, competition, tmp_path / "b.csv")
     assert "got no number in bf16" in capsys.readouterr().err
     np.testing.assert_allclose(plain.iloc[:, 1:], again.iloc[:, 1:], atol=1e-6)

@@ -11,13 +11,13 @@ import pytest
 
 from fb3.errors import Fb3Error
 from fb3.inference import infer
-from fb3.rehearse import find_notebook, run_notebook
+from fb3.notebook import find_notebook, run_notebook
 from tests.conftest import ROOT, copied
 
 RUN = """
 import sys
 from pathlib import Path
-from fb3.rehearse import find_notebook, run_notebook
+from fb3.notebook import find_notebook, run_notebook
 run_notebook(find_notebook("inference"), Path(sys.argv[1]), {"FB3_INPUT": sys.argv[2]})
 """
 

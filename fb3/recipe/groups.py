@@ -183,6 +183,8 @@ class TrainGroup(Group):
     """Mixed precision; auto: bf16 where the chip really does it, fp16 on older GPUs, else fp32."""
     evaluate_every_steps: Count | None = None
     """Evaluate after every so many optimizer steps too, not only at the end of each epoch."""
+    broken_gpu: Literal["cpu", "stop"] = "stop"
+    """A GPU for which torch has no kernels: stop, or go on with the CPU."""
     keep: Literal["best", "all"] = "best"
     """Which evaluations leave a checkpoint in the fold folder."""
     log_every_steps: Count = 20
@@ -264,6 +266,10 @@ class PredictGroup(Group):
     """Tokens a batch, padding included; none: 4,096 on a CPU, 16,384 on a GPU."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Of the encoder on test essays; auto: by what the chip there really does, as in train.precision."""
+    broken_gpu: Literal["cpu", "stop"] = "cpu"
+    """A GPU for which torch has no kernels: go on with the CPU, or stop."""
+    limit_hours: Rate = 9.0
+    """The competition's limit for a submission, in hours; inference is done 5 % earlier."""
 
 
 # --- tricks ---

@@ -9,12 +9,13 @@ import torch
 from accelerate.utils import gather_object
 
 from fb3.checkpoint import ids_hash, save_fold
+from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.essays import steps_per_epoch
 from fb3.folds import FoldSplit
 from fb3.metrics import Score
 from fb3.models import build_scorer
-from fb3.prediction import Predictions, predict
+from fb3.prediction import predict
 from fb3.runtime import seed_everything
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fb3.checkpoint import FOLD_JSON, is_finished, mark_finished
+from fb3.checkpoint import is_finished, mark_finished
+from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays
 from fb3.files import read_json, sha256, write_csv, write_json, write_text
 from fb3.folds import FoldSplit, fold_table, make_folds, read_folds
+from fb3.layout import ENVIRONMENT, FOLD_JSON, OOF, RECIPE
 from fb3.metrics import Score, rmse_columns
-from fb3.prediction import Predictions
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.training.fold import run_fold, versions
@@ -25,7 +26,7 @@ from fb3.training.session import Session, close_session, open_accelerator, open_
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 # What a run folder holds before its first evaluation: a start that failed there may be started over.
-_HEAD = {"encoder", "scratch", "recipe.yaml", "folds.csv", "environment.json", "log.jsonl", "fb3"}
+_HEAD = {"encoder", "scratch", RECIPE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3"}
 DEBUG = ("data.sample=100", "folds.count=2", "train.epochs=2")
 
 
@@ -127,11 +128,11 @@ def _splits(recipe: Recipe, essays: pd.DataFrame, data: Path, out: Path) -> list
         if foreign := sorted(there - _HEAD):
             raise Fb3Error(f"{out}: not empty and no run folder (it holds {foreign[:3]}); choose another --out")
         return make_folds(essays, recipe)
-    saved = load_recipe(out / "recipe.yaml")
+    saved = load_recipe(out / RECIPE)
     if saved != recipe:
         differ = [name for name in type(recipe).model_fields if getattr(saved, name) != getattr(recipe, name)]
         raise Fb3Error(f"{out}: holds a run of another recipe (they differ in {differ}); choose another --out")
-    if read_json(out / "environment.json").get("train_sha256") != sha256(data / "train.csv"):
+    if read_json(out / ENVIRONMENT).get("train_sha256") != sha256(data / "train.csv"):
         raise Fb3Error(f"{out}: its folds were trained on another train.csv than {data}'s; choose another --out")
     return read_folds(out / "folds.csv", essays, recipe.data.id_column)
 
@@ -152,7 +153,7 @@ def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path) -> 
 def _write_head(session: Session, data: Path, splits: list[FoldSplit]) -> None:
     """What a run folder holds before the first step."""
     recipe, out = session.recipe, session.out
-    write_text(recipe.to_yaml(), out / "recipe.yaml")
+    write_text(recipe.to_yaml(), out / RECIPE)
     write_csv(fold_table(session.essays, splits, recipe.data.id_column), out / "folds.csv")
     environment = {
         "versions": versions(),
@@ -165,12 +166,12 @@ def _write_head(session: Session, data: Path, splits: list[FoldSplit]) -> None:
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_json(environment, out / "environment.json")
+    write_json(environment, out / ENVIRONMENT)
 
 
 def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Predictions) -> None:
     """Adds a fold to oof.csv (id, fold, truths, clipped predictions) and computes scores.json anew from it."""
-    recipe, path = session.recipe, session.out / "oof.csv"
+    recipe, path = session.recipe, session.out / OOF
     columns, identifier = list(recipe.data.target_columns), recipe.data.id_column
     table = pd.DataFrame(session.task.clip(predictions.values), columns=columns)
     truth = pd.DataFrame(session.targets[split.valid_rows], columns=columns).add_prefix(TRUTH)
@@ -187,7 +188,7 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
 def scores_of(run: Path, recipe: Recipe) -> dict:
     """The content of scores.json, from oof.csv alone: the score of all rows, and of each fold."""
     columns = list(recipe.data.target_columns)
-    table = pd.read_csv(run / "oof.csv", dtype={recipe.data.id_column: str}, keep_default_na=False)
+    table = pd.read_csv(run / OOF, dtype={recipe.data.id_column: str}, keep_default_na=False)
 
     def score(rows: pd.DataFrame) -> dict:
         each = rmse_columns(rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy())

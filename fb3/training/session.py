@@ -44,7 +44,7 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
         Fb3Error: a device or a precision that does not work here, or a loss that several processes cannot share.
     """
     transformers.utils.logging.disable_progress_bar()  # ours are enough
-    device = pick_device()
+    device = pick_device(broken=recipe.train.broken_gpu)
     precision = pick_precision(recipe.train.precision, device)
     AcceleratorState._reset_state()  # it would keep the precision of an earlier run in this process
     accelerator = Accelerator(
@@ -55,7 +55,7 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
         log_with=_available(recipe.train.trackers),
         project_dir=out,
     )
-    if device.index is not None and accelerator.device != device:
+    if (accelerator.device.index or 0) != (device.index or 0):
         raise Fb3Error(f"FB3_DEVICE={device}: training takes the first visible GPU; use CUDA_VISIBLE_DEVICES instead")
     if recipe.task.loss == "rmse" and accelerator.num_processes > 1:
         raise Fb3Error("task.loss=rmse: roots of parts do not add up; use one process, or take mse")

@@ -1,0 +1,63 @@
+"""Copied into a rehearsal as sitecustomize.py: this interpreter then imports only what the competition image would.
+
+It must not import fb3: the packed fb3 is what is rehearsed. FB3_GUARD names a JSON file: modules (allowed top-level
+names), bundle (its folder), log (a file that takes the names refused), sockets (true where they must be blocked here).
+"""
+
+import importlib.machinery
+import json
+import os
+import sys
+from pathlib import Path
+
+
+class GuardedFinder:
+    """The path finder, blind to what the image lacks; a blocked module looks as if it were not installed."""
+
+    def __init__(self, settings):
+        self.modules = set(settings["modules"]) | set(sys.stdlib_module_names)
+        self.bundle = Path(settings["bundle"]).resolve()
+        self.log = settings["log"]
+
+    def find_spec(self, name, path=None, target=None):
+        found = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if found is None or path is not None or self._allowed(name, found):
+            return found
+        with open(self.log, "a", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(name + "\n")
+        return None
+
+    def _allowed(self, name, found):
+        places = [found.origin] if found.origin else list(found.submodule_search_locations or [])
+        inside = any(Path(place).resolve().is_relative_to(self.bundle) for place in places)
+        return inside or (name in self.modules and name != "fb3")
+
+
+def block_sockets():
+    """Refuses every connection but those of the notebook's kernel, which stays on this machine."""
+    import socket
+
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family != socket.AF_UNIX and str(address[0]) not in {"127.0.0.1", "::1", "localhost"}:
+            raise OSError(f"the network is cut (rehearsal): {address}")
+        return connect(self, address)
+
+    def no_names(*arguments, **keywords):
+        raise socket.gaierror("the network is cut (rehearsal)")
+
+    socket.socket.connect = guarded
+    socket.getaddrinfo = no_names
+
+
+if __name__ == "sitecustomize" and os.environ.get("FB3_GUARD"):
+    _settings = json.loads(Path(os.environ["FB3_GUARD"]).read_text(encoding="utf-8"))
+    # Finders of editable installs, which would find this machine's fb3, go too.
+    sys.meta_path[:] = [
+        importlib.machinery.BuiltinImporter,
+        importlib.machinery.FrozenImporter,
+        GuardedFinder(_settings),
+    ]
+    if _settings["sockets"]:
+        block_sockets()

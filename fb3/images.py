@@ -1,0 +1,160 @@
+"""What a competition image has: its Python, its glibc, its packages; and what fb3 wants of it."""
+
+import importlib.metadata
+import platform
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from fb3.errors import Fb3Error
+
+_OWN = Path(__file__).with_name("requirements.txt")
+_PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s;#]+)")
+_GLIBC = (2, 35)  # of the images since 2023
+
+
+@dataclass(frozen=True)
+class Image:
+    """A competition image.
+
+    name: of the list. python: its full version. glibc: major and minor. packages: version by canonical name.
+    """
+
+    name: str
+    python: str
+    glibc: tuple[int, int]
+    packages: dict[str, str]
+
+    @property
+    def short_python(self) -> str:
+        """Such as 3.12."""
+        return ".".join(self.python.split(".")[:2])
+
+    def satisfies(self, requirement: Requirement) -> bool:
+        """Whether a package is there in a version that will do; a local part such as +cu128 does not count."""
+        version = self.packages.get(canonicalize_name(requirement.name))
+        return version is not None and requirement.specifier.contains(Version(version).public, prereleases=True)
+
+    def wants(self, requirement: Requirement) -> bool:
+        """Whether the requirement's marker holds there."""
+        return requirement.marker is None or requirement.marker.evaluate(
+            {
+                "python_version": self.short_python,
+                "python_full_version": self.python,
+                "implementation_name": "cpython",
+                "platform_python_implementation": "CPython",
+                "os_name": "posix",
+                "sys_platform": "linux",
+                "platform_system": "Linux",
+                "platform_machine": "x86_64",
+                "extra": "",
+            }
+        )
+
+    def platforms(self) -> list[str]:
+        """Platform tags whose wheels run there, newest glibc first."""
+        major, minor = self.glibc
+        new = [f"manylinux_{major}_{n}_x86_64" for n in range(minor, 4, -1)]
+        return [*new, "manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
+
+    def tags(self) -> frozenset[Tag]:
+        """Wheel tags that install there."""
+        version = tuple(int(part) for part in self.short_python.split("."))
+        interpreter = f"cp{version[0]}{version[1]}"
+        own = cpython_tags(version, platforms=self.platforms())
+        return frozenset([*own, *compatible_tags(version, interpreter, self.platforms())])
+
+
+def read_image(path: str | Path, python: str | None = None) -> Image:
+    """Reads a recorded list: `name==version` lines, with `# python 3.12.13` and `# glibc 2.35` on top.
+
+    Args:
+        path: the list; a plain `pip freeze` will do.
+        python: where the list does not say it.
+
+    Raises:
+        Fb3Error: missing, empty, a version that is none, or no Python named.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Fb3Error(f"{path}: cannot be read ({error}); `fb3 image-freeze` writes such a list") from None
+    said = dict(re.findall(r"^#\s*(python|glibc)\s+(\d+(?:\.\d+)+)\s*$", "\n".join(lines), re.M))
+    packages = {canonicalize_name(m[1]): m[2] for m in map(_PINNED.match, lines) if m}
+    if not packages:
+        raise Fb3Error(f"{path}: no line such as numpy==2.1.3 in it; `fb3 image-freeze` writes such a list")
+    for name, version in packages.items():
+        try:
+            Version(version)
+        except InvalidVersion:
+            raise Fb3Error(f"{path}: {name}=={version} is no version") from None
+    python = python or said.get("python")
+    if python is None:
+        raise Fb3Error(f"{path}: does not say its Python; write a first line such as `# python 3.12.13`")
+    major, minor = said.get("glibc", ".".join(map(str, _GLIBC))).split(".")[:2]
+    return Image(path.stem, python, (int(major), int(minor)), packages)
+
+
+def freeze_image() -> str:
+    """The list of this interpreter: of the packages that fb3 needs, and theirs, those that are here."""
+    found: dict[str, str] = {}
+    waiting = own_requirements()
+    while waiting:
+        name = canonicalize_name(waiting.pop().name)
+        if name in found:
+            continue
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found[name] = distribution.version
+        needed = map(Requirement, distribution.requires or [])
+        waiting += [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    glibc = platform.libc_ver()[1] or ".".join(map(str, _GLIBC))
+    head = [f"# python {platform.python_version()}", f"# glibc {glibc}"]
+    return "\n".join([*head, *(f"{name}=={found[name]}" for name in sorted(found))]) + "\n"
+
+
+def own_requirements() -> list[Requirement]:
+    """What fb3 needs to train and to infer."""
+    return parse_requirements(_OWN.read_text(encoding="utf-8").splitlines(), _OWN)
+
+
+def parse_requirements(lines: Iterable[str], source: Path) -> list[Requirement]:
+    """Requirements from lines; comments, options and empty lines are passed over.
+
+    Raises:
+        Fb3Error: a line that is none.
+    """
+    out = []
+    for line in lines:
+        text = re.split(r"\s+#|\s+--", line.strip())[0]
+        if text and not text.startswith(("#", "-")):
+            try:
+                out.append(Requirement(text))
+            except InvalidRequirement as error:
+                raise Fb3Error(f"{source}: {text!r} is no requirement ({error})") from None
+    return out
+
+
+def differing_versions(image: Image) -> list[str]:
+    """Packages of the image's list that this interpreter has in another version, or not at all, in words."""
+    out = []
+    for name, wanted in sorted(image.packages.items()):
+        try:
+            here = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            here = "missing"
+        if here != wanted:
+            out.append(f"{name} {here}, there {wanted}")
+    if not platform.python_version().startswith(image.short_python + "."):
+        out.insert(0, f"python {sys.version_info.major}.{sys.version_info.minor}, there {image.python}")
+    return out

@@ -1,0 +1,10 @@
+"""Names of the files in run folders and bundles."""
+
+RECIPE = "recipe.yaml"
+ENCODER = "encoder"  # a run's folder of config and tokenizer
+WEIGHTS = "model.safetensors"  # of a fold
+FOLD_JSON = "fold.json"  # score, seed, hash of a fold
+OOF = "oof.csv"
+ENVIRONMENT = "environment.json"
+MANIFEST = "manifest.json"  # of a bundle
+METADATA = "dataset-metadata.json"  # for the upload; Kaggle's client reads it and leaves it out of the data set

@@ -1,0 +1,174 @@
+"""Packing: run folders, fb3's own source and wheels to a dataset folder ("bundle")."""
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fb3.bundle import FORMAT, Bundle, Member, read_bundle
+from fb3.checkpoint import as_half, is_finished, read_weights, write_weights
+from fb3.errors import Fb3Error
+from fb3.files import read_json, sha256, write_json
+from fb3.layout import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
+from fb3.progress import say
+from fb3.recipe import load_recipe
+from fb3.version import __version__
+
+# What inference and a later look at the scores need. Left out: log.jsonl and environment.json, which name places of the
+# machine that trained, scratch/ and the checkpoints of single evaluations.
+RUN_FILES = (RECIPE, "folds.csv", OOF, "scores.json")
+_LENGTHS = range(6, 51)  # of a data set's slug and of its title
+Check = Callable[[list[Member], Path], dict[str, Any]]
+
+
+def write_bundle(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    id: str | None = None,
+    title: str | None = None,
+    weights: Literal["fp32", "fp16"] = "fp32",
+    wheels: Iterable[Path] = (),
+    check: Check | None = None,
+) -> Bundle:
+    """Packs run folders with fb3's own source.
+
+    Args:
+        runs: run folders; one with only some of its folds is packed with those.
+        out: the bundle's folder; an older bundle there is replaced once the new one is whole.
+        id: owner/slug of the data set.
+        title: of the data set; none: the slug.
+        weights: fp16 halves the size.
+        wheels: wheel and lock files to carry.
+        check: looks at the runs and at the packed folder before it takes its place, and refuses it by an error; what it
+            returns stands in the manifest as "parity".
+
+    Raises:
+        Fb3Error: a run that is none, has no trained fold or damaged weights; runs that predict different columns; an id
+            or title that Kaggle refuses; `out` is something else than a bundle.
+    """
+    out = Path(out).resolve()
+    if out.exists() and not _may_replace(out):
+        raise Fb3Error(f"{out}: is there and is no bundle; choose another --out")
+    members = _read_runs([Path(run) for run in runs])
+    metadata = dataset_metadata(id or f"your-name/{_slug(out.name)}", title)
+    aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        for member in members:
+            _pack_run(member, aside / "runs" / member.name, weights)
+        _pack_source(aside / "fb3")
+        for wheel in wheels:
+            (aside / "wheels").mkdir(exist_ok=True)
+            shutil.copyfile(wheel, aside / "wheels" / wheel.name)
+        write_json(metadata, aside / METADATA)
+        manifest = {
+            "format": FORMAT,
+            "fb3": __version__,
+            "weights": weights,
+            "parity": check(members, aside) if check else {"skipped": "not asked for"},
+            "runs": [{"name": m.name, "folds": [read_json(f / FOLD_JSON)["fold"] for f in m.folds]} for m in members],
+            "files": {
+                path.relative_to(aside).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+                for path in sorted(aside.rglob("*"))
+                if path.is_file()
+            },
+        }
+        write_json(manifest, aside / MANIFEST)
+        if out.exists():
+            out.rename(old)
+        aside.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise Fb3Error(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return Bundle(out, manifest)
+
+
+def _may_replace(out: Path) -> bool:
+    """Only an empty folder or a bundle of ours, and nothing else that happens to hold a manifest."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return out.is_dir()
+    try:
+        return isinstance(read_bundle(out).manifest.get("files"), dict) and (out / "fb3").is_dir()
+    except Fb3Error:
+        return False
+
+
+def _read_runs(paths: list[Path]) -> list[Member]:
+    members: list[Member] = []
+    for path in paths:
+        if not (path / RECIPE).is_file():
+            raise Fb3Error(f"{path}: no run folder (no recipe.yaml); give the --out of `fb3 train`")
+        started = [p.parent for p in path.glob(f"fold*/{FOLD_JSON}")]
+        folds = sorted(filter(is_finished, started), key=lambda fold: read_json(fold / FOLD_JSON)["fold"])
+        if not folds:
+            raise Fb3Error(f"{path}: no fold in it was trained to its end; run `fb3 train` first")
+        if len(folds) < len(started):
+            say(f"{path}: left out {sorted(f.name for f in set(started) - set(folds))}, not trained to their end")
+        name, taken = path.resolve().name, {member.name for member in members}
+        while name in taken:
+            name = _next_name(name, path.resolve().name)
+        members.append(Member(name, path, load_recipe(path / RECIPE), folds))
+    for member in members[1:]:
+        for key in ("id_column", "text_column", "target_columns"):
+            first, other = getattr(members[0].recipe.data, key), getattr(member.recipe.data, key)
+            if first != other:
+                raise Fb3Error(
+                    f"{member.path}: data.{key} is {other}, in {members[0].path} it is {first}; pack them apart"
+                )
+    return members
+
+
+def _next_name(name: str, first: str) -> str:
+    """run, run-2, run-3, …"""
+    return f"{first}-{int(name.removeprefix(first + '-') if name != first else 1) + 1}"
+
+
+def _pack_run(member: Member, out: Path, weights: str) -> None:
+    out.mkdir(parents=True)
+    for name in RUN_FILES:
+        if (member.path / name).is_file():
+            shutil.copyfile(member.path / name, out / name)
+    shutil.copytree(member.path / ENCODER, out / ENCODER)
+    for fold in member.folds:
+        info = read_json(fold / FOLD_JSON)
+        if not (fold / WEIGHTS).is_file() or sha256(fold / WEIGHTS) != info.get("sha256"):
+            raise Fb3Error(
+                f"{fold / WEIGHTS}: missing, or not the file that fold.json describes; train this fold again"
+            )
+        target = out / fold.name
+        target.mkdir()
+        if weights == "fp16":
+            write_weights(as_half(read_weights(fold / WEIGHTS), str(fold / WEIGHTS)), target / WEIGHTS)
+            info["sha256"] = sha256(target / WEIGHTS)
+        else:
+            shutil.copyfile(fold / WEIGHTS, target / WEIGHTS)
+        write_json(info, target / FOLD_JSON)
+
+
+def _pack_source(out: Path) -> None:
+    source = Path(__file__).parent
+    shutil.copytree(source, out, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+
+
+def _slug(name: str) -> str:
+    """A slug of Kaggle's form from a folder's name."""
+    slug = "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in name.lower()).split())
+    return (slug if len(slug) in _LENGTHS else f"fb3-{slug or 'bundle'}-data")[:50].rstrip("-")
+
+
+def dataset_metadata(id: str, title: str | None) -> dict[str, Any]:
+    """The content of dataset-metadata.json.
+
+    Raises:
+        Fb3Error: an id that is not owner/slug, or a slug or title that is not 6 to 50 characters long.
+    """
+    owner, slash, slug = id.partition("/")
+    if not owner or not slash or not all(c.isascii() and (c.isalnum() or c == "-") for c in slug):
+        raise Fb3Error(f"--id {id}: want owner/slug, the slug of letters, digits and hyphens")
+    for what, text in (("--id: the slug", slug), ("--title", title if title is not None else slug)):
+        if len(text) not in _LENGTHS:
+            raise Fb3Error(f"{what} {text!r} has {len(text)} characters; Kaggle wants 6 to 50")
+    return {"id": id, "title": title if title is not None else slug, "licenses": [{"name": "other"}]}

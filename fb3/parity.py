@@ -1,0 +1,135 @@
+"""Parity: a sample of each fold's out-of-fold predictions, replayed by the packed files through the inference path.
+
+It catches what no hash can: another pooling than the one that was trained, a tokenizer that drifted, weights that load
+into the wrong places, rows in another order.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fb3.bundle import Member
+from fb3.errors import Fb3Error
+from fb3.essays import read_table
+from fb3.files import read_json
+from fb3.layout import ENVIRONMENT, OOF
+from fb3.packing import Check
+from fb3.progress import progress
+from fb3.runtime import Precision, pick_device, pick_precision
+from fb3.worker import encode, predict_fold
+
+ESSAYS = 12  # a fold: a second or two on a CPU for a base encoder
+# Largest difference of a score. Twice and more what was seen between chips and batch sizes on real essays (bf16 0.010).
+TOLERANCE = {"fp32": 0.002, "fp16": 0.02, "bf16": 0.05}
+
+
+def replay(data: Path | None, essays: int = ESSAYS) -> Check:
+    """A check for `write_bundle`.
+
+    Args:
+        data: the folder with the train.csv of the runs; none: the one that each run recorded.
+        essays: how many of each fold.
+
+    Returns:
+        A function that takes the runs and the packed folder, and returns the largest difference of each fold.
+    """
+
+    def check(members: list[Member], packed: Path) -> dict[str, Any]:
+        found = {}
+        total = sum(len(member.folds) for member in members)
+        with progress("parity", total) as advance:
+            for member in members:
+                folder = packed / "runs" / member.name
+                inside = Member(member.name, folder, member.recipe, [folder / fold.name for fold in member.folds])
+                for name, difference in _replay_run(member.path, inside, data, essays, advance):
+                    found[name] = difference
+        return {"essays": essays, "largest_difference": found}
+
+    return check
+
+
+def _replay_run(
+    run: Path, member: Member, data: Path | None, essays: int, advance: Callable[[], None]
+) -> list[tuple[str, float]]:
+    identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
+    texts = _texts(run, member, data)
+    predicted = read_table(member.path / OOF, [identifier, "fold", *columns])
+    made, replayed = _precisions(run)
+    out = []
+    for position, folder in enumerate(member.folds):
+        rows = predicted[predicted["fold"] == folder.name.removeprefix("fold")]
+        if rows.empty:
+            raise Fb3Error(f"{run / OOF}: no row of {folder.name}; train this fold again")
+        rows = _sample(rows, texts, identifier, essays, run)
+        want = rows[columns].to_numpy(np.float64)
+        difference = _replay_fold(member, position, rows[identifier], texts, want, replayed)
+        _refuse(difference, rows[identifier].to_numpy(), run / folder.name, made, replayed)
+        out.append((f"{member.name}/{folder.name}", round(float(difference.max()), 5)))
+        advance()
+    return out
+
+
+def _texts(run: Path, member: Member, data: Path | None) -> pd.Series:
+    """The training essays by id.
+
+    Raises:
+        Fb3Error: no folder is known that holds them.
+    """
+    if data is None:
+        recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
+        if recorded is None or not (Path(recorded) / "train.csv").is_file():
+            raise Fb3Error(
+                f"{run}: the essays it was trained on are not where {ENVIRONMENT} says ({recorded}), so its "
+                "predictions cannot be replayed; give their folder with --data DIR, or pack unproven with --no-parity"
+            )
+        data = Path(recorded)
+    settings = member.recipe.data
+    table = read_table(data / "train.csv", [settings.id_column, settings.text_column])
+    return table.set_index(settings.id_column)[settings.text_column]
+
+
+def _sample(rows: pd.DataFrame, texts: pd.Series, identifier: str, essays: int, run: Path) -> pd.DataFrame:
+    """Some rows in random order, the one with the longest essay among them."""
+    if absent := sorted(set(rows[identifier]) - set(texts.index)):
+        raise Fb3Error(
+            f"{run / OOF}: {len(absent)} of its ids are not in train.csv {absent[:5]}; give the folder of the essays "
+            "it was trained on with --data DIR"
+        )
+    longest = texts.loc[rows[identifier]].str.len().to_numpy().argmax()
+    chosen = rows.drop(rows.index[longest]).sample(min(essays, len(rows)) - 1, random_state=0)
+    return pd.concat([rows.iloc[[longest]], chosen]).sample(frac=1, random_state=1)
+
+
+def _precisions(run: Path) -> tuple[Precision, Precision]:
+    """Of the out-of-fold predictions, and of the replay: the same where this machine has it, else float32."""
+    environment = read_json(run / ENVIRONMENT) if (run / ENVIRONMENT).is_file() else {}
+    made = environment.get("precision", "bf16")
+    return made, made if made == pick_precision("auto", pick_device()) else "fp32"
+
+
+def _replay_fold(
+    member: Member, fold: int, ids: pd.Series, texts: pd.Series, want: np.ndarray, precision: Precision
+) -> np.ndarray:
+    """The largest difference of each essay: (N,)."""
+    device = str(pick_device())
+    encoded = encode(member, texts.loc[ids].tolist())
+    again = predict_fold(member, fold, encoded, ids.to_numpy(), device, precision=precision, shown=False)
+    bounds = (member.recipe.task.minimum, member.recipe.task.maximum)  # as oof.csv has them
+    return np.abs(np.clip(again.values, *bounds) - want).max(1)
+
+
+def _refuse(difference: np.ndarray, ids: np.ndarray, fold: Path, made: Precision, replayed: Precision) -> None:
+    """Stops the packing where a prediction differs by more than the precisions allow."""
+    limit = max(TOLERANCE[made], TOLERANCE[replayed])
+    bad = difference > limit
+    if bad.any():
+        worst = int(difference.argmax())
+        raise Fb3Error(
+            f"{fold}: not packed, because the packed files do not give the predictions in {OOF}: {bad.sum()} of "
+            f"{len(bad)} essays differ by more than {limit} ({made} predictions, replayed in {replayed}), most "
+            f"{ids[worst]} by {difference[worst]:.3f}. Is recipe.yaml the one it was trained with, encoder/ its "
+            "tokenizer, model.safetensors its weights, train.csv its essays?"
+        )

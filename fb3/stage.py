@@ -1,0 +1,56 @@
+"""The inside of a rehearsal: run where network and mounts are already this process's own, it binds the inputs read-only
+and executes the notebook.
+
+    python -m fb3.stage SPEC.json
+
+SPEC: notebook, working (folder), env (variables of the kernel), mounts ([source, place], …; none where namespaces are
+not to be had), result (the JSON file to write: error or null, seconds, peak_memory in bytes).
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fb3.errors import Fb3Error
+from fb3.files import read_json, write_json
+from fb3.notebook import run_notebook
+
+_LIMIT = 9 * 3600.0
+
+
+def main(spec_file: str) -> None:
+    """Mounts, runs, writes the result."""
+    spec = read_json(Path(spec_file))
+    for source, place in spec["mounts"]:
+        bind_read_only(source, place)
+    for name in [name for name in os.environ if name not in spec["keep"]]:
+        del os.environ[name]
+    start = time.monotonic()
+    error = None
+    try:
+        run_notebook(Path(spec["notebook"]), Path(spec["working"]), spec["env"], timeout=_LIMIT)
+    except Fb3Error as failed:
+        error = str(failed)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB on Linux, bytes on macOS
+    result = {
+        "error": error,
+        "seconds": round(time.monotonic() - start, 1),
+        "peak_memory": peak * (1 if sys.platform == "darwin" else 1024),
+    }
+    write_json(result, spec["result"])
+
+
+def bind_read_only(source: str, place: str) -> None:
+    """Shows a folder at another place, read-only."""
+    subprocess.run(["mount", "--bind", source, place], check=True, capture_output=True)
+    for flags in ("remount,bind,ro", "remount,bind,ro,nosuid,nodev"):  # flags of the mount below may be locked
+        if not subprocess.run(["mount", "-o", flags, place], capture_output=True).returncode:
+            return
+    raise Fb3Error(f"{place}: cannot be made read-only here")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

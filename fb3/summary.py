@@ -1,0 +1,50 @@
+"""What happened to each fold of an inference: said at once, summed up at the end, written beside the submission."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fb3.files import write_json
+from fb3.progress import say
+
+
+@dataclass
+class Summary:
+    """The folds and phases of one inference.
+
+    path: of the report. start: by time.monotonic(). folds: name, status and seconds or reason. phases: seconds from the
+    start to their ends. partial: whether a fold that was cut off is in the submission.
+    """
+
+    path: Path
+    start: float
+    folds: list[dict[str, Any]] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    partial: bool = False
+
+    def phase(self, name: str) -> None:
+        """Seconds since the start at which a phase was done."""
+        self.phases[name] = round(time.monotonic() - self.start, 2)
+
+    def used(self, name: str, seconds: float) -> None:
+        """A fold that is in the submission."""
+        self.folds.append({"fold": name, "status": "used", "seconds": round(seconds, 2)})
+
+    def left_out(self, name: str, reason: str, status: str = "left out") -> None:
+        """A fold that is not in the submission, or not as a whole."""
+        self.folds.append({"fold": name, "status": status, "reason": reason})
+        say(f"WARNING: {name} {status}: {reason}")
+
+    def finish(self, out: Path, rows: int) -> None:
+        """Says it loudly where not all folds are in, and writes the report."""
+        self.phase("all")
+        used = sum(fold["status"] == "used" for fold in self.folds)
+        lines = [f"{out}: {rows} rows from {used} of {len(self.folds)} folds"]
+        lines[0] += f" in {self.phases['all']:.1f} s"
+        for fold in self.folds:
+            if fold["status"] != "used":
+                lines.append(f"WARNING: without {fold['fold']} ({fold['status']}): {fold['reason']}")
+        for line in lines:
+            say(line)
+        write_json({"rows": rows, "folds": self.folds, "phases": self.phases}, self.path)
