@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 from fb3.errors import Fb3Error
+from fb3.images import RECORDED, read_image
 from fb3.packing import write_bundle
+from fb3.parity import replay
 from fb3.wheels import fetch_wheels, find_wheels
 
 WHEELS = Path(__file__).parent / "wheels"
@@ -26,20 +28,18 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--wheels", type=Path, metavar="DIR", help="take the wheels from here, not from PyPI")
     source.add_argument("--no-wheels", action="store_true", help="carry none; inference needs none")
+    proof = parser.add_mutually_exclusive_group()
+    proof.add_argument("--data", type=Path, metavar="DIR", help="the runs' essays, where they have moved")
+    proof.add_argument("--no-parity", action="store_true", help="do not replay out-of-fold predictions before packing")
     arguments = parser.parse_args()
-    if arguments.no_wheels:
-        wheels = []
-    elif arguments.wheels:
-        wheels = find_wheels(arguments.wheels)
-    else:
-        wheels = fetch_wheels(WHEELS / "train.lock", WHEELS)
     bundle = write_bundle(
         arguments.runs,
         arguments.out,
         id=arguments.id,
         title=arguments.title,
         weights=arguments.weights,
-        wheels=wheels,
+        wheels=[] if arguments.no_wheels else wheels_for_all_images(arguments.wheels),
+        check=None if arguments.no_parity else replay(arguments.data),
     )
     size = sum(entry["size"] for entry in bundle.manifest["files"].values())
     folds = sum(len(run["folds"]) for run in bundle.manifest["runs"])
@@ -47,6 +47,16 @@ def main() -> None:
     if not arguments.id:
         print(f"set your Kaggle name in {bundle.path / 'dataset-metadata.json'}, or pack with --id owner/slug")
     print(f"next: fb3 infer {bundle.path} --data DIR --out submission.csv")
+
+
+def wheels_for_all_images(folder: Path | None) -> list[Path]:
+    """Wheels and lock files for every recorded image, from a folder or fetched by hash."""
+    files = {}
+    for listed in sorted(RECORDED.glob("*.txt")):
+        image, lock = read_image(listed), WHEELS / f"{listed.stem}.lock"
+        found = find_wheels(lock, folder, image) if folder else fetch_wheels(lock, WHEELS, image)
+        files |= {path.name: path for path in (*found, lock)}
+    return list(files.values())
 
 
 if __name__ == "__main__":

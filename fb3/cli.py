@@ -101,6 +101,52 @@ def demo(
     run_demo(out)
 
 
+@app.command("image-freeze")
+def image_freeze(
+    out: Annotated[Path | None, typer.Option(help="The list to write; printed where left out.")] = None,
+) -> None:
+    """Record this machine's packages, as far as fb3 needs them: run it in a notebook of the competition."""
+    from fb3.files import write_text
+    from fb3.images import freeze_image
+
+    text = freeze_image()
+    print(text, end="") if out is None else write_text(text, out)
+
+
+@app.command("wheels-lock")
+def wheels_lock(
+    image: Annotated[Path, typer.Argument(help="An image's list, such as wheels/images/py312.txt.")],
+    out: Annotated[Path | None, typer.Option(help="The lock to write; printed where left out.")] = None,
+) -> None:
+    """Resolve what training and inference need beyond an image, with hashes."""
+    from fb3.files import write_text
+    from fb3.images import read_image
+    from fb3.wheels import lock_text
+
+    text = lock_text(read_image(image))
+    print(text, end="") if out is None else write_text(text, out)
+
+
+@app.command()
+def rehearse(
+    bundle: Annotated[Path, typer.Argument(help="The dataset folder that build_dataset.py wrote.")],
+    data: Data = None,
+    rows: Annotated[int, typer.Option(min=1, help="Hidden rows to make.")] = 2600,
+    image: Annotated[str, typer.Option(help="A name in wheels/images, or a list of your own.")] = "py312",
+    keep: Annotated[Path | None, typer.Option(help="Keep inputs and outputs in this new folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run the inference notebook as the competition would: no network, read-only inputs, odd hidden rows."""
+    from fb3 import rehearse as rehearsal
+    from fb3.images import find_image
+    from fb3.runtime import find_competition
+
+    report = rehearsal.rehearse(bundle, data or find_competition(), find_image(image), rows=rows, keep=keep)
+    print(rehearsal.as_json(report) if as_json else report.text())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
 def _required(value: Path | None, option: str) -> Path:
     if value is None:
         raise Fb3Error(f"{option} is missing")

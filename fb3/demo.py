@@ -7,10 +7,10 @@ import pandas as pd
 
 from fb3.errors import Fb3Error
 from fb3.metrics import mcrmse
+from fb3.notebook import find_notebook, run_notebook
 from fb3.packing import write_bundle
 from fb3.progress import say
 from fb3.recipe import load_recipe
-from fb3.notebook import find_notebook, run_notebook
 from fb3.sample import ID, TARGETS, write_competition
 from fb3.scoring import score_files
 from fb3.training.run import train

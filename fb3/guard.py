@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+_STDLIB = str(Path(os.__file__).parent)  # holds modules that sys.stdlib_module_names leaves out, too
+
 
 class GuardedFinder:
     """The path finder, blind to what the image lacks; a blocked module looks as if it were not installed."""
@@ -27,10 +29,16 @@ class GuardedFinder:
             file.write(name + "\n")
         return None
 
+    @staticmethod
+    def find_distributions(*arguments, **keywords):
+        return importlib.machinery.PathFinder.find_distributions(*arguments, **keywords)
+
     def _allowed(self, name, found):
         places = [found.origin] if found.origin else list(found.submodule_search_locations or [])
-        inside = any(Path(place).resolve().is_relative_to(self.bundle) for place in places)
-        return inside or (name in self.modules and name != "fb3")
+        if any(Path(place).resolve().is_relative_to(self.bundle) for place in places):
+            return True
+        own = any(place.startswith(_STDLIB) and "-packages" not in place for place in places)
+        return own or (name in self.modules and name != "fb3")
 
 
 def block_sockets():

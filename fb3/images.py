@@ -3,7 +3,6 @@
 import importlib.metadata
 import platform
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from packaging.version import InvalidVersion, Version
 
 from fb3.errors import Fb3Error
 
+RECORDED = Path(__file__).resolve().parent.parent / "wheels" / "images"
 _OWN = Path(__file__).with_name("requirements.txt")
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s;#]+)")
 _GLIBC = (2, 35)  # of the images since 2023
@@ -103,10 +103,31 @@ def read_image(path: str | Path, python: str | None = None) -> Image:
     return Image(path.stem, python, (int(major), int(minor)), packages)
 
 
+def find_image(name: str) -> Image:
+    """A list by its path, or by its name in wheels/images of the repository.
+
+    Raises:
+        Fb3Error: there is none.
+    """
+    known = {path.stem: path for path in sorted(RECORDED.glob("*.txt"))}
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise Fb3Error(f"image {name}: no such list; recorded are {list(known)}, and `fb3 image-freeze` writes one")
+    return read_image(path)
+
+
 def freeze_image() -> str:
     """The list of this interpreter: of the packages that fb3 needs, and theirs, those that are here."""
+    found = installed_closure(own_requirements())
+    glibc = platform.libc_ver()[1] or ".".join(map(str, _GLIBC))
+    head = [f"# python {platform.python_version()}", f"# glibc {glibc}"]
+    return "\n".join([*head, *(f"{name}=={found[name]}" for name in sorted(found))]) + "\n"
+
+
+def installed_closure(requirements: Iterable[Requirement]) -> dict[str, str]:
+    """Versions by name of some packages, and of all that they need, as far as they are installed here."""
     found: dict[str, str] = {}
-    waiting = own_requirements()
+    waiting = list(requirements)
     while waiting:
         name = canonicalize_name(waiting.pop().name)
         if name in found:
@@ -118,9 +139,7 @@ def freeze_image() -> str:
         found[name] = distribution.version
         needed = map(Requirement, distribution.requires or [])
         waiting += [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
-    glibc = platform.libc_ver()[1] or ".".join(map(str, _GLIBC))
-    head = [f"# python {platform.python_version()}", f"# glibc {glibc}"]
-    return "\n".join([*head, *(f"{name}=={found[name]}" for name in sorted(found))]) + "\n"
+    return found
 
 
 def own_requirements() -> list[Requirement]:
@@ -145,16 +164,16 @@ def parse_requirements(lines: Iterable[str], source: Path) -> list[Requirement]:
     return out
 
 
-def differing_versions(image: Image) -> list[str]:
-    """Packages of the image's list that this interpreter has in another version, or not at all, in words."""
-    out = []
+def differing_versions(image: Image) -> dict[str, str]:
+    """Packages of the image's list that this interpreter has in another version, or not at all: in words, by name."""
+    out = {}
+    if not platform.python_version().startswith(image.short_python + "."):
+        out["python"] = f"{platform.python_version()} (there {image.python})"
     for name, wanted in sorted(image.packages.items()):
         try:
             here = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             here = "missing"
         if here != wanted:
-            out.append(f"{name} {here}, there {wanted}")
-    if not platform.python_version().startswith(image.short_python + "."):
-        out.insert(0, f"python {sys.version_info.major}.{sys.version_info.minor}, there {image.python}")
+            out[name] = f"{here} (there {wanted})"
     return out

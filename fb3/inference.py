@@ -97,6 +97,7 @@ def infer(
         if strict or standing is None or not hidden_rerun():
             raise
         say(traceback.format_exc())
+        summary.error = str(error)
         say(f"ERROR, but this is the run on the hidden rows: {out} stays as it stands ({error})")
     summary.finish(out, len(standing.table))
     return standing.table.reset_index()
@@ -198,6 +199,7 @@ def _predict_all(
     encoded = _tokenise(members, essays[recipe.data.text_column].tolist())
     summary.phase("tokens")
     clock = _Clock(members, encoded)
+    summary.flops = clock.flops
     means: dict[str, Predictions] = {}
     counts = dict.fromkeys((m.name for m in members), 0)
     turns = sorted((k, m) for m, member in enumerate(members) for k in range(len(member.folds)))
@@ -285,7 +287,7 @@ class _Clock:
 
     def __init__(self, members: list[Member], encoded: dict[str, Encoded]) -> None:
         self.flops = {
-            m.name: forward_flops(read_json(m.path / ENCODER / "config.json"), encoded[m.name].lengths).sum()
+            m.name: float(forward_flops(read_json(m.path / ENCODER / "config.json"), encoded[m.name].lengths).sum())
             for m in members
         }
         self.seconds: dict[str, float] = {}

@@ -4,11 +4,10 @@ and executes the notebook.
     python -m fb3.stage SPEC.json
 
 SPEC: notebook, working (folder), env (variables of the kernel), mounts ([source, place], …; none where namespaces are
-not to be had), result (the JSON file to write: error or null, seconds, peak_memory in bytes).
+not to be had), result (the JSON file to write: error or null, seconds).
 """
 
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -32,15 +31,9 @@ def main(spec_file: str) -> None:
     error = None
     try:
         run_notebook(Path(spec["notebook"]), Path(spec["working"]), spec["env"], timeout=_LIMIT)
-    except Fb3Error as failed:
+    except (Fb3Error, RuntimeError) as failed:  # nbclient's own, where the kernel dies before its first word
         error = str(failed)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB on Linux, bytes on macOS
-    result = {
-        "error": error,
-        "seconds": round(time.monotonic() - start, 1),
-        "peak_memory": peak * (1 if sys.platform == "darwin" else 1024),
-    }
-    write_json(result, spec["result"])
+    write_json({"error": error, "seconds": round(time.monotonic() - start, 1)}, spec["result"])
 
 
 def bind_read_only(source: str, place: str) -> None:

@@ -1,5 +1,6 @@
 """What happened to each fold of an inference: said at once, summed up at the end, written beside the submission."""
 
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,17 @@ class Summary:
     """The folds and phases of one inference.
 
     path: of the report. start: by time.monotonic(). folds: name, status and seconds or reason. phases: seconds from the
-    start to their ends. partial: whether a fold that was cut off is in the submission.
+    start to their ends. flops: of one fold of each run. error: what stopped it. partial: whether a fold that was cut
+    off is in the submission.
     """
 
     path: Path
     start: float
     folds: list[dict[str, Any]] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
     partial: bool = False
+    error: str | None = None
 
     def phase(self, name: str) -> None:
         """Seconds since the start at which a phase was done."""
@@ -47,4 +51,15 @@ class Summary:
                 lines.append(f"WARNING: without {fold['fold']} ({fold['status']}): {fold['reason']}")
         for line in lines:
             say(line)
-        write_json({"rows": rows, "folds": self.folds, "phases": self.phases}, self.path)
+        content = {"rows": rows, "error": self.error, "folds": self.folds, "phases": self.phases}
+        write_json({**content, "flops": self.flops, "peak_memory": peak_memory()}, self.path)
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most, and the largest of its children that have ended."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -52,6 +52,12 @@ def resolve(image: Image, requirements: Sequence[Requirement] | None = None) -> 
     return {name: line for name, (_, line) in sorted(pins.items())}
 
 
+def lock_text(image: Image) -> str:
+    """The content of the image's lock file."""
+    head = f"# What fb3 needs beyond the image {image.name} (Python {image.python}). Written by `fb3 wheels-lock`."
+    return "\n".join([head, *resolve(image).values()]) + "\n"
+
+
 def _settled(image: Image, requirement: Requirement, asker: str) -> bool:
     """Whether the image meets a requirement.
 

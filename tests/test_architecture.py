@@ -39,7 +39,7 @@ FLOORS = [
         "worker",
         "folds",
     },
-    {"training.run", "inference", "rehearse"},
+    {"training.run", "inference", "rehearse", "parity", "notebook", "stage"},
     {"cli", "demo", "__main__"},
 ]
 TOP = {"__init__", "training.__init__"}  # names only

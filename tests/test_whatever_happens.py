@@ -118,9 +118,7 @@ def test_a_damaged_encoder_folder_takes_its_run_with_it(bundle, run, competition
         infer(both, competition, tmp_path / "s.csv")
 
 
-def test_folds_that_no_longer_fit_are_skipped(
-    bundle, competition, tmp_path, one, monkeypatch
-):
+def test_folds_that_no_longer_fit_are_skipped(bundle, competition, tmp_path, one, monkeypatch):
     monkeypatch.setattr(inference._Clock, "estimate", lambda clock, run: 1e6 if clock.seconds else 0.0)
     submission = infer(bundle, competition, tmp_path / "s.csv", deadline="1h")
     np.testing.assert_array_equal(values(submission), values(one))
@@ -177,9 +175,7 @@ def test_a_fold_that_fails_is_left_out_with_its_traceback(bundle, competition, t
     assert "broken chip" in said
 
 
-def test_on_the_hidden_rows_an_error_leaves_the_file(
-    bundle, competition, tmp_path, monkeypatch, capsys
-):
+def test_on_the_hidden_rows_an_error_leaves_the_file(bundle, competition, tmp_path, monkeypatch, capsys):
     data = copied(competition, tmp_path / "data")
     (data / "test.csv").write_text("text_id,full_text\na,")
     with pytest.raises(Fb3Error):
@@ -220,9 +216,7 @@ def test_two_devices_share_the_essays_and_give_the_same(bundle, competition, tmp
     np.testing.assert_allclose(values(submission), values(plain), atol=1e-5)
 
 
-def test_a_process_that_dies_hands_over_to_the_first_device(
-    bundle, competition, tmp_path, plain, monkeypatch, capsys
-):
+def test_a_process_that_dies_hands_over_to_the_first_device(bundle, competition, tmp_path, plain, monkeypatch, capsys):
     from concurrent.futures.process import BrokenProcessPool
 
     def broken(*arguments, **keywords):
