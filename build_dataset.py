@@ -12,6 +12,7 @@ from fb3.errors import Fb3Error
 from fb3.images import RECORDED, read_image
 from fb3.packing import write_bundle
 from fb3.parity import replay
+from fb3.upload import upload_bundle
 from fb3.wheels import fetch_wheels, find_wheels
 
 WHEELS = Path(__file__).parent / "wheels"
@@ -31,6 +32,11 @@ def main() -> None:
     proof = parser.add_mutually_exclusive_group()
     proof.add_argument("--data", type=Path, metavar="DIR", help="the runs' essays, where they have moved")
     proof.add_argument("--no-parity", action="store_true", help="do not replay out-of-fold predictions before packing")
+    kaggle = parser.add_argument_group("upload", "to Kaggle, with its own client (pip install kaggle six)")
+    kaggle.add_argument("--upload", action="store_true", help="create the data set, or a new version of it")
+    kaggle.add_argument("--message", default="", help="of the new version")
+    kaggle.add_argument("--public", action="store_true", help="make a new data set public")
+    kaggle.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
     arguments = parser.parse_args()
     bundle = write_bundle(
         arguments.runs,
@@ -46,7 +52,9 @@ def main() -> None:
     print(f"{bundle.path}: {folds} folds of {len(bundle.manifest['runs'])} runs, {size / 1e6:.1f} MB")
     if not arguments.id:
         print(f"set your Kaggle name in {bundle.path / 'dataset-metadata.json'}, or pack with --id owner/slug")
-    print(f"next: fb3 infer {bundle.path} --data DIR --out submission.csv")
+    print(f"next: fb3 rehearse {bundle.path} --data DIR")
+    if arguments.upload or arguments.dry_run:
+        upload_bundle(bundle.path, message=arguments.message, public=arguments.public, dry_run=arguments.dry_run)
 
 
 def wheels_for_all_images(folder: Path | None) -> list[Path]:

@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Fine-tune encoders on texts, pack them into one folder, predict where there is no network.",
 )
 
+COMPETITION = "feedback-prize-english-language-learning"
 Data = Annotated[Path | None, typer.Option(help="Folder with train.csv, test.csv and sample_submission.csv.")]
 
 
@@ -145,6 +146,37 @@ def rehearse(
     print(rehearsal.as_json(report) if as_json else report.text())
     if not report.passed:
         raise typer.Exit(1)
+
+
+@app.command("push-notebook")
+def push_notebook(
+    kernel: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="The notebook on Kaggle.")],
+    dataset: Annotated[str, typer.Option(help="The bundle's data set, owner/slug.")],
+    competition: Annotated[str, typer.Option(help="The competition's slug.")] = COMPETITION,
+    pinning: Annotated[str, typer.Option(help="original or latest image.")] = "original",
+    title: Annotated[str | None, typer.Option(help="Of the notebook; must give the slug.")] = None,
+) -> None:
+    """Push the inference notebook: internet off, two T4s, data set and competition attached."""
+    from fb3.notebook import find_notebook
+    from fb3.upload import push_notebook as push
+
+    version = push(
+        find_notebook("inference"), kernel, dataset=dataset, competition=competition, pinning=pinning, title=title
+    )
+    print(f"{kernel}: version {version} pushed; next: fb3 submit {kernel} --version {version}")
+
+
+@app.command()
+def submit(
+    kernel: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="The notebook on Kaggle.")],
+    competition: Annotated[str, typer.Option(help="The competition's slug.")] = COMPETITION,
+    version: Annotated[int | None, typer.Option(help="Of the notebook; the latest where left out.")] = None,
+    message: Annotated[str, typer.Option(help="Of the submission.")] = "",
+) -> None:
+    """Wait until a pushed notebook has run, show the end of its log, and submit it."""
+    from fb3.upload import submit_notebook
+
+    print(submit_notebook(kernel, competition, version=version, message=message))
 
 
 def _required(value: Path | None, option: str) -> Path:

@@ -39,7 +39,7 @@ FLOORS = [
         "worker",
         "folds",
     },
-    {"training.run", "inference", "rehearse", "parity", "notebook", "stage"},
+    {"training.run", "inference", "rehearse", "parity", "notebook", "stage", "upload"},
     {"cli", "demo", "__main__"},
 ]
 TOP = {"__init__", "training.__init__"}  # names only

@@ -1,0 +1,104 @@
+"""Parity: what no hash can see is refused before it is packed."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from fb3.errors import Fb3Error
+from fb3.files import read_json, sha256, write_json
+from fb3.packing import write_bundle
+from fb3.parity import replay
+from fb3.recipe import load_recipe
+from fb3.training.run import train
+from tests.conftest import TINY, copied
+
+
+@pytest.fixture
+def broken(run, tmp_path):
+    """A copy of the run to damage."""
+    return copied(run, tmp_path / "tiny")
+
+
+def pack(run, tmp_path, data=None, weights="fp32"):
+    return write_bundle([run], tmp_path / "bundle", check=replay(data), weights=weights)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "fp16"])
+def test_a_sound_run_passes_and_the_manifest_says_how_near(run, tmp_path, weights):
+    bundle = pack(run, tmp_path, weights=weights)
+    near = read_json(bundle.path / "manifest.json")["parity"]["largest_difference"]
+    assert set(near) == {"tiny/fold0", "tiny/fold1"}
+    assert max(near.values()) < 0.002
+
+
+def test_without_it_the_manifest_says_so(bundle):
+    assert "skipped" in read_json(bundle / "manifest.json")["parity"]
+
+
+def test_another_pooling_is_caught(broken, tmp_path):
+    path = broken / "recipe.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    assert recipe["model"]["pooling"]["kind"] == "mean"
+    recipe["model"]["pooling"]["kind"] = "max"
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(Fb3Error, match=r"fold0: not packed.*differ by more than 0.002"):
+        pack(broken, tmp_path)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_drifted_tokenizer_is_caught(broken, tmp_path):
+    path = broken / "encoder" / "tokenizer.json"
+    tokenizer = read_json(path)
+    vocabulary = tokenizer["model"]["vocab"]
+    common = [word for word in vocabulary if word.isalpha()][:40]
+    for one, two in zip(common[::2], common[1::2], strict=True):
+        vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    write_json(tokenizer, path)
+    with pytest.raises(Fb3Error, match="not packed"):
+        pack(broken, tmp_path)
+
+
+def test_weights_of_another_fold_are_caught_even_with_their_hash(broken, tmp_path):
+    shutil.copyfile(broken / "fold1" / "model.safetensors", broken / "fold0" / "model.safetensors")
+    info = broken / "fold0" / "fold.json"
+    write_json({**read_json(info), "sha256": sha256(broken / "fold0" / "model.safetensors")}, info)
+    with pytest.raises(Fb3Error, match="fold0: not packed"):
+        pack(broken, tmp_path)
+
+
+def test_shuffled_rows_are_caught(broken, tmp_path):
+    path = broken / "oof.csv"
+    oof = pd.read_csv(path, dtype={"text_id": str})
+    columns = load_recipe(broken / "recipe.yaml").data.target_columns
+    for fold in (0, 1):
+        rows = oof["fold"] == fold
+        oof.loc[rows, columns] = np.roll(oof.loc[rows, columns].to_numpy(), 1, axis=0)
+    oof.to_csv(path, index=False)
+    with pytest.raises(Fb3Error, match="not packed"):
+        pack(broken, tmp_path)
+
+
+def test_essays_that_moved_are_asked_for(broken, competition, tmp_path):
+    environment = broken / "environment.json"
+    write_json({**read_json(environment), "data": str(tmp_path / "gone")}, environment)
+    with pytest.raises(Fb3Error, match=r"--data DIR, or pack unproven with --no-parity"):
+        pack(broken, tmp_path)
+    pack(broken, tmp_path, data=competition)
+
+
+def test_other_essays_are_refused(run, competition, tmp_path):
+    data = copied(competition, tmp_path / "data")
+    essays = pd.read_csv(data / "train.csv", dtype=str).iloc[:30]
+    essays.to_csv(data / "train.csv", index=False)
+    with pytest.raises(Fb3Error, match="of its ids are not in train.csv"):
+        pack(run, tmp_path, data=data)
+
+
+def test_a_run_of_bf16_is_held_to_what_bf16_allows(competition, tmp_path):
+    recipe = load_recipe("tiny", [*TINY, "train.precision=bf16"])
+    run = train(recipe, competition, tmp_path / "half", folds=[0]).path
+    assert read_json(run / "environment.json")["precision"] == "bf16"
+    pack(run, tmp_path)

@@ -1,0 +1,229 @@
+"""Upload with the real kaggle client against a small server that can fail."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+
+from fb3 import upload
+from fb3.errors import Fb3Error
+from fb3.files import read_json, write_json
+from fb3.notebook import find_notebook
+from fb3.upload import check_limits, kernel_metadata, log_tail, push_notebook, submit_notebook, upload_bundle
+from tests.conftest import copied
+from tests.kaggle_server import Kaggle, serve
+
+pytestmark = pytest.mark.skipif(find_spec("kaggle") is None, reason="the upload extra is not installed")
+SECRET = "KGAT_0123456789abcdef0123456789abcdef"
+QUICK = {"poll_seconds": 0.01, "wait_seconds": 20.0}
+
+
+@pytest.fixture
+def state(monkeypatch, tmp_path):
+    """The server's state; the client of this test talks to it."""
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")  # before the client is imported
+    from kagglesdk import kaggle_env
+
+    state = Kaggle()
+    server = serve(state)
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, address)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("KAGGLE_USERNAME", "someone")
+    monkeypatch.setenv("KAGGLE_KEY", SECRET)
+    monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def packed(bundle, tmp_path):
+    """A bundle whose metadata names an owner."""
+    packed = copied(bundle, tmp_path / "bundle")
+    write_json(
+        {**read_json(packed / "dataset-metadata.json"), "id": "someone/fb3-tiny"}, packed / "dataset-metadata.json"
+    )
+    return packed
+
+
+def files_of(packed):
+    files = {path.relative_to(packed).as_posix(): path.stat().st_size for path in packed.rglob("*") if path.is_file()}
+    del files["dataset-metadata.json"]
+    return files
+
+
+def test_a_new_data_set_then_a_new_version(state, packed, capsys):
+    upload_bundle(packed, **QUICK)
+    assert state.versions["someone/fb3-tiny"] == [files_of(packed)]
+    created = next(body for method, body in state.calls if method == "CreateDataset")
+    assert created["isPrivate"] is True
+    state.faults["processing"] = 3
+    upload_bundle(packed, message="better", **QUICK)
+    assert state.versions["someone/fb3-tiny"] == [files_of(packed)] * 2
+    version = next(body for method, body in state.calls if method == "CreateDatasetVersion")
+    assert version["body"]["versionNotes"] == "better"
+    said = capsys.readouterr()
+    assert "ready, all" in said.err
+    assert SECRET not in said.err + said.out
+    assert not packed.with_name(".bundle.upload").exists()
+
+
+def test_a_dry_run_sends_nothing(state, packed, capsys):
+    upload_bundle(packed, dry_run=True)
+    assert state.calls == []
+    said = capsys.readouterr().err
+    assert "runs/tiny/fold0/model.safetensors" in said
+    assert "nothing was sent" in said
+
+
+def test_a_refused_file_stops_before_anything_is_created(state, packed):
+    state.faults["forbidden"] = 99
+    with pytest.raises(Fb3Error, match="could not be uploaded, so nothing was created") as error:
+        upload_bundle(packed, **QUICK)
+    assert SECRET not in str(error.value)
+    assert "SECRETUPLOAD" not in str(error.value)
+    assert not state.versions
+
+
+@pytest.mark.parametrize("fault", ["busy", "broken"])
+def test_a_broken_blob_is_resumed_where_it_broke(state, packed, fault):
+    state.faults[fault] = 1
+    upload_bundle(packed, **QUICK)
+    assert state.versions["someone/fb3-tiny"] == [files_of(packed)]
+    if fault == "busy":
+        assert any(where.startswith("bytes */") for _, where in state.puts), "it asked how far it had come"
+
+
+def test_a_second_call_goes_on_where_the_first_broke_off(state, packed):
+    state.faults["busy"] = 99
+    with pytest.raises(Fb3Error):
+        upload_bundle(packed, **QUICK)
+    state.faults["busy"] = 0
+    begun = len(state.names)
+    upload_bundle(packed, **QUICK)
+    assert state.versions["someone/fb3-tiny"] == [files_of(packed)]
+    again = [name for token, name in state.names.items() if int(token.removeprefix("token")) >= begun]
+    assert state.names["token0"] not in again, "the first file was taken up again, not begun anew"
+
+
+def test_being_told_to_slow_down_is_said_or_waited_for(state, packed):
+    state.faults["slow_down"] = 1
+    with pytest.raises(Fb3Error, match="slow down"):
+        upload_bundle(packed, **QUICK)
+    upload_bundle(packed, **QUICK)
+
+
+def test_a_name_in_use_is_an_error(state, packed):
+    state.faults["in_use"] = 1
+    with pytest.raises(Fb3Error, match="already in use"):
+        upload_bundle(packed, **QUICK)
+
+
+def test_a_file_that_vanishes_is_noticed(state, packed):
+    state.faults["vanish"] = 1
+    with pytest.raises(Fb3Error, match=r"1 files are missing \['fb3/__init__.py'\]"):
+        upload_bundle(packed, **QUICK)
+
+
+def test_a_data_set_that_never_gets_ready(state, packed):
+    state.faults["processing"] = 10**6
+    with pytest.raises(Fb3Error, match="not ready after 0 s"):
+        upload_bundle(packed, poll_seconds=0.01, wait_seconds=0.3)
+
+
+def test_no_credentials(state, packed, monkeypatch, capsys):
+    monkeypatch.delenv("KAGGLE_USERNAME")
+    monkeypatch.delenv("KAGGLE_KEY")
+    with pytest.raises(Fb3Error, match=r"kaggle\.com/settings"):
+        upload_bundle(packed, **QUICK)
+    assert not state.versions
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": "your-name/fb3-tiny"}, "still begins with your-name"),
+        ({"id": "someone/tiny"}, "6 to 50"),
+        ({"title": "x" * 51}, "6 to 50"),
+        ({"licenses": []}, "exactly one licence"),
+        ({"id": None}, "no id in it"),
+    ],
+)
+def test_limits_are_checked_before_the_first_byte(packed, change, words):
+    path = packed / "dataset-metadata.json"
+    write_json({**read_json(path), **change}, path)
+    with pytest.raises(Fb3Error, match=words):
+        check_limits(packed)
+
+
+def test_too_many_files_at_the_top(packed):
+    for number in range(51):
+        (packed / f"extra{number}").write_text("")
+    with pytest.raises(Fb3Error, match="Kaggle takes 50"):
+        check_limits(packed)
+
+
+def test_the_notebook_goes_without_internet_and_with_its_sources(state):
+    state.versions["someone/fb3-tiny"] = [{}]
+    version = push_notebook(
+        find_notebook("inference"), "someone/fb3-infer", dataset="someone/fb3-tiny", competition="c"
+    )
+    assert version == 3
+    body = next(body for method, body in state.calls if method == "SaveKernel")
+    assert body["enableInternet"] is False
+    assert body["machineShape"] == "NvidiaTeslaT4"
+    assert body["datasetDataSources"] == ["someone/fb3-tiny"]
+    assert body["competitionDataSources"] == ["c"]
+    assert body["dockerImagePinningType"] == "original"
+    assert "from fb3 import infer" in body["text"]
+
+
+def test_a_data_set_that_kaggle_does_not_know_is_told(state):
+    with pytest.raises(Fb3Error, match="pushed, but without"):
+        push_notebook(find_notebook("inference"), "someone/fb3-infer", dataset="someone/unknown", competition="c")
+
+
+def test_submission_waits_shows_the_log_and_submits(state, capsys):
+    assert submit_notebook("someone/fb3-infer", "c", version=3, poll_seconds=0.01) == "Successfully submitted"
+    said = capsys.readouterr().err
+    assert "running" in said
+    assert "last line" in said
+    body = next(body for method, body in state.calls if method == "CreateCodeSubmission")
+    assert body["kernelVersion"] == 3
+    assert body["fileName"] == "submission.csv"
+
+
+def test_a_failed_notebook_is_not_submitted(state):
+    state.kernel_states = ["ERROR"]
+    with pytest.raises(Fb3Error, match="ended with status error; nothing was submitted"):
+        submit_notebook("someone/fb3-infer", "c", poll_seconds=0.01)
+    assert "CreateCodeSubmission" not in [method for method, _ in state.calls]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("no-slash", "a/b-c-d-e", "original", None), "--id no-slash"),
+        (("a/slug-of-it", "x", "original", None), "--dataset x"),
+        (("a/slug-of-it", "a/b", "newest", None), "--pinning newest"),
+        (("a/slug-of-it", "a/b", "original", "Another title"), "give the slug slug-of-it"),
+    ],
+)
+def test_bad_kernel_names(arguments, words):
+    kernel, dataset, pinning, title = arguments
+    with pytest.raises(Fb3Error, match=words):
+        kernel_metadata("n.ipynb", kernel, dataset, "c", pinning, title)
+
+
+def test_a_log_that_is_no_json_is_shown_as_it_is():
+    assert log_tail("plain\ntext") == "plain\ntext"
+    assert log_tail(json.dumps([{"data": "a\n"}, {"data": "b"}])) == "a\nb"
+
+
+def test_addresses_lose_their_queries():
+    assert "upload_id" not in upload._clean("failed: http://h/blob/t?upload_id=1 again")
