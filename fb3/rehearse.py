@@ -24,14 +24,10 @@ from fb3.files import read_json, write_csv, write_json
 from fb3.images import Image, differing_versions, installed_closure, own_requirements
 from fb3.notebook import find_notebook
 from fb3.progress import say
+from fb3.runtime import MOUNTS, RERUN_VARIABLES
 from fb3.submission import check_form, check_values
 
-# Where the bundle and the competition are mounted; the second layout is only glanced at.
-LAYOUTS = {
-    "new": ("datasets/someone/bundle", "competitions/competition"),
-    "old": ("bundle", "competition"),
-}
-_GLANCE = 40  # rows in the second layout
+_GLANCE = 40  # rows in the second layout, which is only glanced at
 _SAME = 0.05  # largest difference of a score between two copies of an essay: other batches round otherwise in bf16
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FB3_DEVICE")
 ODD = {
@@ -117,7 +113,7 @@ def rehearse(
     if stage.is_dir() and any(stage.iterdir()):
         raise Fb3Error(f"{stage}: not empty; choose another --keep")
     try:
-        for name, places in LAYOUTS.items():
+        for name, places in MOUNTS.items():
             count = rows if name == "new" else min(rows, _GLANCE)
             say(f"rehearsal, {name} layout, {count} rows")
             competition = stage / f"competition-{name}"
@@ -207,9 +203,7 @@ def _run(
         "FB3_GUARD": str((guard / "settings.json").resolve()),
         "FB3_INPUT": str(inputs.resolve()),
         "HOME": str(home.resolve()),
-        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-        "KAGGLE_IS_COMPETITION_RERUN": "1",
-        "KAGGLE_URL_BASE": "https://www.kaggle.com",
+        **RERUN_VARIABLES,
     }
     spec = {
         "notebook": str(find_notebook("inference")),

@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     import torch
 
 KAGGLE_INPUT = Path("/kaggle/input")
+# Of the run on the hidden rows, for a rehearsal: where bundle and competition are mounted, and what is set.
+MOUNTS = {
+    "new": ("datasets/someone/bundle", "competitions/competition"),
+    "old": ("bundle", "competition"),
+}
+RERUN_VARIABLES = {
+    "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+    "KAGGLE_IS_COMPETITION_RERUN": "1",
+    "KAGGLE_URL_BASE": "https://www.kaggle.com",
+}
+SECRET_VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_API_V1_TOKEN")
+NO_CREDENTIALS = (
+    "Kaggle's client found no credentials: make a token at kaggle.com/settings and put it into ~/.kaggle/access_token "
+    "or KAGGLE_API_TOKEN"
+)
 BUNDLE_MARKER = "manifest.json"
 COMPETITION_MARKER = "sample_submission.csv"
 _IMPORTED = time.monotonic()

@@ -23,6 +23,7 @@ FLOORS = [
         "version",
         "layout",
         "images",
+        "guard",
         "summary",
     },
     {"essays", "models", "cost"},

@@ -5,11 +5,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from fb3 import upload
 from fb3.errors import Fb3Error
 from fb3.files import read_json, write_json
 from fb3.notebook import find_notebook
 from fb3.upload import check_limits, kernel_metadata, log_tail, push_notebook, submit_notebook, upload_bundle
+from fb3.upload.client import clean
 from tests.conftest import copied
 from tests.kaggle_server import Kaggle, serve
 
@@ -226,4 +226,4 @@ def test_a_log_that_is_no_json_is_shown_as_it_is():
 
 
 def test_addresses_lose_their_queries():
-    assert "upload_id" not in upload._clean("failed: http://h/blob/t?upload_id=1 again")
+    assert "upload_id" not in clean("failed: http://h/blob/t?upload_id=1 again")

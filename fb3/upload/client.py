@@ -1,0 +1,91 @@
+"""Kaggle's own client (2.2), imported only when needed, because importing it authenticates; its errors made plain."""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+from fb3.errors import Fb3Error
+from fb3.runtime import NO_CREDENTIALS, SECRET_VARIABLES
+
+
+def open_client() -> Any:
+    """Kaggle's client, authenticated, which does not pass over a file that it could not upload.
+
+    Raises:
+        Fb3Error: it is not installed, or has no credentials.
+    """
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints a page without credentials
+        try:
+            from kaggle.api.kaggle_api_extended import KaggleApi
+        except ImportError as error:
+            raise Fb3Error(f'{error}; pip install "fb3[upload]", or pip install kaggle six') from None
+        except SystemExit:
+            raise Fb3Error(NO_CREDENTIALS) from None
+
+        class Client(KaggleApi):
+            def _upload_file(self, file_name: str, *arguments: Any, **keywords: Any) -> Any:
+                done = super()._upload_file(file_name, *arguments, **keywords)
+                if done is None:
+                    raise Fb3Error(f"{file_name} could not be uploaded, so nothing was created; try again")
+                return done
+
+        client = Client()
+        try:
+            client.authenticate()
+        except (SystemExit, OSError, ValueError):
+            raise Fb3Error(NO_CREDENTIALS) from None
+    return client
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """The client's errors in one line, without credentials and without what it prints."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    except Fb3Error as error:
+        raise Fb3Error(clean(f"{what}: {error}{_said(printed)}")) from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the client ends the process on some errors
+        code = status_code(error)
+        mend = _MENDS.get(code, "try again; a broken upload goes on where it broke off") if code else "try again"
+        raise Fb3Error(clean(f"{what} failed: {error}{_said(printed)}; {mend}")) from None
+
+
+_MENDS = {
+    401: NO_CREDENTIALS,
+    403: "is the account's phone verified, are the competition's rules accepted, is the name yours?",
+    404: "there is nothing of that name",
+    429: "Kaggle asks to slow down: wait some minutes",
+}
+
+
+def _said(printed: io.StringIO) -> str:
+    lines = [line.strip() for line in printed.getvalue().splitlines() if line.strip()]
+    return f" ({'; '.join(lines[-2:])})" if lines else ""
+
+
+def status_code(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def clean(text: str) -> str:
+    """Without the values of credentials, and without the queries of addresses, which hold upload tokens."""
+    for name in SECRET_VARIABLES:
+        if value := os.environ.get(name):
+            text = text.replace(value, "***")
+    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?***", text)
+
+
+def refuse(answer: Any, what: str) -> None:
+    """Raises where the client's answer names an error: it does so with exit status 0."""
+    if answer is None:
+        raise Fb3Error(f"{what}, without saying why")
+    error, status = getattr(answer, "error", None), str(getattr(answer, "status", "ok") or "ok").lower()
+    if error or status != "ok":
+        raise Fb3Error(clean(f"{what}: {error or status}"))

@@ -1,0 +1,185 @@
+"""A bundle to a data set.
+
+The client drops a file whose upload failed, creates the data set without it and reports success; here such a file stops
+the upload, and what was created is compared with the manifest.
+"""
+
+import json
+import os
+import shutil
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from fb3.bundle import verify_bundle
+from fb3.errors import Fb3Error
+from fb3.files import read_json, sha256
+from fb3.layout import MANIFEST, METADATA
+from fb3.packing import dataset_metadata
+from fb3.progress import say
+from fb3.upload.client import open_client, refuse, status_code, told
+
+_TOP_LEVEL = 50  # files and folders that a data set may have at its top
+_PLACEHOLDER = "your-name"
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # of the zips' entries, so that a second try sends the same bytes
+
+
+def upload_bundle(
+    bundle: str | Path,
+    *,
+    message: str = "",
+    public: bool = False,
+    dry_run: bool = False,
+    wait_seconds: float = 1800.0,
+    poll_seconds: float = 5.0,
+) -> str:
+    """Creates the data set of a bundle, or a new version of it, and compares what was created with the manifest.
+
+    A second call after a failure goes on where the first broke off.
+
+    Args:
+        bundle: the dataset folder; its dataset-metadata.json names the data set.
+        message: of the new version.
+        public: of a new data set.
+        dry_run: say what would go, and send nothing.
+        wait_seconds: for the data set to become ready.
+        poll_seconds: between two looks at it.
+
+    Returns:
+        owner/slug.
+
+    Raises:
+        Fb3Error: a damaged bundle, a limit of Kaggle's, no credentials, a failed upload, a file that is missing from
+            what was created.
+    """
+    packed = verify_bundle(bundle)
+    settings = check_limits(packed.path)
+    reference = settings["id"]
+    wanted = {name: entry["size"] for name, entry in packed.manifest["files"].items() if name != METADATA}
+    wanted[MANIFEST] = (packed.path / MANIFEST).stat().st_size
+    if dry_run:
+        for name, size in sorted(wanted.items()):
+            say(f"{size:>12,}  {name}")
+        say(f"would upload {len(wanted)} files, {sum(wanted.values()) / 1e6:.1f} MB, to {reference}; nothing was sent")
+        return reference
+    api = open_client()
+    before = _version(api, reference)
+    stage = packed.path.with_name(f".{packed.path.name}.upload")
+    _zip_folders(packed.path, stage)
+    say(f"uploading {sum(wanted.values()) / 1e6:.1f} MB to {reference}, {'version' if before else 'data set'} new")
+    with told(f"upload of {packed.path} to {reference}"):
+        if before is None:
+            answer = api.dataset_create_new(str(stage), public=public, quiet=True)
+        else:
+            answer = api.dataset_create_version(str(stage), message or "new version", quiet=True)
+    refuse(answer, f"{reference}: Kaggle refused the data set")
+    _wait_ready(api, reference, before, wait_seconds, poll_seconds)
+    _compare(wanted, _listed(api, reference), reference)
+    shutil.rmtree(stage)
+    say(f"https://www.kaggle.com/datasets/{reference}: ready, all {len(wanted)} files are there")
+    return reference
+
+
+def check_limits(bundle: Path) -> dict[str, Any]:
+    """The content of dataset-metadata.json, held against Kaggle's limits before the first byte goes.
+
+    Raises:
+        Fb3Error: the file is broken, names no owner, has not exactly one licence, breaks a limit of slug or title, or
+            the bundle has too many entries at its top.
+    """
+    path = bundle / METADATA
+    settings = read_json(path)
+    if not isinstance(settings, dict) or not isinstance(settings.get("id"), str):
+        raise Fb3Error(f"{path}: no id in it; pack with --id owner/slug")
+    title = settings.get("title")
+    dataset_metadata(settings["id"], title if isinstance(title, str) else "")
+    if settings["id"].startswith(f"{_PLACEHOLDER}/"):
+        raise Fb3Error(f"{path}: the id still begins with {_PLACEHOLDER}; pack with --id owner/slug")
+    if not isinstance(settings.get("licenses"), list) or len(settings["licenses"]) != 1:
+        raise Fb3Error(f'{path}: want exactly one licence, such as [{{"name": "other"}}]')
+    top = [entry for entry in bundle.iterdir() if entry.name != METADATA]
+    if len(top) > _TOP_LEVEL:
+        raise Fb3Error(f"{bundle}: {len(top)} files and folders at its top, Kaggle takes {_TOP_LEVEL}")
+    return settings
+
+
+def _zip_folders(bundle: Path, stage: Path) -> None:
+    """Each folder as NAME.zip, which Kaggle unpacks to NAME/, beside the plain files.
+
+    The client takes an upload up again by path, size and time: so the place is always the same, and the time is made
+    from the manifest's hash.
+    """
+    stage.mkdir(exist_ok=True)
+    stamp = 10**9 + int(sha256(bundle / MANIFEST)[:7], 16)
+    for entry in sorted(bundle.iterdir()):
+        target = stage / (f"{entry.name}.zip" if entry.is_dir() else entry.name)
+        if target.exists() and target.stat().st_mtime == stamp:
+            continue
+        if entry.is_dir():
+            aside = target.with_suffix(".part")
+            with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
+                for file in sorted(path for path in entry.rglob("*") if path.is_file()):
+                    info = zipfile.ZipInfo(file.relative_to(entry).as_posix(), _EPOCH)
+                    info.file_size = file.stat().st_size
+                    with file.open("rb") as source, archive.open(info, "w") as sink:
+                        shutil.copyfileobj(source, sink, 2**20)
+            aside.replace(target)
+        else:
+            shutil.copyfile(entry, target)
+        os.utime(target, (stamp, stamp))
+
+
+def _version(api: Any, reference: str) -> int | None:
+    """The data set's current version; none where there is no such data set."""
+    with told(f"look at {reference}"):
+        try:
+            return int(json.loads(api.dataset_status(reference, format="json"))["current_version_number"] or 0)
+        except Exception as error:
+            if status_code(error) in {403, 404}:
+                return None
+            raise
+
+
+def _wait_ready(api: Any, reference: str, before: int | None, seconds: float, poll: float) -> None:
+    """Until the new version is ready: attached earlier, the old one would be mounted."""
+    ends = time.monotonic() + seconds
+    status = "unknown"
+    while time.monotonic() < ends:
+        with told(f"status of {reference}"):
+            try:
+                found = json.loads(api.dataset_status(reference, format="json"))
+            except Exception as error:
+                if status_code(error) not in {403, 404, 429, 500, 502, 503}:  # not there yet, or busy
+                    raise
+                found = {"status": "not there yet", "current_version_number": None}
+        status = found["status"]
+        if status == "ready" and (found["current_version_number"] or 0) > (before or 0):
+            return
+        if status in {"error", "failed", "deleted"}:
+            raise Fb3Error(f"{reference}: Kaggle could not process it (status {status}); upload it again")
+        time.sleep(poll)
+    raise Fb3Error(f"{reference}: not ready after {seconds:.0f} s (status {status}); look at it on kaggle.com")
+
+
+def _listed(api: Any, reference: str) -> dict[str, int]:
+    """Sizes of the data set's files, by path."""
+    files: dict[str, int] = {}
+    page = None
+    while True:
+        with told(f"list of {reference}"):
+            answer = api.dataset_list_files(reference, page_token=page, page_size=200)
+        files |= {file.name: int(file.total_bytes or 0) for file in answer.files}
+        page = answer.next_page_token
+        if not page:
+            return files
+
+
+def _compare(wanted: dict[str, int], have: dict[str, int], reference: str) -> None:
+    missing = sorted(set(wanted) - set(have))
+    other = sorted(name for name in set(wanted) & set(have) if wanted[name] != have[name])
+    if missing or other:
+        raise Fb3Error(
+            f"{reference}: the new version is not the bundle: {len(missing)} files are missing {missing[:5]}, "
+            f"{len(other)} have another size {other[:5]}; upload it again, and do not attach this version"
+        )

@@ -1,0 +1,154 @@
+"""The inference notebook to a kernel, and a kernel's version to the competition."""
+
+import json
+import re
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fb3.errors import Fb3Error
+from fb3.files import write_json
+from fb3.progress import say
+from fb3.upload.client import open_client, refuse, told
+
+
+def push_notebook(
+    notebook: Path,
+    kernel: str,
+    *,
+    dataset: str,
+    competition: str,
+    pinning: str = "original",
+    title: str | None = None,
+) -> int:
+    """Pushes a notebook with internet off, two T4s, data set and competition attached; Kaggle then runs it.
+
+    Args:
+        notebook: the .ipynb.
+        kernel: owner/slug.
+        dataset: owner/slug of the bundle's data set.
+        competition: its slug.
+        pinning: original or latest image.
+        title: none: made from the slug, as Kaggle wants it.
+
+    Returns:
+        The new version's number.
+
+    Raises:
+        Fb3Error: a name that Kaggle refuses, no credentials, or a source that it cannot attach.
+    """
+    metadata = kernel_metadata(notebook.name, kernel, dataset, competition, pinning, title)
+    api = open_client()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(notebook, Path(folder) / notebook.name)
+        write_json(metadata, Path(folder) / "kernel-metadata.json")
+        with told(f"push of {kernel}"):
+            answer = api.kernels_push(folder)
+    refuse(answer, f"{kernel}: Kaggle refused the notebook")
+    for what in ("invalid_dataset_sources", "invalid_competition_sources"):
+        if refused := getattr(answer, what, None):
+            raise Fb3Error(f"{kernel}: pushed, but without {refused}: Kaggle knows no such {what.split('_')[1]}")
+    return int(answer.version_number)
+
+
+def kernel_metadata(
+    file: str, kernel: str, dataset: str, competition: str, pinning: str, title: str | None
+) -> dict[str, Any]:
+    """The content of kernel-metadata.json.
+
+    Raises:
+        Fb3Error: an id that is not owner/slug, a title that does not give the slug, an unknown pinning.
+    """
+    for what, text in (("--id", kernel), ("--dataset", dataset)):
+        if not re.fullmatch(r"[\w-]+/[a-z0-9-]+", text):
+            raise Fb3Error(f"{what} {text}: want owner/slug, the slug of small letters, digits and hyphens")
+    slug = kernel.split("/")[1]
+    title = title or slug.replace("-", " ")
+    if len(title) < 5 or "-".join(re.findall(r"[a-z0-9]+", title.lower())) != slug:
+        raise Fb3Error(f"--title {title!r}: want five characters or more that give the slug {slug}")
+    if pinning not in {"original", "latest"}:
+        raise Fb3Error(f"--pinning {pinning}: want original or latest")
+    return {
+        "id": kernel,
+        "title": title,
+        "code_file": file,
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,  # the client's default is on, which a code competition refuses
+        "machine_shape": "NvidiaTeslaT4",
+        "dataset_sources": [dataset],
+        "competition_sources": [competition],
+        "kernel_sources": [],
+        "model_sources": [],
+        "docker_image_pinning_type": pinning,
+    }
+
+
+def submit_notebook(
+    kernel: str,
+    competition: str,
+    *,
+    version: int | None = None,
+    message: str = "",
+    file: str = "submission.csv",
+    wait_seconds: float = 9 * 3600.0,
+    poll_seconds: float = 20.0,
+) -> str:
+    """Waits until a notebook has run, shows its status and the end of its log, and submits its version.
+
+    Args:
+        kernel: owner/slug.
+        competition: its slug.
+        version: of the notebook; none: the latest.
+        message: of the submission.
+        file: that the notebook wrote.
+        wait_seconds: for the notebook to end.
+        poll_seconds: between two looks at it.
+
+    Returns:
+        Kaggle's answer.
+
+    Raises:
+        Fb3Error: the notebook failed or did not end in time, or Kaggle refused the submission.
+    """
+    api = open_client()
+    status = _wait_complete(api, kernel, wait_seconds, poll_seconds)
+    with told(f"log of {kernel}"):
+        tail = log_tail(api.kernels_logs(kernel))
+    say(f"{kernel}: {status}\n{tail}")
+    if status != "complete":
+        raise Fb3Error(f"{kernel}: ended with status {status}; nothing was submitted, its log's end stands above")
+    with told(f"submission of {kernel} to {competition}"):
+        answer = api.competition_submit_code(file, message, competition, kernel, version, quiet=True)
+    return str(answer.message)
+
+
+def _wait_complete(api: Any, kernel: str, seconds: float, poll: float) -> str:
+    ends = time.monotonic() + seconds
+    shown = ""
+    while True:
+        with told(f"status of {kernel}"):
+            answer = api.kernels_status(kernel)
+        status = getattr(answer.status, "name", str(answer.status)).lower()
+        if status not in {"queued", "running", "new_script"}:
+            return status
+        if status != shown:
+            say(f"{kernel}: {status}")
+            shown = status
+        if time.monotonic() > ends:
+            raise Fb3Error(f"{kernel}: still {status} after {seconds:.0f} s; nothing was submitted")
+        time.sleep(poll)
+
+
+def log_tail(log: str, lines: int = 20) -> str:
+    """The last lines of a notebook's log, which comes as JSON pieces of output."""
+    try:
+        text = "".join(piece.get("data", "") for piece in json.loads(log))
+    except (ValueError, AttributeError, TypeError):
+        text = log
+    return "\n".join(text.strip().splitlines()[-lines:])
