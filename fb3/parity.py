@@ -70,9 +70,8 @@ def _replay_run(
         rows = _sample(rows, texts, identifier, essays, run)
         want = rows[columns].to_numpy(np.float64)
         difference = _replay_fold(member, position, rows[identifier], texts, replayed) - want
-        _refuse(
-            difference, want, rows[identifier].to_numpy(), run / folder.name, max(made, replayed, key=TOLERANCE.get)
-        )
+        lower = max(made, replayed, key=TOLERANCE.get)
+        _refuse(difference, want, rows[identifier].to_numpy(), run / folder.name, lower)
         out.append((f"{member.name}/{folder.name}", round(float(np.abs(difference).max()), 5)))
         advance()
     return out
@@ -135,7 +134,7 @@ def _refuse(difference: np.ndarray, want: np.ndarray, ids: np.ndarray, fold: Pat
         worst = int(largest.argmax())
         raise Fb3Error(
             f"{fold}: not packed, because the packed files do not give the predictions in {OOF}: {len(ids)} essays "
-            f"replayed differ by {rms:.4f} (root mean square; the predictions spread by {spread:.4f}), most {ids[worst]} "
-            f"by {largest[worst]:.3f}, where {precision} allows {limit}. Is recipe.yaml the one it was trained with, "
-            "encoder/ its tokenizer, model.safetensors its weights, train.csv its essays?"
+            f"replayed differ by {rms:.4f} (root mean square; the predictions spread by {spread:.4f}), most "
+            f"{ids[worst]} by {largest[worst]:.3f}, where {precision} allows {limit}. Is recipe.yaml the one it was "
+            "trained with, encoder/ its tokenizer, model.safetensors its weights, train.csv its essays?"
         )
