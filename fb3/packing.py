@@ -76,6 +76,7 @@ def write_bundle(
         }
         write_json(manifest, aside / MANIFEST)
         if out.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a packing that was killed at this place
             out.rename(old)
         aside.rename(out)
         shutil.rmtree(old, ignore_errors=True)

@@ -110,8 +110,12 @@ def _sample(rows: pd.DataFrame, texts: pd.Series, identifier: str, essays: int, 
 
 def _precisions(run: Path) -> tuple[Precision, Precision]:
     """Of the out-of-fold predictions, and of the replay: the same where this machine has it, else float32."""
-    environment = read_json(run / ENVIRONMENT) if (run / ENVIRONMENT).is_file() else {}
-    made = environment.get("precision", "bf16")
+    made = read_json(run / ENVIRONMENT).get("precision") if (run / ENVIRONMENT).is_file() else None
+    if made not in TOLERANCE:
+        raise Fb3Error(
+            f"{run / ENVIRONMENT}: does not say in which precision the run was trained, so its predictions cannot be "
+            "replayed; copy the whole run folder, or pack unproven with --no-parity"
+        )
     return made, made if made == pick_precision("auto", pick_device()) else "fp32"
 
 

@@ -18,6 +18,13 @@ from fb3.tasks import Task
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOKEN_BUDGET = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache
 _TOKEN_BUDGET_GPU = 16384
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS found no room for its workspace
+)
 
 
 def lower_weights(scorer: Scorer, precision: Precision) -> Scorer:
@@ -110,10 +117,8 @@ def _predict_batch(
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of a CPU, where torch has no type of its own for it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+    """By torch's own type, or by the words of the CPU's allocator, of CUDA and of its libraries."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _halved(budget: int, lengths: np.ndarray, name: str) -> int:

@@ -24,10 +24,11 @@ from fb3.files import read_json, write_csv, write_json
 from fb3.images import Image, differing_versions, installed_closure, own_requirements
 from fb3.notebook import find_notebook
 from fb3.progress import say
-from fb3.runtime import MOUNTS, RERUN_VARIABLES
+from fb3.runtime import MOUNTS, RERUN_VARIABLES, pick_device, pick_devices
 from fb3.submission import check_form, check_values
 
 _GLANCE = 40  # rows in the second layout, which is only glanced at
+_COPIES = 10  # essays that are there twice
 _SAME = 0.05  # largest difference of a score between two copies of an essay: other batches round otherwise in bf16
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FB3_DEVICE")
 ODD = {
@@ -74,7 +75,7 @@ class Rehearsal:
             p = self.projection
             lines.append(
                 f"  {p['rows']:.0f} hidden rows: about {p['here']:.0f} s on this machine, {p['share_here']:.1%} of the "
-                f"limit of {p['limit_hours']:.0f} h; on a T4, by FLOPs, {p['t4']:.0f} s"
+                f"limit of {p['limit_hours']:.0f} h; on a T4, by FLOPs, {p['t4']:.0f} s, {p['share_t4']:.1%}"
             )
         direct = {canonicalize_name(requirement.name) for requirement in own_requirements()} | {"python"}
         named = [f"{name} {words}" for name, words in self.versions.items() if name in direct]
@@ -118,13 +119,16 @@ def rehearse(
             say(f"rehearsal, {name} layout, {count} rows")
             competition = stage / f"competition-{name}"
             copies = write_hidden_test(Path(data), members[0], competition, count)
-            result = _run(packed, competition, stage / name, places, image, tools)
+            variables = {} if name == "new" else _two_devices()
+            result = _run(packed, competition, stage / name, places, image, tools, variables)
             _judge(name, result, packed, competition, stage / name / "working", copies, report)
     finally:
         if keep is None:
             shutil.rmtree(stage, ignore_errors=True)
     if "new" in report.layouts and report.layouts["new"]["flops"]:
         report.projection = _projection(report.layouts["new"], members)
+        if report.projection["share_t4"] > 1:
+            report.failures.append("by its FLOPs it would exceed the limit on a T4: take fewer folds or smaller models")
     return report
 
 
@@ -146,6 +150,8 @@ def write_hidden_test(data: Path, member: Member, out: Path, rows: int, seed: in
     rng = np.random.default_rng(seed)
     odd = list({**ODD, "longest": " ".join([max(texts, key=len)] * 5)}.values())[:rows]
     drawn = texts.iloc[rng.integers(0, len(texts), rows - len(odd))].tolist()
+    for copy in range(min(_COPIES, len(drawn) // 2)):
+        drawn[-1 - copy] = drawn[copy]
     essays = pd.Series([*odd, *drawn]).sample(frac=1, random_state=seed).tolist()
     ids = [f"{number:012X}" for number in rng.choice(2**48, rows, replace=False)]
     test = pd.DataFrame({settings.id_column: ids, settings.text_column: essays})
@@ -174,8 +180,19 @@ def _tools(report: Rehearsal) -> list[str] | None:
     return None
 
 
+def _two_devices() -> dict[str, str]:
+    """Lets the second run share the essays between two processes, as the competition's two GPUs will."""
+    return {} if len(pick_devices()) > 1 else {"FB3_DEVICE": f"{pick_device()},{pick_device()}"}
+
+
 def _run(
-    packed: Bundle, competition: Path, stage: Path, places: tuple[str, str], image: Image, tools: list[str] | None
+    packed: Bundle,
+    competition: Path,
+    stage: Path,
+    places: tuple[str, str],
+    image: Image,
+    tools: list[str] | None,
+    variables: dict[str, str],
 ) -> dict[str, Any]:
     """One notebook run; its result with the guard's log and what the stage printed."""
     inputs, working, guard, home = (stage / name for name in ("input", "working", "guard", "home"))
@@ -204,6 +221,7 @@ def _run(
         "FB3_INPUT": str(inputs.resolve()),
         "HOME": str(home.resolve()),
         **RERUN_VARIABLES,
+        **variables,
     }
     spec = {
         "notebook": str(find_notebook("inference")),
@@ -301,6 +319,7 @@ def _projection(layout: dict[str, Any], members: list[Member]) -> dict[str, floa
         "rows": layout["rows"],
         "here": layout["seconds"],
         "t4": round(start + flops / T4_FLOPS, 1),
+        "share_t4": (start + flops / T4_FLOPS) / (limit * 3600),
         "share_here": layout["seconds"] / (limit * 3600),
         "limit_hours": limit,
     }

@@ -32,6 +32,7 @@ NO_CREDENTIALS = (
 BUNDLE_MARKER = "manifest.json"
 COMPETITION_MARKER = "sample_submission.csv"
 _IMPORTED = time.monotonic()
+_KERNELS = (b"ipykernel", b"papermill", b"nbconvert", b"nbclient")
 _MOUNT_DEPTH = 7  # /kaggle/input/models/<owner>/<slug>/<framework>/<variation>/<version>/ is the deepest mount known
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -39,8 +40,8 @@ Broken = Literal["cpu", "stop"]
 
 
 def on_kaggle() -> bool:
-    """Told by Kaggle's own variables: its image carries google.colab too."""
-    return any(name.startswith("KAGGLE_") and name != "KAGGLE_CONFIG_DIR" for name in os.environ)
+    """Told by the variables of its notebooks: the client's stand on laptops too, and the image has google.colab."""
+    return any(name in os.environ for name in RERUN_VARIABLES)
 
 
 def hidden_rerun() -> bool:
@@ -48,12 +49,23 @@ def hidden_rerun() -> bool:
     return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 
 
-def seconds_running() -> float:
-    """Since this process began; a notebook's kernel begins with its session."""
+def session_seconds() -> float:
+    """What a session that Kaggle runs as a whole has taken already; 0 elsewhere, and where somebody sits before it.
+
+    It begins with the notebook's kernel: this process, or one above it where a cell started this one.
+    """
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") != "Batch" and not hidden_rerun():
+        return 0.0
     try:
-        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
-        return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        process, age = os.getpid(), 0.0
+        while process > 1:
+            command = Path(f"/proc/{process}/cmdline").read_bytes()
+            fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            if process == os.getpid() or any(name in command for name in _KERNELS):
+                age = max(age, uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+            process = int(fields[1])
+        return age
     except (OSError, ValueError, IndexError):  # no Linux
         return time.monotonic() - _IMPORTED
 

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fb3.errors import Fb3Error
 from fb3.files import write_json
 from fb3.progress import say
 
@@ -26,6 +28,11 @@ class Summary:
     flops: dict[str, float] = field(default_factory=dict)
     partial: bool = False
     error: str | None = None
+
+    def begin(self) -> None:
+        """Takes an older report away, so that it does not stand beside a newer submission."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
     def phase(self, name: str) -> None:
         """Seconds since the start at which a phase was done."""
@@ -52,7 +59,10 @@ class Summary:
         for line in lines:
             say(line)
         content = {"rows": rows, "error": self.error, "folds": self.folds, "phases": self.phases}
-        write_json({**content, "flops": self.flops, "peak_memory": peak_memory()}, self.path)
+        try:
+            write_json({**content, "flops": self.flops, "peak_memory": peak_memory()}, self.path)
+        except Fb3Error as error:  # a report is not worth a submission
+            say(f"WARNING: {error}")
 
 
 def peak_memory() -> int:

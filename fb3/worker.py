@@ -1,9 +1,8 @@
-"""One fold of a bundle on one device: loaded, predicted, and predicted again in fp32 where low precision overflows."""
+"""One fold of a bundle on one device, in this process or in one of its own."""
 
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from multiprocessing import get_context
 
 import numpy as np
@@ -21,6 +20,8 @@ from fb3.progress import say
 from fb3.runtime import Precision, pick_precision
 from fb3.tasks import build_task
 
+_GRACE = 60.0  # seconds after the deadline in which a process may end its last batch; then it is killed
+
 
 def encode(member: Member, texts: list[str]) -> Encoded:
     """The texts as tokens of a run's encoder."""
@@ -35,46 +36,52 @@ def predict_fold(
     device: str,
     *,
     rows: np.ndarray | None = None,
-    seconds: float | None = None,
+    until: float | None = None,
     precision: Precision | None = None,
     shown: bool = True,
 ) -> Predictions:
-    """One fold's predictions, in this process.
+    """One fold's predictions, in this process; what low precision makes no number of, again in fp32.
 
     Args:
         member: the run.
         fold: position in `member.folds`.
         encoded, ids, rows: as in `predict`.
         device: where to compute.
-        seconds: after these the essays left are given up.
+        until: by time.monotonic(), which all processes of a machine share; the essays left then are given up.
         precision: of the encoder; none: the recipe's for inference, on this device.
         shown: False hides the progress.
 
     Raises:
         Fb3Error: a broken fold, or one that gives no number in fp32 either.
     """
-    until = None if seconds is None else time.monotonic() + seconds
     folder, place = member.folds[fold], torch.device(device)
     name = f"{member.name}/{folder.name}"
     first = precision or _precision(member, place, name)
+    rows = np.arange(len(ids)) if rows is None else rows
+    position = {identifier: row for row, identifier in enumerate(ids)}
+    values = np.full((len(ids), len(member.recipe.data.target_columns)), np.nan, np.float32)
+    left = rows
     for each in dict.fromkeys([first, "fp32"]):
         scorer = lower_weights(load_fold(member.recipe, member.path / ENCODER, folder).to(place), each)
-        predictions = predict(
+        part = predict(
             scorer,
             build_task(member.recipe),
             encoded,
             ids,
-            rows=rows,
+            rows=left,
             precision=each,
             token_budget=member.recipe.predict.token_budget,
             until=until,
             name=name,
             shown=shown,
         )
-        bad = ~np.isfinite(predictions.values).all(1)
-        if not bad.any():
-            return predictions
-        say(f"{name}: {bad.sum()} essays got no number in {each}, first {predictions.ids[bad][0]}")
+        at = np.array([position[identifier] for identifier in part.ids], np.int64)
+        values[at] = part.values
+        left = at[~np.isfinite(part.values).all(1)]
+        if not len(left):
+            reached = rows[np.isfinite(values[rows]).all(1)]
+            return Predictions(ids[reached], values[reached], part.columns, name)
+        say(f"{name}: {len(left)} essays got no number in {each}, first {ids[left[0]]}")
     raise Fb3Error(f"{folder}: predicts NaN even in fp32; leave this fold out of the bundle")
 
 
@@ -95,36 +102,90 @@ class Workers:
 
     def __init__(self, devices: list[str]) -> None:
         self.devices = devices
-        context = get_context("spawn")  # CUDA does not survive a fork
-        self._pools = [ProcessPoolExecutor(1, mp_context=context) for _ in devices] if len(devices) > 1 else []
+        self._pools = [_pool() for _ in devices] if len(devices) > 1 else []
 
-    def predict(
-        self, member: Member, fold: int, encoded: Encoded, ids: np.ndarray, seconds: float | None
-    ) -> Predictions:
-        """One fold's predictions; see `predict_fold`. Essays that were not reached are left out."""
+    def predict(self, member: Member, fold: int, encoded: Encoded, ids: np.ndarray, until: float) -> Predictions:
+        """One fold's predictions; see `predict_fold`. Essays that were not reached are left out.
+
+        Where a process dies, its device is given up and the fold begun again on the others; where one fails, it is
+        replaced by a fresh one, because a GPU's context may be spoilt for good.
+        """
         if not self._pools:
-            return predict_fold(member, fold, encoded, ids, self.devices[0], seconds=seconds)
+            return predict_fold(member, fold, encoded, ids, self.devices[0], until=until)
+        jobs = []
         parts = share_by_tokens(encoded.lengths, len(self.devices))
-        try:
-            jobs = [
-                pool.submit(
-                    predict_fold, member, fold, encoded, ids, device, rows=part, seconds=seconds, shown=position == 0
-                )
-                for position, (pool, device, part) in enumerate(zip(self._pools, self.devices, parts, strict=True))
-            ]
-            done = [job.result() for job in jobs]
-        except BrokenProcessPool:
-            say(f"a process of {', '.join(self.devices)} died (out of memory?); going on with {self.devices[0]} alone")
-            self.close()
-            self.devices, self._pools = self.devices[:1], []
-            return self.predict(member, fold, encoded, ids, seconds)
+        for number, (device, part) in enumerate(zip(self.devices, parts, strict=True)):
+            jobs.append(self._submit(number, member, fold, encoded, ids, device, part, until))
+        done, dead, failure = [], [], None
+        for number, job in enumerate(jobs):
+            try:
+                done.append(job.result(timeout=max(0.0, until - time.monotonic()) + _GRACE))
+            except BrokenProcessPool:
+                dead.append(number)
+            except TimeoutError:
+                self._restart(number)
+                say(f"{self.devices[number]} did not answer at the deadline and was stopped")
+            except Exception as error:
+                failure = error
+                self._restart(number)
+        if failure is not None:
+            raise failure
+        if dead:
+            self._give_up(dead)
+            return self.predict(member, fold, encoded, ids, until)
+        if not done:
+            raise Fb3Error("no device answered in time")
         values, found = np.concatenate([p.values for p in done]), np.concatenate([p.ids for p in done])
-        return replace(done[0], values=values, ids=found)
+        return Predictions(found, values, done[0].columns, done[0].name)
 
     def close(self) -> None:
         """Ends the processes."""
         for pool in self._pools:
-            pool.shutdown(wait=False, cancel_futures=True)
+            _kill(pool)
+
+    def _submit(
+        self,
+        number: int,
+        member: Member,
+        fold: int,
+        encoded: Encoded,
+        ids: np.ndarray,
+        device: str,
+        rows: np.ndarray,
+        until: float,
+    ) -> Future:
+        try:
+            return self._pools[number].submit(
+                predict_fold, member, fold, encoded, ids, device, rows=rows, until=until, shown=number == 0
+            )
+        except BrokenProcessPool as error:  # it died since the last fold
+            job: Future = Future()
+            job.set_exception(error)
+            return job
+
+    def _restart(self, number: int) -> None:
+        _kill(self._pools[number])
+        self._pools[number] = _pool()
+
+    def _give_up(self, dead: list[int]) -> None:
+        """Goes on without some devices; without any, in this process on the first."""
+        for number in dead:
+            _kill(self._pools[number])
+        lost = [self.devices[number] for number in dead]
+        self.devices = [d for number, d in enumerate(self.devices) if number not in dead] or self.devices[:1]
+        self._pools = [pool for number, pool in enumerate(self._pools) if number not in dead]
+        say(f"WARNING: the process of {', '.join(lost)} died (out of memory?); going on with {', '.join(self.devices)}")
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))  # CUDA does not survive a fork
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """Ends a process even while it works: it holds memory of its device."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def share_by_tokens(lengths: np.ndarray, parts: int) -> list[np.ndarray]:

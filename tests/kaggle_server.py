@@ -86,7 +86,11 @@ def answer(state: Kaggle, method: str, body: dict, base: str) -> tuple[int, dict
         case "SaveKernel":
             wrong = [s for s in body.get("datasetDataSources", []) if s not in state.versions]
             return 200, {"ref": body["slug"], "versionNumber": 3, "invalidDatasetSources": wrong}
+        case "GetKernel":
+            return 200, {"metadata": {"currentVersionNumber": 3}, "blob": {}}
         case "GetKernelSessionStatus":
+            if state.fault("kernel_busy"):
+                return 503, {"message": "busy"}
             status = state.kernel_states.pop(0) if len(state.kernel_states) > 1 else state.kernel_states[0]
             return 200, {"status": status}
         case "ListKernelSessionOutput":
@@ -137,6 +141,8 @@ def serve(state: Kaggle) -> ThreadingHTTPServer:
             where = self.headers.get("Content-Range", "")
             state.puts.append((state.names[token], where))
             if where.startswith("bytes */"):
+                if state.fault("stale"):
+                    return self.send(410)
                 have = len(state.blobs[token])
                 if have >= state.lengths[token]:
                     return self.send(200)

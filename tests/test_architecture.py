@@ -40,7 +40,7 @@ FLOORS = [
         "worker",
         "folds",
     },
-    {"training.run", "inference", "rehearse", "parity", "notebook", "stage", "upload"},
+    {"training.run", "inference", "rehearse", "parity", "notebook", "stage", "upload", "turns"},
     {"cli", "demo", "__main__"},
 ]
 TOP = {"__init__", "training.__init__"}  # names only

@@ -171,25 +171,6 @@ finally:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def test_an_overflow_is_said_and_predicted_again_in_fp32(bundle, competition, tmp_path, monkeypatch, capsys):
-    from fb3 import worker
-
-    real = worker.predict
-
-    def overflowing(*arguments, precision, **keywords):
-        out = real(*arguments, precision=precision, **keywords)
-        if precision != "fp32":
-            out.values[0] = np.nan
-        return out
-
-    plain = infer(bundle, competition, tmp_path / "a.csv")
-    monkeypatch.setattr(worker, "pick_precision", lambda wish, device, key: "bf16")
-    monkeypatch.setattr(worker, "predict", overflowing)
-    again = infer(bundle, competition, tmp_path / "b.csv")
-    assert "got no number in bf16" in capsys.readouterr().err
-    np.testing.assert_allclose(plain.iloc[:, 1:], again.iloc[:, 1:], atol=1e-6)
-
-
 def test_a_bundle_survives_a_move(bundle, competition, tmp_path):
     moved = shutil.move(copied(bundle, tmp_path / "a"), tmp_path / "elsewhere")
     infer(moved, competition, tmp_path / "s.csv")

@@ -111,6 +111,28 @@ def test_a_second_call_goes_on_where_the_first_broke_off(state, packed):
     assert state.names["token0"] not in again, "the first file was taken up again, not begun anew"
 
 
+def test_a_stale_record_of_an_upload_is_begun_anew(state, packed):
+    state.faults["busy"] = 99
+    with pytest.raises(Fb3Error):
+        upload_bundle(packed, **QUICK)
+    state.faults |= {"busy": 0, "stale": 99}
+    upload_bundle(packed, **QUICK)
+    assert state.versions["someone/fb3-tiny"] == [files_of(packed)]
+
+
+def test_what_an_earlier_try_left_is_not_sent(state, packed):
+    state.faults["forbidden"] = 99
+    with pytest.raises(Fb3Error):
+        upload_bundle(packed, **QUICK)
+    stage = packed.with_name(".bundle.upload")
+    (stage / "wheels.zip").write_bytes(b"old")
+    metadata = read_json(packed / "dataset-metadata.json")
+    write_json({**metadata, "id": "someone/another-one", "title": "Another"}, packed / "dataset-metadata.json")
+    state.faults["forbidden"] = 0
+    upload_bundle(packed, **QUICK)
+    assert state.versions == {"someone/another-one": [files_of(packed)]}
+
+
 def test_being_told_to_slow_down_is_said_or_waited_for(state, packed):
     state.faults["slow_down"] = 1
     with pytest.raises(Fb3Error, match="slow down"):
@@ -184,11 +206,24 @@ def test_the_notebook_goes_without_internet_and_with_its_sources(state):
 
 
 def test_a_data_set_that_kaggle_does_not_know_is_told(state):
-    with pytest.raises(Fb3Error, match="pushed, but without"):
+    with pytest.raises(Fb3Error, match="there is nothing of that name"):
         push_notebook(find_notebook("inference"), "someone/fb3-infer", dataset="someone/unknown", competition="c")
 
 
+def test_a_data_set_that_is_not_ready_is_waited_for_by_the_user(state):
+    state.versions["someone/fb3-tiny"] = [{}]
+    state.faults["processing"] = 1
+    with pytest.raises(Fb3Error, match="is not ready"):
+        push_notebook(find_notebook("inference"), "someone/fb3-infer", dataset="someone/fb3-tiny", competition="c")
+
+
+def test_another_version_than_the_latest_is_refused(state):
+    with pytest.raises(Fb3Error, match="version 2 is not its latest, 3"):
+        submit_notebook("someone/fb3-infer", "c", version=2, poll_seconds=0.01)
+
+
 def test_submission_waits_shows_the_log_and_submits(state, capsys):
+    state.faults["kernel_busy"] = 2
     assert submit_notebook("someone/fb3-infer", "c", version=3, poll_seconds=0.01) == "Successfully submitted"
     said = capsys.readouterr().err
     assert "running" in said

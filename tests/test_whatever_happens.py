@@ -1,6 +1,7 @@
 """A submission whatever happens: killed, late, damaged, out of memory, on several devices, on the hidden rows."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -12,11 +13,12 @@ import pandas as pd
 import pytest
 import torch
 
-from fb3 import inference, prediction, worker
+from fb3 import inference, prediction, runtime, turns, worker
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
-from fb3.files import read_json
+from fb3.files import read_json, write_json
 from fb3.inference import infer
+from fb3.packing import write_bundle
 from fb3.worker import Workers, share_by_tokens
 from tests.conftest import ROOT, copied
 
@@ -30,8 +32,6 @@ def plain(bundle, competition, tmp_path):
 @pytest.fixture
 def one(run, competition, tmp_path):
     """The submission of fold 0 alone."""
-    from fb3.packing import write_bundle
-
     alone = copied(run, tmp_path / "alone")
     for file in (alone / "fold1").iterdir():
         file.unlink()
@@ -105,21 +105,75 @@ def test_a_damaged_fold_is_left_out_loudly_or_refused(bundle, competition, tmp_p
 
 
 def test_a_damaged_encoder_folder_takes_its_run_with_it(bundle, run, competition, tmp_path, plain, capsys):
-    from fb3.packing import write_bundle
-
     other = copied(run, tmp_path / "other")
     both = write_bundle([run, other], tmp_path / "both").path
     (both / "runs" / "other" / "encoder" / "tokenizer.json").write_text("{}")
     submission = infer(both, competition, tmp_path / "s.csv")
     np.testing.assert_allclose(values(submission), values(plain), atol=1e-6)
     assert "WARNING: without other/fold0" in capsys.readouterr().err
-    (both / "runs" / "tiny" / "recipe.yaml").unlink()
+
+
+def test_no_run_at_all_leaves_the_means(bundle, competition, tmp_path, monkeypatch):
+    broken = copied(bundle, tmp_path / "broken")
+    (broken / "runs" / "tiny" / "recipe.yaml").unlink()
     with pytest.raises(Fb3Error, match="no run in it can be used"):
-        infer(both, competition, tmp_path / "s.csv")
+        infer(broken, competition, tmp_path / "s.csv")
+    assert is_means(pd.read_csv(tmp_path / "s.csv"), bundle)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    assert is_means(infer(broken, competition, tmp_path / "t.csv"), bundle)
+
+
+def test_a_changed_file_that_inference_does_not_read_changes_nothing(bundle, competition, tmp_path, plain):
+    changed = copied(bundle, tmp_path / "changed")
+    with (changed / "runs" / "tiny" / "oof.csv").open("a") as file:
+        file.write("\n")
+    np.testing.assert_array_equal(values(infer(changed, competition, tmp_path / "s.csv", strict=True)), values(plain))
+
+
+def test_a_run_that_this_transformers_does_not_know_costs_only_itself(
+    bundle, run, competition, tmp_path, plain, capsys
+):
+    other = copied(run, tmp_path / "other")
+    config = read_json(other / "encoder" / "config.json")
+    write_json({**config, "model_type": "of-next-year"}, other / "encoder" / "config.json")
+    tokenizer = read_json(other / "encoder" / "tokenizer.json")
+    write_json({**tokenizer, "version": "1.0", "padding": None}, other / "encoder" / "tokenizer.json")
+    both = write_bundle([other, run], tmp_path / "both").path
+    submission = infer(both, competition, tmp_path / "s.csv")
+    np.testing.assert_allclose(values(submission), values(plain), atol=1e-6)
+    assert "WARNING: without other/fold1" in capsys.readouterr().err
+
+
+def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkeypatch, capsys):
+    member = inference.read_bundle(bundle).members()[0]
+    texts = [f"essay {number} of some words" for number in range(9)]
+    encoded, ids = worker.encode(member, texts), np.array(list("abcdefghi"), object)
+    plain = worker.predict_fold(member, 0, encoded, ids, "cpu", precision="fp32")
+    real, asked = worker.predict, []
+
+    def overflowing(*arguments, rows, precision, **keywords):
+        asked.append((precision, len(rows)))
+        out = real(*arguments, rows=rows, precision=precision, **keywords)
+        if precision == "bf16":
+            out.values[3:5] = np.inf
+        return out
+
+    monkeypatch.setattr(worker, "predict", overflowing)
+    again = worker.predict_fold(member, 0, encoded, ids, "cpu", precision="bf16")
+    assert asked == [("bf16", 9), ("fp32", 2)]
+    assert "2 essays got no number in bf16, first d" in capsys.readouterr().err
+    assert again.ids.tolist() == ids.tolist()
+    np.testing.assert_allclose(again.values[3:5], plain.values[3:5], atol=1e-5)
+
+
+def test_a_report_that_cannot_be_written_costs_no_submission(bundle, competition, tmp_path, plain, capsys):
+    (tmp_path / "s.report.json").mkdir()
+    np.testing.assert_array_equal(values(infer(bundle, competition, tmp_path / "s.csv")), values(plain))
+    assert "WARNING" in capsys.readouterr().err
 
 
 def test_folds_that_no_longer_fit_are_skipped(bundle, competition, tmp_path, one, monkeypatch):
-    monkeypatch.setattr(inference._Clock, "estimate", lambda clock, run: 1e6 if clock.seconds else 0.0)
+    monkeypatch.setattr(turns._Clock, "estimate", lambda clock, run: 1e6 if clock.seconds else 0.0)
     submission = infer(bundle, competition, tmp_path / "s.csv", deadline="1h")
     np.testing.assert_array_equal(values(submission), values(one))
     report = json.loads((tmp_path / "s.report.json").read_text())
@@ -148,15 +202,33 @@ def test_no_time_at_all_is_an_error_with_the_means_in_place(bundle, competition,
     assert is_means(pd.read_csv(tmp_path / "s.csv"), bundle)
 
 
-def test_the_default_deadline_counts_the_session_on_kaggle_only(tiny, monkeypatch):
-    monkeypatch.setattr(inference, "seconds_running", lambda: 3600.0)
+def test_the_default_deadline_counts_the_session_where_kaggle_runs_the_whole(tiny, monkeypatch):
     member = inference.Member("m", ROOT, tiny, [])
-    for name in [name for name in __import__("os").environ if name.startswith("KAGGLE_")]:
+    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("KAGGLE_USERNAME", "a laptop with the client")
+    assert runtime.session_seconds() == 0
     assert inference._seconds(None, [member]) == pytest.approx(9 * 3600 * 0.95)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert runtime.session_seconds() == 0
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    assert inference._seconds(None, [member]) == pytest.approx(9 * 3600 * 0.95 - 3600)
+    age = runtime.session_seconds()
+    assert 0 < age < 3600
+    assert inference._seconds(None, [member]) == pytest.approx(9 * 3600 * 0.95 - age, abs=2)
     assert inference._seconds("1h30m", [member]) == 5400
+
+
+def test_a_process_below_a_kernel_counts_from_the_kernels_start(tmp_path):
+    """A cell that starts `fb3 infer` as a process of its own."""
+    kernel = tmp_path / "ipykernel_like.py"
+    kernel.write_text(
+        "import subprocess, sys, time\n"
+        "time.sleep(2)\n"
+        "subprocess.run([sys.executable, '-c', 'from fb3.runtime import session_seconds; print(session_seconds())'])\n"
+    )
+    env = {**os.environ, "KAGGLE_KERNEL_RUN_TYPE": "Batch", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(kernel)], capture_output=True, text=True, env=env, check=True)
+    assert float(done.stdout) >= 2
 
 
 def test_a_fold_that_fails_is_left_out_with_its_traceback(bundle, competition, tmp_path, one, monkeypatch, capsys):
@@ -186,7 +258,15 @@ def test_on_the_hidden_rows_an_error_leaves_the_file(bundle, competition, tmp_pa
     assert "ERROR, but this is the run on the hidden rows" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
 def test_out_of_memory_halves_the_batch_and_goes_on(bundle, competition, tmp_path, plain, monkeypatch, capsys, error):
     real = prediction.collate
 
@@ -216,17 +296,41 @@ def test_two_devices_share_the_essays_and_give_the_same(bundle, competition, tmp
     np.testing.assert_allclose(values(submission), values(plain), atol=1e-5)
 
 
-def test_a_process_that_dies_hands_over_to_the_first_device(bundle, competition, tmp_path, plain, monkeypatch, capsys):
-    from concurrent.futures.process import BrokenProcessPool
+@pytest.mark.parametrize("dies", ["cpu", "cpu:0"])
+def test_a_process_that_dies_hands_over_to_the_others(bundle, competition, tmp_path, plain, monkeypatch, capsys, dies):
+    real = worker.Workers._submit
 
-    def broken(*arguments, **keywords):
-        raise BrokenProcessPool
+    def killing(self, number, *arguments):
+        job = real(self, number, *arguments)
+        if len(self.devices) > 1 and self.devices[number] == dies:
+            time.sleep(0.2)
+            for process in self._pools[number]._processes.values():
+                process.kill()
+        return job
 
-    monkeypatch.setenv("FB3_DEVICE", "cpu,cpu")
-    monkeypatch.setattr(worker.ProcessPoolExecutor, "submit", broken)
+    monkeypatch.setenv("FB3_DEVICE", "cpu,cpu:0")
+    monkeypatch.setattr(worker.Workers, "_submit", killing)
     submission = infer(bundle, competition, tmp_path / "s.csv", strict=True)
     np.testing.assert_allclose(values(submission), values(plain), atol=1e-5)
-    assert "going on with cpu alone" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"WARNING: the process of {dies} died" in said
+    assert f"going on with {({'cpu', 'cpu:0'} - {dies}).pop()}\n" in said
+
+
+def test_a_process_that_fails_is_replaced_for_the_next_fold(bundle, competition, tmp_path, one, monkeypatch):
+    monkeypatch.setenv("FB3_DEVICE", "cpu,cpu")
+    restarted = []
+    real, restart = worker.Workers._submit, worker.Workers._restart
+
+    def damaging(self, number, member, fold, encoded, *arguments):
+        encoded = "spoilt" if fold == 1 and number == 1 else encoded
+        return real(self, number, member, fold, encoded, *arguments)
+
+    monkeypatch.setattr(worker.Workers, "_submit", damaging)
+    monkeypatch.setattr(worker.Workers, "_restart", lambda self, n: restarted.append(n) or restart(self, n))
+    submission = infer(bundle, competition, tmp_path / "s.csv")
+    np.testing.assert_allclose(values(submission), values(one), atol=1e-5)
+    assert restarted == [1]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
@@ -242,6 +346,6 @@ def test_unreached_essays_are_simply_not_in_the_result(bundle, competition):
     packed = inference.read_bundle(bundle)
     member = packed.members()[0]
     encoded = worker.encode(member, ["one", "two"])
-    done = Workers(["cpu"]).predict(member, 0, encoded, np.array(["a", "b"], object), -1.0)
+    done = Workers(["cpu"]).predict(member, 0, encoded, np.array(["a", "b"], object), time.monotonic() - 1)
     assert isinstance(done, Predictions)
     assert len(done.ids) == 0

@@ -3,12 +3,16 @@
 import io
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
+from typing import Any, TypeVar
 
 from fb3.errors import Fb3Error
 from fb3.runtime import NO_CREDENTIALS, SECRET_VARIABLES
+
+T = TypeVar("T")
+_BUSY = {408, 429, 500, 502, 503, 504}
 
 
 def open_client() -> Any:
@@ -29,6 +33,10 @@ def open_client() -> Any:
             def _upload_file(self, file_name: str, *arguments: Any, **keywords: Any) -> Any:
                 done = super()._upload_file(file_name, *arguments, **keywords)
                 if done is None:
+                    # The record of an upload that the server no longer knows would fail for days: begin anew, once.
+                    _forget(arguments)
+                    done = super()._upload_file(file_name, *arguments, **keywords)
+                if done is None:
                     raise Fb3Error(f"{file_name} could not be uploaded, so nothing was created; try again")
                 return done
 
@@ -38,6 +46,35 @@ def open_client() -> Any:
         except (SystemExit, OSError, ValueError):
             raise Fb3Error(NO_CREDENTIALS) from None
     return client
+
+
+def _forget(arguments: tuple[Any, ...]) -> None:
+    """Removes the client's record of the upload that failed last."""
+    for context in arguments:
+        if uploads := getattr(context, "_file_uploads", None):
+            uploads.pop().cleanup()
+
+
+def patiently(call: Callable[[], T], what: str, ends: float, poll: float, also: Container[int] = ()) -> T:
+    """The answer of a call that only looks, asked again while Kaggle is busy or the line is down.
+
+    Args:
+        call: what to ask.
+        what: named in the error.
+        ends: when to give up, by time.monotonic().
+        poll: seconds between two tries.
+        also: further statuses that are no answer yet.
+    """
+    while True:
+        with told(what):
+            try:
+                return call()
+            except Exception as error:
+                code = status_code(error)
+                transient = code in _BUSY or code in also or (code is None and isinstance(error, OSError))
+                if not transient or time.monotonic() > ends:
+                    raise
+        time.sleep(poll)
 
 
 @contextmanager

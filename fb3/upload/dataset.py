@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fb3.files import read_json, sha256
 from fb3.layout import MANIFEST, METADATA
 from fb3.packing import dataset_metadata
 from fb3.progress import say
-from fb3.upload.client import open_client, refuse, status_code, told
+from fb3.upload.client import open_client, patiently, refuse, status_code, told
 
 _TOP_LEVEL = 50  # files and folders that a data set may have at its top
 _PLACEHOLDER = "your-name"
@@ -75,7 +76,7 @@ def upload_bundle(
             answer = api.dataset_create_version(str(stage), message or "new version", quiet=True)
     refuse(answer, f"{reference}: Kaggle refused the data set")
     _wait_ready(api, reference, before, wait_seconds, poll_seconds)
-    _compare(wanted, _listed(api, reference), reference)
+    _compare(wanted, _listed(api, reference, wait_seconds, poll_seconds), reference)
     shutil.rmtree(stage)
     say(f"https://www.kaggle.com/datasets/{reference}: ready, all {len(wanted)} files are there")
     return reference
@@ -111,10 +112,13 @@ def _zip_folders(bundle: Path, stage: Path) -> None:
     from the manifest's hash.
     """
     stage.mkdir(exist_ok=True)
+    entries = {f"{entry.name}.zip" if entry.is_dir() else entry.name: entry for entry in sorted(bundle.iterdir())}
+    for left in [path for path in stage.iterdir() if path.name not in entries]:
+        left.unlink()  # of an earlier try with another bundle
     stamp = 10**9 + int(sha256(bundle / MANIFEST)[:7], 16)
-    for entry in sorted(bundle.iterdir()):
-        target = stage / (f"{entry.name}.zip" if entry.is_dir() else entry.name)
-        if target.exists() and target.stat().st_mtime == stamp:
+    for name, entry in entries.items():
+        target = stage / name
+        if entry.is_dir() and target.exists() and target.stat().st_mtime == stamp:
             continue
         if entry.is_dir():
             aside = target.with_suffix(".part")
@@ -146,13 +150,8 @@ def _wait_ready(api: Any, reference: str, before: int | None, seconds: float, po
     ends = time.monotonic() + seconds
     status = "unknown"
     while time.monotonic() < ends:
-        with told(f"status of {reference}"):
-            try:
-                found = json.loads(api.dataset_status(reference, format="json"))
-            except Exception as error:
-                if status_code(error) not in {403, 404, 429, 500, 502, 503}:  # not there yet, or busy
-                    raise
-                found = {"status": "not there yet", "current_version_number": None}
+        look = partial(api.dataset_status, reference, format="json")
+        found = json.loads(patiently(look, f"status of {reference}", ends, poll, also={403, 404}))  # not there yet
         status = found["status"]
         if status == "ready" and (found["current_version_number"] or 0) > (before or 0):
             return
@@ -162,13 +161,14 @@ def _wait_ready(api: Any, reference: str, before: int | None, seconds: float, po
     raise Fb3Error(f"{reference}: not ready after {seconds:.0f} s (status {status}); look at it on kaggle.com")
 
 
-def _listed(api: Any, reference: str) -> dict[str, int]:
+def _listed(api: Any, reference: str, seconds: float, poll: float) -> dict[str, int]:
     """Sizes of the data set's files, by path."""
     files: dict[str, int] = {}
     page = None
+    ends = time.monotonic() + seconds
     while True:
-        with told(f"list of {reference}"):
-            answer = api.dataset_list_files(reference, page_token=page, page_size=200)
+        look = partial(api.dataset_list_files, reference, page_token=page, page_size=200)
+        answer = patiently(look, f"list of {reference}", ends, poll)
         files |= {file.name: int(file.total_bytes or 0) for file in answer.files}
         page = answer.next_page_token
         if not page:
@@ -176,6 +176,8 @@ def _listed(api: Any, reference: str) -> dict[str, int]:
 
 
 def _compare(wanted: dict[str, int], have: dict[str, int], reference: str) -> None:
+    if extra := sorted(set(have) - set(wanted)):
+        say(f"WARNING: {reference} holds {len(extra)} files that are not in the manifest: {extra[:5]}")
     missing = sorted(set(wanted) - set(have))
     other = sorted(name for name in set(wanted) & set(have) if wanted[name] != have[name])
     if missing or other:

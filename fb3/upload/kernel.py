@@ -11,7 +11,7 @@ from typing import Any
 from fb3.errors import Fb3Error
 from fb3.files import write_json
 from fb3.progress import say
-from fb3.upload.client import open_client, refuse, told
+from fb3.upload.client import open_client, patiently, refuse, told
 
 
 def push_notebook(
@@ -41,6 +41,10 @@ def push_notebook(
     """
     metadata = kernel_metadata(notebook.name, kernel, dataset, competition, pinning, title)
     api = open_client()
+    with told(f"status of {dataset}"):
+        status = api.dataset_status(dataset)
+    if status != "ready":
+        raise Fb3Error(f"{dataset}: is not ready (status {status}), so its old version would be mounted; wait for it")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(notebook, Path(folder) / notebook.name)
         write_json(metadata, Path(folder) / "kernel-metadata.json")
@@ -104,7 +108,7 @@ def submit_notebook(
     Args:
         kernel: owner/slug.
         competition: its slug.
-        version: of the notebook; none: the latest.
+        version: of the notebook, which must be the latest; none: the latest.
         message: of the submission.
         file: that the notebook wrote.
         wait_seconds: for the notebook to end.
@@ -117,23 +121,33 @@ def submit_notebook(
         Fb3Error: the notebook failed or did not end in time, or Kaggle refused the submission.
     """
     api = open_client()
-    status = _wait_complete(api, kernel, wait_seconds, poll_seconds)
-    with told(f"log of {kernel}"):
-        tail = log_tail(api.kernels_logs(kernel))
+    ends = time.monotonic() + wait_seconds
+    latest = patiently(lambda: _latest_version(api, kernel), f"look at {kernel}", ends, poll_seconds)
+    if version is not None and version != latest:
+        raise Fb3Error(f"{kernel}: version {version} is not its latest, {latest}; Kaggle tells the status of that only")
+    status = _wait_complete(api, kernel, ends, poll_seconds)
+    tail = log_tail(patiently(lambda: api.kernels_logs(kernel), f"log of {kernel}", ends, poll_seconds))
     say(f"{kernel}: {status}\n{tail}")
     if status != "complete":
         raise Fb3Error(f"{kernel}: ended with status {status}; nothing was submitted, its log's end stands above")
     with told(f"submission of {kernel} to {competition}"):
-        answer = api.competition_submit_code(file, message, competition, kernel, version, quiet=True)
+        answer = api.competition_submit_code(file, message, competition, kernel, latest, quiet=True)
     return str(answer.message)
 
 
-def _wait_complete(api: Any, kernel: str, seconds: float, poll: float) -> str:
-    ends = time.monotonic() + seconds
+def _latest_version(api: Any, kernel: str) -> int:
+    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
+
+    request = ApiGetKernelRequest()
+    request.user_name, request.kernel_slug = kernel.split("/")
+    with api.build_kaggle_client() as client:
+        return int(client.kernels.kernels_api_client.get_kernel(request).metadata.current_version_number)
+
+
+def _wait_complete(api: Any, kernel: str, ends: float, poll: float) -> str:
     shown = ""
     while True:
-        with told(f"status of {kernel}"):
-            answer = api.kernels_status(kernel)
+        answer = patiently(lambda: api.kernels_status(kernel), f"status of {kernel}", ends, poll)
         status = getattr(answer.status, "name", str(answer.status)).lower()
         if status not in {"queued", "running", "new_script"}:
             return status
@@ -141,7 +155,7 @@ def _wait_complete(api: Any, kernel: str, seconds: float, poll: float) -> str:
             say(f"{kernel}: {status}")
             shown = status
         if time.monotonic() > ends:
-            raise Fb3Error(f"{kernel}: still {status} after {seconds:.0f} s; nothing was submitted")
+            raise Fb3Error(f"{kernel}: still {status} after all the time given; nothing was submitted")
         time.sleep(poll)
 
 

@@ -1,0 +1,168 @@
+"""The folds of a bundle, one after the other, under a deadline; the submission grows better with each."""
+
+import time
+import traceback
+
+import numpy as np
+import pandas as pd
+
+from fb3.bundle import Bundle, Member
+from fb3.cost import forward_flops
+from fb3.ensemble import Predictions, average
+from fb3.errors import Fb3Error
+from fb3.essays import Encoded
+from fb3.files import read_json, sha256
+from fb3.layout import ENCODER
+from fb3.progress import say
+from fb3.runtime import pick_devices
+from fb3.submission import Standing
+from fb3.summary import Summary
+from fb3.worker import Workers, encode
+
+_UNSURE = 1.5  # a run that was not measured yet is taken to need so many times what another's speed promises
+
+
+class Turns:
+    """Predicts fold by fold, the runs taking turns, so that each has its say when time runs out.
+
+    Args:
+        packed: the bundle.
+        members: its runs that can be used.
+        essays: ids and texts.
+        standing: the submission.
+        summary: takes what happens.
+        ends: the deadline, by time.monotonic().
+        strict: a fold that cannot be used is an error.
+    """
+
+    def __init__(
+        self,
+        packed: Bundle,
+        members: list[Member],
+        essays: pd.DataFrame,
+        standing: Standing,
+        summary: Summary,
+        ends: float,
+        strict: bool,
+    ) -> None:
+        recipe = members[0].recipe
+        self.packed, self.standing, self.summary = packed, standing, summary
+        self.ends, self.strict = ends, strict
+        self.ids = essays[recipe.data.id_column].to_numpy()
+        self.texts = essays[recipe.data.text_column].tolist()
+        devices = [str(device) for device in pick_devices(broken=recipe.predict.broken_gpu)]
+        self.workers = Workers(devices)
+        say(f"{len(self.ids)} essays, {sum(len(m.folds) for m in members)} folds of {len(members)} runs, on {devices}")
+        self.encoded: dict[str, Encoded] = {}
+        self.clock = _Clock()
+        self.members = self._encode(members)
+        self.means: dict[str, Predictions] = {}
+        self.counts = dict.fromkeys(self.encoded, 0)
+
+    def run(self) -> None:
+        """All folds that fit.
+
+        Raises:
+            Fb3Error: no fold could be used.
+        """
+        turns = sorted((k, m) for m, member in enumerate(self.members) for k in range(len(member.folds)))
+        try:
+            for k, m in turns:
+                self._turn(self.members[m], k)
+        finally:
+            self.workers.close()
+        if not self.means and not self.summary.partial:
+            why = self.summary.folds[0]["reason"] if self.summary.folds else "there is none"
+            raise Fb3Error(f"no fold could be used ({why}); {self.standing.out} holds the training means")
+
+    def _encode(self, members: list[Member]) -> list[Member]:
+        """Tokenises, once for all runs that tokenise alike; a run that cannot be is left out."""
+        made: dict[tuple, Encoded] = {}
+        usable = []
+        for member in members:
+            data = member.recipe.data
+            try:
+                alike = (sha256(member.path / ENCODER / "tokenizer.json"), data.max_length, data.truncation)
+                if alike not in made:
+                    made[alike] = encode(member, self.texts)
+                self.clock.add(member, made[alike])
+            except Exception as error:
+                self._failed([f"{member.name}/{fold.name}" for fold in member.folds], error)
+                continue
+            self.encoded[member.name] = made[alike]
+            usable.append(member)
+        self.summary.flops = self.clock.flops
+        self.summary.phase("tokens")
+        return usable
+
+    def _turn(self, member: Member, k: int) -> None:
+        """One fold."""
+        name, began = f"{member.name}/{member.folds[k].name}", time.monotonic()
+        left, wanted = self.ends - began, self.clock.estimate(member.name)
+        if wanted > left or left <= 0:
+            self.summary.left_out(name, f"no time: about {wanted:.0f} s needed, {max(left, 0):.0f} s left", "skipped")
+            return
+        try:
+            for file in self.packed.files_below(member.folds[k]):
+                self.packed.check(file)
+            predictions = self.workers.predict(member, k, self.encoded[member.name], self.ids, self.ends)
+            if len(predictions.ids) < len(self.ids):
+                self._cut_off(name, predictions)
+                return
+            self._add(member.name, predictions)
+        except Exception as error:
+            self._failed([name], error)
+            return
+        self.clock.measured(member.name, time.monotonic() - began)
+        self.summary.used(name, time.monotonic() - began)
+
+    def _failed(self, names: list[str], error: Exception) -> None:
+        if self.strict:
+            raise error
+        if not isinstance(error, Fb3Error):
+            say("".join(traceback.format_exception(error)))
+        for name in names:
+            self.summary.left_out(name, str(error) or type(error).__name__)
+
+    def _add(self, run: str, predictions: Predictions) -> None:
+        """The run's mean with this fold, the mean of the runs, and the file anew."""
+        mean, count = self.means.get(run), self.counts[run]
+        mean = predictions if mean is None else average([mean, predictions], [count, 1], run)
+        whole = average([*(m for name, m in self.means.items() if name != run), mean], name="ensemble")
+        self.standing.update(whole.ids, self._ordered(whole))
+        self.means[run], self.counts[run] = mean, count + 1
+
+    def _cut_off(self, name: str, predictions: Predictions) -> None:
+        """A fold that the deadline stopped midway: better than the means where nothing else is there, else dropped."""
+        reached = f"{len(predictions.ids)} of {len(self.ids)} essays reached at the deadline"
+        if not self.means and len(predictions.ids):
+            self.standing.update(predictions.ids, self._ordered(predictions))
+            self.summary.partial = True
+            reached += ", the others keep the training means"
+        self.summary.left_out(name, reached, "cut off")
+
+    def _ordered(self, predictions: Predictions) -> np.ndarray:
+        return predictions.values[:, [predictions.columns.index(name) for name in self.standing.columns]]
+
+
+class _Clock:
+    """How long a fold will take, from the folds before it."""
+
+    def __init__(self) -> None:
+        self.flops: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+
+    def add(self, member: Member, encoded: Encoded) -> None:
+        """A run, before its first fold."""
+        config = read_json(member.path / ENCODER / "config.json")
+        self.flops[member.name] = float(forward_flops(config, encoded.lengths).sum())
+
+    def measured(self, run: str, seconds: float) -> None:
+        self.seconds[run] = seconds
+
+    def estimate(self, run: str) -> float:
+        """Seconds; 0 while nothing was measured."""
+        if run in self.seconds:
+            return self.seconds[run]
+        slowest = max((seconds / self.flops[name] for name, seconds in self.seconds.items()), default=0.0)
+        return _UNSURE * slowest * self.flops[run]
