@@ -17,7 +17,7 @@ from fb3.models.encoder import (
     read_config,
 )
 from fb3.models.heads import build_head
-from fb3.models.pooling import build_pooling
+from fb3.models.poolings import build_pooling
 from fb3.models.scorer import ModelOutput, Scorer
 from fb3.recipe import Recipe
 

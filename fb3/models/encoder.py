@@ -229,7 +229,7 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
             raise Fb3Error(f"model.pooling.kind=pooler: {name} has no pooler; take cls, mean or attention")
     elif getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # its weights would get no gradient
-    if settings.pooling.kind in {"weighted_layer", "concat_layers"} and encoder.config.model_type == "funnel":
+    if hasattr(settings.pooling, "layers") and encoder.config.model_type == "funnel":
         raise Fb3Error(f"model.pooling.kind={settings.pooling.kind}: Funnel's layers differ in length; take mean")
     if settings.freeze_embeddings:
         encoder.get_input_embeddings().requires_grad_(False)

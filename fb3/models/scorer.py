@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.models.heads import Linear
-from fb3.models.pooling import Pooling
+from fb3.models.poolings import Pooling
 
 
 class ModelOutput(NamedTuple):

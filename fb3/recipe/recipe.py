@@ -48,17 +48,28 @@ class Recipe(Group):
                 f"tricks: {adversarial[0]} perturbs along the gradient of one batch, which train.accumulation > 1 "
                 "mixes with others; set train.accumulation=1"
             )
-        if adversarial and self.model.freeze_embeddings:
+        on_embeddings = [kind for kind in kinds if kind in groups.EMBEDDING_ADVERSARIAL]
+        if on_embeddings and self.model.freeze_embeddings:
             raise ValueError(
-                f"tricks: {adversarial[0]} perturbs the embeddings, which get no gradient with "
+                f"tricks: {on_embeddings[0]} perturbs the embeddings, which get no gradient with "
                 "model.freeze_embeddings; drop one of the two"
             )
+        if len(adversarial) > 1:
+            raise ValueError(f"tricks: {adversarial} both perturb along the gradient; give one")
         return self
 
     @model_validator(mode="after")
     def _loss_adds_up(self) -> "Recipe":
-        if self.task.loss == "rmse" and self.train.accumulation > 1:
-            raise ValueError("task.loss=rmse: roots of parts do not add up; set train.accumulation=1 or take mse")
+        of_batches = [kind for kind in self.task.kinds() if kind in groups.BATCH_LOSSES]
+        if of_batches and self.train.accumulation > 1:
+            raise ValueError(
+                f"task.loss={of_batches[0]}: roots of parts do not add up; set train.accumulation=1 or take mse"
+            )
+        dropouts = (self.model.dropout, self.model.attention_dropout, self.model.layer_drop)
+        if self.task.r_drop and not any(dropouts) and self.model.head.kind == "linear":
+            raise ValueError(
+                "task.r_drop does nothing without dropout: the two passes would be equal; set model.dropout"
+            )
         return self
 
     @classmethod

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
-from fb3.models.pooling import build_pooling
+from fb3.models.poolings import build_pooling
 from fb3.recipe.groups import LayersPooling, PlainPooling
 
 WIDTH, DEPTH = 6, 4

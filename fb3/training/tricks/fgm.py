@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
-from fb3.errors import Fb3Error
 from fb3.recipe.groups import Fgm
 from fb3.tasks import StepOutput
 from fb3.training.tricks.base import Backward, Step, Trick
+from fb3.training.tricks.embeddings import direction, restored, word_embeddings
 
 
 class FGM(Trick):
@@ -32,22 +32,9 @@ class FGM(Trick):
 
     @contextmanager
     def perturbed(self, step: Step) -> Iterator[None]:
-        """The embeddings moved, and put back bit for bit.
-
-        Raises:
-            Fb3Error: they have no gradient, so that nothing would be perturbed.
-        """
-        weight = step.scorer.encoder.get_input_embeddings().weight
-        if weight.grad is None:
-            raise Fb3Error("tricks: fgm found no gradient on the word embeddings; are they frozen?")
-        saved = weight.detach().clone()
-        norm = weight.grad.norm()  # of a scaled gradient too: the direction is all that counts
-        # A gradient of 0 has no direction, one that overflowed is a step that the scaler skips: both move nothing.
-        scale = torch.where(torch.isfinite(norm) & (norm > 0), self.epsilon / norm, 0.0)
-        with torch.no_grad():
-            weight.add_(torch.nan_to_num(weight.grad, 0.0, 0.0, 0.0) * scale)
-        try:
-            yield
-        finally:
+        """The embeddings moved, and put back bit for bit."""
+        weight = word_embeddings(step, "fgm")
+        with restored(weight):
             with torch.no_grad():
-                weight.copy_(saved)
+                weight.add_(direction(weight.grad, self.epsilon))
+            yield

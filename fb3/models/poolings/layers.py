@@ -1,0 +1,72 @@
+"""Poolings over the states of several layers."""
+
+import torch
+from torch import Tensor, nn
+
+from fb3.models.poolings.base import Pooling, masked_mean
+
+
+class WeightedLayerPooling(Pooling):
+    """Learned mix of the last n layers, then the mean over tokens (Peters et al. 2018, arXiv:1802.05365)."""
+
+    reads = "layers"
+
+    def __init__(self, hidden: int, layers: int) -> None:
+        super().__init__(hidden)
+        self.weights = nn.Parameter(torch.zeros(layers))  # softmax of zeros: all alike at the start
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        means = [masked_mean(layer, mask) for layer in states[-len(self.weights) :]]
+        return torch.einsum("l,lbd->bd", self.weights.softmax(0), torch.stack(means))
+
+
+class ConcatLayersPooling(Pooling):
+    """The last n layers' token means side by side (after Devlin et al. 2018, arXiv:1810.04805, table 7)."""
+
+    reads = "layers"
+
+    def __init__(self, hidden: int, layers: int) -> None:
+        super().__init__(hidden)
+        self.layers = layers
+        self.width = hidden * layers
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        return torch.cat([masked_mean(layer, mask) for layer in states[-self.layers :]], dim=-1)  # (B, nD)
+
+
+class RecurrentLayersPooling(Pooling):
+    """A recurrent net over the first tokens of the last n layers, lowest first (Song et al. 2020, arXiv:2002.04815).
+
+    Args:
+        hidden: width D.
+        layers: n.
+        net: nn.LSTM or nn.GRU.
+    """
+
+    reads = "layers"
+
+    def __init__(self, hidden: int, layers: int, net: type[nn.RNNBase]) -> None:
+        super().__init__(hidden)
+        self.layers = layers
+        self.net = net(hidden, hidden, batch_first=True)
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        firsts = torch.stack([layer[:, 0] for layer in states[-self.layers :]], dim=1)  # (B, n, D)
+        return self.net(firsts)[0][:, -1]
+
+
+class AttentionLayersPooling(Pooling):
+    """Attention over the first tokens of the last n layers (Song et al. 2020, arXiv:2002.04815)."""
+
+    reads = "layers"
+
+    def __init__(self, hidden: int, layers: int) -> None:
+        super().__init__(hidden)
+        self.layers = layers
+        self.query = nn.Parameter(torch.randn(hidden) * hidden**-0.5)
+        self.out = nn.Linear(hidden, hidden)
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        firsts = torch.stack([layer[:, 0] for layer in states[-self.layers :]], dim=1)  # (B, n, D)
+        weights = torch.softmax(firsts @ self.query, dim=-1)  # (B, n)
+        return self.out(torch.einsum("bn,bnd->bd", weights, firsts))

@@ -1,0 +1,97 @@
+"""Poolings over the last layer's token states."""
+
+import torch
+from torch import Tensor, nn
+
+from fb3.models.poolings.base import Pooling, masked_mean
+
+
+class ClsPooling(Pooling):
+    """The first token's state (Devlin et al. 2018, arXiv:1810.04805)."""
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states[:, 0]
+
+
+class MeanPooling(Pooling):
+    """Mean over real tokens (Reimers & Gurevych 2019, arXiv:1908.10084)."""
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return masked_mean(states, mask)
+
+
+class MaxPooling(Pooling):
+    """Largest value of each unit over real tokens."""
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states.masked_fill(~mask.bool().unsqueeze(-1), -torch.inf).amax(1)
+
+
+class MinPooling(Pooling):
+    """Smallest value of each unit over real tokens."""
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states.masked_fill(~mask.bool().unsqueeze(-1), torch.inf).amin(1)
+
+
+class AttentionPooling(Pooling):
+    """Weighs each token by a learned score (Lin et al. 2017, arXiv:1703.03130)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__(hidden)
+        self.score = nn.Sequential(nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, 1))
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        scores = self.score(states).squeeze(-1)  # (B, T)
+        scores = scores.masked_fill(~mask.bool(), -torch.inf)
+        return torch.einsum("bt,btd->bd", scores.softmax(-1), states)
+
+
+class PoolerPooling(Pooling):
+    """The encoder's own pooler output, as it comes."""
+
+    reads = "pooler"
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states
+
+
+class MeanMaxPooling(Pooling):
+    """Mean and largest value of each unit, side by side."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__(hidden)
+        self.width = 2 * hidden
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        largest = states.masked_fill(~mask.bool().unsqueeze(-1), -torch.inf).amax(1)
+        return torch.cat([masked_mean(states, mask), largest], dim=-1)  # (B, 2D)
+
+
+class DensePooling(Pooling):
+    """The mean through a linear layer and tanh (Reimers & Gurevych 2019, arXiv:1908.10084)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__(hidden)
+        self.dense = nn.Linear(hidden, hidden)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return torch.tanh(self.dense(masked_mean(states, mask)))
+
+
+class GeneralisedMeanPooling(Pooling):
+    """(mean of x^p)^(1/p) over real tokens, p learned (Radenovic et al. 2017, arXiv:1711.02512).
+
+    Args:
+        hidden: width D.
+        power: where p starts.
+    """
+
+    def __init__(self, hidden: int, power: float) -> None:
+        super().__init__(hidden)
+        self.power = nn.Parameter(torch.tensor(float(power)))
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        power = self.power.clamp(min=1.0)
+        powers = states.clamp(min=1e-6).pow(power)  # a power wants positive values, as in the paper
+        return masked_mean(powers, mask).pow(1.0 / power)

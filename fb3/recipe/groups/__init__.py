@@ -1,0 +1,69 @@
+"""The groups of a recipe: typed, frozen, every field with its unit and source.
+
+No torch here: `fb3 recipes` and a notebook that only writes a recipe must not wait for it. A group whose pieces are
+chosen by kind (poolings, heads, losses, schedules, tricks) is a union told apart by `kind`; the builder of each floor
+maps the kind to its class.
+"""
+
+from fb3.recipe.groups.base import Group
+from fb3.recipe.groups.data import DataGroup, FoldsGroup, PredictGroup
+from fb3.recipe.groups.model import (
+    Head,
+    LayersPooling,
+    LinearHead,
+    ModelGroup,
+    MultiSampleHead,
+    PlainPooling,
+    Pooling,
+    Scratch,
+)
+from fb3.recipe.groups.task import BATCH_LOSSES, LossTerm, RDrop, RegressionTask
+from fb3.recipe.groups.training import OptimizerGroup, ScheduleGroup, TrainGroup
+from fb3.recipe.groups.tricks import (
+    ADVERSARIAL,
+    AVERAGERS,
+    EMBEDDING_ADVERSARIAL,
+    Awp,
+    Ema,
+    Fgm,
+    GradualUnfreeze,
+    Noise,
+    Pgd,
+    PullToStart,
+    Swa,
+    Trick,
+)
+
+__all__ = [
+    "ADVERSARIAL",
+    "AVERAGERS",
+    "BATCH_LOSSES",
+    "EMBEDDING_ADVERSARIAL",
+    "Awp",
+    "DataGroup",
+    "Ema",
+    "Fgm",
+    "FoldsGroup",
+    "GradualUnfreeze",
+    "Group",
+    "Head",
+    "LayersPooling",
+    "LinearHead",
+    "LossTerm",
+    "ModelGroup",
+    "MultiSampleHead",
+    "Noise",
+    "OptimizerGroup",
+    "Pgd",
+    "PlainPooling",
+    "Pooling",
+    "PredictGroup",
+    "PullToStart",
+    "RDrop",
+    "RegressionTask",
+    "ScheduleGroup",
+    "Scratch",
+    "Swa",
+    "TrainGroup",
+    "Trick",
+]

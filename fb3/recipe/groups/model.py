@@ -1,0 +1,130 @@
+"""Encoder, pooling, head."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fb3.recipe.groups.base import Count, Group, Probability
+
+
+class PlainPooling(Group):
+    """A pooling over the last layer's token states without settings."""
+
+    kind: Literal["cls", "mean", "max", "min", "mean_max", "attention", "dense", "pooler"] = "attention"
+    """cls: first token; mean/max/min: over real tokens; mean_max: both side by side; attention: a learned weight for
+    each token (Lin et al. 2017, arXiv:1703.03130); dense: the mean, a linear layer and tanh (Reimers & Gurevych 2019,
+    arXiv:1908.10084); pooler: the encoder's own pooler output, where it has one."""
+
+
+class LayersPooling(Group):
+    """A pooling over several layers' token states, each averaged over its real tokens."""
+
+    kind: Literal["weighted_layer", "concat_layers", "lstm_layers", "gru_layers", "attention_layers"]
+    """weighted_layer: one learned weight a layer (Peters et al. 2018, arXiv:1802.05365); concat_layers: the layers
+    side by side (Devlin et al. 2018, arXiv:1810.04805, table 7); lstm_layers, gru_layers: a recurrent net over the
+    layers' first tokens, from the lowest up (Song et al. 2020, arXiv:2002.04815); attention_layers: attention over the
+    layers' first tokens (the same paper)."""
+    layers: Count = 4
+    """How many of the last layers are taken."""
+
+
+class GemPooling(Group):
+    """Generalised mean over real tokens (Radenovic et al. 2017, arXiv:1711.02512)."""
+
+    kind: Literal["gem"]
+    """The root of the mean of powers: 1 is the mean, a large power the maximum."""
+    power: Annotated[float, Field(ge=1)] = 3.0
+    """Where the learned power starts."""
+
+
+class TokensPooling(Group):
+    """A small net over the last layer's token states, then the largest value of each unit."""
+
+    kind: Literal["lstm_tokens", "cnn"]
+    """lstm_tokens: a bidirectional LSTM (Hochreiter & Schmidhuber 1997); cnn: convolutions (Kim 2014,
+    arXiv:1408.5882)."""
+    width: Count = 128
+    """Units: of each direction, or of the convolution."""
+    kernel: Count = 3
+    """Tokens that a convolution sees at once."""
+
+
+Pooling = Annotated[PlainPooling | LayersPooling | GemPooling | TokensPooling, Field(discriminator="kind")]
+
+
+class LinearHead(Group):
+    """One linear layer."""
+
+    kind: Literal["linear"] = "linear"
+    """A linear layer from the pooled state to the targets."""
+
+
+class MultiSampleHead(Group):
+    """Multi-sample dropout (Inoue 2019, arXiv:1905.09788)."""
+
+    kind: Literal["multi_sample_dropout"]
+    """One linear layer, averaged over several dropout masks."""
+    samples: Count = 5
+    """Dropout masks a step."""
+    dropout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Probability of a unit to be dropped; 0 would make the samples equal, so it is refused."""
+
+
+Head = Annotated[LinearHead | MultiSampleHead, Field(discriminator="kind")]
+
+
+class Scratch(Group):
+    """An encoder built from a config, with a tokenizer trained on the training essays; used by `backbone: scratch`."""
+
+    model_type: str = "deberta-v2"
+    """A transformers model type."""
+    vocab_size: Annotated[int, Field(ge=64)] = 2000
+    """Largest size of the WordPiece vocabulary."""
+    config: dict[str, int | float | str | bool | list[str] | None] = Field(
+        default={
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+            "max_position_embeddings": 512,
+            "relative_attention": True,
+            "position_buckets": 32,
+            "pos_att_type": ["p2c", "c2p"],
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        }
+    )
+    """Keys of the model type's configuration class."""
+
+
+class ModelGroup(Group):
+    """Encoder, pooling, head."""
+
+    backbone: str = "microsoft/deberta-v3-base"
+    """A local folder with config.json, tokenizer and weights, a hub id, or `scratch`."""
+    scratch: Scratch = Scratch()
+    """What `backbone: scratch` builds; unused otherwise."""
+    pooling: Pooling = PlainPooling()
+    """How token states become one vector."""
+    head: Head = LinearHead()
+    """How the vector becomes scores."""
+    dropout: Probability = 0.0
+    """Hidden dropout of the encoder; 0 is what won on this regression."""
+    attention_dropout: Probability = 0.0
+    """Dropout of the attention probabilities."""
+    freeze_embeddings: bool = False
+    """Keep the embeddings as they are."""
+    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    """Keep the lowest n layers as they are. Depths known to work: deberta-v2-xxlarge 24, deberta-v2-xlarge 12,
+    deberta-large 16, deberta-xlarge 36, funnel 1 (blocks)."""
+    reinit_layers: Annotated[int, Field(ge=0)] = 0
+    """Start the top n layers at random: what they hold serves the pretraining's task (Zhang et al. 2020,
+    arXiv:2006.05987)."""
+    layer_drop: Probability = 0.0
+    """Stochastic depth: probability that the top layer is skipped in a training step; lower layers less, in proportion
+    to their depth (Huang et al. 2016, arXiv:1603.09382)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): a third more time, far less
+    memory."""

@@ -1,0 +1,108 @@
+"""Pieces around the step."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fb3.recipe.groups.base import Count, Group, Rate, Share
+
+# --- adversarial ---
+
+
+class Fgm(Group):
+    """Fast gradient method on the word embeddings (Miyato et al. 2016, arXiv:1605.07725)."""
+
+    kind: Literal["fgm"]
+    """Adversarial training in one step: one more forward and backward pass."""
+    epsilon: Rate = 1.0
+    """L2 norm of the perturbation."""
+
+
+class Pgd(Group):
+    """Projected gradient descent on the word embeddings (Madry et al. 2017, arXiv:1706.06083)."""
+
+    kind: Literal["pgd"]
+    """Adversarial training in several steps: as many more forward and backward passes."""
+    epsilon: Rate = 1.0
+    """Largest L2 norm of the perturbation."""
+    alpha: Rate = 0.3
+    """L2 norm of one step."""
+    steps: Annotated[int, Field(ge=1, le=20)] = 3
+    """Steps."""
+
+
+class Awp(Group):
+    """Adversarial weight perturbation (Wu et al. 2020, arXiv:2004.05884)."""
+
+    kind: Literal["awp"]
+    """The encoder's weight matrices, moved along their gradient."""
+    rate: Rate = 0.1
+    """Length of the move of each matrix, as a share of its norm."""
+    epsilon: Rate = 0.01
+    """Largest move of each single weight, as a share of its size."""
+    from_epoch: Annotated[int, Field(ge=0)] = 1
+    """First epoch in which it works, counted from 0."""
+    from_score: float | None = None
+    """It works only once the last evaluation was as good as this, too; none: whatever the score."""
+    form: Literal["two_pass", "perturb_first"] = "two_pass"
+    """two_pass: the gradients of the plain and the moved weights are added; perturb_first: only the latter counts."""
+
+
+class Noise(Group):
+    """Noise on the word embeddings while training (after He et al. 2020, arXiv:2006.03654, section 3.4)."""
+
+    kind: Literal["noise"]
+    """Gaussian noise, scaled by the embeddings' own spread."""
+    scale: Rate = 0.05
+    """Standard deviation of the noise, as a share of the embeddings'."""
+
+
+# --- averaging ---
+
+
+class Ema(Group):
+    """Exponential moving average of the weights (Polyak & Juditsky 1992), used at evaluation and kept."""
+
+    kind: Literal["ema"]
+    """An average that follows the weights."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Share of the average that stays at each step; half of it is forgotten in ln 2 / (1 − decay) steps."""
+    start: Share = 0.0
+    """Share of the run before the average begins; until then the weights themselves are evaluated."""
+
+
+class Swa(Group):
+    """Stochastic weight averaging (Izmailov et al. 2018, arXiv:1803.05407), used at evaluation and kept."""
+
+    kind: Literal["swa"]
+    """The plain mean of the weights at several moments; schedule.floor keeps the rate up meanwhile."""
+    start: Share = 0.6
+    """Share of the run before the first moment."""
+    every_steps: Count = 50
+    """Optimizer steps between two moments."""
+
+
+# --- stability ---
+
+
+class PullToStart(Group):
+    """Weight decay toward the pretrained weights, L2-SP (Li et al. 2018, arXiv:1802.01483)."""
+
+    kind: Literal["pull_to_start"]
+    """After each step the encoder's weights go back a little to where they started."""
+    strength: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """Share of the way back, each step."""
+
+
+class GradualUnfreeze(Group):
+    """Layers join from the top down (Howard & Ruder 2018, arXiv:1801.06146)."""
+
+    kind: Literal["gradual_unfreeze"]
+    """At first pooling and head train alone."""
+    until: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the run after which all layers train."""
+
+
+Trick = Annotated[Fgm | Pgd | Awp | Noise | Ema | Swa | PullToStart | GradualUnfreeze, Field(discriminator="kind")]
+EMBEDDING_ADVERSARIAL = {"fgm", "pgd"}
+ADVERSARIAL, AVERAGERS = {"fgm", "pgd", "awp"}, {"ema", "swa"}

@@ -1,0 +1,44 @@
+"""PGD: adversarial training in several projected steps (Madry et al. 2017, arXiv:1706.06083).
+
+Cost: `steps` more forward and backward passes; memory of a copy of the embeddings and of one of all gradients.
+"""
+
+import torch
+from torch import Tensor
+
+from fb3.recipe.groups import Pgd
+from fb3.tasks import StepOutput
+from fb3.training.tricks.base import Backward, Step, Trick
+from fb3.training.tricks.embeddings import direction, restored, word_embeddings
+
+
+class PGD(Trick):
+    """Adds the gradient at embeddings moved k times by `alpha` along the gradient there, within `epsilon` of the start.
+
+    Args:
+        settings: alpha, epsilon (L2 norms) and steps.
+    """
+
+    def __init__(self, settings: Pgd) -> None:
+        self.settings = settings
+
+    def backward(self, step: Step, backward: Backward) -> StepOutput:
+        out = backward()
+        weight = word_embeddings(step, "pgd")
+        trained = [p for p in step.scorer.parameters() if p.grad is not None]
+        plain = [p.grad for p in trained]
+        start = weight.detach().clone()
+        with restored(weight):
+            for number in range(self.settings.steps):
+                with torch.no_grad():
+                    moved = weight + direction(weight.grad, self.settings.alpha)
+                    weight.copy_(start + self._projected(moved - start))
+                last = number == self.settings.steps - 1
+                for parameter, gradient in zip(trained, plain, strict=True):
+                    parameter.grad = gradient if last else None  # one in between only shows the way
+                backward()
+        return out
+
+    def _projected(self, move: Tensor) -> Tensor:
+        norm = move.norm()
+        return move if norm <= self.settings.epsilon else move * (self.settings.epsilon / norm)

@@ -1,0 +1,28 @@
+"""L2-SP: weight decay toward the pretrained weights instead of zero (Li et al. 2018, arXiv:1802.01483).
+
+Cost: next to nothing, and one more copy of the encoder.
+"""
+
+import torch
+
+from fb3.models import Scorer
+from fb3.recipe.groups import PullToStart
+from fb3.training.tricks.base import Step, Trick
+
+
+class Pull(Trick):
+    """weights ← weights + strength · (start − weights) after each step, in the encoder.
+
+    Args:
+        settings: strength.
+        scorer: the model as it starts, on its device.
+    """
+
+    def __init__(self, settings: PullToStart, scorer: Scorer) -> None:
+        self.strength = settings.strength
+        self.start = [(p, p.detach().clone()) for p in scorer.encoder.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        for parameter, start in self.start:
+            parameter.lerp_(start, self.strength)

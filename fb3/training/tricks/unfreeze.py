@@ -1,0 +1,43 @@
+"""Gradual unfreezing: layers join the training from the top down (Howard & Ruder 2018, arXiv:1801.06146).
+
+Cost: none; the gradients of the layers that wait are computed and thrown away.
+"""
+
+from fb3.errors import Fb3Error
+from fb3.models import Scorer
+from fb3.models.encoder import depth_of_parameters
+from fb3.recipe.groups import GradualUnfreeze
+from fb3.tasks import StepOutput
+from fb3.training.tricks.base import Backward, Step, Trick
+
+
+class Unfreeze(Trick):
+    """Takes the gradients of the encoder's lower layers away, of fewer and fewer, until a share of the run.
+
+    Args:
+        settings: until, the share.
+        scorer: the model.
+
+    Raises:
+        Fb3Error: the layers of this encoder are not known.
+    """
+
+    def __init__(self, settings: GradualUnfreeze, scorer: Scorer) -> None:
+        try:
+            depths, self.top = depth_of_parameters(scorer.encoder)
+        except Fb3Error:
+            raise Fb3Error("tricks: gradual_unfreeze does not know this encoder's layers; leave it out") from None
+        self.until = settings.until
+        self.depths = [(p, depths[name]) for name, p in scorer.encoder.named_parameters()]
+
+    def waiting(self, progress: float) -> int:
+        """Depths below this one wait; 0 when all train. At first it is above the top layer."""
+        return max(0, self.top + 1 - int(progress / self.until * (self.top + 1) + 1e-9))
+
+    def backward(self, step: Step, backward: Backward) -> StepOutput:
+        out = backward()
+        waiting = self.waiting(step.progress)
+        for parameter, depth in self.depths:
+            if depth < waiting:
+                parameter.grad = None  # an optimizer passes over it; zeros would still move it by its momentum
+        return out
