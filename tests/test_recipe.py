@@ -74,7 +74,7 @@ def test_a_recipe_is_frozen():
         ("train.epochs=0", "greater than or equal to 1, got 0"),
         ("train.epochs", "key.sub=value"),
         ("train.epochs=[", "not YAML"),
-        ("tricks=[{kind: fgn}]", "'fgm', 'ema'"),
+        ("tricks=[{kind: fgn}]", "'fgm', 'pgd'"),
         ("tricks=[{kind: fgm, eps: 1}]", "did you mean 'epsilon'"),
         ("tricks=[{kind: fgm}, {kind: fgm}]", "stands 2 times"),
         ("model.pooling={kind: mean, layers: 3}", "model.pooling.mean.layers"),

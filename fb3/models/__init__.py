@@ -11,7 +11,6 @@ from fb3.models.encoder import (
     empty_encoder,
     layer_stack,
     longest_input,
-    operate,
     pretrained_encoder,
     random_encoder,
     read_config,
@@ -19,6 +18,7 @@ from fb3.models.encoder import (
 from fb3.models.heads import build_head
 from fb3.models.poolings import build_pooling
 from fb3.models.scorer import ModelOutput, Scorer
+from fb3.models.surgery import operate, reinitialise
 from fb3.recipe import Recipe
 
 __all__ = ["ModelOutput", "Scorer", "build_scorer", "load_tokenizer"]
@@ -39,6 +39,7 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
     folder = Path(folder)
     if init == "pretrained":
         encoder = pretrained_encoder(recipe.model, folder)
+        reinitialise(encoder, recipe.model.reinit_layers)
     else:
         encoder = random_encoder(folder) if init == "config" else empty_encoder(folder)
     limit = longest_input(encoder)

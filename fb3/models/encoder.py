@@ -215,33 +215,3 @@ def longest_input(encoder: nn.Module) -> int | None:
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             return module.num_embeddings - skipped
     return None
-
-
-def operate(encoder: nn.Module, settings: ModelGroup) -> None:
-    """Freezing, checkpointing and the removal of an unused pooler, in place.
-
-    Raises:
-        Fb3Error: the encoder lacks what is asked for.
-    """
-    name = type(encoder).__name__
-    if settings.pooling.kind == "pooler":
-        if getattr(encoder, "pooler", None) is None:
-            raise Fb3Error(f"model.pooling.kind=pooler: {name} has no pooler; take cls, mean or attention")
-    elif getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # its weights would get no gradient
-    if hasattr(settings.pooling, "layers") and encoder.config.model_type == "funnel":
-        raise Fb3Error(f"model.pooling.kind={settings.pooling.kind}: Funnel's layers differ in length; take mean")
-    if settings.freeze_embeddings:
-        encoder.get_input_embeddings().requires_grad_(False)
-        if isinstance(embeddings := getattr(encoder, "embeddings", None), nn.Module):
-            embeddings.requires_grad_(False)
-    if settings.freeze_layers:
-        layers = layer_stack(encoder)
-        if encoder.config.model_type == "albert":
-            raise Fb3Error("model.freeze_layers: ALBERT shares one layer, freezing it freezes all; set it to 0")
-        if settings.freeze_layers > len(layers):
-            raise Fb3Error(f"model.freeze_layers={settings.freeze_layers}: {name} has {len(layers)} layers")
-        for layer in layers[: settings.freeze_layers]:
-            layer.requires_grad_(False)
-    if settings.gradient_checkpointing:
-        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

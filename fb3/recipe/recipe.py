@@ -67,9 +67,7 @@ class Recipe(Group):
             )
         dropouts = (self.model.dropout, self.model.attention_dropout, self.model.layer_drop)
         if self.task.r_drop and not any(dropouts) and self.model.head.kind == "linear":
-            raise ValueError(
-                "task.r_drop does nothing without dropout: the two passes would be equal; set model.dropout"
-            )
+            raise ValueError("task.r_drop does nothing without dropout: both passes would be equal; set model.dropout")
         return self
 
     @classmethod

@@ -2,11 +2,15 @@
 
 from fb3.recipe import Recipe
 from fb3.tasks.base import StepOutput, Task
+from fb3.tasks.r_drop import RDropped
 from fb3.tasks.regression import Regression
 
-__all__ = ["Regression", "StepOutput", "Task", "build_task"]
+__all__ = ["RDropped", "Regression", "StepOutput", "Task", "build_task"]
 
 
 def build_task(recipe: Recipe) -> Task:
-    """The task of a recipe."""
-    return Regression(recipe.task, recipe.data.target_columns)
+    """The task of a recipe, in its wrappers."""
+    task: Task = Regression(recipe.task, recipe.data.target_columns)
+    if recipe.task.r_drop:
+        task = RDropped(task, recipe.task.r_drop.alpha)
+    return task

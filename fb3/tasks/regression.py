@@ -1,27 +1,15 @@
 """Regression: scores on a continuous scale, MCRMSE."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fb3.metrics import Score, rmse_columns
 from fb3.recipe.groups import RegressionTask
 from fb3.tasks.base import Model, StepOutput
-
-
-def rmse(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Root of the mean squared error of the whole batch. (A root of each element would be an L1 loss.)"""
-    return torch.sqrt(F.mse_loss(predicted, truth) + 1e-9)  # the root has no gradient at 0
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "smooth_l1": F.smooth_l1_loss,
-    "mse": F.mse_loss,
-    "rmse": rmse,
-}
+from fb3.tasks.losses import build_criterion
 
 
 class Regression:
@@ -34,7 +22,7 @@ class Regression:
 
     def __init__(self, settings: RegressionTask, columns: tuple[str, ...]) -> None:
         self.columns = columns
-        self._criterion = LOSSES[settings.loss]
+        self._criterion = build_criterion(settings)
         self._range = (settings.minimum, settings.maximum)
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:

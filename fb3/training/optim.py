@@ -1,15 +1,11 @@
 """Optimizer, its parameter groups and its schedule."""
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import (
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-    get_linear_schedule_with_warmup,
-)
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fb3.models import Scorer
 from fb3.models.encoder import depth_of_parameters
@@ -17,28 +13,26 @@ from fb3.recipe.groups import OptimizerGroup, ScheduleGroup
 
 
 def parameter_groups(scorer: Scorer, settings: OptimizerGroup) -> list[dict[str, Any]]:
-    """Groups for the optimizer: rate by layer, weight decay by kind of parameter.
+    """Groups for the optimizer: rate by layer or third, weight decay by kind of parameter.
 
-    The encoder's top layer gets `encoder_rate`, each layer below `layer_decay` times the one above, the embeddings
-    least; pooling and head get `head_rate`. Biases and normalisation weights do not decay. Frozen parameters are in
-    no group; every other one is in exactly one.
+    The encoder's top layer gets `encoder_rate`, each layer (or third) below `layer_decay` times the one above, the
+    embeddings least, or `embeddings_rate`; pooling and head get `head_rate`. Biases and normalisation weights do not
+    decay. Frozen parameters are in no group; every other one is in exactly one.
 
     Returns:
         Dicts with params, lr, weight_decay and a name such as "encoder.6.decay" or "head.plain".
     """
-    if settings.layer_decay == 1.0:
-        depths, top = {}, 0
-    else:
-        depths, top = depth_of_parameters(scorer.encoder)
+    flat = settings.layer_decay == 1.0 and settings.embeddings_rate is None
+    depths, top = ({}, 0) if flat else depth_of_parameters(scorer.encoder)
     undecayed = _undecayed(scorer)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in scorer.named_parameters():
         if not parameter.requires_grad:
             continue
-        in_encoder = name.startswith("encoder.")
         depth = depths.get(name.removeprefix("encoder."), top)
+        in_encoder = name.startswith("encoder.")
         part = f"encoder.{depth}" if in_encoder else "head"
-        rate = settings.encoder_rate * settings.layer_decay ** (top - depth) if in_encoder else settings.head_rate
+        rate = _encoder_rate(depth, top, settings) if in_encoder else settings.head_rate
         decay = 0.0 if id(parameter) in undecayed else settings.weight_decay
         key = f"{part}.{'plain' if id(parameter) in undecayed else 'decay'}"
         groups.setdefault(key, {"params": [], "lr": rate, "weight_decay": decay, "name": key})
@@ -50,6 +44,16 @@ def parameter_groups(scorer: Scorer, settings: OptimizerGroup) -> list[dict[str,
     return list(groups.values())
 
 
+def _encoder_rate(depth: int, top: int, settings: OptimizerGroup) -> float:
+    """The rate at a depth: 0 the embeddings, `top` the highest layer."""
+    if depth == 0 and top and settings.embeddings_rate is not None:
+        return settings.embeddings_rate
+    below = top - depth
+    if settings.decay_by == "thirds" and top:
+        below = min(2, 3 * (top - depth) // top)  # the embeddings go with the lowest third
+    return settings.encoder_rate * settings.layer_decay**below
+
+
 def _undecayed(scorer: Scorer) -> set[int]:
     norms = (p for m in scorer.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False))
     biases = (p for name, p in scorer.named_parameters() if name.endswith("bias"))
@@ -57,30 +61,50 @@ def _undecayed(scorer: Scorer) -> set[int]:
 
 
 def build_optimizer(scorer: Scorer, settings: OptimizerGroup, scaled: bool) -> torch.optim.Optimizer:
-    """The optimizer of a recipe.
+    """The optimizer of a recipe; all of them decay the weights apart from the gradient.
 
     Args:
         scorer: its trainable parameters.
-        settings: rates and decay.
+        settings: kind, rates and decay.
         scaled: fp16 with a gradient scaler; then not fused, because a fused step swallows the sign of a skipped one.
     """
+    groups = parameter_groups(scorer, settings)
+    if settings.kind == "adafactor":
+        return torch.optim.Adafactor(groups)
+    moments = {"eps": settings.eps, "betas": settings.betas}
+    if settings.kind == "radam":
+        return torch.optim.RAdam(groups, decoupled_weight_decay=True, **moments)
+    if settings.kind == "nadam":
+        return torch.optim.NAdam(groups, decoupled_weight_decay=True, **moments)
     device = next(scorer.parameters()).device.type
-    return torch.optim.AdamW(
-        parameter_groups(scorer, settings),
-        eps=settings.eps,
-        betas=settings.betas,
-        fused=device in {"cpu", "cuda"} and not scaled,
-    )
+    return torch.optim.AdamW(groups, fused=device in {"cpu", "cuda"} and not scaled, **moments)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleGroup, steps: int) -> LRScheduler:
     """The schedule of a recipe over `steps` optimizer steps."""
     warmup = settings.warmup_steps or round(settings.warmup_share * steps)
-    if settings.kind == "constant":
-        return get_constant_schedule_with_warmup(optimizer, warmup)
-    if settings.kind == "linear":
-        return get_linear_schedule_with_warmup(optimizer, warmup, steps)
-    return get_cosine_schedule_with_warmup(optimizer, warmup, steps, num_cycles=settings.cycles)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return max(settings.floor, _shape(settings, done))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _shape(settings: ScheduleGroup, done: float) -> float:
+    """The factor after a share of the run, 0-1, that follows the warm-up."""
+    match settings.kind:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - done
+        case "polynomial":
+            return (1.0 - done) ** settings.power
+        case "cosine_restarts":
+            return 0.0 if done >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * (settings.cycles * done % 1.0)))
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * 2.0 * settings.cycles * done)))
 
 
 def trainable(scorer: nn.Module) -> list[nn.Parameter]:

@@ -17,6 +17,7 @@ from fb3.models import load_tokenizer
 from fb3.models.encoder import export_encoder
 from fb3.models.scratch import build_backbone
 from fb3.recipe import Recipe
+from fb3.recipe.groups import BATCH_LOSSES
 from fb3.runtime import Precision, pick_device, pick_precision, secret
 from fb3.tasks import Task, build_task
 from fb3.training.log import RunLog
@@ -57,8 +58,9 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
     )
     if (accelerator.device.index or 0) != (device.index or 0):
         raise Fb3Error(f"FB3_DEVICE={device}: training takes the first visible GPU; use CUDA_VISIBLE_DEVICES instead")
-    if recipe.task.loss == "rmse" and accelerator.num_processes > 1:
-        raise Fb3Error("task.loss=rmse: roots of parts do not add up; use one process, or take mse")
+    of_batches = [kind for kind in recipe.task.kinds() if kind in BATCH_LOSSES]
+    if of_batches and accelerator.num_processes > 1:
+        raise Fb3Error(f"task.loss={of_batches[0]}: roots of parts do not add up; use one process, or take mse")
     return accelerator, precision
 
 

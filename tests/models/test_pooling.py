@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
 from fb3.models.poolings import build_pooling
-from fb3.recipe.groups import LayersPooling, PlainPooling
+from fb3.recipe.groups import GemPooling, LayersPooling, PlainPooling, TokensPooling
 
 WIDTH, DEPTH = 6, 4
 
@@ -34,12 +34,40 @@ def loop_over_essays(kind, pooling, layers, mask):
             out.append(sum(w * states.mean(0) for w, states in zip(weight, real[-3:], strict=True)))
         elif kind == "concat_layers":
             out.append(torch.cat([states.mean(0) for states in real[-3:]]))
+        elif kind == "mean_max":
+            out.append(torch.cat([last.mean(0), last.max(0).values]))
+        elif kind == "dense":
+            out.append(torch.tanh(pooling.dense(last.mean(0))))
+        elif kind == "gem":
+            out.append((last.clamp(min=1e-6) ** pooling.power).mean(0) ** (1 / pooling.power))
+        elif kind in {"lstm_layers", "gru_layers"}:
+            firsts = torch.stack([states[0] for states in real[-3:]])
+            out.append(pooling.net(firsts[None])[0][0, -1])
+        elif kind == "attention_layers":
+            firsts = torch.stack([states[0] for states in real[-3:]])
+            out.append(pooling.out(torch.softmax(firsts @ pooling.query, 0) @ firsts))
+        elif kind == "lstm_tokens":
+            out.append(pooling.net(last[None])[0][0].max(0).values)
+        elif kind == "cnn":
+            out.append(torch.relu(pooling.net(last.T[None]))[0].T.max(0).values)
     return torch.stack(out)
 
 
+def layered(kind):
+    return LayersPooling(kind=kind, layers=3)
+
+
+SETTINGS = {
+    **dict.fromkeys(("cls", "mean", "max", "min", "mean_max", "attention", "dense"), lambda k: PlainPooling(kind=k)),
+    **dict.fromkeys(("weighted_layer", "concat_layers", "lstm_layers", "gru_layers", "attention_layers"), layered),
+    "gem": lambda kind: GemPooling(kind=kind, power=2.0),
+    **dict.fromkeys(("lstm_tokens", "cnn"), lambda kind: TokensPooling(kind=kind, width=5)),
+    "pooler": lambda kind: PlainPooling(kind=kind),
+}
+
+
 def build(kind):
-    layered = kind in {"weighted_layer", "concat_layers"}
-    settings = LayersPooling(kind=kind, layers=3) if layered else PlainPooling(kind=kind)
+    settings = SETTINGS[kind](kind)
     torch.manual_seed(0)
     pooling = build_pooling(settings, WIDTH, DEPTH)
     if kind == "weighted_layer":
@@ -47,7 +75,7 @@ def build(kind):
     return pooling
 
 
-@pytest.mark.parametrize("kind", ["cls", "mean", "max", "min", "attention", "weighted_layer", "concat_layers"])
+@pytest.mark.parametrize("kind", [kind for kind in SETTINGS if kind != "pooler"])
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4), shift=st.sampled_from([-50.0, 0.0, 50.0]))
 @settings(max_examples=25, deadline=None)
 def test_padding_is_never_seen(kind, lengths, shift):

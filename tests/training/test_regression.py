@@ -1,18 +1,27 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pydantic import ValidationError
 
+from fb3.errors import Fb3Error
 from fb3.metrics import mcrmse
+from fb3.models import ModelOutput
+from fb3.recipe import load_recipe
 from fb3.recipe.groups import RegressionTask
-from fb3.tasks.regression import LOSSES, Regression
+from fb3.tasks import RDropped, losses
+from fb3.tasks.losses import build_criterion
+from fb3.tasks.regression import Regression
 
 
 def test_rmse_is_a_root_of_a_mean_and_has_a_gradient_at_zero():
     truth = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     predicted = torch.tensor([[1.0, 2.0], [3.0, 8.0]], requires_grad=True)
-    assert LOSSES["rmse"](predicted, truth).item() == pytest.approx(2.0, abs=1e-4)
+    assert losses.rmse(predicted, truth).item() == pytest.approx(2.0, abs=1e-4)
     same = truth.clone().requires_grad_()
-    LOSSES["rmse"](same, truth).backward()
+    losses.rmse(same, truth).backward()
     assert torch.isfinite(same.grad).all()
 
 
@@ -24,3 +33,74 @@ def test_scores_are_of_clipped_predictions_and_the_loss_of_plain_ones():
     assert score.loss == pytest.approx(2.5)
     assert task.clip(predicted).tolist() == [[5.0, 1.0]]
     assert score.columns == {"a": 0.0, "b": 0.0}
+
+
+SCORES = arrays(np.float32, (5, 3), elements=st.floats(1, 5, width=32))
+
+
+@given(truth=SCORES, predicted=SCORES)
+@settings(deadline=None, max_examples=50)
+def test_losses_are_their_formulas(truth, predicted):
+    t, p = torch.from_numpy(truth).double(), torch.from_numpy(predicted).double()
+    truth, predicted = truth.astype(np.float64), predicted.astype(np.float64)
+    error = truth - predicted
+    assert losses.mcrmse(p, t).item() == pytest.approx(mcrmse(truth, predicted), abs=1e-4)
+    pinball = np.where(error > 0, 0.3 * error, -0.7 * error).mean()
+    assert losses.quantile(0.3)(p, t).item() == pytest.approx(pinball, abs=1e-9)
+    small = np.abs(error) <= 0.25
+    parabola = np.where(small, 0.5 * error**2, 0.25 * (np.abs(error) - 0.125)).mean()
+    assert losses.huber(0.25)(p, t).item() == pytest.approx(parabola, abs=1e-9)
+    loss = losses.pearson(p, t).item()
+    assert -1e-6 <= loss <= 2 + 1e-6
+    if truth.std(0).min() > 0.1 and predicted.std(0).min() > 0.1:
+        wanted = np.mean([np.corrcoef(truth[:, k], predicted[:, k])[0, 1] for k in range(3)])
+        assert loss == pytest.approx(1 - wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile"])
+def test_every_loss_has_a_finite_gradient_everywhere(kind):
+    criterion = build_criterion(RegressionTask(loss=kind))
+    truth = torch.tensor([[1.0, 2.0], [1.0, 4.0]])
+    for start in (truth.clone(), torch.full((2, 2), 3.0), torch.tensor([[5.0, 1.0], [2.0, 2.0]])):
+        predicted = start.requires_grad_()
+        criterion(predicted, truth).backward()
+        assert torch.isfinite(predicted.grad).all()
+
+
+def test_terms_are_added_with_their_weights():
+    truth, predicted = torch.rand(4, 3), torch.rand(4, 3)
+    both = build_criterion(RegressionTask(loss="mse", terms=[{"kind": "pearson", "weight": 0.3}]))
+    assert both(predicted, truth).item() == pytest.approx(
+        ((predicted - truth) ** 2).mean().item() + 0.3 * losses.pearson(predicted, truth).item()
+    )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"loss": "mse", "terms": [{"kind": "mse"}]},
+        {"loss": "mse", "delta": 0.1},
+        {"loss": "mse", "quantile": 0.1},
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(bad):
+    with pytest.raises(ValidationError):
+        RegressionTask(**bad)
+
+
+def test_r_drop_is_the_mean_of_two_passes_and_their_distance():
+    task = Regression(RegressionTask(loss="mse"), ("a", "b"))
+    outputs = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]])]
+    turns = iter(outputs)
+    truth = torch.tensor([[1.0, 1.0]])
+    out = RDropped(task, alpha=0.5).loss(lambda batch: ModelOutput(next(turns), None), {"targets": truth})
+    losses_of = [((o - truth) ** 2).mean().item() for o in outputs]
+    assert out.loss.item() == pytest.approx(sum(losses_of) / 2 + 0.5 * 2.0)
+    assert out.logs["r_drop"].item() == pytest.approx(2.0)
+    assert RDropped(task, 0.5).columns == ("a", "b")
+
+
+def test_r_drop_without_dropout_is_refused():
+    with pytest.raises(Fb3Error, match="both passes would be equal"):
+        load_recipe("tiny", ["task.r_drop={alpha: 1.0}"])
+    load_recipe("tiny", ["task.r_drop={alpha: 1.0}", "model.dropout=0.1"])

@@ -1,4 +1,4 @@
-"""FGM and EMA on a tiny real encoder."""
+"""Every trick on a tiny real encoder: what it does by itself, and in a run."""
 
 import copy
 
@@ -8,10 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
+from fb3.metrics import Score
 from fb3.models import build_scorer
-from fb3.recipe.groups import Ema, Fgm
+from fb3.packing import write_bundle
+from fb3.parity import replay
+from fb3.recipe import load_recipe
+from fb3.recipe.groups import Awp, Ema, Fgm, GradualUnfreeze, Noise, Pgd, PullToStart, Swa
 from fb3.tasks import build_task
-from fb3.training.tricks import EMA, FGM, Step
+from fb3.training.run import train
+from fb3.training.tricks import AWP, EMA, FGM, PGD, SWA, EmbeddingNoise, Pull, Step, Unfreeze
+from tests.conftest import TINY
 
 
 @pytest.fixture
@@ -122,3 +128,189 @@ def test_ema_swaps_in_and_out_bit_for_bit(step):
             torch.testing.assert_close(p, start[name] + 0.5)
     for name, p in step.scorer.named_parameters():
         assert torch.equal(p, live[name])
+
+
+def gradients(scorer):
+    return {name: p.grad.clone() for name, p in scorer.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_pgd_stays_in_its_ball_adds_the_last_gradient_and_restores(step, tiny, steps):
+    before = {name: p.detach().clone() for name, p in step.scorer.named_parameters()}
+    plain = copy.deepcopy(step.scorer)
+    backward_of(Step(plain, step.batch), tiny)()
+    seen = []
+    PGD(Pgd(kind="pgd", epsilon=0.5, alpha=0.3, steps=steps)).backward(step, backward_of(step, tiny, seen))
+    assert len(seen) == 1 + steps
+    moves = [(weight - seen[0]).norm().item() for weight in seen[1:]]
+    assert moves[0] == pytest.approx(0.3, rel=1e-4)
+    assert max(moves) <= 0.5 + 1e-5
+    for name, p in step.scorer.named_parameters():
+        assert torch.equal(p, before[name]), name
+    with torch.no_grad():
+        plain.encoder.get_input_embeddings().weight.copy_(seen[-1])
+    first = gradients(plain)
+    plain.zero_grad()
+    backward_of(Step(plain, step.batch), tiny)()
+    for name, gradient in gradients(step.scorer).items():
+        torch.testing.assert_close(gradient, first[name] + gradients(plain)[name], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["two_pass", "perturb_first"])
+def test_awp_moves_matrices_within_bounds_and_restores(step, tiny, form):
+    before = {name: p.detach().clone() for name, p in step.scorer.named_parameters()}
+    at = []
+
+    def backward():
+        at.append({name: p.detach().clone() for name, p in step.scorer.named_parameters()})
+        out = build_task(tiny).loss(step.scorer, step.batch)
+        out.loss.backward()
+        return out
+
+    settings = Awp(kind="awp", rate=0.1, epsilon=0.02, from_epoch=0, form=form)
+    AWP(settings).backward(step, backward)
+    moved = [name for name in before if not torch.equal(at[1][name], before[name])]
+    assert moved
+    for name in moved:
+        assert name.startswith("encoder.")
+        assert before[name].ndim > 1
+        assert ((at[1][name] - before[name]).abs() <= 0.02 * before[name].abs() + 1e-8).all()
+    for name, p in step.scorer.named_parameters():
+        assert torch.equal(p, before[name]), name
+    there = copy.deepcopy(step.scorer)
+    with torch.no_grad():
+        for name, p in there.named_parameters():
+            p.copy_(at[1][name])
+    there.zero_grad()
+    backward_of(Step(there, step.batch), tiny)()
+    plain = copy.deepcopy(step.scorer)
+    plain.zero_grad()
+    backward_of(Step(plain, step.batch), tiny)()
+    for name, gradient in gradients(step.scorer).items():
+        wanted = gradients(there)[name] + (gradients(plain)[name] if form == "two_pass" else 0)
+        torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_awp_waits_for_its_epoch_and_its_score(step, tiny):
+    def passes(epoch, score, **settings):
+        seen = []
+        step.epoch, step.score = epoch, None if score is None else Score(score, {})
+        AWP(Awp(kind="awp", **settings)).backward(step, backward_of(step, tiny, seen))
+        return len(seen)
+
+    assert passes(0, None, from_epoch=1) == 1
+    assert passes(1, None, from_epoch=1) == 2
+    assert passes(1, None, from_epoch=0, from_score=0.5) == 1
+    assert passes(1, 0.6, from_epoch=0, from_score=0.5) == 1
+    assert passes(1, 0.4, from_epoch=0, from_score=0.5) == 2
+
+
+def test_noise_changes_the_loss_and_leaves_no_hook(step, tiny):
+    noise = EmbeddingNoise(Noise(kind="noise", scale=0.5))
+    torch.manual_seed(0)
+    one, two = (noise.backward(step, backward_of(step, tiny)).loss.item() for _ in range(2))
+    assert one != two
+    plain = backward_of(step, tiny)().loss.item()
+    assert plain == backward_of(step, tiny)().loss.item()
+    assert not step.scorer.encoder.get_input_embeddings()._forward_hooks
+
+
+def test_swa_is_the_mean_of_its_moments_and_waits(step):
+    scorer = torch.nn.Linear(1, 1, bias=False)
+    swa = SWA(Swa(kind="swa", start=0.5, every_steps=2), scorer)
+    kept = []
+    for number in range(10):
+        torch.nn.init.constant_(scorer.weight, float(number))
+        here = Step(scorer, {}, number=number, progress=number / 10)
+        if not kept:
+            with swa.eval_weights(here):
+                assert scorer.weight.item() == number, "the live weights until the first moment"
+        swa.after_step(here)
+        if number >= 5 and number % 2 == 0:
+            kept.append(number)
+    assert kept == [6, 8]
+    with swa.eval_weights(Step(scorer, {})):
+        assert scorer.weight.item() == pytest.approx(7.0)
+    assert scorer.weight.item() == 9.0
+
+
+def test_ema_may_start_late():
+    scorer = torch.nn.Linear(1, 1, bias=False)
+    ema = EMA(Ema(kind="ema", decay=0.5, start=0.5), scorer)
+    for number in range(10):
+        torch.nn.init.constant_(scorer.weight, float(number))
+        ema.after_step(Step(scorer, {}, number=number, progress=number / 10))
+    expected = 5.0
+    for value in (6.0, 7.0, 8.0, 9.0):
+        expected = 0.5 * expected + 0.5 * value
+    assert ema.average.module.weight.item() == pytest.approx(expected)
+
+
+def test_the_pull_goes_a_share_of_the_way_back(step):
+    start = {name: p.detach().clone() for name, p in step.scorer.named_parameters()}
+    pull = Pull(PullToStart(kind="pull_to_start", strength=0.25), step.scorer)
+    with torch.no_grad():
+        for p in step.scorer.parameters():
+            p.add_(1.0)
+    pull.after_step(step)
+    for name, p in step.scorer.named_parameters():
+        torch.testing.assert_close(p, start[name] + (0.75 if name.startswith("encoder.") else 1.0))
+
+
+def test_layers_unfreeze_from_the_top_down(step, tiny):
+    unfreeze = Unfreeze(GradualUnfreeze(kind="gradual_unfreeze", until=0.5), step.scorer)
+    trained = []
+    for progress in (0.0, 0.2, 0.4, 0.5, 1.0):
+        step.scorer.zero_grad()
+        step.progress = progress
+        unfreeze.backward(step, backward_of(step, tiny))
+        trained.append({depth for p, depth in unfreeze.depths if p.grad is not None})
+        assert step.scorer.head.linear.weight.grad is not None
+    assert trained == [set(), {2}, {1, 2}, {0, 1, 2}, {0, 1, 2}]
+
+
+@pytest.mark.parametrize(
+    ("tricks", "words"),
+    [
+        ("[{kind: fgm}, {kind: awp}]", "both perturb along the gradient"),
+        ("[{kind: ema}, {kind: swa}]", "both average the weights"),
+    ],
+)
+def test_tricks_that_do_not_go_together_are_refused(tricks, words):
+    with pytest.raises(Fb3Error, match=words):
+        load_recipe("tiny", [f"tricks={tricks}"])
+
+
+BOOK = [
+    "tricks=[{kind: pgd, steps: 2}]",
+    "tricks=[{kind: awp, from_epoch: 0}]",
+    "tricks=[{kind: noise}]",
+    "tricks=[{kind: swa, start: 0.2, every_steps: 1}]",
+    "tricks=[{kind: pull_to_start}]",
+    "tricks=[{kind: gradual_unfreeze}]",
+    "tricks=[{kind: fgm}, {kind: ema, decay: 0.5}, {kind: pull_to_start}]",
+    "model.reinit_layers=1",
+    "model.layer_drop=0.5",
+    "optimizer.kind=radam",
+    "optimizer.decay_by=thirds",
+    "schedule={kind: cosine_restarts, cycles: 2}",
+    "task.loss=mcrmse",
+    "task.terms=[{kind: pearson, weight: 0.1}]",
+    "model.pooling={kind: lstm_layers, layers: 2}",
+    "model.pooling={kind: cnn, width: 8}",
+    "model.pooling={kind: gem}",
+]
+
+
+@pytest.mark.parametrize("line", BOOK)
+def test_one_line_in_a_recipe_trains_packs_and_infers(line, competition, tmp_path):
+    """Each piece in a real run of a tiny encoder; the packed fold gives the predictions of the training."""
+    recipe = load_recipe("tiny", [*TINY, "data.sample=24", line])
+    run = train(recipe, competition, tmp_path / "run", folds=[0])
+    assert 0.3 < run.score.overall < 1.5
+    write_bundle([run.path], tmp_path / "bundle", check=replay(None, essays=6))
+
+
+def test_r_drop_trains(competition, tmp_path):
+    recipe = load_recipe("tiny", [*TINY, "data.sample=24", "task.r_drop={alpha: 1.0}", "model.dropout=0.1"])
+    assert train(recipe, competition, tmp_path / "run", folds=[0]).score.overall < 1.5

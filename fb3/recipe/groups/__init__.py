@@ -8,6 +8,7 @@ maps the kind to its class.
 from fb3.recipe.groups.base import Group
 from fb3.recipe.groups.data import DataGroup, FoldsGroup, PredictGroup
 from fb3.recipe.groups.model import (
+    GemPooling,
     Head,
     LayersPooling,
     LinearHead,
@@ -16,6 +17,7 @@ from fb3.recipe.groups.model import (
     PlainPooling,
     Pooling,
     Scratch,
+    TokensPooling,
 )
 from fb3.recipe.groups.task import BATCH_LOSSES, LossTerm, RDrop, RegressionTask
 from fb3.recipe.groups.training import OptimizerGroup, ScheduleGroup, TrainGroup
@@ -44,6 +46,7 @@ __all__ = [
     "Ema",
     "Fgm",
     "FoldsGroup",
+    "GemPooling",
     "GradualUnfreeze",
     "Group",
     "Head",
@@ -64,6 +67,7 @@ __all__ = [
     "ScheduleGroup",
     "Scratch",
     "Swa",
+    "TokensPooling",
     "TrainGroup",
     "Trick",
 ]

@@ -1,0 +1,91 @@
+"""What a recipe changes in a pretrained encoder before the training, in place."""
+
+import torch
+from torch import Tensor, nn
+
+from fb3.errors import Fb3Error
+from fb3.models.encoder import layer_stack
+from fb3.recipe.groups import ModelGroup
+
+
+def operate(encoder: nn.Module, settings: ModelGroup) -> None:
+    """Removal of an unused pooler, freezing, checkpointing, stochastic depth: whatever holds for a loaded fold, too.
+
+    Raises:
+        Fb3Error: the encoder lacks what is asked for.
+    """
+    name = type(encoder).__name__
+    if settings.pooling.kind == "pooler":
+        if getattr(encoder, "pooler", None) is None:
+            raise Fb3Error(f"model.pooling.kind=pooler: {name} has no pooler; take cls, mean or attention")
+    elif getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # its weights would get no gradient
+    if hasattr(settings.pooling, "layers") and encoder.config.model_type == "funnel":
+        raise Fb3Error(f"model.pooling.kind={settings.pooling.kind}: Funnel's layers differ in length; take mean")
+    if settings.freeze_embeddings:
+        encoder.get_input_embeddings().requires_grad_(False)
+        if isinstance(embeddings := getattr(encoder, "embeddings", None), nn.Module):
+            embeddings.requires_grad_(False)
+    for layer in _some_layers(encoder, settings.freeze_layers, "freeze_layers")[: settings.freeze_layers]:
+        layer.requires_grad_(False)
+    if settings.layer_drop:
+        _drop_layers(_some_layers(encoder, 1, "layer_drop"), settings.layer_drop)
+    if settings.gradient_checkpointing:
+        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def reinitialise(encoder: nn.Module, layers: int) -> None:
+    """Starts the top layers at random, as the encoder's own pretraining did (Zhang et al. 2020, arXiv:2006.05987).
+
+    Raises:
+        Fb3Error: the encoder's layers are not known, shared, or fewer.
+    """
+    for layer in reversed(_some_layers(encoder, layers, "reinit_layers")[-layers:]):
+        for module in layer.modules():
+            module._is_hf_initialized = False  # what from_pretrained has marked would be passed over
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False
+            _start_at_random(encoder, module)
+
+
+def _start_at_random(encoder: nn.Module, module: nn.Module) -> None:
+    """By the rule that all encoders of this field share; what else a module holds is left to transformers."""
+    deviation = getattr(encoder.config, "initializer_range", 0.02)
+    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
+        nn.init.normal_(module.weight, std=deviation)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+    elif list(module.parameters(recurse=False)):
+        encoder._init_weights(module)
+
+
+def _some_layers(encoder: nn.Module, count: int, key: str) -> list[nn.Module]:
+    """The encoder's layers, of which `count` are wanted."""
+    if not count:
+        return []
+    layers = layer_stack(encoder)
+    if encoder.config.model_type == "albert":
+        raise Fb3Error(f"model.{key}: ALBERT shares one layer, so it holds for all or none; set it to 0")
+    if count > len(layers):
+        raise Fb3Error(f"model.{key}={count}: {type(encoder).__name__} has {len(layers)} layers")
+    return layers
+
+
+def _drop_layers(layers: list[nn.Module], top: float) -> None:
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): a dropped layer hands its input on."""
+    for number, layer in enumerate(layers, 1):
+        layer.register_forward_hook(_DropLayer(top * number / len(layers)))
+
+
+class _DropLayer:
+    """A forward hook: in training, with a probability, a layer's output is its input, for the whole batch."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, layer: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
+        if not layer.training or torch.rand(()) >= self.probability:
+            return None
+        return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]

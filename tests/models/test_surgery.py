@@ -1,0 +1,70 @@
+"""Re-initialised layers and stochastic depth on real encoders from configs."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from fb3.errors import Fb3Error
+from fb3.models.encoder import layer_stack
+from fb3.models.surgery import operate, reinitialise
+from fb3.recipe.groups import ModelGroup, PlainPooling
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+FAMILIES = ["bert", "deberta-v2", "electra", "roberta"]
+
+
+def encoder_of(family):
+    torch.manual_seed(0)
+    return AutoModel.from_config(AutoConfig.for_model(family, vocab_size=50, pad_token_id=0, **SMALL))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_top_layers_start_at_random_and_the_others_stay(family):
+    encoder = encoder_of(family)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.fill_(0.5)
+    reinitialise(encoder, 2)
+    low, middle, top = layer_stack(encoder)
+    assert all((p == 0.5).all() for p in low.parameters())
+    for layer in (middle, top):
+        for name, p in layer.named_parameters():
+            assert not (p == 0.5).any(), name
+            if name.endswith("bias"):
+                assert (p == 0).all(), name
+            elif p.ndim > 1:
+                assert p.std().item() == pytest.approx(0.02, rel=0.2), name
+            else:
+                assert (p == 1).all(), name
+    assert not torch.equal(next(middle.parameters()), next(top.parameters()))
+
+
+def test_more_layers_than_there_are():
+    with pytest.raises(Fb3Error, match=r"model\.reinit_layers=4: BertModel has 3 layers"):
+        reinitialise(encoder_of("bert"), 4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dropped_layer_hands_its_input_on_in_training_only(family):
+    encoder = encoder_of(family)
+    ids = torch.randint(1, 50, (2, 7))
+    encoder.eval()
+    whole = encoder(input_ids=ids).last_hidden_state
+    operate(encoder, ModelGroup(layer_drop=0.999999, pooling=PlainPooling(kind="mean")))
+    torch.testing.assert_close(encoder(input_ids=ids).last_hidden_state, whole)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout) or hasattr(module, "drop_prob"):
+            module.p = module.drop_prob = 0.0
+    encoder.train()
+    torch.manual_seed(0)
+    states = encoder(input_ids=ids, output_hidden_states=True).hidden_states
+    assert torch.equal(states[-1], states[-2]), "the top layer is dropped always"
+    torch.manual_seed(0)
+    kept = sum(not torch.equal(a[0], b[0]) for a, b in _first_layers(encoder, ids))
+    assert 45 < kept < 90, "the lowest of three is dropped a third of the time"
+
+
+def _first_layers(encoder, ids):
+    for _ in range(100):
+        states = encoder(input_ids=ids, output_hidden_states=True).hidden_states
+        yield states[0], states[1]
