@@ -102,7 +102,7 @@ class Workers:
 
     def __init__(self, devices: list[str]) -> None:
         self.devices = devices
-        self._pools = [_pool() for _ in devices] if len(devices) > 1 else []
+        self._pools = [_pool(len(devices)) for _ in devices] if len(devices) > 1 else []
 
     def predict(self, member: Member, fold: int, encoded: Encoded, ids: np.ndarray, until: float) -> Predictions:
         """One fold's predictions; see `predict_fold`. Essays that were not reached are left out.
@@ -165,7 +165,7 @@ class Workers:
 
     def _restart(self, number: int) -> None:
         _kill(self._pools[number])
-        self._pools[number] = _pool()
+        self._pools[number] = _pool(len(self.devices))
 
     def _give_up(self, dead: list[int]) -> None:
         """Goes on without some devices; without any, in this process on the first."""
@@ -177,8 +177,14 @@ class Workers:
         say(f"WARNING: the process of {', '.join(lost)} died (out of memory?); going on with {', '.join(self.devices)}")
 
 
-def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))  # CUDA does not survive a fork
+def _pool(processes: int) -> ProcessPoolExecutor:
+    """A process of its own; spawned, because CUDA does not survive a fork."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(processes,))
+
+
+def _share_cores(processes: int) -> None:
+    """Two processes that each take all cores slow one another down several times over."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:
