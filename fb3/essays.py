@@ -153,13 +153,9 @@ def _fold_numbers(table: pd.DataFrame, data: DataGroup, path: Path) -> pd.Series
 class Encoded:
     """Essays as tokens: ragged rows of ids, special tokens included; row i is essay i."""
 
-    rows: list[np.ndarray]
+    rows: Sequence[np.ndarray]
     pad: int
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each essay: (N,)."""
-        return np.fromiter((len(row) for row in self.rows), np.int64, len(self.rows))
+    lengths: np.ndarray  # (N,), tokens of each essay
 
 
 def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataGroup) -> Encoded:
@@ -180,7 +176,7 @@ def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataG
         for encoding in tokenizer.encode_batch_fast(list(texts[start : start + 1024]), add_special_tokens=False):
             ids = [*prefix, *truncate(encoding.ids, room, data.truncation), *suffix]
             rows.append(np.array(ids or [pad], np.int32))  # an encoder needs one token at least
-    return Encoded(rows, pad)
+    return Encoded(rows, pad, np.fromiter(map(len, rows), np.int64, len(rows)))
 
 
 def special_tokens(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
@@ -250,11 +246,11 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
     """One batch: input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given, T the longest row's."""
     import torch
 
-    longest = max(len(encoded.rows[row]) for row in rows)
+    drawn = [encoded.rows[row] for row in rows]  # once: augmented rows change each time
+    longest = max(map(len, drawn))
     ids = np.full((len(rows), longest), encoded.pad, np.int64)  # (B, T)
     mask = np.zeros((len(rows), longest), np.int64)  # (B, T)
-    for position, row in enumerate(rows):
-        tokens = encoded.rows[row]
+    for position, tokens in enumerate(drawn):
         ids[position, : len(tokens)] = tokens
         mask[position, : len(tokens)] = 1
     batch = {"input_ids": ids, "attention_mask": mask, "row": np.asarray(rows, np.int64)}

@@ -26,7 +26,7 @@ FLOORS = [
         "guard",
         "summary",
     },
-    {"essays", "models", "cost"},
+    {"essays", "models", "cost", "augmentation"},
     {"tasks", "prediction", "checkpoint", "ensemble", "scoring"},
     {
         "training.log",
@@ -35,6 +35,7 @@ FLOORS = [
         "training.tricks",
         "training.session",
         "training.fold",
+        "training.soup",
         "bundle",
         "packing",
         "worker",

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
+from fb3.augmentation import augmented
 from fb3.checkpoint import ids_hash, save_fold
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
-from fb3.essays import steps_per_epoch
+from fb3.essays import Encoded, steps_per_epoch
 from fb3.folds import FoldSplit
 from fb3.metrics import Score
 from fb3.models import build_scorer
@@ -20,6 +21,7 @@ from fb3.runtime import seed_everything
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
 from fb3.training.session import Session, with_local_backbone
+from fb3.training.soup import Soup
 from fb3.training.tricks import Step, build_tricks
 from fb3.version import __version__
 
@@ -53,7 +55,7 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         build_schedule(optimizer, recipe.schedule, steps),
         task=session.task,
         tricks=tricks,
-        encoded=session.encoded,
+        encoded=_training_essays(session, seed),
         targets=session.targets,
         settings=recipe.train,
         optimizer_settings=recipe.optimizer,
@@ -63,10 +65,16 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     device = f"{accelerator.device.type} {session.precision}"
     session.log.fold(split.fold, len(split.train_rows), len(split.valid_rows), steps, device)
     loop.run(split.fold, split.train_rows, steps, seed)
+    keeper.cook(Step(scorer, {}, recipe.train.epochs - 1, steps, 1.0))
     accelerator.free_memory()
     if keeper.best is None:
         raise Fb3Error(f"fold {split.fold}: no evaluation gave a score; nothing was kept. Try train.precision=fp32")
     return keeper.best
+
+
+def _training_essays(session: Session, seed: int) -> Encoded:
+    augment = session.recipe.data.augment
+    return augmented(session.encoded, session.tokenizer, augment, seed) if augment else session.encoded
 
 
 class _Keeper:
@@ -77,8 +85,23 @@ class _Keeper:
         self.start = time.monotonic()
         self.best: Predictions | None = None
         self.best_score: Score | None = None
+        self.soup = Soup(session.recipe.train.soup) if session.recipe.train.soup else None
 
     def evaluate(self, step: Step) -> None:
+        """Scores the weights as they stand, and keeps them where they are the best so far."""
+        score = self._evaluate(step)
+        if self.soup:
+            self.soup.add(score, step.scorer)
+        if self.session.recipe.train.keep == "all" and self.session.accelerator.is_main_process:
+            folder = self.session.out / f"fold{self.split.fold}" / f"step{step.number}"
+            save_fold(folder, step.scorer, self._info(step, score))
+
+    def cook(self, step: Step) -> None:
+        """Tries averages of the best evaluations, at the end."""
+        if self.soup:
+            self.soup.cook(step.scorer, lambda: self._evaluate(step))
+
+    def _evaluate(self, step: Step) -> Score:
         session, split = self.session, self.split
         predictions = self._predict(step)
         truth = session.targets[split.valid_rows]
@@ -89,13 +112,9 @@ class _Keeper:
         self._warn_of_collapse(predictions, truth)
         if best:
             self.best, self.best_score = predictions, score
-        folder = session.out / f"fold{split.fold}"
-        if session.accelerator.is_main_process:
-            info = self._info(step, score)
-            if best:
-                save_fold(folder, step.scorer, info)
-            if session.recipe.train.keep == "all":
-                save_fold(folder / f"step{step.number}", step.scorer, info)
+        if best and session.accelerator.is_main_process:
+            save_fold(session.out / f"fold{split.fold}", step.scorer, self._info(step, score))
+        return score
 
     def _predict(self, step: Step) -> Predictions:
         """All validation essays, shared out among the processes."""

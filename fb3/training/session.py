@@ -10,6 +10,7 @@ import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
 from fb3.essays import Encoded, tokenise
@@ -34,6 +35,7 @@ class Session:
     precision: Precision
     task: Task
     encoded: Encoded
+    tokenizer: Tokenizer
     targets: np.ndarray
     log: RunLog
 
@@ -83,6 +85,7 @@ def open_session(
         accelerator=accelerator,
         precision=precision,
         task=build_task(recipe),
+        tokenizer=tokenizer,
         encoded=tokenise(essays[recipe.data.text_column].tolist(), tokenizer, pad, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),

@@ -6,7 +6,7 @@ maps the kind to its class.
 """
 
 from fb3.recipe.groups.base import Group
-from fb3.recipe.groups.data import DataGroup, FoldsGroup, PredictGroup
+from fb3.recipe.groups.data import Augment, DataGroup, FoldsGroup, PredictGroup
 from fb3.recipe.groups.model import (
     GemPooling,
     Head,
@@ -20,7 +20,7 @@ from fb3.recipe.groups.model import (
     TokensPooling,
 )
 from fb3.recipe.groups.task import BATCH_LOSSES, LossTerm, RDrop, RegressionTask
-from fb3.recipe.groups.training import OptimizerGroup, ScheduleGroup, TrainGroup
+from fb3.recipe.groups.training import OptimizerGroup, ScheduleGroup, SoupSettings, TrainGroup
 from fb3.recipe.groups.tricks import (
     ADVERSARIAL,
     AVERAGERS,
@@ -41,6 +41,7 @@ __all__ = [
     "AVERAGERS",
     "BATCH_LOSSES",
     "EMBEDDING_ADVERSARIAL",
+    "Augment",
     "Awp",
     "DataGroup",
     "Ema",
@@ -66,6 +67,7 @@ __all__ = [
     "RegressionTask",
     "ScheduleGroup",
     "Scratch",
+    "SoupSettings",
     "Swa",
     "TokensPooling",
     "TrainGroup",

@@ -4,7 +4,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.groups.base import Count, Group, Rate, Seed
+from fb3.recipe.groups.base import Count, Group, Probability, Rate, Seed
+
+
+class Augment(Group):
+    """Changes of a training essay's tokens, new ones each time it is drawn; special tokens stay."""
+
+    mask: Probability = 0.0
+    """Probability of a token to become the mask (after Devlin et al. 2018, arXiv:1810.04805)."""
+    delete: Probability = 0.0
+    """Probability of a token to be left out (Wei & Zou 2019, arXiv:1901.11196)."""
+    swap: Probability = 0.0
+    """Probability of a token to change places with the next (the same paper)."""
+    cut: Probability = 0.0
+    """Share of the essay that one span takes out (Shen et al. 2020, arXiv:2009.13818)."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "Augment":
+        if not (self.mask or self.delete or self.swap or self.cut):
+            raise ValueError("augment does nothing with all of mask, delete, swap and cut at 0; leave it out")
+        return self
 
 
 class DataGroup(Group):
@@ -27,6 +46,8 @@ class DataGroup(Group):
     """Longest input in tokens, special tokens included; longer essays are truncated."""
     truncation: Literal["head", "tail", "head_tail"] = "head"
     """Which tokens of a long essay stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583)."""
+    augment: Augment | None = None
+    """Changes of the training essays' tokens; none: off."""
     sample: Count | None = None
     """Use only so many essays, drawn with folds.seed; none: all."""
 

@@ -7,6 +7,15 @@ from pydantic import Field, model_validator
 from fb3.recipe.groups.base import Count, Group, Probability, Rate, Seed, Share
 
 
+class SoupSettings(Group):
+    """Weights of the best evaluations averaged at a fold's end (Wortsman et al. 2022, arXiv:2203.05482)."""
+
+    kind: Literal["uniform", "greedy"] = "greedy"
+    """uniform: all of them; greedy: from the best on, each that betters the out-of-fold score."""
+    top: Annotated[int, Field(ge=2)] = 5
+    """Evaluations that are kept for it; train.evaluate_every_steps makes more of them."""
+
+
 class TrainGroup(Group):
     """The loop."""
 
@@ -26,6 +35,8 @@ class TrainGroup(Group):
     """A GPU for which torch has no kernels: stop, or go on with the CPU."""
     keep: Literal["best", "all"] = "best"
     """Which evaluations leave a checkpoint in the fold folder."""
+    soup: SoupSettings | None = None
+    """Average the best evaluations' weights; kept where that scores better than each; none: off."""
     log_every_steps: Count = 20
     """Optimizer steps in a window, one log line each."""
     trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
