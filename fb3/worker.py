@@ -104,11 +104,13 @@ class Workers:
         self.devices = devices
         self._pools = [_pool(len(devices)) for _ in devices] if len(devices) > 1 else []
 
-    def predict(self, member: Member, fold: int, encoded: Encoded, ids: np.ndarray, until: float) -> Predictions:
+    def predict(
+        self, member: Member, fold: int, encoded: Encoded, ids: np.ndarray, until: float, again: bool = True
+    ) -> Predictions:
         """One fold's predictions; see `predict_fold`. Essays that were not reached are left out.
 
         Where a process dies, its device is given up and the fold begun again on the others; where one fails, it is
-        replaced by a fresh one, because a GPU's context may be spoilt for good.
+        replaced by a fresh one, because a GPU's context may be spoilt for good, and with `again` the fold begun again.
         """
         if not self._pools:
             return predict_fold(member, fold, encoded, ids, self.devices[0], until=until)
@@ -128,11 +130,14 @@ class Workers:
             except Exception as error:
                 failure = error
                 self._restart(number)
-        if failure is not None:
-            raise failure
         if dead:
             self._give_up(dead)
-            return self.predict(member, fold, encoded, ids, until)
+            return self.predict(member, fold, encoded, ids, until, again)
+        if failure is not None:
+            if isinstance(failure, Fb3Error) or not again:
+                raise failure
+            say(f"{member.name}/{member.folds[fold].name}: {failure!r}; once more, in a fresh process")
+            return self.predict(member, fold, encoded, ids, until, again=False)
         if not done:
             raise Fb3Error("no device answered in time")
         values, found = np.concatenate([p.values for p in done]), np.concatenate([p.ids for p in done])
