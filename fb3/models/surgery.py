@@ -9,7 +9,7 @@ from fb3.recipe.groups import ModelGroup
 
 
 def operate(encoder: nn.Module, settings: ModelGroup) -> None:
-    """Removal of an unused pooler, freezing, checkpointing, stochastic depth: whatever holds for a loaded fold, too.
+    """Removal of an unused pooler, freezing, checkpointing, dropped layers: whatever holds for a loaded fold, too.
 
     Raises:
         Fb3Error: the encoder lacks what is asked for.
@@ -28,6 +28,8 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
             embeddings.requires_grad_(False)
     for layer in _some_layers(encoder, settings.freeze_layers, "freeze_layers")[: settings.freeze_layers]:
         layer.requires_grad_(False)
+    if settings.reinit_layers and settings.reinit_layers + settings.freeze_layers > len(layer_stack(encoder)):
+        raise Fb3Error("model.reinit_layers and freeze_layers meet: a random layer would stay so; lower one of them")
     if settings.layer_drop:
         _drop_layers(_some_layers(encoder, 1, "layer_drop"), settings.layer_drop)
     if settings.gradient_checkpointing:
@@ -35,30 +37,17 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
 
 
 def reinitialise(encoder: nn.Module, layers: int) -> None:
-    """Starts the top layers at random, as the encoder's own pretraining did (Zhang et al. 2020, arXiv:2006.05987).
+    """Starts the top layers at random, by the encoder's own rule (Zhang et al. 2020, arXiv:2006.05987).
 
     Raises:
         Fb3Error: the encoder's layers are not known, shared, or fewer.
     """
     for layer in reversed(_some_layers(encoder, layers, "reinit_layers")[-layers:]):
-        for module in layer.modules():
+        for module in reversed(list(layer.modules())):  # a parent may overrule its children
             module._is_hf_initialized = False  # what from_pretrained has marked would be passed over
             for parameter in module.parameters(recurse=False):
                 parameter._is_hf_initialized = False
-            _start_at_random(encoder, module)
-
-
-def _start_at_random(encoder: nn.Module, module: nn.Module) -> None:
-    """By the rule that all encoders of this field share; what else a module holds is left to transformers."""
-    deviation = getattr(encoder.config, "initializer_range", 0.02)
-    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
-        nn.init.normal_(module.weight, std=deviation)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        module.reset_parameters()
-    elif list(module.parameters(recurse=False)):
-        encoder._init_weights(module)
+            encoder._init_weights(module)
 
 
 def _some_layers(encoder: nn.Module, count: int, key: str) -> list[nn.Module]:
@@ -68,13 +57,15 @@ def _some_layers(encoder: nn.Module, count: int, key: str) -> list[nn.Module]:
     layers = layer_stack(encoder)
     if encoder.config.model_type == "albert":
         raise Fb3Error(f"model.{key}: ALBERT shares one layer, so it holds for all or none; set it to 0")
+    if key == "layer_drop" and any(isinstance(layer, nn.ModuleList) for layer in layers):
+        raise Fb3Error(f"model.layer_drop: {type(encoder).__name__} has blocks of layers, which cannot be passed over")
     if count > len(layers):
         raise Fb3Error(f"model.{key}={count}: {type(encoder).__name__} has {len(layers)} layers")
     return layers
 
 
 def _drop_layers(layers: list[nn.Module], top: float) -> None:
-    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): a dropped layer hands its input on."""
+    """LayerDrop (Fan et al. 2019, arXiv:1909.11556), rising with the depth: a dropped layer hands its input on."""
     for number, layer in enumerate(layers, 1):
         layer.register_forward_hook(_DropLayer(top * number / len(layers)))
 

@@ -32,7 +32,7 @@ class Recipe(Group):
     predict: groups.PredictGroup = groups.PredictGroup()
     """Inference."""
     tricks: tuple[groups.Trick, ...] = ()
-    """Pieces around the step, each by its kind, in the order in which they wrap it."""
+    """Pieces around the step, each by its kind; their order here does not matter."""
 
     @model_validator(mode="after")
     def _tricks_fit(self) -> "Recipe":
@@ -56,6 +56,27 @@ class Recipe(Group):
             )
         if len(adversarial) > 1:
             raise ValueError(f"tricks: {adversarial} both perturb along the gradient; give one")
+        for trick in self.tricks:
+            if trick.kind == "awp" and trick.from_epoch >= self.train.epochs:
+                raise ValueError(
+                    f"tricks: awp would begin in epoch {trick.from_epoch}, counted from 0, of {self.train.epochs}; "
+                    "give a smaller from_epoch"
+                )
+            if trick.kind == "pull_to_start" and self.optimizer.weight_decay:
+                raise ValueError(
+                    "tricks: pull_to_start decays the weights toward their start, optimizer.weight_decay toward 0; set "
+                    "optimizer.weight_decay=0"
+                )
+            if trick.kind == "pull_to_start" and self.model.reinit_layers:
+                raise ValueError("tricks: pull_to_start would pull model.reinit_layers to random weights; drop one")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_matter(self) -> "Recipe":
+        if self.optimizer.decay_by == "thirds" and self.optimizer.layer_decay == 1.0:
+            raise ValueError("optimizer.decay_by does nothing with layer_decay=1.0; leave it out")
+        if self.optimizer.embeddings_rate is not None and self.model.freeze_embeddings:
+            raise ValueError("optimizer.embeddings_rate does nothing with model.freeze_embeddings; drop one of the two")
         return self
 
     @model_validator(mode="after")

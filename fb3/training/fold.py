@@ -43,10 +43,10 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     scorer = build_scorer(with_local_backbone(recipe, session.out), session.out / "encoder", init="pretrained")
     scorer.head.start_at(torch.from_numpy(session.targets[split.train_rows].mean(0)))
     scorer.to(accelerator.device)
-    tricks = build_tricks(recipe, scorer)
     optimizer = build_optimizer(scorer, recipe.optimizer, scaled=session.precision == "fp16")
     per_epoch = steps_per_epoch(len(split.train_rows), recipe.train.batch_size, recipe.train.accumulation)
     steps = per_epoch * recipe.train.epochs
+    tricks = build_tricks(recipe, scorer, steps)
     keeper = _Keeper(session, split, seed)
     loop = Loop(
         accelerator,

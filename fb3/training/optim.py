@@ -56,7 +56,7 @@ def _encoder_rate(depth: int, top: int, settings: OptimizerGroup) -> float:
 
 def _undecayed(scorer: Scorer) -> set[int]:
     norms = (p for m in scorer.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False))
-    biases = (p for name, p in scorer.named_parameters() if name.endswith("bias"))
+    biases = (p for name, p in scorer.named_parameters() if name.rsplit(".", 1)[-1].startswith("bias"))
     return {id(p) for p in (*norms, *biases)}
 
 
@@ -69,8 +69,6 @@ def build_optimizer(scorer: Scorer, settings: OptimizerGroup, scaled: bool) -> t
         scaled: fp16 with a gradient scaler; then not fused, because a fused step swallows the sign of a skipped one.
     """
     groups = parameter_groups(scorer, settings)
-    if settings.kind == "adafactor":
-        return torch.optim.Adafactor(groups)
     moments = {"eps": settings.eps, "betas": settings.betas}
     if settings.kind == "radam":
         return torch.optim.RAdam(groups, decoupled_weight_decay=True, **moments)

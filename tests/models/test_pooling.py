@@ -39,7 +39,7 @@ def loop_over_essays(kind, pooling, layers, mask):
         elif kind == "dense":
             out.append(torch.tanh(pooling.dense(last.mean(0))))
         elif kind == "gem":
-            out.append((last.clamp(min=1e-6) ** pooling.power).mean(0) ** (1 / pooling.power))
+            out.append((last.double().clamp(min=1e-6) ** pooling.power).mean(0).float() ** (1 / pooling.power))
         elif kind in {"lstm_layers", "gru_layers"}:
             firsts = torch.stack([states[0] for states in real[-3:]])
             out.append(pooling.net(firsts[None])[0][0, -1])
@@ -100,3 +100,14 @@ def test_pooler_output_comes_as_it_is():
 def test_more_layers_than_there_are():
     with pytest.raises(Fb3Error, match="has 4 layers"):
         build_pooling(LayersPooling(kind="concat_layers", layers=5), WIDTH, DEPTH)
+
+
+@pytest.mark.parametrize("power", [1.0, 3.0, 8.0])
+def test_gem_has_finite_gradients_where_units_are_negative(power):
+    pooling = build_pooling(GemPooling(kind="gem", power=power), WIDTH, DEPTH)
+    states = (-torch.rand(2, 5, WIDTH)).requires_grad_()
+    pooled = pooling(states, torch.ones(2, 5))
+    pooled.sum().backward()
+    assert torch.isfinite(pooled).all()
+    assert torch.isfinite(states.grad).all()
+    assert torch.isfinite(pooling.power.grad)

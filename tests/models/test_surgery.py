@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
 from fb3.errors import Fb3Error
 from fb3.models.encoder import layer_stack
@@ -68,3 +68,31 @@ def _first_layers(encoder, ids):
     for _ in range(100):
         states = encoder(input_ids=ids, output_hidden_states=True).hidden_states
         yield states[0], states[1]
+
+
+@pytest.mark.parametrize("family", ["t5", "modernbert"])
+def test_every_weight_starts_as_the_encoder_itself_starts_it(family):
+    t5 = {"d_model": 64, "num_layers": 2, "num_heads": 2, "d_kv": 32, "d_ff": 128}
+    small = t5 if family == "t5" else {**SMALL, "hidden_size": 64, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(family, vocab_size=50, pad_token_id=0, **small)
+    auto = AutoModelForTextEncoding if family == "t5" else AutoModel
+    torch.manual_seed(0)
+    encoder = auto.from_config(config)
+    own = {name: p.std().item() for name, p in layer_stack(encoder)[-1].named_parameters() if p.ndim > 1}
+    reinitialise(encoder, 1)
+    for name, p in layer_stack(encoder)[-1].named_parameters():
+        if p.ndim > 1:
+            assert p.std().item() == pytest.approx(own[name], rel=0.15), name
+
+
+def test_blocks_cannot_be_dropped():
+    sizes = {"block_sizes": [1, 1], "block_repeats": [1, 1], "num_decoder_layers": 1}
+    widths = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16}
+    config = AutoConfig.for_model("funnel", vocab_size=50, architectures=[], **sizes, **widths)
+    with pytest.raises(Fb3Error, match="blocks of layers"):
+        operate(AutoModel.from_config(config), ModelGroup(layer_drop=0.5, pooling=PlainPooling(kind="mean")))
+
+
+def test_a_random_layer_is_not_frozen():
+    with pytest.raises(Fb3Error, match="meet"):
+        operate(encoder_of("bert"), ModelGroup(reinit_layers=2, freeze_layers=2, pooling=PlainPooling(kind="mean")))

@@ -135,7 +135,7 @@ def test_thirds_and_the_embeddings_own_rate(run):
     assert by_depth(embeddings_rate=0.01)["6"] == 1.0
 
 
-@pytest.mark.parametrize("kind", ["adamw", "radam", "nadam", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "radam", "nadam"])
 def test_every_optimizer_lowers_a_loss_and_decays_apart_from_the_gradient(kind):
     torch.manual_seed(0)
     layer = torch.nn.Linear(4, 4)
@@ -150,10 +150,10 @@ def test_every_optimizer_lowers_a_loss_and_decays_apart_from_the_gradient(kind):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert last < 0.9 * first
+    assert last < 0.6 * first
     before = layer.weight.detach().clone()
     layer.weight.grad = torch.zeros_like(before)
     optimizer = build_optimizer(layer, settings, scaled=False)
     optimizer.step()
-    assert torch.allclose(layer.weight, before * (1 - 0.05 * 0.1), atol=1e-4) or kind == "adafactor"
+    assert torch.allclose(layer.weight, before * (1 - 0.05 * 0.1), atol=1e-4)
     assert (layer.weight.abs() < before.abs()).all(), "weights shrink though the gradient is 0"

@@ -80,7 +80,7 @@ class DensePooling(Pooling):
 
 
 class GeneralisedMeanPooling(Pooling):
-    """(mean of x^p)^(1/p) over real tokens, p learned (Radenovic et al. 2017, arXiv:1711.02512).
+    """(mean of x^p)^(1/p) over real tokens' positive parts, p learned (Radenovic et al. 2017, arXiv:1711.02512).
 
     Args:
         hidden: width D.
@@ -92,6 +92,7 @@ class GeneralisedMeanPooling(Pooling):
         self.power = nn.Parameter(torch.tensor(float(power)))
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        power = self.power.clamp(min=1.0)
-        powers = states.clamp(min=1e-6).pow(power)  # a power wants positive values, as in the paper
-        return masked_mean(powers, mask).pow(1.0 / power)
+        power = self.power.clamp(1.0, 8.0)
+        positive = states.masked_fill(~mask.bool().unsqueeze(-1), 0.0).clamp(min=1e-6)  # as in the paper
+        largest = positive.amax(1, keepdim=True).detach()  # taken out, so that no power of a small value vanishes
+        return masked_mean((positive / largest).pow(power), mask).pow(1.0 / power) * largest.squeeze(1)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fb3.recipe.groups.base import Count, Group, Probability
 
@@ -32,8 +32,8 @@ class GemPooling(Group):
     """Generalised mean over real tokens (Radenovic et al. 2017, arXiv:1711.02512)."""
 
     kind: Literal["gem"]
-    """The root of the mean of powers: 1 is the mean, a large power the maximum."""
-    power: Annotated[float, Field(ge=1)] = 3.0
+    """The root of the mean of powers, of what is positive: 1 is the mean of it, a large power nears the maximum."""
+    power: Annotated[float, Field(ge=1, le=8)] = 3.0
     """Where the learned power starts."""
 
 
@@ -47,6 +47,12 @@ class TokensPooling(Group):
     """Units: of each direction, or of the convolution."""
     kernel: Count = 3
     """Tokens that a convolution sees at once."""
+
+    @model_validator(mode="after")
+    def _kernel_of_a_convolution(self) -> "TokensPooling":
+        if self.kernel != 3 and self.kind != "cnn":
+            raise ValueError(f"kernel does nothing in {self.kind}; leave it out")
+        return self
 
 
 Pooling = Annotated[PlainPooling | LayersPooling | GemPooling | TokensPooling, Field(discriminator="kind")]
@@ -123,8 +129,8 @@ class ModelGroup(Group):
     """Start the top n layers at random: what they hold serves the pretraining's task (Zhang et al. 2020,
     arXiv:2006.05987)."""
     layer_drop: Probability = 0.0
-    """Stochastic depth: probability that the top layer is skipped in a training step; lower layers less, in proportion
-    to their depth (Huang et al. 2016, arXiv:1603.09382)."""
+    """LayerDrop (Fan et al. 2019, arXiv:1909.11556): probability that the top layer's work is passed over in a training
+    step; lower layers less, in proportion to their depth, as in Huang et al. 2016, arXiv:1603.09382. Saves no time."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): a third more time, far less
     memory."""

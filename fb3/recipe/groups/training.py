@@ -47,9 +47,8 @@ class TrainGroup(Group):
 class OptimizerGroup(Group):
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) and its parameter groups."""
 
-    kind: Literal["adamw", "radam", "nadam", "adafactor"] = "adamw"
-    """adamw; radam: rectified (Liu et al. 2019, arXiv:1908.03265); nadam: with Nesterov's momentum (Dozat 2016);
-    adafactor: second moments by row and column, little memory (Shazeer & Stern 2018, arXiv:1804.04235)."""
+    kind: Literal["adamw", "radam", "nadam"] = "adamw"
+    """adamw; radam: rectified (Liu et al. 2019, arXiv:1908.03265); nadam: with Nesterov's momentum (Dozat 2016)."""
     encoder_rate: Rate = 5e-5
     """Peak learning rate of the encoder's top layer."""
     embeddings_rate: Rate | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fb3.recipe.groups.base import Count, Group, Rate, Share
+from fb3.recipe.groups.base import Count, Group, Probability, Rate
 
 # --- adversarial ---
 
@@ -67,7 +67,7 @@ class Ema(Group):
     """An average that follows the weights."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """Share of the average that stays at each step; half of it is forgotten in ln 2 / (1 − decay) steps."""
-    start: Share = 0.0
+    start: Probability = 0.0
     """Share of the run before the average begins; until then the weights themselves are evaluated."""
 
 
@@ -76,7 +76,7 @@ class Swa(Group):
 
     kind: Literal["swa"]
     """The plain mean of the weights at several moments; schedule.floor keeps the rate up meanwhile."""
-    start: Share = 0.6
+    start: Probability = 0.6
     """Share of the run before the first moment."""
     every_steps: Count = 50
     """Optimizer steps between two moments."""
@@ -89,7 +89,8 @@ class PullToStart(Group):
     """Weight decay toward the pretrained weights, L2-SP (Li et al. 2018, arXiv:1802.01483)."""
 
     kind: Literal["pull_to_start"]
-    """After each step the encoder's weights go back a little to where they started."""
+    """After each step the encoder's weights go back a little to where they started. It takes the place of
+    optimizer.weight_decay."""
     strength: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """Share of the way back, each step."""
 

@@ -1,7 +1,9 @@
 """Tricks around the step. Each is one file, its paper and its cost on top."""
 
+from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.recipe import Recipe
+from fb3.training.tricks.average import Average
 from fb3.training.tricks.awp import AWP
 from fb3.training.tricks.base import Backward, Step, Trick
 from fb3.training.tricks.ema import EMA
@@ -27,13 +29,38 @@ __all__ = [
     "build_tricks",
 ]
 
-_PLAIN = {"fgm": FGM, "pgd": PGD, "awp": AWP, "noise": EmbeddingNoise}
-_OF_SCORER = {"ema": EMA, "swa": SWA, "pull_to_start": Pull, "gradual_unfreeze": Unfreeze}
+# Outermost first: what takes gradients away goes around what looks at them, what averages comes last after a step.
+_BUILD = {
+    "gradual_unfreeze": Unfreeze,
+    "fgm": lambda settings, scorer: FGM(settings),
+    "pgd": lambda settings, scorer: PGD(settings),
+    "awp": lambda settings, scorer: AWP(settings),
+    "noise": lambda settings, scorer: EmbeddingNoise(settings),
+    "pull_to_start": Pull,
+    "ema": EMA,
+    "swa": SWA,
+}
 
 
-def build_tricks(recipe: Recipe, scorer: Scorer) -> list[Trick]:
-    """The tricks of a recipe, outermost first; `scorer` is on its device already."""
-    return [
-        _OF_SCORER[settings.kind](settings, scorer) if settings.kind in _OF_SCORER else _PLAIN[settings.kind](settings)
-        for settings in recipe.tricks
-    ]
+def build_tricks(recipe: Recipe, scorer: Scorer, steps: int) -> list[Trick]:
+    """The tricks of a recipe, outermost first.
+
+    Args:
+        recipe: its `tricks`, in any order.
+        scorer: on its device already.
+        steps: of the optimizer, in all.
+
+    Raises:
+        Fb3Error: an average that would never differ from the weights.
+    """
+    order = list(_BUILD)
+    tricks = []
+    for settings in sorted(recipe.tricks, key=lambda trick: order.index(trick.kind)):
+        trick = _BUILD[settings.kind](settings, scorer)
+        if isinstance(trick, Average) and trick.moments(steps) < 2:
+            raise Fb3Error(
+                f"tricks: {settings.kind} has {trick.moments(steps)} moments in {steps} steps, so it averages nothing; "
+                "let it start earlier or more often, or leave it out"
+            )
+        tricks.append(trick)
+    return tricks

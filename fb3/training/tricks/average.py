@@ -1,5 +1,6 @@
 """A second set of weights that is evaluated and kept in the place of the live one."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,11 +22,17 @@ class Average(Trick):
 
     def __init__(self, average: AveragedModel, start: float, every: int) -> None:
         self.average, self.start, self.every = average, start, every
+        self.waited = 0  # steps since the start, a skipped one of fp16 left out
 
     def after_step(self, step: Step) -> None:
-        # `progress` and `number` are those before this step.
-        if step.progress >= self.start and step.number % self.every == 0:
-            self.average.update_parameters(step.scorer)
+        if step.progress >= self.start:  # the progress before this step
+            if self.waited % self.every == 0:
+                self.average.update_parameters(step.scorer)
+            self.waited += 1
+
+    def moments(self, steps: int) -> int:
+        """How often the weights enter the average in a run of so many steps."""
+        return -(-(steps - math.ceil(self.start * steps)) // self.every)
 
     @contextmanager
     def eval_weights(self, step: Step) -> Iterator[None]:

@@ -25,7 +25,7 @@ class PGD(Trick):
     def backward(self, step: Step, backward: Backward) -> StepOutput:
         out = backward()
         weight = word_embeddings(step, "pgd")
-        trained = [p for p in step.scorer.parameters() if p.grad is not None]
+        trained = [p for p in step.scorer.parameters() if p.requires_grad]
         plain = [p.grad for p in trained]
         start = weight.detach().clone()
         with restored(weight):
