@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""What each piece of the recipe book is worth: a base recipe against base + one, same fold, paired seeds.
+
+    python benchmarks/ablation.py --data DIR --out RUNS [--backbone PATH] [--seeds 42,43,44] [--only NAME ...]
+
+Small enough for a CPU: 1,000 essays, 256 tokens, one epoch, one fold. A run that is there already is not made again, so
+the command can be stopped and given again; the table says which rows were not measured. On a GPU, --full takes all
+essays, 512 tokens and the recipe's own epochs.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RECIPE = "minilm-l6"
+SMALL = ("data.sample=1000", "data.max_length=256", "train.epochs=1")
+PIECES = {
+    "fgm": ["tricks=[{kind: fgm}]"],
+    "pgd, 2 steps": ["tricks=[{kind: pgd, steps: 2}]"],
+    "awp": ["tricks=[{kind: awp, from_epoch: 0}]"],
+    "awp, epsilon 0.01": ["tricks=[{kind: awp, from_epoch: 0, epsilon: 0.01}]"],
+    "noise": ["tricks=[{kind: noise}]"],
+    "ema 0.95": ["tricks=[{kind: ema, decay: 0.95}]"],
+    "swa, floor 0.3": ["tricks=[{kind: swa, start: 0.5, every_steps: 5}]", "schedule.floor=0.3"],
+    "soup, every 15 steps": ["train.soup={kind: greedy, top: 3}", "train.evaluate_every_steps=15"],
+    "r_drop, dropout 0.1": ["task.r_drop={alpha: 1.0}", "model.dropout=0.1"],
+    "dropout 0.1": ["model.dropout=0.1"],
+    "multi_sample_dropout": ["model.head={kind: multi_sample_dropout}"],
+    "layer_drop 0.1": ["model.layer_drop=0.1"],
+    "reinit 1 layer": ["model.reinit_layers=1"],
+    "gradual_unfreeze": ["tricks=[{kind: gradual_unfreeze}]"],
+    "pull_to_start": ["tricks=[{kind: pull_to_start, strength: 0.001}]", "optimizer.weight_decay=0"],
+    "layer_decay 1.0": ["optimizer.layer_decay=1.0"],
+    "radam": ["optimizer.kind=radam"],
+    "nadam": ["optimizer.kind=nadam"],
+    "warm-up 10 %": ["schedule.warmup_share=0.1"],
+    "linear": ["schedule.kind=linear"],
+    "mse": ["task.loss=mse"],
+    "mcrmse": ["task.loss=mcrmse"],
+    "huber 0.25": ["task.loss=huber", "task.delta=0.25"],
+    "pearson 0.1": ["task.terms=[{kind: pearson, weight: 0.1}]"],
+    "pooling mean": ["model.pooling={kind: mean}"],
+    "pooling attention": ["model.pooling={kind: attention}"],
+    "pooling weighted_layer": ["model.pooling={kind: weighted_layer, layers: 6}"],
+    "pooling lstm_layers": ["model.pooling={kind: lstm_layers, layers: 6}"],
+    "pooling gem": ["model.pooling={kind: gem}"],
+    "pooling cnn": ["model.pooling={kind: cnn}"],
+    "mask 5 %": ["data.augment={mask: 0.05}"],
+    "delete 5 %": ["data.augment={delete: 0.05}"],
+}
+
+
+def run(name: str, overrides: list[str], seed: int, arguments: argparse.Namespace) -> dict | None:
+    """Score and seconds of one run; made where it is not there yet and `name` was asked for."""
+    folder = arguments.out / f"{'-'.join(''.join(c if c.isalnum() else ' ' for c in name).split())}-{seed}"
+    result = folder / "ablation.json"
+    if result.is_file():
+        return json.loads(result.read_text())
+    if arguments.only and name not in {"base", *arguments.only}:
+        return None
+    if folder.is_dir():
+        shutil.rmtree(folder)  # stopped midway
+    size = [] if arguments.full else list(SMALL)
+    backbone = [f"model.backbone={arguments.backbone}"] if arguments.backbone else []
+    command = [sys.executable, "-m", "fb3", "train", RECIPE, *size, *backbone, f"train.seed={seed}", *overrides]
+    start = time.monotonic()
+    subprocess.run([*command, "--data", arguments.data, "--out", folder, "--folds", "0"], check=True)
+    scores = json.loads((folder / "scores.json").read_text())
+    found = {"score": scores["score"], "seconds": time.monotonic() - start}
+    for weights in folder.glob("fold*/**/*.safetensors"):
+        weights.unlink()
+    result.write_text(json.dumps(found))
+    return found
+
+
+def table(results: dict[str, list[dict | None]]) -> list[str]:
+    """Rows of Markdown: difference to the base of the same seed, with its standard error, and the time it takes."""
+    base = results["base"]
+    rows = ["| piece | difference | standard error | seeds | time |", "|---|---|---|---|---|"]
+    for name, found in results.items():
+        pairs = [(f, b) for f, b in zip(found, base, strict=True) if f and b]
+        if name == "base":
+            scores = [f["score"] for f, _ in pairs]
+            mean = f"{statistics.mean(scores):.4f}" if scores else "not measured"
+            rows.append(f"| base | {mean} | | {len(scores)} | 1.0 |")
+        elif not pairs:
+            rows.append(f"| {name} | not measured | | | |")
+        else:
+            deltas = [f["score"] - b["score"] for f, b in pairs]
+            error = f"{statistics.stdev(deltas) / math.sqrt(len(deltas)):.4f}" if len(deltas) > 1 else ""
+            ratio = statistics.median(f["seconds"] / b["seconds"] for f, b in pairs)
+            rows.append(f"| {name} | {statistics.mean(deltas):+.4f} | {error} | {len(deltas)} | {ratio:.1f} |")
+    return rows
+
+
+def main() -> None:
+    """Runs what is missing, seed by seed, and prints the table after each piece."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=Path, help="folder with train.csv")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the runs")
+    parser.add_argument("--backbone", help="a local folder with the encoder")
+    parser.add_argument("--seeds", default="42,43,44")
+    parser.add_argument("--only", nargs="+", default=[], choices=list(PIECES), metavar="NAME", help="these pieces only")
+    parser.add_argument("--full", action="store_true", help="all essays, the recipe's own length and epochs")
+    arguments = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1" if arguments.backbone else "0")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    results: dict[str, list[dict | None]] = {name: [None] * len(seeds) for name in ["base", *PIECES]}
+    for position, seed in enumerate(seeds):
+        for name in results:
+            results[name][position] = run(name, PIECES.get(name, []), seed, arguments)
+            (arguments.out / "table.md").write_text("\n".join(table(results)) + "\n")
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    main()
