@@ -61,11 +61,11 @@ def test_a_dropped_layer_hands_its_input_on_in_training_only(family):
     assert torch.equal(states[-1], states[-2]), "the top layer is dropped always"
     torch.manual_seed(0)
     kept = sum(not torch.equal(a[0], b[0]) for a, b in _first_layers(encoder, ids))
-    assert 45 < kept < 90, "the lowest of three is dropped a third of the time"
+    assert 16 < kept < 37, "the lowest of three is dropped a third of the time"
 
 
 def _first_layers(encoder, ids):
-    for _ in range(100):
+    for _ in range(40):
         states = encoder(input_ids=ids, output_hidden_states=True).hidden_states
         yield states[0], states[1]
 
