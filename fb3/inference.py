@@ -91,7 +91,8 @@ def infer(
         say(traceback.format_exc())
         say(f"ERROR, but this is the run on the hidden rows: {out} stays as it stands ({error})")
     finally:
-        summary.finish(out, 0 if standing is None else len(standing.table))
+        if standing is not None:
+            summary.finish(out, len(standing.table))
     return standing.table.reset_index()
 
 

@@ -23,7 +23,6 @@ class Kaggle:
     faults: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[str, dict]] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)
-    waits: int = 1
     kernel_states: list[str] = field(default_factory=lambda: ["RUNNING", "COMPLETE"])
 
     def fault(self, name: str) -> bool:

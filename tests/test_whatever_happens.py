@@ -19,6 +19,7 @@ from fb3.errors import Fb3Error
 from fb3.files import read_json, write_json
 from fb3.inference import infer
 from fb3.packing import write_bundle
+from fb3.submission import Standing
 from fb3.worker import Workers, share_by_tokens
 from tests.conftest import ROOT, copied
 
@@ -142,6 +143,16 @@ def test_a_run_that_this_transformers_does_not_know_costs_only_itself(
     submission = infer(both, competition, tmp_path / "s.csv")
     np.testing.assert_allclose(values(submission), values(plain), atol=1e-6)
     assert "WARNING: without other/fold1" in capsys.readouterr().err
+
+
+def test_each_of_three_folds_and_each_run_weighs_alike(tmp_path):
+    ids = np.array(["x", "y"], object)
+    turn = turns.Turns.__new__(turns.Turns)
+    turn.means, turn.counts = {}, {"one": 0, "two": 0}
+    turn.standing = Standing(pd.Series(ids, name="id"), {"a": 3.0}, (1.0, 5.0), tmp_path / "s.csv")
+    for run, value in (("one", 1.0), ("two", 5.0), ("one", 2.0), ("one", 4.5)):
+        turn._add(run, Predictions(ids, np.full((2, 1), value, np.float32), ("a",), run))
+    assert pd.read_csv(tmp_path / "s.csv")["a"].tolist() == pytest.approx([(2.5 + 5.0) / 2] * 2)
 
 
 def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkeypatch, capsys):
