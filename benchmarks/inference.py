@@ -28,12 +28,13 @@ def worker(kind: str, run: Path, data: Path, essays: int, out: Path) -> None:
     import torch
 
     from fb3.checkpoint import load_fold
-    from fb3.essays import read_essays, tokenise
+    from fb3.essays import read_essays
     from fb3.models import load_tokenizer
     from fb3.prediction import lower_weights, predict
     from fb3.recipe import load_recipe
     from fb3.runtime import pick_device, pick_precision
     from fb3.tasks import build_task
+    from fb3.tokens import tokenise
 
     recipe = load_recipe(run / "recipe.yaml")
     table = read_essays(data / "train.csv", recipe.data).iloc[:essays]

@@ -1,12 +1,9 @@
-"""Essays: read and checked, tokenised once and ragged, batched by length, padded to the longest of a batch only."""
+"""Essays: read and checked, with their scores where there are any."""
 
 import csv
 import io
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,16 +11,7 @@ import pandas as pd
 from fb3.errors import Fb3Error
 from fb3.recipe.groups import DataGroup, RegressionTask
 
-if TYPE_CHECKING:
-    import torch
-    from tokenizers import Tokenizer
-
-Batch = dict[str, "torch.Tensor"]
-BUCKET_BATCHES = 16  # batches that are sorted by length together; 16 keep padding near 2 % and the order still random
 FOLD_COLUMN = "fold"
-
-
-# --- reading ---
 
 
 def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
@@ -83,9 +71,9 @@ def read_essays(path: str | Path, data: DataGroup, task: RegressionTask | None =
     """
     path = Path(path)
     targets = list(data.target_columns) if task else []
-    table = read_table(path, [data.id_column, data.text_column, *targets])
+    table = read_table(path, [data.id_column, *data.text_columns(), *targets])
     check_ids(table[data.id_column], path)
-    essays = table[[data.id_column, data.text_column]].copy()
+    essays = table[[data.id_column, *data.text_columns()]].copy()
     for column in targets:
         essays[column] = _numbers(table, column, data, path).astype(np.float32)
     if task:
@@ -144,116 +132,3 @@ def _fold_numbers(table: pd.DataFrame, data: DataGroup, path: Path) -> pd.Series
             f"{path}: column {FOLD_COLUMN} must hold whole numbers from 0 up, without gaps, got {found[:10]}"
         )
     return folds.astype(int)
-
-
-# --- tokens ---
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Essays as tokens: ragged rows of ids, special tokens included; row i is essay i."""
-
-    rows: Sequence[np.ndarray]
-    pad: int
-    lengths: np.ndarray  # (N,), tokens of each essay
-
-
-def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataGroup) -> Encoded:
-    """Tokenises every text once and truncates it.
-
-    Args:
-        texts: N texts; an empty one keeps its special tokens.
-        tokenizer: the fast tokenizer of the encoder folder.
-        pad: the id that fills a batch.
-        data: max_length and truncation.
-    """
-    prefix, suffix = special_tokens(tokenizer)
-    room = data.max_length - len(prefix) - len(suffix)
-    if room < 1:
-        raise Fb3Error(f"data.max_length={data.max_length}: no room beside {len(prefix) + len(suffix)} special tokens")
-    rows = []
-    for start in range(0, len(texts), 1024):  # bounds the memory of the tokenizer's own, much larger, encodings
-        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + 1024]), add_special_tokens=False):
-            ids = [*prefix, *truncate(encoding.ids, room, data.truncation), *suffix]
-            rows.append(np.array(ids or [pad], np.int32))  # an encoder needs one token at least
-    return Encoded(rows, pad, np.fromiter(map(len, rows), np.int64, len(rows)))
-
-
-def special_tokens(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
-    marked = tokenizer.encode("a")
-    special = marked.special_tokens_mask
-    inner = [position for position, flag in enumerate(special) if not flag]
-    first, last = (inner[0], inner[-1] + 1) if inner else (len(special), len(special))
-    return marked.ids[:first], marked.ids[last:]
-
-
-def truncate(ids: list[int], room: int, how: str) -> list[int]:
-    """Keeps `room` tokens: the first, the last, or half of each end (the head takes the odd one)."""
-    if len(ids) <= room:
-        return ids
-    if how == "head":
-        return ids[:room]
-    if how == "tail":
-        return ids[-room:]
-    tail = room // 2
-    return ids[: room - tail] + (ids[-tail:] if tail else [])
-
-
-# --- batches ---
-
-
-def training_batches(lengths: np.ndarray, rows: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Batches of `size` rows of similar length, in an order that is new for each epoch and fixed by the seed.
-
-    Args:
-        lengths: tokens of every essay, (N,).
-        rows: the training rows.
-        size: essays a batch; the last may be smaller.
-        seed: with `epoch` decides the order.
-        epoch: counted from 0.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    shuffled = rng.permutation(rows)
-    batches = []
-    for start in range(0, len(shuffled), size * BUCKET_BATCHES):
-        bucket = shuffled[start : start + size * BUCKET_BATCHES]
-        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-        batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def steps_per_epoch(essays: int, size: int, accumulation: int) -> int:
-    """Optimizer steps of one epoch of `training_batches`."""
-    return math.ceil(math.ceil(essays / size) / accumulation)
-
-
-def inference_batches(lengths: np.ndarray, rows: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Batches of at most `token_budget` tokens, padding included, longest first (so memory fails in the first).
-
-    An essay longer than the budget gets a batch of its own.
-    """
-    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    batches, start = [], 0
-    while start < len(ordered):
-        size = max(1, token_budget // max(1, int(lengths[ordered[start]])))
-        batches.append(ordered[start : start + size])
-        start += size
-    return batches
-
-
-def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = None) -> Batch:
-    """One batch: input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given, T the longest row's."""
-    import torch
-
-    drawn = [encoded.rows[row] for row in rows]  # once: augmented rows change each time
-    longest = max(map(len, drawn))
-    ids = np.full((len(rows), longest), encoded.pad, np.int64)  # (B, T)
-    mask = np.zeros((len(rows), longest), np.int64)  # (B, T)
-    for position, tokens in enumerate(drawn):
-        ids[position, : len(tokens)] = tokens
-        mask[position, : len(tokens)] = 1
-    batch = {"input_ids": ids, "attention_mask": mask, "row": np.asarray(rows, np.int64)}
-    if targets is not None:
-        batch["targets"] = targets[rows]
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}

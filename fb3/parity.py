@@ -77,7 +77,7 @@ def _replay_run(
     return out
 
 
-def _texts(run: Path, member: Member, data: Path | None) -> pd.Series:
+def _texts(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
     """The training essays by id.
 
     Raises:
@@ -92,18 +92,18 @@ def _texts(run: Path, member: Member, data: Path | None) -> pd.Series:
             )
         data = Path(recorded)
     settings = member.recipe.data
-    table = read_table(data / "train.csv", [settings.id_column, settings.text_column])
-    return table.set_index(settings.id_column)[settings.text_column]
+    table = read_table(data / "train.csv", [settings.id_column, *settings.text_columns()])
+    return table.set_index(settings.id_column)[list(settings.text_columns())]
 
 
-def _sample(rows: pd.DataFrame, texts: pd.Series, identifier: str, essays: int, run: Path) -> pd.DataFrame:
+def _sample(rows: pd.DataFrame, texts: pd.DataFrame, identifier: str, essays: int, run: Path) -> pd.DataFrame:
     """Some rows in random order, the one with the longest essay among them."""
     if absent := sorted(set(rows[identifier]) - set(texts.index)):
         raise Fb3Error(
             f"{run / OOF}: {len(absent)} of its ids are not in train.csv {absent[:5]}; give the folder of the essays "
             "it was trained on with --data DIR"
         )
-    longest = texts.loc[rows[identifier]].str.len().to_numpy().argmax()
+    longest = texts.loc[rows[identifier]].iloc[:, 0].str.len().to_numpy().argmax()
     chosen = rows.drop(rows.index[longest]).sample(min(essays, len(rows)) - 1, random_state=0)
     return pd.concat([rows.iloc[[longest]], chosen]).sample(frac=1, random_state=1)
 
@@ -119,10 +119,10 @@ def _precisions(run: Path) -> tuple[Precision, Precision]:
     return made, made if made == pick_precision("auto", pick_device()) else "fp32"
 
 
-def _replay_fold(member: Member, fold: int, ids: pd.Series, texts: pd.Series, precision: Precision) -> np.ndarray:
+def _replay_fold(member: Member, fold: int, ids: pd.Series, texts: pd.DataFrame, precision: Precision) -> np.ndarray:
     """The packed fold's predictions, clipped as oof.csv has them: (N, K)."""
     device = str(pick_device())
-    encoded = encode(member, texts.loc[ids].tolist())
+    encoded = encode(member, texts.loc[ids])
     again = predict_fold(member, fold, encoded, ids.to_numpy(), device, precision=precision, shown=False)
     return np.clip(again.values, member.recipe.task.minimum, member.recipe.task.maximum)
 

@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
+from fb3.batches import collate, inference_batches
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
-from fb3.essays import Encoded, collate, inference_batches
 from fb3.models import Scorer
 from fb3.progress import progress, say
 from fb3.runtime import Precision
 from fb3.tasks import Task
+from fb3.tokens import Encoded
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOKEN_BUDGET = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache

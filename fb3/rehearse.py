@@ -146,7 +146,8 @@ def write_hidden_test(data: Path, member: Member, out: Path, rows: int, seed: in
         For each id whose essay is a copy of an earlier one, the id of that.
     """
     settings = member.recipe.data
-    texts = read_table(data / "train.csv", [settings.text_column])[settings.text_column]
+    train = read_table(data / "train.csv", settings.text_columns())
+    texts = train[settings.text_column]
     rng = np.random.default_rng(seed)
     odd = list({**ODD, "longest": " ".join([max(texts, key=len)] * 5)}.values())[:rows]
     drawn = texts.iloc[rng.integers(0, len(texts), rows - len(odd))].tolist()
@@ -154,7 +155,8 @@ def write_hidden_test(data: Path, member: Member, out: Path, rows: int, seed: in
         drawn[-1 - copy] = drawn[copy]
     essays = pd.Series([*odd, *drawn]).sample(frac=1, random_state=seed).tolist()
     ids = [f"{number:012X}" for number in rng.choice(2**48, rows, replace=False)]
-    test = pd.DataFrame({settings.id_column: ids, settings.text_column: essays})
+    others = {column: rng.choice(train[column], rows) for column in settings.text.columns()}
+    test = pd.DataFrame({settings.id_column: ids, **others, settings.text_column: essays})
     write_csv(test, out / "test.csv")
     sample = test[[settings.id_column]].sample(frac=1, random_state=seed + 1)
     middle = (member.recipe.task.minimum + member.recipe.task.maximum) / 2

@@ -10,13 +10,13 @@ from fb3.bundle import Bundle, Member
 from fb3.cost import forward_flops
 from fb3.ensemble import Predictions, average
 from fb3.errors import Fb3Error
-from fb3.essays import Encoded
 from fb3.files import read_json, sha256
 from fb3.layout import ENCODER
 from fb3.progress import say
 from fb3.runtime import pick_devices
 from fb3.submission import Standing
 from fb3.summary import Summary
+from fb3.tokens import Encoded
 from fb3.worker import Workers, encode
 
 _UNSURE = 1.5  # a run that was not measured yet is taken to need so many times what another's speed promises
@@ -49,7 +49,7 @@ class Turns:
         self.packed, self.standing, self.summary = packed, standing, summary
         self.ends, self.strict = ends, strict
         self.ids = essays[recipe.data.id_column].to_numpy()
-        self.texts = essays[recipe.data.text_column].tolist()
+        self.essays = essays
         devices = [str(device) for device in pick_devices(broken=recipe.predict.broken_gpu)]
         self.workers = Workers(devices)
         say(f"{len(self.ids)} essays, {sum(len(m.folds) for m in members)} folds of {len(members)} runs, on {devices}")
@@ -82,9 +82,12 @@ class Turns:
         for member in members:
             data = member.recipe.data
             try:
-                alike = (sha256(member.path / ENCODER / "tokenizer.json"), data.max_length, data.truncation)
+                alike = (
+                    sha256(member.path / ENCODER / "tokenizer.json"),
+                    data.model_dump_json(exclude={"augment", "sample"}),
+                )
                 if alike not in made:
-                    made[alike] = encode(member, self.texts)
+                    made[alike] = encode(member, self.essays)
                 self.clock.add(member, made[alike])
             except Exception as error:
                 self._failed([f"{member.name}/{fold.name}" for fold in member.folds], error)

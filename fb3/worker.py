@@ -6,26 +6,29 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import numpy as np
+import pandas as pd
 import torch
 
 from fb3.bundle import Member
 from fb3.checkpoint import load_fold
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
-from fb3.essays import Encoded, tokenise
 from fb3.layout import ENCODER
 from fb3.models import load_tokenizer
 from fb3.prediction import lower_weights, predict
 from fb3.progress import say
 from fb3.runtime import Precision, pick_precision
 from fb3.tasks import build_task
+from fb3.texts import input_texts
+from fb3.tokens import Encoded, tokenise
 
 _GRACE = 60.0  # seconds after the deadline in which a process may end its last batch; then it is killed
 
 
-def encode(member: Member, texts: list[str]) -> Encoded:
-    """The texts as tokens of a run's encoder."""
-    return tokenise(texts, *load_tokenizer(member.path / ENCODER), member.recipe.data)
+def encode(member: Member, essays: pd.DataFrame) -> Encoded:
+    """The essays as tokens of a run's encoder."""
+    data = member.recipe.data
+    return tokenise(input_texts(essays, data), *load_tokenizer(member.path / ENCODER), data)
 
 
 def predict_fold(

@@ -26,7 +26,7 @@ FLOORS = [
         "guard",
         "summary",
     },
-    {"essays", "models", "cost", "augmentation"},
+    {"essays", "texts", "tokens", "batches", "models", "cost", "augmentation"},
     {"tasks", "prediction", "checkpoint", "ensemble", "scoring"},
     {
         "training.log",

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from fb3.augmentation import augmented, change
+from fb3.augmentation import augmented
+from fb3.augmentation.text import mistyped, read_synonyms, replaced, shuffled
+from fb3.augmentation.tokens import change, spliced
 from fb3.errors import Fb3Error
-from fb3.essays import tokenise
 from fb3.models.scratch import train_tokenizer
 from fb3.recipe.groups import Augment, DataGroup
+from fb3.tokens import tokenise
 
 MASK = 999
 TOKENS = st.lists(st.integers(0, 50), min_size=1, max_size=60)
@@ -64,10 +66,11 @@ def tokenizer(texts):
 
 
 def test_special_tokens_stay_and_a_seed_fixes_the_draws(tokenizer, texts):
-    encoded = tokenise(texts[:5], tokenizer, 0, DataGroup(max_length=64))
-    chosen = Augment(mask=0.3, delete=0.2, swap=0.2)
-    one, two, other = (augmented(encoded, tokenizer, chosen, seed) for seed in (1, 1, 2))
-    draws = [[rows.rows[i] for i in range(5) for _ in range(2)] for rows in (one, two, other)]
+    data, chosen = DataGroup(max_length=64), Augment(mask=0.3, delete=0.2, swap=0.2)
+    encoded = tokenise(texts[:5], tokenizer, 0, data)
+    one, two, other = (augmented(encoded, texts, tokenizer, data, chosen, seed) for seed in (1, 1, 2))
+    rows = np.repeat(np.arange(5), 2)
+    draws = [each.draw(rows, None)[0] for each in (one, two, other)]
     for a, b in zip(draws[0], draws[1], strict=True):
         assert np.array_equal(a, b)
     assert any(not np.array_equal(a, b) for a, b in zip(draws[0], draws[2], strict=True))
@@ -85,10 +88,86 @@ def test_a_tokenizer_without_a_mask_is_told():
     bare = Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?"))
     encoded = tokenise(["a a"], bare, 0, DataGroup())
     with pytest.raises(Fb3Error, match="neither"):
-        augmented(encoded, bare, Augment(mask=0.1), 0)
-    assert len(augmented(encoded, bare, Augment(delete=0.5), 0).rows) == 1
+        augmented(encoded, ["a a"], bare, DataGroup(), Augment(mask=0.1), 0)
+    deleting = augmented(encoded, ["a a"], bare, DataGroup(), Augment(delete=0.5), 0)
+    assert len(deleting.draw(np.array([0]), None)[0]) == 1
 
 
 def test_nothing_to_do_is_refused():
     with pytest.raises(ValidationError, match="leave it out"):
         Augment()
+
+
+SENTENCES = "First one. Second here! A third? Last without end"
+
+
+@given(seed=st.integers(0, 99))
+def test_shuffling_keeps_the_sentences(seed):
+    rng = np.random.default_rng(seed)
+    assert sorted(shuffled(SENTENCES, rng).split()) == sorted(SENTENCES.split())
+
+
+@given(seed=st.integers(0, 99), share=st.floats(0, 1))
+def test_a_slip_changes_one_letter_at_most_and_no_token_in_brackets(seed, share):
+    text = "[CAP] Nobody wrote a [BR] thing 42"
+    out = mistyped(text, share, np.random.default_rng(seed)).split()
+    for before, after in zip(text.split(), out, strict=True):
+        assert abs(len(before) - len(after)) <= 1
+        assert after == before or before.isalpha()
+    assert mistyped(text, 0.0, np.random.default_rng(seed)) == text
+
+
+def test_every_word_slips_where_all_shall():
+    words = ["nobody", "wrote", "anything", "yesterday"]
+    slipped = mistyped(" ".join(words), 1.0, np.random.default_rng(0)).split()
+    assert sum(a != b for a, b in zip(words, slipped, strict=True)) >= 3  # swapped twins, as tt, stay
+
+
+def test_synonyms_are_those_of_the_list_and_keep_their_capital(tmp_path):
+    (tmp_path / "words.txt").write_text("big, large, huge\n\nhouse, home\n")
+    known = read_synonyms(tmp_path / "words.txt")
+    assert known["large"] == ["big", "huge"]
+    rng = np.random.default_rng(0)
+    out = {replaced("Big houses, a HOUSE", known, 1.0, rng) for _ in range(50)}
+    assert out == {"Large houses, a Home", "Huge houses, a Home"}
+    assert replaced("Big", known, 0.0, rng) == "Big"
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"big\n", "line 1"), (b"", "no words"), (b"\xff", "UTF-8")])
+def test_a_broken_word_list_names_file_and_line(tmp_path, content, words):
+    (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(Fb3Error, match=words):
+        read_synonyms(tmp_path / "words.txt")
+    with pytest.raises(Fb3Error, match="cannot be read"):
+        read_synonyms(tmp_path / "none.txt")
+
+
+@given(one=TOKENS, other=TOKENS, share=st.floats(0, 1))
+def test_a_splice_is_never_longer_than_the_longer(one, other, share):
+    out = spliced(np.array(one), np.array(other), share)
+    assert len(out) <= max(len(one), len(other)) + 1
+    assert list(out[: int(share * len(one))]) == one[: int(share * len(one))]
+
+
+def test_mixed_essays_have_mixed_targets(tokenizer, texts):
+    data = DataGroup(max_length=64)
+    encoded = tokenise(texts[:4], tokenizer, 0, data)
+    mixing = augmented(encoded, texts, tokenizer, data, Augment(mix=0.99), 1)
+    targets = np.eye(4, dtype=np.float32)
+    rows, mixed = mixing.draw(np.arange(4), targets)
+    assert np.allclose(mixed.sum(1), 1)
+    assert ((mixed > 0).sum(1) <= 2).all()
+    assert (mixed.diagonal() < 1).any()
+    assert np.array_equal(targets, np.eye(4)), "the truths stay"
+    assert all(len(row) <= 64 for row in rows)
+    for row in range(4):
+        kept = int(mixed[row, row] * (len(encoded.rows[row]) - 2)) + 1
+        assert np.array_equal(rows[row][: kept - 1], encoded.rows[row][: kept - 1])
+
+
+def test_text_is_changed_before_it_is_tokenised(tokenizer, texts):
+    data = DataGroup(max_length=256)
+    encoded = tokenise(texts[:1], tokenizer, 0, data)
+    changed = augmented(encoded, texts, tokenizer, data, Augment(shuffle=0.99), 3).draw(np.array([0]), None)[0][0]
+    assert not np.array_equal(changed, encoded.rows[0])
+    assert sorted(changed) == sorted(encoded.rows[0])

@@ -5,21 +5,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from fb3.batches import BUCKET_BATCHES, collate, inference_batches, steps_per_epoch, training_batches
 from fb3.errors import Fb3Error
-from fb3.essays import (
-    BUCKET_BATCHES,
-    Encoded,
-    collate,
-    inference_batches,
-    read_essays,
-    special_tokens,
-    steps_per_epoch,
-    tokenise,
-    training_batches,
-    truncate,
-)
+from fb3.essays import read_essays
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.recipe.groups import DataGroup, RegressionTask
+from fb3.tokens import Encoded, special_tokens, tokenise, truncate
 
 DATA = DataGroup(target_columns=("a", "b"))
 HEAD = "text_id,full_text,a,b\n"

@@ -5,11 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fb3.checkpoint import load_fold
-from fb3.essays import read_essays, tokenise
+from fb3.essays import read_essays
 from fb3.models import load_tokenizer
 from fb3.prediction import lower_weights, predict
 from fb3.recipe import load_recipe
 from fb3.tasks import build_task
+from fb3.tokens import tokenise
 
 
 @pytest.fixture(scope="module")

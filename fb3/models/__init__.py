@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from tokenizers import Tokenizer
+from torch import nn
 
 from fb3.errors import Fb3Error
 from fb3.models.attention import use_blocked_attention
@@ -16,10 +17,11 @@ from fb3.models.encoder import (
     read_config,
 )
 from fb3.models.heads import build_head
-from fb3.models.poolings import build_pooling
+from fb3.models.poolings import build_pooling, build_window_pooling
 from fb3.models.scorer import ModelOutput, Scorer
 from fb3.models.surgery import operate, reinitialise
 from fb3.recipe import Recipe
+from fb3.tokens import special_tokens
 
 __all__ = ["ModelOutput", "Scorer", "build_scorer", "load_tokenizer"]
 
@@ -43,19 +45,43 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
     else:
         encoder = random_encoder(folder) if init == "config" else empty_encoder(folder)
     limit = longest_input(encoder)
-    if limit is not None and recipe.data.max_length > limit:
-        raise Fb3Error(f"data.max_length={recipe.data.max_length}: the encoder has positions for {limit} tokens only")
+    longest = recipe.data.encoder_length()
+    if limit is not None and longest > limit:
+        key = "windows.length" if recipe.data.windows else "max_length"
+        raise Fb3Error(f"data.{key}={longest}: the encoder has positions for {limit} tokens only")
     operate(encoder, recipe.model)
     use_blocked_attention(encoder)
-    hidden = encoder.config.hidden_size
     depth = getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder)))
-    pooling = build_pooling(recipe.model.pooling, hidden, depth)
+    pooling = build_pooling(
+        recipe.model.pooling,
+        encoder.config.hidden_size,
+        depth,
+        vocabulary=encoder.config.vocab_size,
+        prompt=_prompt(recipe, folder),
+    )
+    over_windows = build_window_pooling(recipe.data.windows, pooling.width)
     head = build_head(recipe.model.head, pooling.width, len(recipe.data.target_columns))
-    scorer = Scorer(encoder, pooling, head)
+    scorer = Scorer(encoder, pooling, over_windows, head)
     if init == "empty":
-        scorer.pooling.to("meta")
-        scorer.head.to("meta")
+        for module in (scorer.pooling, scorer.over_windows, scorer.head):
+            _to_meta(module)
     return scorer
+
+
+def _prompt(recipe: Recipe, folder: Path) -> range:
+    """The positions of the targets' tokens; read from the tokenizer only where they are wanted."""
+    if recipe.model.pooling.kind != "target_tokens":
+        return range(0)
+    first = len(special_tokens(load_tokenizer(folder)[0])[0])
+    return range(first, first + len(recipe.data.target_columns))
+
+
+def _to_meta(module: nn.Module) -> None:
+    """Parameters only: buffers are filled in place."""
+    for each in module.modules():
+        for name, parameter in each._parameters.items():
+            if parameter is not None:
+                each._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
 
 def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:

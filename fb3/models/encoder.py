@@ -1,10 +1,12 @@
 """Encoders: loaded from a hub id or a folder, or built from a config; and the few cuts that a recipe asks for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
 
@@ -69,10 +71,11 @@ def check_backbone(backbone: str) -> None:
         raise Fb3Error(f"model.backbone={backbone}: the weights are missing ({_WEIGHTS[0]} or {_WEIGHTS[2]})")
 
 
-def export_encoder(settings: ModelGroup, out: Path) -> None:
+def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = ()) -> None:
     """Writes config and fast tokenizer of a backbone to `out`, so that training and inference read the same files.
 
-    The dropouts of the recipe are set in the config, and its padding id is made definite.
+    The dropouts of the recipe are set in the config, its padding id is made definite, and the tokenizer gets the
+    `added` tokens, for which the config makes room.
 
     Raises:
         Fb3Error: a missing file, no fast tokenizer, no padding token, or the hub cannot be reached.
@@ -104,6 +107,11 @@ def export_encoder(settings: ModelGroup, out: Path) -> None:
         # Its sparse attention gives way to full attention for good at the first short batch, so that a prediction
         # would depend on the batches before it.
         config.attention_type = "original_full"
+    # lstrip: the space before it belongs to it, so that the word after keeps its own
+    tokenizer.add_tokens(
+        [AddedToken(t, lstrip=True, normalized=False, special=True) for t in added], special_tokens=True
+    )
+    config.vocab_size = max(config.vocab_size, len(tokenizer))
     out.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -127,7 +135,9 @@ def pretrained_encoder(settings: ModelGroup, folder: Path) -> nn.Module:
     config = read_config(folder)
     backbone = Path(settings.backbone).expanduser()
     source = str(backbone) if backbone.is_dir() else settings.backbone
+    wanted = config.vocab_size
     try:
+        config.vocab_size = AutoConfig.from_pretrained(source).vocab_size
         encoder, report = _auto_class(config).from_pretrained(source, config=config, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise Fb3Error(f"model.backbone={settings.backbone}: {' '.join(str(error).split())[:400]}") from None
@@ -137,7 +147,18 @@ def pretrained_encoder(settings: ModelGroup, folder: Path) -> nn.Module:
             f"model.backbone={settings.backbone}: {len(missing)} weights are not in the file, so they would be random: "
             f"{missing[:5]}; is it the encoder that config.json describes?"
         )
+    if wanted > config.vocab_size:
+        _add_embeddings(encoder, wanted)
     return encoder.float()
+
+
+@torch.no_grad()
+def _add_embeddings(encoder: nn.Module, size: int) -> None:
+    """More word embeddings; new ones start as the mean of the old (Hewitt 2021)."""
+    old = encoder.get_input_embeddings().num_embeddings
+    encoder.resize_token_embeddings(size, mean_resizing=False)
+    weight = encoder.get_input_embeddings().weight
+    weight[old:] = weight[:old].mean(0)
 
 
 def random_encoder(folder: Path) -> nn.Module:

@@ -32,21 +32,23 @@ class Scorer(nn.Module):
     Args:
         encoder: a transformers encoder.
         pooling: token states to one vector.
+        over_windows: the vectors of an essay's windows to one.
         head: the vector to scores.
     """
 
-    def __init__(self, encoder: nn.Module, pooling: Pooling, head: Linear) -> None:
+    def __init__(self, encoder: nn.Module, pooling: Pooling, over_windows: nn.Module, head: Linear) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
+        self.over_windows = over_windows
         self.head = head
         self._read = _READ[pooling.reads]
         self._arguments: dict[str, Any] = {"output_hidden_states": True} if pooling.reads == "layers" else {}
 
     def forward(self, batch: Mapping[str, Tensor]) -> ModelOutput:
-        """input_ids and attention_mask, (B, T), to scores (B, K) and the pooled vectors (B, D)."""
+        """A batch of `collate` to scores (B, K) and the pooled vectors (B, D)."""
         mask = batch["attention_mask"]
         out = self.encoder(input_ids=batch["input_ids"], attention_mask=mask, **self._arguments)
         with torch.autocast(mask.device.type, enabled=False):
-            pooled = self.pooling(self._read(out), mask)
+            pooled = self.over_windows(self.pooling(self._read(out), self.pooling.token_weights(batch)), batch)
             return ModelOutput(self.head(pooled), pooled)

@@ -72,6 +72,14 @@ class Recipe(Group):
         return self
 
     @model_validator(mode="after")
+    def _target_tokens_are_there(self) -> "Recipe":
+        if self.model.pooling.kind == "target_tokens" and self.data.text.prompt != "tokens":
+            raise ValueError("model.pooling.kind=target_tokens reads the targets' tokens; set data.text.prompt=tokens")
+        if self.data.text.template and self.data.id_column in self.data.text.columns():
+            raise ValueError("data.text.template names the id column; an id says nothing about an essay")
+        return self
+
+    @model_validator(mode="after")
     def _rates_matter(self) -> "Recipe":
         if self.optimizer.decay_by == "thirds" and self.optimizer.layer_decay == 1.0:
             raise ValueError("optimizer.decay_by does nothing with layer_decay=1.0; leave it out")

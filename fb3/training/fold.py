@@ -9,15 +9,16 @@ import torch
 from accelerate.utils import gather_object
 
 from fb3.augmentation import augmented
+from fb3.batches import steps_per_epoch
 from fb3.checkpoint import ids_hash, save_fold
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
-from fb3.essays import Encoded, steps_per_epoch
 from fb3.folds import FoldSplit
 from fb3.metrics import Score
 from fb3.models import build_scorer
 from fb3.prediction import predict
 from fb3.runtime import seed_everything
+from fb3.tokens import Encoded
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
 from fb3.training.session import Session, with_local_backbone
@@ -41,6 +42,7 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     seed = recipe.train.seed + split.fold
     seed_everything(seed)
     scorer = build_scorer(with_local_backbone(recipe, session.out), session.out / "encoder", init="pretrained")
+    scorer.pooling.fit(session.encoded.rows[row] for row in split.train_rows)
     scorer.head.start_at(torch.from_numpy(session.targets[split.train_rows].mean(0)))
     scorer.to(accelerator.device)
     optimizer = build_optimizer(scorer, recipe.optimizer, scaled=session.precision == "fp16")
@@ -73,8 +75,10 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
 
 
 def _training_essays(session: Session, seed: int) -> Encoded:
-    augment = session.recipe.data.augment
-    return augmented(session.encoded, session.tokenizer, augment, seed) if augment else session.encoded
+    data = session.recipe.data
+    if not data.augment:
+        return session.encoded
+    return augmented(session.encoded, session.texts, session.tokenizer, data, data.augment, seed)
 
 
 class _Keeper:

@@ -10,12 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from fb3.batches import collate, training_batches
 from fb3.errors import Fb3Error
-from fb3.essays import Encoded, collate, training_batches
 from fb3.models import Scorer
 from fb3.progress import Advance, progress
 from fb3.recipe.groups import OptimizerGroup, TrainGroup
 from fb3.tasks import StepOutput, Task
+from fb3.tokens import Encoded
 from fb3.training.log import RunLog
 from fb3.training.optim import trainable
 from fb3.training.tricks import Step, Trick

@@ -13,7 +13,6 @@ from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
-from fb3.essays import Encoded, tokenise
 from fb3.models import load_tokenizer
 from fb3.models.encoder import export_encoder
 from fb3.models.scratch import build_backbone
@@ -21,6 +20,8 @@ from fb3.recipe import Recipe
 from fb3.recipe.groups import BATCH_LOSSES
 from fb3.runtime import Precision, pick_device, pick_precision, secret
 from fb3.tasks import Task, build_task
+from fb3.texts import added_tokens, check_tokenizer, input_texts
+from fb3.tokens import Encoded, tokenise
 from fb3.training.log import RunLog
 
 
@@ -34,6 +35,7 @@ class Session:
     accelerator: Accelerator
     precision: Precision
     task: Task
+    texts: list[str]
     encoded: Encoded
     tokenizer: Tokenizer
     targets: np.ndarray
@@ -80,6 +82,7 @@ def open_session(
             _prepare_wandb()
         accelerator.init_trackers("fb3", config={"recipe": recipe.to_yaml()})
     tokenizer, pad = load_tokenizer(out / "encoder")
+    texts = input_texts(essays, recipe.data)
     return Session(
         recipe=recipe,
         essays=essays,
@@ -88,7 +91,8 @@ def open_session(
         precision=precision,
         task=build_task(recipe),
         tokenizer=tokenizer,
-        encoded=tokenise(essays[recipe.data.text_column].tolist(), tokenizer, pad, recipe.data),
+        texts=texts,
+        encoded=tokenise(texts, tokenizer, pad, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
     )
@@ -123,7 +127,8 @@ def _prepare_wandb() -> None:
 def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
         build_backbone(recipe.model.scratch, texts, out / "scratch", recipe.train.seed)
-    export_encoder(with_local_backbone(recipe, out).model, out / "encoder")
+    export_encoder(with_local_backbone(recipe, out).model, out / "encoder", added_tokens(recipe.data))
+    check_tokenizer(load_tokenizer(out / "encoder")[0], recipe.data)
 
 
 def with_local_backbone(recipe: Recipe, out: Path) -> Recipe:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.checkpoint import load_fold
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays, tokenise
+from fb3.essays import read_essays
 from fb3.inference import infer
 from fb3.models import build_scorer, load_tokenizer
 from fb3.models.encoder import check_backbone, depth_of_parameters, export_encoder, layer_stack
@@ -20,6 +20,7 @@ from fb3.packing import write_bundle
 from fb3.prediction import predict
 from fb3.recipe import load_recipe
 from fb3.tasks import build_task
+from fb3.tokens import tokenise
 from fb3.training.optim import build_optimizer
 from fb3.training.run import train
 

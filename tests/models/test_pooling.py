@@ -1,5 +1,7 @@
 """Every pooling against a loop over essays that never sees padding."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,10 @@ from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
 from fb3.models.poolings import build_pooling
-from fb3.recipe.groups import GemPooling, LayersPooling, PlainPooling, TokensPooling
+from fb3.models.poolings.base import masked_mean
+from fb3.models.poolings.tokens import TokenWeightedPooling
+from fb3.models.poolings.windows import WindowPooling
+from fb3.recipe.groups import FittedPooling, GemPooling, LayersPooling, PlainPooling, TokensPooling
 
 WIDTH, DEPTH = 6, 4
 
@@ -46,6 +51,15 @@ def loop_over_essays(kind, pooling, layers, mask):
         elif kind == "attention_layers":
             firsts = torch.stack([states[0] for states in real[-3:]])
             out.append(pooling.out(torch.softmax(firsts @ pooling.query, 0) @ firsts))
+        elif kind == "parallel_layers":
+            nets = zip(pooling.nets, real[-3:], strict=True)
+            out.append(sum(net(states.mean(0)) for net, states in nets) / 3)
+        elif kind == "hierarchical_layers":
+            top = pooling.nets[0](real[-1].mean(0))
+            middle = pooling.nets[1](real[-2].mean(0) + top)
+            out.append((top + middle + pooling.nets[2](real[-3].mean(0) + middle)) / 3)
+        elif kind == "target_tokens":
+            out.append(torch.cat([last[0], last[1]]))
         elif kind == "lstm_tokens":
             out.append(pooling.net(last[None])[0][0].max(0).values)
         elif kind == "cnn":
@@ -60,6 +74,8 @@ def layered(kind):
 SETTINGS = {
     **dict.fromkeys(("cls", "mean", "max", "min", "mean_max", "attention", "dense"), lambda k: PlainPooling(kind=k)),
     **dict.fromkeys(("weighted_layer", "concat_layers", "lstm_layers", "gru_layers", "attention_layers"), layered),
+    **dict.fromkeys(("parallel_layers", "hierarchical_layers"), layered),
+    "target_tokens": lambda kind: FittedPooling(kind=kind),
     "gem": lambda kind: GemPooling(kind=kind, power=2.0),
     **dict.fromkeys(("lstm_tokens", "cnn"), lambda kind: TokensPooling(kind=kind, width=5)),
     "pooler": lambda kind: PlainPooling(kind=kind),
@@ -69,7 +85,7 @@ SETTINGS = {
 def build(kind):
     settings = SETTINGS[kind](kind)
     torch.manual_seed(0)
-    pooling = build_pooling(settings, WIDTH, DEPTH)
+    pooling = build_pooling(settings, WIDTH, DEPTH, prompt=range(2))
     if kind == "weighted_layer":
         torch.nn.init.normal_(pooling.weights)
     return pooling
@@ -80,6 +96,7 @@ def build(kind):
 @settings(max_examples=25, deadline=None)
 def test_padding_is_never_seen(kind, lengths, shift):
     pooling = build(kind)
+    lengths = [max(length, 2) for length in lengths] if kind == "target_tokens" else lengths
     longest = max(lengths) + 2
     generator = torch.Generator().manual_seed(sum(lengths))
     layers = tuple(torch.randn(len(lengths), longest, WIDTH, generator=generator) + shift for _ in range(DEPTH + 1))
@@ -111,3 +128,27 @@ def test_gem_has_finite_gradients_where_units_are_negative(power):
     assert torch.isfinite(pooled).all()
     assert torch.isfinite(states.grad).all()
     assert torch.isfinite(pooling.power.grad)
+
+
+def test_token_weights_are_inverse_document_frequencies():
+    pooling = TokenWeightedPooling(WIDTH, vocabulary=5)
+    pooling.fit([[1, 1, 2], [1, 3], [1]])
+    idf = [math.log(4 / (1 + n)) + 1 for n in (0, 3, 1, 1, 0)]
+    torch.testing.assert_close(pooling.rarity, torch.tensor(idf))
+    batch = {"input_ids": torch.tensor([[1, 2, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+    weights = pooling.token_weights(batch)
+    torch.testing.assert_close(weights, torch.tensor([[idf[1], idf[2], 0.0]]))
+    states = torch.randn(1, 3, WIDTH)
+    mean = (idf[1] * states[0, 0] + idf[2] * states[0, 1]) / (idf[1] + idf[2])
+    torch.testing.assert_close(pooling(states, weights)[0], mean)
+    torch.testing.assert_close(masked_mean(states, weights)[0], mean)
+
+
+@pytest.mark.parametrize("kind", ["mean", "max", "attention"])
+def test_windows_of_one_essay_are_pooled_apart_from_those_of_others(kind):
+    inner = build(kind)
+    pooled = torch.randn(4, WIDTH)
+    batch = {"windows": torch.tensor([[0, 1, 2], [3, 0, 0]]), "window_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
+    out = WindowPooling(inner)(pooled, batch)
+    torch.testing.assert_close(out[:1], inner(pooled[None, :3], torch.ones(1, 3)))
+    torch.testing.assert_close(out[1], pooled[3], msg="one window stays as it is")

@@ -10,12 +10,13 @@ from accelerate import Accelerator
 
 from fb3.checkpoint import load_fold, read_weights
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays, tokenise
+from fb3.essays import read_essays
 from fb3.folds import make_folds
 from fb3.models import load_tokenizer
 from fb3.prediction import predict
 from fb3.recipe import load_recipe
 from fb3.tasks import build_task
+from fb3.tokens import tokenise
 from fb3.training import loop as loop_module
 from fb3.training.optim import build_optimizer
 from fb3.training.run import train

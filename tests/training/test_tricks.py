@@ -300,6 +300,16 @@ BOOK = [
     "model.pooling={kind: lstm_layers, layers: 2}",
     "model.pooling={kind: cnn, width: 8}",
     "model.pooling={kind: gem}",
+    "model.pooling={kind: token_weighted}",
+    "model.pooling={kind: parallel_layers, layers: 2}",
+    "model.pooling={kind: hierarchical_layers, layers: 2}",
+    "data.windows={length: 48, stride: 30, pool: mean}",
+    "data.windows={length: 48, pool: attention}",
+    "data.text.newlines=true",
+    "data.text.prompt=names",
+    "data.text={prompt: tokens, newlines: true}",
+    "data.augment={shuffle: 0.5, typos: 0.2}",
+    "data.augment={mix: 0.5}",
 ]
 
 

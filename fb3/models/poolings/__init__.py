@@ -7,6 +7,8 @@ from fb3.models.poolings.base import Pooling
 from fb3.models.poolings.layers import (
     AttentionLayersPooling,
     ConcatLayersPooling,
+    HierarchicalLayersPooling,
+    ParallelLayersPooling,
     RecurrentLayersPooling,
     WeightedLayerPooling,
 )
@@ -21,10 +23,14 @@ from fb3.models.poolings.tokens import (
     MeanPooling,
     MinPooling,
     PoolerPooling,
+    TargetTokensPooling,
+    TokenWeightedPooling,
 )
-from fb3.recipe.groups import GemPooling, LayersPooling, PlainPooling, TokensPooling
+from fb3.models.poolings.windows import OneInput, WindowPooling
+from fb3.recipe.groups import FittedPooling, GemPooling, PlainPooling, TokensPooling, Windows
+from fb3.recipe.groups import Pooling as AnyPooling
 
-__all__ = ["Pooling", "build_pooling"]
+__all__ = ["Pooling", "build_pooling", "build_window_pooling"]
 
 _PLAIN = {
     "cls": ClsPooling,
@@ -42,11 +48,13 @@ _LAYERED = {
     "lstm_layers": lambda hidden, layers: RecurrentLayersPooling(hidden, layers, nn.LSTM),
     "gru_layers": lambda hidden, layers: RecurrentLayersPooling(hidden, layers, nn.GRU),
     "attention_layers": AttentionLayersPooling,
+    "parallel_layers": ParallelLayersPooling,
+    "hierarchical_layers": HierarchicalLayersPooling,
 }
 
 
 def build_pooling(
-    settings: PlainPooling | LayersPooling | GemPooling | TokensPooling, hidden: int, depth: int
+    settings: AnyPooling, hidden: int, depth: int, *, vocabulary: int = 0, prompt: range = range(0)
 ) -> Pooling:
     """The pooling of a recipe.
 
@@ -54,18 +62,30 @@ def build_pooling(
         settings: its kind and settings.
         hidden: width D of the encoder.
         depth: layers of the encoder.
+        vocabulary: number of its word embeddings.
+        prompt: positions of the targets' tokens.
 
     Raises:
         Fb3Error: more layers are asked for than the encoder has.
     """
-    if isinstance(settings, PlainPooling):
-        return _PLAIN[settings.kind](hidden)
-    if isinstance(settings, GemPooling):
-        return GeneralisedMeanPooling(hidden, settings.power)
-    if isinstance(settings, TokensPooling):
-        if settings.kind == "cnn":
+    match settings:
+        case PlainPooling():
+            return _PLAIN[settings.kind](hidden)
+        case GemPooling():
+            return GeneralisedMeanPooling(hidden, settings.power)
+        case TokensPooling(kind="cnn"):
             return CnnPooling(hidden, settings.width, settings.kernel)
-        return LstmTokensPooling(hidden, settings.width)
+        case TokensPooling():
+            return LstmTokensPooling(hidden, settings.width)
+        case FittedPooling(kind="token_weighted"):
+            return TokenWeightedPooling(hidden, vocabulary)
+        case FittedPooling():
+            return TargetTokensPooling(hidden, prompt)
     if settings.layers > depth:
         raise Fb3Error(f"model.pooling.layers={settings.layers}: the encoder has {depth} layers; give at most {depth}")
     return _LAYERED[settings.kind](hidden, settings.layers)
+
+
+def build_window_pooling(windows: Windows | None, width: int) -> nn.Module:
+    """What makes one vector of an essay's windows, each of `width`; without windows, nothing."""
+    return WindowPooling(_PLAIN[windows.pool](width)) if windows else OneInput()

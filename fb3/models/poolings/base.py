@@ -5,8 +5,10 @@ layers' states, a tuple of (B, T, D), lowest first) or "pooler" (the encoder's o
 Shapes: B essays, T tokens, D width of the encoder, L layers. `mask` is (B, T), 1 on real tokens.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 Reads = Literal["last", "layers", "pooler"]
@@ -24,6 +26,13 @@ class Pooling(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.width = hidden  # of the pooled vector
+
+    def token_weights(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What `forward` gets as the mask, (B, T): 0 on padding."""
+        return batch["attention_mask"]
+
+    def fit(self, rows: Iterable[np.ndarray]) -> None:
+        """Learns from the training essays' tokens, once, before the training."""
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

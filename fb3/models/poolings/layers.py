@@ -34,6 +34,35 @@ class ConcatLayersPooling(Pooling):
         return torch.cat([masked_mean(layer, mask) for layer in states[-self.layers :]], dim=-1)  # (B, nD)
 
 
+class ParallelLayersPooling(Pooling):
+    """A small net of its own for each of the last n layers' token means, then their mean (PSUM, arXiv:2010.11731)."""
+
+    reads = "layers"
+
+    def __init__(self, hidden: int, layers: int) -> None:
+        super().__init__(hidden)
+        self.nets = nn.ModuleList(_net(hidden) for _ in range(layers))
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        taken = states[-len(self.nets) :]
+        return torch.stack([net(masked_mean(s, mask)) for net, s in zip(self.nets, taken, strict=True)]).mean(0)
+
+
+class HierarchicalLayersPooling(ParallelLayersPooling):
+    """The same nets in a row: from the top down, each gets its layer and what the one above made (HSUM, ibid.)."""
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        carried, made = 0.0, []
+        for net, layer in zip(self.nets, reversed(states[-len(self.nets) :]), strict=True):
+            carried = net(masked_mean(layer, mask) + carried)
+            made.append(carried)
+        return torch.stack(made).mean(0)  # (B, D)
+
+
+def _net(hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.LayerNorm(hidden))
+
+
 class RecurrentLayersPooling(Pooling):
     """A recurrent net over the first tokens of the last n layers, lowest first (Song et al. 2020, arXiv:2002.04815).
 

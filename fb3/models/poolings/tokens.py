@@ -1,5 +1,8 @@
 """Poolings over the last layer's token states."""
 
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +80,50 @@ class DensePooling(Pooling):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         return torch.tanh(self.dense(masked_mean(states, mask)))
+
+
+class TokenWeightedPooling(Pooling):
+    """Mean over real tokens, each weighted by its inverse document frequency (Spärck Jones 1972).
+
+    Args:
+        hidden: width D.
+        vocabulary: number of word embeddings.
+    """
+
+    def __init__(self, hidden: int, vocabulary: int) -> None:
+        super().__init__(hidden)
+        self.register_buffer("rarity", torch.ones(vocabulary))  # saved with the weights
+
+    def fit(self, rows: Iterable[np.ndarray]) -> None:
+        """ln((1 + N) / (1 + n)) + 1 for a token that stands in n of N essays, as scikit-learn has it."""
+        rows = list(rows)
+        found = np.zeros(len(self.rarity))
+        for row in rows:
+            found[np.unique(row)] += 1
+        self.rarity.copy_(torch.from_numpy(np.log((1 + len(rows)) / (1 + found)) + 1))
+
+    def token_weights(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return batch["attention_mask"] * self.rarity[batch["input_ids"]]  # (B, T)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return masked_mean(states, mask)
+
+
+class TargetTokensPooling(Pooling):
+    """The states of the targets' own tokens side by side.
+
+    Args:
+        hidden: width D.
+        prompt: their K positions.
+    """
+
+    def __init__(self, hidden: int, prompt: range) -> None:
+        super().__init__(hidden)
+        self.prompt = prompt
+        self.width = hidden * len(prompt)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states[:, self.prompt.start : self.prompt.stop].flatten(1)  # (B, KD)
 
 
 class GeneralisedMeanPooling(Pooling):

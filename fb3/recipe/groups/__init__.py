@@ -6,8 +6,9 @@ maps the kind to its class.
 """
 
 from fb3.recipe.groups.base import Group
-from fb3.recipe.groups.data import Augment, DataGroup, FoldsGroup, PredictGroup
+from fb3.recipe.groups.data import Augment, DataGroup, FoldsGroup, PredictGroup, Synonyms, Text, Windows
 from fb3.recipe.groups.model import (
+    FittedPooling,
     GemPooling,
     Head,
     LayersPooling,
@@ -46,6 +47,7 @@ __all__ = [
     "DataGroup",
     "Ema",
     "Fgm",
+    "FittedPooling",
     "FoldsGroup",
     "GemPooling",
     "GradualUnfreeze",
@@ -69,7 +71,10 @@ __all__ = [
     "Scratch",
     "SoupSettings",
     "Swa",
+    "Synonyms",
+    "Text",
     "TokensPooling",
     "TrainGroup",
     "Trick",
+    "Windows",
 ]

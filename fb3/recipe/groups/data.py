@@ -1,5 +1,6 @@
 """The competition's files, tokens, folds, and inference."""
 
+from string import Formatter
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -7,9 +8,28 @@ from pydantic import Field, model_validator
 from fb3.recipe.groups.base import Count, Group, Probability, Rate, Seed
 
 
-class Augment(Group):
-    """Changes of a training essay's tokens, new ones each time it is drawn; special tokens stay."""
+class Synonyms(Group):
+    """Words that may stand for one another (Wei & Zou 2019, arXiv:1901.11196), from a list of yours."""
 
+    file: str
+    """A text file: on each line words that may stand for one another, separated by commas."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Probability of a word that has synonyms to be replaced by one."""
+
+
+class Augment(Group):
+    """Changes of a training essay, new ones each time it is drawn; special tokens stay."""
+
+    shuffle: Probability = 0.0
+    """Probability of an essay to come with its sentences in another order."""
+    synonyms: Synonyms | None = None
+    """Words replaced by synonyms; none: off."""
+    typos: Probability = 0.0
+    """Probability of a word to be mistyped: letters swapped, left out, doubled (Belinkov & Bisk 2017,
+    arXiv:1711.02173)."""
+    mix: Probability = 0.0
+    """Probability of an essay to go on as another of its batch from some point, its targets mixed by the same share
+    (CutMix, Yun et al. 2019, arXiv:1905.04899, on tokens)."""
     mask: Probability = 0.0
     """Probability of a token to become the mask (after Devlin et al. 2018, arXiv:1810.04805)."""
     delete: Probability = 0.0
@@ -21,9 +41,52 @@ class Augment(Group):
 
     @model_validator(mode="after")
     def _something(self) -> "Augment":
-        if not (self.mask or self.delete or self.swap or self.cut):
-            raise ValueError("augment does nothing with all of mask, delete, swap and cut at 0; leave it out")
+        if not any(getattr(self, name) for name in type(self).model_fields):
+            raise ValueError(f"augment does nothing with all of {', '.join(type(self).model_fields)} off; leave it out")
         return self
+
+
+class Text(Group):
+    """What happens to a text before the tokenizer, in training and at inference alike."""
+
+    template: str | None = None
+    """Several columns joined, each named in braces: "{title}\\n{full_text}"; none: text_column alone."""
+    repair: bool = False
+    """Undo UTF-8 that was read as Windows-1252, and drop control characters."""
+    newlines: bool = False
+    """A token of its own, [BR], for each line break: most tokenizers pass over them, and paragraphs are lost."""
+    capitals: bool = False
+    """[CAP] before a capitalised word, [UP] before one all in capitals (inline casing, Etchegoyhen & Gete 2020, LREC):
+    for tokenizers that make everything lower case."""
+    prompt: Literal["none", "names", "tokens"] = "none"
+    """What stands before the text, and before each window: the targets' names as words, or a new token for each
+    target, which model.pooling.kind=target_tokens reads."""
+
+    @model_validator(mode="after")
+    def _plain_names(self) -> "Text":
+        parts = list(Formatter().parse(self.template or "{x}"))
+        names = [name for _, name, _, _ in parts if name is not None]
+        if not names or not all(name.isidentifier() for name in names) or any(s or c for _, _, s, c in parts):
+            raise ValueError(
+                f"template: name columns in braces, such as {{title}} {{full_text}}; got {self.template!r}"
+            )
+        return self
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the template names, each once."""
+        return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(self.template or "") if name))
+
+
+class Windows(Group):
+    """A long essay as several inputs, encoded together, pooled into one vector (Dai et al. 2022, arXiv:2204.06683)."""
+
+    length: Annotated[int, Field(ge=8)] = 512
+    """Longest input of the encoder in tokens, special tokens included."""
+    stride: Count | None = None
+    """Tokens from the start of one window to the next, the last one moved back to end with the essay; none: the fewest
+    parts of equal length, without overlap."""
+    pool: Literal["mean", "max", "attention"] = "mean"
+    """How the windows' vectors become the essay's."""
 
 
 class DataGroup(Group):
@@ -43,9 +106,14 @@ class DataGroup(Group):
     )
     """Columns of the scores, in the order of the submission."""
     max_length: Annotated[int, Field(ge=8)] = 512
-    """Longest input in tokens, special tokens included; longer essays are truncated."""
+    """Most tokens of an essay, special tokens included; longer ones are truncated. Without windows, the encoder's
+    longest input."""
     truncation: Literal["head", "tail", "head_tail"] = "head"
     """Which tokens of a long essay stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583)."""
+    windows: Windows | None = None
+    """Sliding windows over essays of up to max_length tokens; none: off."""
+    text: Text = Text()
+    """What happens to a text before the tokenizer."""
     augment: Augment | None = None
     """Changes of the training essays' tokens; none: off."""
     sample: Count | None = None
@@ -58,7 +126,28 @@ class DataGroup(Group):
             raise ValueError(f"id_column, text_column and target_columns must differ, got {names}")
         if reserved := [n for n in names if n == "fold" or n.startswith("true_")]:
             raise ValueError(f"{reserved}: these names belong to oof.csv; rename the columns")
+        if self.text.template and self.text_column not in self.text.columns():
+            raise ValueError(f"text.template leaves text_column {self.text_column!r} out; name it in the template")
         return self
+
+    @model_validator(mode="after")
+    def _windows_slide(self) -> "DataGroup":
+        if self.windows and self.max_length <= self.windows.length:
+            raise ValueError(
+                f"windows of {self.windows.length} tokens do nothing with max_length={self.max_length}; "
+                "raise max_length"
+            )
+        if self.windows and (self.windows.stride or 0) >= self.windows.length:
+            raise ValueError(f"windows.stride={self.windows.stride} passes over text; keep it below windows.length")
+        return self
+
+    def encoder_length(self) -> int:
+        """The encoder's longest input in tokens."""
+        return self.windows.length if self.windows else self.max_length
+
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns of an essay's texts, text_column first."""
+        return tuple(dict.fromkeys([self.text_column, *self.text.columns()]))
 
 
 class FoldsGroup(Group):

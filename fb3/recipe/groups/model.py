@@ -19,11 +19,21 @@ class PlainPooling(Group):
 class LayersPooling(Group):
     """A pooling over several layers' token states, each averaged over its real tokens."""
 
-    kind: Literal["weighted_layer", "concat_layers", "lstm_layers", "gru_layers", "attention_layers"]
+    kind: Literal[
+        "weighted_layer",
+        "concat_layers",
+        "lstm_layers",
+        "gru_layers",
+        "attention_layers",
+        "parallel_layers",
+        "hierarchical_layers",
+    ]
     """weighted_layer: one learned weight a layer (Peters et al. 2018, arXiv:1802.05365); concat_layers: the layers
     side by side (Devlin et al. 2018, arXiv:1810.04805, table 7); lstm_layers, gru_layers: a recurrent net over the
     layers' first tokens, from the lowest up (Song et al. 2020, arXiv:2002.04815); attention_layers: attention over the
-    layers' first tokens (the same paper)."""
+    layers' first tokens (the same paper); parallel_layers: a small net of its own for each layer's mean, then their
+    mean; hierarchical_layers: from the top down each layer joins what the net above made of the ones before (both after
+    Karimi et al. 2020, arXiv:2010.11731, which takes whole encoder layers for nets)."""
     layers: Count = 4
     """How many of the last layers are taken."""
 
@@ -55,7 +65,17 @@ class TokensPooling(Group):
         return self
 
 
-Pooling = Annotated[PlainPooling | LayersPooling | GemPooling | TokensPooling, Field(discriminator="kind")]
+class FittedPooling(Group):
+    """A pooling that knows more than the states: which tokens they belong to."""
+
+    kind: Literal["token_weighted", "target_tokens"]
+    """token_weighted: the mean over tokens, each weighted by how rare it is in the training essays (TF-IDF, Spärck
+    Jones 1972); target_tokens: the states of the targets' tokens side by side, with data.text.prompt=tokens."""
+
+
+Pooling = Annotated[
+    PlainPooling | LayersPooling | GemPooling | TokensPooling | FittedPooling, Field(discriminator="kind")
+]
 
 
 class LinearHead(Group):

@@ -1,0 +1,29 @@
+"""Changes of an essay's tokens, special tokens left out."""
+
+import numpy as np
+
+from fb3.recipe.groups import Augment
+
+
+def change(tokens: np.ndarray, mask: int | None, settings: Augment, rng: np.random.Generator) -> np.ndarray:
+    """One draw: a span cut out, tokens deleted, neighbours swapped, tokens masked, in this order; never all of them."""
+    if settings.cut and len(tokens) > 1:
+        size = int(settings.cut * len(tokens))
+        start = int(rng.integers(0, len(tokens) - size + 1))
+        tokens = np.concatenate([tokens[:start], tokens[start + size :]])
+    if settings.delete and len(tokens) > 1:
+        kept = rng.random(len(tokens)) >= settings.delete
+        kept[rng.integers(len(tokens))] = True
+        tokens = tokens[kept]
+    if settings.swap and len(tokens) > 1:
+        tokens = tokens.copy()
+        for left in np.flatnonzero(rng.random(len(tokens) - 1) < settings.swap):
+            tokens[left], tokens[left + 1] = tokens[left + 1], tokens[left]
+    if settings.mask:
+        tokens = np.where(rng.random(len(tokens)) < settings.mask, mask, tokens).astype(tokens.dtype)
+    return tokens
+
+
+def spliced(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """The first `share` of one essay's tokens, then what follows the same share of another's."""
+    return np.concatenate([one[: int(share * len(one))], other[int(share * len(other)) :]])

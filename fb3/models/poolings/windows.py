@@ -1,0 +1,30 @@
+"""Pooling over the windows of a long essay (Dai et al. 2022, arXiv:2204.06683)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from fb3.models.poolings.base import Pooling
+
+
+class WindowPooling(nn.Module):
+    """One vector an essay from those of its windows, by a pooling that takes windows for tokens.
+
+    Args:
+        pooling: over (B, V, D) with a mask (B, V), V the most windows of an essay.
+    """
+
+    def __init__(self, pooling: Pooling) -> None:
+        super().__init__()
+        self.pooling = pooling
+
+    def forward(self, pooled: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """(W, D), all windows of the batch, to (B, D)."""
+        return self.pooling(pooled[batch["windows"]], batch["window_mask"])
+
+
+class OneInput(nn.Module):
+    """Without windows: each essay is one input."""
+
+    def forward(self, pooled: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        return pooled

@@ -1,0 +1,100 @@
+"""Texts before they become tokens: several columns joined, encodings repaired, newlines and capitals made visible."""
+
+import re
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from fb3.errors import Fb3Error
+from fb3.recipe.groups import DataGroup
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NEWLINE, CAPITAL, UPPER = "[BR]", "[CAP]", "[UP]"
+_BREAK = re.compile(r"\s*\n\s*")
+_WORD = re.compile(r"[^\W\d_]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def added_tokens(data: DataGroup) -> list[str]:
+    """The tokens that a recipe adds to the tokenizer, in their order."""
+    text = data.text
+    added = [NEWLINE] * text.newlines + [CAPITAL, UPPER] * text.capitals
+    return added + (target_tokens(data) if text.prompt == "tokens" else [])
+
+
+def target_tokens(data: DataGroup) -> list[str]:
+    """One token a target, such as [COHESION]."""
+    return [f"[{column.upper()}]" for column in data.target_columns]
+
+
+def check_tokenizer(tokenizer: "Tokenizer", data: DataGroup) -> None:
+    """Refuses what would do nothing, or the same twice, with this tokenizer.
+
+    Raises:
+        Fb3Error: it tells capitals apart by itself.
+    """
+    encoded = [tokenizer.encode(word, add_special_tokens=False).ids for word in ("Essay", "essay")]
+    if data.text.capitals and encoded[0] != encoded[1]:
+        raise Fb3Error("data.text.capitals: this tokenizer tells capitals apart by itself; leave it out")
+
+
+def prompt_ids(tokenizer: "Tokenizer", data: DataGroup) -> list[int]:
+    """The tokens of the prompt, which stand before each text and each of its windows."""
+    if data.text.prompt == "tokens":
+        return [tokenizer.token_to_id(token) for token in target_tokens(data)]
+    if data.text.prompt == "names":
+        names = ", ".join(column.replace("_", " ") for column in data.target_columns)
+        return tokenizer.encode(f"{names}:", add_special_tokens=False).ids
+    return []
+
+
+def input_texts(essays: pd.DataFrame, data: DataGroup) -> list[str]:
+    """What the tokenizer gets of each essay.
+
+    Args:
+        essays: as `read_essays` returns them.
+        data: its `text` group decides.
+    """
+    texts = essays[data.text_column].tolist()
+    if data.text.template:
+        rows = essays[list(data.text.columns())].to_dict("records")
+        texts = [data.text.template.format_map(row) for row in rows]
+    if data.text.repair:
+        texts = [repaired(text) for text in texts]
+    if data.text.capitals:
+        texts = [_WORD.sub(_marked, text) for text in texts]
+    if data.text.newlines:
+        texts = [_BREAK.sub(f" {NEWLINE} ", text.strip()) for text in texts]
+    return texts
+
+
+def repaired(text: str) -> str:
+    """Undoes UTF-8 that was read as Windows-1252 ("donâ€™t"), word by word, and drops control characters.
+
+    A word that does not decode stays as it is, and so does a text that was right.
+    """
+    return _CONTROL.sub("", re.sub(r"\S*[^\x00-\x7f]\S*", _decoded, text))
+
+
+def _decoded(match: re.Match) -> str:
+    try:
+        return b"".join(map(_byte, match.group())).decode("utf-8")
+    except UnicodeError:
+        return match.group()
+
+
+def _byte(character: str) -> bytes:
+    """The byte that Windows-1252 shows as this character; the five that it does not define stand for themselves."""
+    try:
+        return character.encode("cp1252")
+    except UnicodeEncodeError:
+        return character.encode("latin-1")
+
+
+def _marked(match: re.Match) -> str:
+    word = match.group()
+    if not word[0].isupper():
+        return word
+    return f" {UPPER if len(word) > 1 and word.isupper() else CAPITAL} {word}"

@@ -1,0 +1,138 @@
+"""Tokens: each text tokenised once and ragged, truncated, cut into windows where the recipe says so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fb3.errors import Fb3Error
+from fb3.recipe.groups import DataGroup
+from fb3.texts import prompt_ids
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Slicer:
+    """Cuts an essay's tokens into windows that the encoder can take, each with the frame around it.
+
+    length: of the longest window. stride: between two starts, none: parts of equal length. prefix, suffix: tokens of
+    the frame.
+    """
+
+    length: int
+    stride: int | None
+    prefix: int
+    suffix: int
+
+    def windows(self, tokens: np.ndarray) -> list[np.ndarray]:
+        """Windows that cover all tokens; a text that fits into one stays as it is."""
+        if len(tokens) <= self.length:
+            return [tokens]
+        end = len(tokens) - self.suffix
+        before, inner, after = tokens[: self.prefix], tokens[self.prefix : end], tokens[end:]
+        room = self.length - self.prefix - self.suffix
+        if self.stride is None:
+            parts = np.array_split(inner, -(-len(inner) // room))
+        else:
+            starts = [*range(0, len(inner) - room, self.stride), len(inner) - room]
+            parts = [inner[start : start + room] for start in starts]
+        return [np.concatenate([before, part, after]) for part in parts]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Essays as tokens: ragged rows of ids, the frame included; row i is essay i.
+
+    lengths: (N,), tokens that each costs, those of all its windows. slicer: cuts the rows; none: an essay is one input.
+    """
+
+    rows: Sequence[np.ndarray]
+    pad: int
+    lengths: np.ndarray
+    slicer: Slicer | None = None
+
+    def draw(self, rows: np.ndarray, targets: np.ndarray | None) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """The tokens of some essays, and their targets (B, K) where given."""
+        return [self.rows[row] for row in rows], None if targets is None else targets[rows]
+
+
+def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataGroup) -> Encoded:
+    """Tokenises every text once and truncates it.
+
+    Args:
+        texts: N texts; an empty one keeps its frame.
+        tokenizer: the fast tokenizer of the encoder folder.
+        pad: the id that fills a batch.
+        data: max_length, truncation, windows and prompt.
+
+    Raises:
+        Fb3Error: no room for text.
+    """
+    encoder = RowEncoder(tokenizer, pad, data)
+    rows = []
+    for start in range(0, len(texts), 1024):  # bounds the memory of the tokenizer's own, much larger, encodings
+        rows += encoder.rows(list(texts[start : start + 1024]))
+    slicer = encoder.slicer
+    costs = (sum(map(len, slicer.windows(row))) if slicer else len(row) for row in rows)
+    return Encoded(rows, pad, np.fromiter(costs, np.int64, len(rows)), slicer)
+
+
+class RowEncoder:
+    """Texts to rows of tokens: prompt and special tokens around what truncation leaves.
+
+    Raises:
+        Fb3Error: no room for text.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer", pad: int, data: DataGroup) -> None:
+        self.tokenizer, self.pad, self.truncation = tokenizer, pad, data.truncation
+        self.prefix, self.suffix = frame(tokenizer, data)
+        around = len(self.prefix) + len(self.suffix)
+        self.room = data.max_length - around
+        if data.encoder_length() <= around:
+            raise Fb3Error(f"data: no room in {data.encoder_length()} tokens beside {around} of prompt and frame")
+        self.slicer = None
+        if data.windows:
+            room = data.windows.length - around
+            if (data.windows.stride or 0) > room:
+                raise Fb3Error(f"data.windows.stride={data.windows.stride} passes over text; at most {room}")
+            self.slicer = Slicer(data.windows.length, data.windows.stride, len(self.prefix), len(self.suffix))
+
+    def rows(self, texts: list[str]) -> list[np.ndarray]:
+        """One row of ids a text."""
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._framed(encoding.ids) for encoding in encodings]
+
+    def _framed(self, ids: list[int]) -> np.ndarray:
+        framed = [*self.prefix, *truncate(ids, self.room, self.truncation), *self.suffix]
+        return np.array(framed or [self.pad], np.int32)  # an encoder needs one token at least
+
+
+def frame(tokenizer: "Tokenizer", data: DataGroup) -> tuple[list[int], list[int]]:
+    """What stands before and after each input: special tokens and the prompt."""
+    prefix, suffix = special_tokens(tokenizer)
+    return [*prefix, *prompt_ids(tokenizer, data)], suffix
+
+
+def special_tokens(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text."""
+    marked = tokenizer.encode("a")
+    special = marked.special_tokens_mask
+    inner = [position for position, flag in enumerate(special) if not flag]
+    first, last = (inner[0], inner[-1] + 1) if inner else (len(special), len(special))
+    return marked.ids[:first], marked.ids[last:]
+
+
+def truncate(ids: list[int], room: int, how: str) -> list[int]:
+    """Keeps `room` tokens: the first, the last, or half of each end (the head takes the odd one)."""
+    if len(ids) <= room:
+        return ids
+    if how == "head":
+        return ids[:room]
+    if how == "tail":
+        return ids[-room:]
+    tail = room // 2
+    return ids[: room - tail] + (ids[-tail:] if tail else [])

@@ -1,0 +1,77 @@
+"""What happens to a text before the tokenizer."""
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from fb3.errors import Fb3Error
+from fb3.models.scratch import train_tokenizer
+from fb3.recipe import load_recipe
+from fb3.recipe.groups import DataGroup, Text
+from fb3.texts import added_tokens, check_tokenizer, input_texts, repaired
+
+TARGETS = {"target_columns": ("syntax", "grammar")}
+
+
+def prepared(text, **settings):
+    return input_texts(pd.DataFrame({"full_text": [text]}), DataGroup(text=Text(**settings)))[0]
+
+
+def test_a_text_is_left_alone_unless_asked():
+    assert prepared(" As it\n stands\x00 ") == " As it\n stands\x00 "
+    assert added_tokens(DataGroup()) == []
+
+
+def test_columns_are_joined_by_a_template():
+    essays = pd.DataFrame({"full_text": ["Body {x}"], "title": ["Head"]})
+    data = DataGroup(text=Text(template="{title}\n{full_text}"))
+    assert input_texts(essays, data) == ["Head\nBody {x}"]
+    assert data.text_columns() == ("full_text", "title")
+
+
+@pytest.mark.parametrize("bad", ["no column", "{}", "{a!r}", "{full_text:10}", "{a.b}", "{title}"])
+def test_a_template_of_something_else_is_refused(bad):
+    with pytest.raises(Fb3Error, match="template"):
+        load_recipe("tiny", [f"data.text.template='{bad}'"])
+
+
+def test_newlines_and_capitals_become_tokens():
+    assert prepared("One\n\n two \nthree\n", newlines=True) == "One [BR] two [BR] three"
+    assert prepared("I saw NASA and (Bob) at O'Neil", capitals=True).split() == (
+        ["[CAP]", "I", "saw", "[UP]", "NASA", "and", "(", "[CAP]", "Bob)", "at", "[CAP]", "O'", "[CAP]", "Neil"]
+    )
+    both = prepared("Hi\nYOU", newlines=True, capitals=True)
+    assert both.split() == ["[CAP]", "Hi", "[BR]", "[UP]", "YOU"]
+
+
+@given(st.text())
+def test_what_is_utf8_read_as_windows_1252_is_undone(text):
+    plain = "".join(c for c in text if c.isprintable())
+    garbled = "".join(bytes([byte]).decode("cp1252", errors="ignore") or chr(byte) for byte in plain.encode("utf-8"))
+    if not any(c.isspace() for c in garbled):  # a garbled word with a space in it is two words
+        assert repaired(garbled) in {plain, repaired(plain)}
+
+
+@pytest.mark.parametrize("right", ["", "café naïve — “quoted” 5 € ½", "日本語", "a\tb\nc"])
+def test_what_is_right_stays(right):
+    assert repaired(right) == right
+
+
+def test_repair_of_what_essays_hold():
+    assert repaired("donâ€™t â€œsayâ€\x9d\x07 itâ€”now") == "don’t “say” it—now"
+
+
+def test_capitals_are_for_tokenizers_that_lose_them(texts):
+    cased = Tokenizer.from_str(train_tokenizer(texts, 300).to_str())
+    with pytest.raises(Fb3Error, match="capitals"):
+        check_tokenizer(cased, DataGroup(text=Text(capitals=True)))
+    check_tokenizer(cased, DataGroup())
+
+
+def test_tokens_of_targets():
+    data = DataGroup(text=Text(prompt="tokens", newlines=True), **TARGETS)
+    assert added_tokens(data) == ["[BR]", "[SYNTAX]", "[GRAMMAR]"]
+    with pytest.raises(Fb3Error, match="prompt"):
+        load_recipe("tiny", ["model.pooling.kind=target_tokens"])

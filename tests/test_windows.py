@@ -1,0 +1,107 @@
+"""Sliding windows: they cover an essay, keep its frame, and are nothing where a text fits."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from fb3.batches import collate, inference_batches
+from fb3.errors import Fb3Error
+from fb3.models import build_scorer
+from fb3.models.scratch import train_tokenizer
+from fb3.recipe import load_recipe
+from fb3.recipe.groups import DataGroup, Windows
+from fb3.tokens import Encoded, Slicer, tokenise
+
+
+@given(
+    inner=st.integers(0, 200),
+    length=st.integers(4, 30),
+    share=st.one_of(st.none(), st.floats(0.1, 1.0)),
+    prefix=st.integers(0, 2),
+    suffix=st.integers(0, 1),
+)
+def test_windows_cover_every_token_within_their_length_and_keep_the_frame(inner, length, share, prefix, suffix):
+    room = length - prefix - suffix
+    stride = None if share is None else max(1, int(share * room))
+    tokens = np.array([*range(-prefix, 0), *range(inner), *[999] * suffix])
+    windows = Slicer(length, stride, prefix, suffix).windows(tokens)
+    assert all(len(window) <= length for window in windows)
+    assert {t for w in windows for t in w} == set(tokens)
+    parts = [window[prefix : len(window) - suffix] for window in windows]
+    for window, part in zip(windows, parts, strict=True):
+        assert list(window[:prefix]) == list(range(-prefix, 0))
+        assert list(window[len(window) - suffix :]) == [999] * suffix
+        assert list(part) == list(range(part[0], part[0] + len(part))) if len(part) else len(windows) == 1
+    if stride is None:
+        assert sum(map(len, parts)) == inner, "parts do not overlap"
+        assert len(windows) == max(1, -(-inner // room)), "no more of them than it needs"
+    if len(tokens) <= length:
+        assert len(windows) == 1
+        assert windows[0] is tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts):
+    return Tokenizer.from_str(train_tokenizer(texts, 300).to_str())
+
+
+def test_a_batch_knows_whose_windows_are_whose(tokenizer, texts):
+    data = DataGroup(max_length=64, windows=Windows(length=16))
+    encoded = tokenise([texts[0], "short", texts[1]], tokenizer, 0, data)
+    assert encoded.lengths[1] == len(encoded.rows[1])
+    batch = collate(encoded, np.array([2, 1]), np.zeros((3, 6), np.float32))
+    assert batch["input_ids"].shape[1] <= 16
+    assert batch["targets"].shape == (2, 6)
+    assert batch["row"].tolist() == [2, 1]
+    places = batch["windows"][0][batch["window_mask"][0].bool()]
+    seen = [batch["input_ids"][w][batch["attention_mask"][w].bool()][1:-1] for w in places]
+    assert torch.cat(seen).tolist() == encoded.rows[2][1:-1].tolist()
+    assert batch["window_mask"][1].tolist() == [1] + [0] * (len(places) - 1)
+    assert batch["input_ids"].numel() <= encoded.lengths[[2, 1]].max() * 2
+
+
+def test_the_token_budget_counts_all_windows():
+    slicer = Slicer(8, 4, 0, 0)
+    rows = [np.arange(n) for n in (30, 20, 8, 5, 3)]
+    encoded = Encoded(rows, 0, np.array([sum(map(len, slicer.windows(row))) for row in rows]), slicer)
+    for batch in inference_batches(encoded.lengths, np.arange(5), 100):
+        assert collate(encoded, batch)["input_ids"].numel() <= 100
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "attention"])
+def test_windows_of_a_short_text_are_no_windows(run, tiny, texts, pool):
+    plain = tiny.model_copy(update={"data": DataGroup(max_length=64)})
+    windowed = tiny.model_copy(update={"data": DataGroup(max_length=80, windows=Windows(length=64, pool=pool))})
+    scores = []
+    for recipe in (plain, windowed):
+        torch.manual_seed(1)
+        scorer = build_scorer(recipe, run / "encoder", init="config").eval()
+        torch.manual_seed(2)
+        torch.nn.init.normal_(scorer.head.linear.weight)
+        torch.nn.init.zeros_(scorer.head.linear.bias)
+        encoder = Tokenizer.from_file(str(run / "encoder" / "tokenizer.json"))
+        encoded = tokenise([text[:60] for text in texts[:3]], encoder, 0, recipe.data)
+        with torch.no_grad():
+            scores.append(scorer(collate(encoded, np.arange(3))).scores)
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("data.windows={length: 512}", "raise max_length"),
+        ("data.windows={length: 64, stride: 64}", "passes over text"),
+    ],
+)
+def test_windows_that_do_nothing_or_lose_text_are_refused(line, words):
+    with pytest.raises(Fb3Error, match=words):
+        load_recipe("tiny", [line])
+
+
+def test_a_stride_beyond_the_room_is_refused(tokenizer):
+    data = DataGroup(max_length=64, windows=Windows(length=16, stride=15))
+    with pytest.raises(Fb3Error, match="at most 14"):
+        tokenise(["word"], tokenizer, 0, data)
