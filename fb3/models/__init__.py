@@ -16,6 +16,7 @@ from fb3.models.encoder import (
     read_config,
 )
 from fb3.models.heads import build_head
+from fb3.models.mixout import mix_out
 from fb3.models.poolings import build_pooling
 from fb3.models.scorer import ModelOutput, Scorer
 from fb3.models.surgery import operate, reinitialise
@@ -46,6 +47,8 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
     if limit is not None and recipe.data.max_length > limit:
         raise Fb3Error(f"data.max_length={recipe.data.max_length}: the encoder has positions for {limit} tokens only")
     operate(encoder, recipe.model)
+    if init == "pretrained":
+        mix_out(encoder, recipe.model)  # after the freezing: only what trains has a start to go back to
     use_blocked_attention(encoder)
     hidden = encoder.config.hidden_size
     depth = getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder)))
