@@ -113,6 +113,7 @@ def test_overrides_merge_groups_and_replace_other_kinds():
     recipe = load_recipe("tiny", ["model.pooling={kind: concat_layers, layers: 2}", "model.pooling.kind=mean"])
     assert recipe.model.pooling.model_dump() == {"kind": "mean"}
     assert load_recipe("tiny", ["task.loss=mse", "task.kind=regression"]).task.loss == "mse"
+    assert load_recipe("tiny", ["optimizer.kind=radam"]).optimizer.encoder_rate == 2e-3, "the kinds share their rates"
     assert (
         load_recipe("minilm-l6").optimizer.encoder_rate
         == load_recipe("tiny", ["optimizer.encoder_rate=1e-4"]).optimizer.encoder_rate

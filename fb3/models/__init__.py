@@ -17,6 +17,7 @@ from fb3.models.encoder import (
     read_config,
 )
 from fb3.models.heads import build_head
+from fb3.models.mixout import mix_out
 from fb3.models.poolings import build_pooling, build_window_pooling
 from fb3.models.scorer import ModelOutput, Scorer
 from fb3.models.surgery import operate, reinitialise
@@ -50,6 +51,8 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
         key = "windows.length" if recipe.data.windows else "max_length"
         raise Fb3Error(f"data.{key}={longest}: the encoder has positions for {limit} tokens only")
     operate(encoder, recipe.model)
+    if init == "pretrained":
+        mix_out(encoder, recipe.model)  # after the freezing: only what trains has a start to go back to
     use_blocked_attention(encoder)
     depth = getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder)))
     pooling = build_pooling(

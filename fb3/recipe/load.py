@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from fb3.errors import Fb3Error, nearest
+from fb3.recipe.groups import Group
 from fb3.recipe.recipe import Recipe, known_keys
 
 _BUILTIN = files("fb3.recipe") / "builtin"
@@ -60,7 +61,7 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         return recipe
     merged = recipe.model_dump(mode="json")
     for override in overrides:  # checked together at the end: two may be right only side by side
-        merged = _merged(merged, _override(override))
+        merged = _merged(merged, _override(override), Recipe)
     return Recipe.from_mapping(merged, "overrides " + " ".join(overrides))
 
 
@@ -99,12 +100,18 @@ def _override(override: str) -> dict:
     return settings
 
 
-def _merged(base: dict, over: dict) -> dict:
-    """`over` on top of `base`, group by group. A mapping of another `kind` replaces the old one whole."""
-    if over.get("kind", base.get("kind")) != base.get("kind"):
+def _merged(base: dict, over: dict, group: type[Group] | None = None) -> dict:
+    """`over` on top of `base`, group by group.
+
+    A mapping of another `kind` replaces the old one whole where each kind has settings of its own; in a `group` of one
+    class, as the optimizer is, the kinds share them, and a rate survives another kind.
+    """
+    if group is None and over.get("kind", base.get("kind")) != base.get("kind"):
         return over
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        out[key] = _merged(base[key], value) if both else value
+        inner = group.model_fields[key].annotation if group and key in group.model_fields else None
+        one_class = isinstance(inner, type) and issubclass(inner, Group)
+        out[key] = _merged(base[key], value, inner if one_class else None) if both else value
     return out

@@ -67,6 +67,10 @@ class Recipe(Group):
                     "tricks: pull_to_start decays the weights toward their start, optimizer.weight_decay toward 0; set "
                     "optimizer.weight_decay=0"
                 )
+            if trick.kind == "pull_to_start" and self.optimizer.kind == "madgrad":
+                raise ValueError("tricks: madgrad goes by its own sums and undoes pull_to_start; drop one of the two")
+            if trick.kind == "lookahead" and self.optimizer.kind == "ranger":
+                raise ValueError("tricks: optimizer.kind=ranger looks ahead itself; drop lookahead, or take radam")
             if trick.kind == "pull_to_start" and self.model.reinit_layers:
                 raise ValueError("tricks: pull_to_start would pull model.reinit_layers to random weights; drop one")
         return self
@@ -94,7 +98,7 @@ class Recipe(Group):
             raise ValueError(
                 f"task.loss={of_batches[0]}: roots of parts do not add up; set train.accumulation=1 or take mse"
             )
-        dropouts = (self.model.dropout, self.model.attention_dropout, self.model.layer_drop)
+        dropouts = (self.model.dropout, self.model.attention_dropout, self.model.layer_drop, self.model.mixout)
         if self.task.r_drop and not any(dropouts) and self.model.head.kind == "linear":
             raise ValueError("task.r_drop does nothing without dropout: both passes would be equal; set model.dropout")
         return self

@@ -1,7 +1,13 @@
 import math
+import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from hypothesis import given
+from hypothesis import settings as trials
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import (
     AutoConfig,
@@ -12,6 +18,7 @@ from transformers import (
     get_polynomial_decay_schedule_with_warmup,
 )
 
+from fb3.errors import Fb3Error
 from fb3.models import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.groups import OptimizerGroup, ScheduleGroup
@@ -135,13 +142,23 @@ def test_thirds_and_the_embeddings_own_rate(run):
     assert by_depth(embeddings_rate=0.01)["6"] == 1.0
 
 
-@pytest.mark.parametrize("kind", ["adamw", "radam", "nadam"])
+BORROWED = ["ranger", "lamb", "madgrad"]
+KINDS = ["adamw", "radam", "nadam", "adafactor", *BORROWED]
+
+
+def of_kind(kind, **more):
+    if kind in BORROWED:
+        pytest.importorskip("pytorch_optimizer")
+    return OptimizerGroup(kind=kind, head_rate=0.05, layer_decay=1.0, **more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_optimizer_lowers_a_loss_and_decays_apart_from_the_gradient(kind):
     torch.manual_seed(0)
     layer = torch.nn.Linear(4, 4)
-    target = torch.randn(8, 4)
     inputs = torch.randn(8, 4)
-    settings = OptimizerGroup(kind=kind, head_rate=0.05, layer_decay=1.0, weight_decay=0.1)
+    target = torch.nn.Linear(4, 4)(inputs).detach()
+    settings = of_kind(kind, weight_decay=0.1)
     optimizer = build_optimizer(layer, settings, scaled=False)
     first = last = None
     for _ in range(60):
@@ -157,3 +174,112 @@ def test_every_optimizer_lowers_a_loss_and_decays_apart_from_the_gradient(kind):
     optimizer.step()
     assert torch.allclose(layer.weight, before * (1 - 0.05 * 0.1), atol=1e-4)
     assert (layer.weight.abs() < before.abs()).all(), "weights shrink though the gradient is 0"
+    for _ in range(49):
+        optimizer.step()
+    kept = layer.weight / before
+    assert (kept > (1 - 0.05 * 0.1) ** 50 - 1e-3).all()
+    assert (kept < 0.9).all(), "and go on to do so; ranger's lookahead halves it"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_optimizer_goes_downhill_from_its_first_step_on(kind):
+    """The library's ranger, as it stands there, climbs in its first five."""
+    layer = torch.nn.Linear(4, 4)
+    optimizer = build_optimizer(layer, of_kind(kind, weight_decay=0.0), scaled=False)
+    slope = torch.arange(16.0).view(4, 4) - 7.0
+    for number in range(5):
+        before = layer.weight.detach().clone()
+        layer.weight.grad = slope.clone()
+        optimizer.step()
+        assert ((layer.weight.detach() - before) * slope).sum() < 0, number
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_optimizer_takes_the_layers_rates_a_schedule_and_bf16(kind, run, tiny):
+    """A parameter without a gradient is passed over, too: gradual_unfreeze takes gradients away."""
+    if kind in BORROWED:
+        pytest.importorskip("pytorch_optimizer")
+    torch.manual_seed(0)
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    scorer = build_scorer(tiny, run / "encoder", init="config")
+    settings = OptimizerGroup(kind=kind, encoder_rate=1e-3, head_rate=1e-2, layer_decay=0.1)
+    optimizer = build_optimizer(scorer, settings, scaled=False)
+    schedule = build_schedule(optimizer, ScheduleGroup(kind="linear", warmup_steps=2), 10)
+    start = {name: p.detach().clone() for name, p in scorer.named_parameters()}
+    model, optimizer = accelerator.prepare(scorer, optimizer)
+    ids = torch.randint(5, 100, (3, 12))
+    for _ in range(5):
+        accelerator.backward(model({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).scores.square().mean())
+        for p in scorer.encoder.embeddings.parameters():
+            p.grad = None
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    AcceleratorState._reset_state()
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["head.decay"] == pytest.approx(1e-2 * 5 / 8)
+    assert rates["encoder.1.decay"] == pytest.approx(1e-4 * 5 / 8)
+    moved = {name: (p.detach() - start[name]).norm() / start[name].norm() for name, p in scorer.named_parameters()}
+    assert moved["encoder.embeddings.word_embeddings.weight"] == 0
+    for name in ("head.linear.weight", "encoder.encoder.layer.0.attention.self.query_proj.weight"):
+        assert 0 < moved[name] < 0.5, name
+    by_layer = [moved[f"encoder.encoder.layer.{n}.intermediate.dense.weight"] for n in (0, 1)]
+    assert by_layer[0] < by_layer[1], "the lower layer has a tenth of the rate"
+
+
+def test_lambs_step_is_a_share_of_the_weights_norm():
+    pytest.importorskip("pytorch_optimizer")
+    layer = torch.nn.Linear(4, 4)
+    optimizer = build_optimizer(layer, of_kind("lamb", weight_decay=0.0), scaled=False)
+    for _ in range(3):
+        before = layer.weight.detach().clone()
+        layer.weight.grad = torch.randn(4, 4)
+        optimizer.step()
+        assert (layer.weight - before).norm().item() == pytest.approx(0.05 * before.norm().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@given(
+    betas=st.tuples(st.floats(0, 0.99), st.floats(0.5, 0.9999)),
+    decay=st.floats(0, 0.5),
+    gradients=st.lists(st.floats(-3, 3).filter(lambda g: abs(g) > 1e-3), min_size=1, max_size=6),
+)
+@trials(max_examples=30, deadline=None)
+def test_without_bias_correction_it_is_bert_adam(scaled, betas, decay, gradients):
+    layer = torch.nn.Linear(1, 1, bias=False).double()
+    chosen = OptimizerGroup(head_rate=0.01, layer_decay=1.0, weight_decay=decay, betas=betas, bias_correction=False)
+    optimizer = build_optimizer(layer, chosen, scaled=scaled)
+    weight, m, v = layer.weight.item(), 0.0, 0.0
+    for gradient in gradients:
+        layer.weight.grad = torch.full((1, 1), gradient, dtype=torch.float64)
+        optimizer.step()
+        m = betas[0] * m + (1 - betas[0]) * gradient
+        v = betas[1] * v + (1 - betas[1]) * gradient**2
+        weight -= 0.01 * (m / (math.sqrt(v) + 1e-6) + decay * weight)
+        assert layer.weight.item() == pytest.approx(weight, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"kind": "adafactor", "betas": (0.9, 0.99)}, "betas do nothing in adafactor"),
+        ({"kind": "madgrad", "betas": (0.8, 0.999)}, "betas do nothing in madgrad"),
+        ({"kind": "adafactor", "eps": 1e-8}, "eps does nothing in adafactor"),
+        ({"kind": "radam", "bias_correction": False}, "is of adamw, not of radam"),
+        ({"bias_correction": False, "betas": (0.9, 0.99999)}, "too near to 1"),
+    ],
+)
+def test_what_a_kind_does_not_know_is_refused(chosen, words):
+    with pytest.raises(ValidationError, match=words):
+        OptimizerGroup(**chosen)
+
+
+def test_a_missing_library_or_gpu_is_named(monkeypatch):
+    layer = torch.nn.Linear(2, 2)
+    with pytest.raises(Fb3Error, match="adamw_8bit wants a GPU"):
+        build_optimizer(layer, of_kind("adamw_8bit"), scaled=False)
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    for kind in BORROWED:
+        with pytest.raises(Fb3Error, match=f"kind={kind}.*pip install pytorch_optimizer"):
+            build_optimizer(layer, OptimizerGroup(kind=kind, layer_decay=1.0), scaled=False)

@@ -13,10 +13,10 @@ from fb3.models import build_scorer
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import Awp, Ema, Fgm, GradualUnfreeze, Noise, Pgd, PullToStart, Swa
+from fb3.recipe.groups import Awp, Ema, Fgm, GradualUnfreeze, Lookahead, Noise, Pgd, PullToStart, Swa
 from fb3.tasks import RDropped, build_task
 from fb3.training.run import train
-from fb3.training.tricks import AWP, EMA, FGM, PGD, SWA, EmbeddingNoise, Pull, Step, Unfreeze, build_tricks
+from fb3.training.tricks import AWP, EMA, FGM, PGD, SWA, EmbeddingNoise, Pull, SlowWeights, Step, Unfreeze, build_tricks
 from tests.conftest import TINY
 
 
@@ -257,6 +257,48 @@ def test_the_pull_goes_a_share_of_the_way_back(step):
         torch.testing.assert_close(p, start[name] + (0.75 if name.startswith("encoder.") else 1.0))
 
 
+@given(
+    steps=st.integers(2, 4),
+    alpha=st.floats(0.01, 0.99),
+    moves=st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=9),
+)
+@settings(max_examples=50, deadline=None)
+def test_lookahead_is_its_closed_form(steps, alpha, moves):
+    """After each cycle slow = start + alpha · the way of the cycles so far; between, the fast weights go their own."""
+    scorer = torch.nn.Linear(1, 2).double()
+    scorer.bias.requires_grad_(False)
+    start = scorer.weight.detach().clone()
+    trick = SlowWeights(Lookahead(kind="lookahead", steps=steps, alpha=alpha), scorer)
+    for number, move in enumerate(moves, 1):
+        with torch.no_grad():
+            scorer.weight.add_(move)
+            scorer.bias.fill_(number)
+        trick.after_step(Step(scorer, {}))
+        whole = number - number % steps
+        expected = start + alpha * sum(moves[:whole]) + sum(moves[whole:number])
+        torch.testing.assert_close(scorer.weight.detach(), expected, rtol=0, atol=1e-12)
+        assert (scorer.bias == number).all(), "a frozen weight is left alone"
+
+
+def test_lookahead_that_keeps_the_whole_way_changes_nothing(step):
+    whole = Lookahead.model_construct(kind="lookahead", steps=2, alpha=1.0)  # the recipe would refuse it
+    trick = SlowWeights(whole, step.scorer)
+    for _ in range(4):
+        with torch.no_grad():
+            for p in step.scorer.parameters():
+                p.add_(torch.randn_like(p))
+        before = [p.detach().clone() for p in step.scorer.parameters()]
+        trick.after_step(step)
+        assert all(torch.equal(p, old) for p, old in zip(step.scorer.parameters(), before, strict=True))
+
+
+def test_a_lookahead_that_would_never_return_is_refused(step):
+    recipe = load_recipe("tiny", ["tricks=[{kind: lookahead, steps: 6}]"])
+    with pytest.raises(Fb3Error, match="returns every 6 steps, and the run has 5"):
+        build_tricks(recipe, step.scorer, 5)
+    assert len(build_tricks(recipe, step.scorer, 6)) == 1
+
+
 def test_layers_unfreeze_from_the_top_down(step, tiny):
     unfreeze = Unfreeze(GradualUnfreeze(kind="gradual_unfreeze", until=0.5), step.scorer)
     trained = []
@@ -287,12 +329,19 @@ BOOK = [
     "tricks=[{kind: noise}]",
     "tricks=[{kind: swa, start: 0.0, every_steps: 1}]",
     "tricks=[{kind: gradual_unfreeze}]",
+    "tricks=[{kind: lookahead, steps: 2}]",
     "tricks=[{kind: ema, decay: 0.5}, {kind: fgm}, {kind: gradual_unfreeze}]",
     "model.reinit_layers=1",
     "data.augment={mask: 0.1, delete: 0.05, swap: 0.05, cut: 0.05}",
     "model.layer_drop=0.5",
     "optimizer.kind=radam",
     "optimizer.kind=nadam",
+    "optimizer.kind=adafactor",
+    "optimizer.kind=ranger",
+    "optimizer.kind=lamb",
+    "optimizer.kind=madgrad",
+    "optimizer.bias_correction=false",
+    "model.mixout=0.5",
     "optimizer.embeddings_rate=1.0e-5",
     "schedule={kind: cosine_restarts, cycles: 2}",
     "task.loss=mcrmse",
@@ -325,6 +374,8 @@ def base(competition, tmp_path_factory):
 @pytest.mark.parametrize("line", BOOK)
 def test_one_line_in_a_recipe_trains_packs_and_infers(line, competition, tmp_path, base):
     """Each piece in a real run of a tiny encoder does something; the packed fold gives the training's predictions."""
+    if line.rpartition("=")[2] in {"ranger", "lamb", "madgrad"}:
+        pytest.importorskip("pytorch_optimizer")
     run = train(load_recipe("tiny", [*SMALL_RUN, line]), competition, tmp_path / "run", folds=[0])
     assert 0.3 < run.score.overall < 1.5
     assert run.score.overall != base.overall
@@ -358,6 +409,12 @@ def test_r_drop_is_nothing_without_dropout_and_something_with_it(step, tiny):
         (["optimizer.decay_by=thirds", "optimizer.layer_decay=1.0"], "does nothing with layer_decay"),
         (["optimizer.embeddings_rate=1e-5", "model.freeze_embeddings=true"], "does nothing with model.freeze_emb"),
         (["model.pooling={kind: lstm_tokens, kernel: 5}"], "kernel does nothing"),
+        (["tricks=[{kind: lookahead, alpha: 1.0}]"], "less than 1"),
+        (["tricks=[{kind: lookahead}]", "optimizer.kind=ranger"], "ranger looks ahead itself"),
+        (
+            ["tricks=[{kind: pull_to_start}]", "optimizer.weight_decay=0", "optimizer.kind=madgrad"],
+            "undoes pull_to_start",
+        ),
     ],
 )
 def test_what_would_do_nothing_is_refused(overrides, words):
@@ -373,6 +430,6 @@ def test_an_average_of_fewer_than_two_moments_is_refused(step):
 
 
 def test_the_order_in_the_recipe_does_not_matter(step):
-    written = "tricks=[{kind: ema}, {kind: pull_to_start}, {kind: fgm}, {kind: gradual_unfreeze}]"
+    written = "tricks=[{kind: ema}, {kind: lookahead}, {kind: pull_to_start}, {kind: fgm}, {kind: gradual_unfreeze}]"
     tricks = build_tricks(load_recipe("tiny", [written, "optimizer.weight_decay=0"]), step.scorer, 100)
-    assert [type(trick).__name__ for trick in tricks] == ["Unfreeze", "FGM", "Pull", "EMA"]
+    assert [type(trick).__name__ for trick in tricks] == ["Unfreeze", "FGM", "Pull", "SlowWeights", "EMA"]

@@ -21,7 +21,7 @@ from fb3.recipe.groups.model import (
     TokensPooling,
 )
 from fb3.recipe.groups.task import BATCH_LOSSES, LossTerm, RDrop, RegressionTask
-from fb3.recipe.groups.training import OptimizerGroup, ScheduleGroup, SoupSettings, TrainGroup
+from fb3.recipe.groups.training import MANY_STEPS, OptimizerGroup, ScheduleGroup, SoupSettings, TrainGroup
 from fb3.recipe.groups.tricks import (
     ADVERSARIAL,
     AVERAGERS,
@@ -30,6 +30,7 @@ from fb3.recipe.groups.tricks import (
     Ema,
     Fgm,
     GradualUnfreeze,
+    Lookahead,
     Noise,
     Pgd,
     PullToStart,
@@ -42,6 +43,7 @@ __all__ = [
     "AVERAGERS",
     "BATCH_LOSSES",
     "EMBEDDING_ADVERSARIAL",
+    "MANY_STEPS",
     "Augment",
     "Awp",
     "DataGroup",
@@ -55,6 +57,7 @@ __all__ = [
     "Head",
     "LayersPooling",
     "LinearHead",
+    "Lookahead",
     "LossTerm",
     "ModelGroup",
     "MultiSampleHead",

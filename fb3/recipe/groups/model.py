@@ -151,6 +151,10 @@ class ModelGroup(Group):
     layer_drop: Probability = 0.0
     """LayerDrop (Fan et al. 2019, arXiv:1909.11556): probability that the top layer's work is passed over in a training
     step; lower layers less, in proportion to their depth, as in Huang et al. 2016, arXiv:1603.09382. Saves no time."""
+    mixout: Probability = 0.0
+    """Mixout (Lee et al. 2020, arXiv:1909.11299): probability of each weight of the encoder's linear layers to be the
+    one that it started as, in training, scaled so that the expectation is the weight. Not on reinit_layers. A copy of
+    those weights, and some time."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): a third more time, far less
     memory."""

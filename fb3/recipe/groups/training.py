@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from fb3.recipe.groups.base import Count, Group, Probability, Rate, Seed, Share
 
+MANY_STEPS = 10**6  # after so many, Adam's bias corrections are 1 to the last bit
+
 
 class SoupSettings(Group):
     """Weights of the best evaluations averaged at a fold's end (Wortsman et al. 2022, arXiv:2203.05482)."""
@@ -47,8 +49,13 @@ class TrainGroup(Group):
 class OptimizerGroup(Group):
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) and its parameter groups."""
 
-    kind: Literal["adamw", "radam", "nadam"] = "adamw"
-    """adamw; radam: rectified (Liu et al. 2019, arXiv:1908.03265); nadam: with Nesterov's momentum (Dozat 2016)."""
+    kind: Literal["adamw", "radam", "nadam", "adafactor", "ranger", "lamb", "madgrad", "adamw_8bit"] = "adamw"
+    """adamw; radam: rectified (Liu et al. 2019, arXiv:1908.03265); nadam: with Nesterov's momentum (Dozat 2016);
+    adafactor: rows and columns for a second moment, no first one (Shazeer & Stern 2018, arXiv:1804.04235); ranger:
+    radam with lookahead and centred gradients (Yong et al. 2020, arXiv:2004.01461); lamb: each tensor moves by a share
+    of its norm (You et al. 2019, arXiv:1904.00962); madgrad: dual averaging (Defazio & Jelassi 2021,
+    arXiv:2101.11075); adamw_8bit: moments in 8 bits (Dettmers et al. 2021, arXiv:2110.02861). ranger, lamb and madgrad
+    want `pip install pytorch_optimizer`, adamw_8bit bitsandbytes and a GPU."""
     encoder_rate: Rate = 5e-5
     """Peak learning rate of the encoder's top layer."""
     embeddings_rate: Rate | None = None
@@ -63,14 +70,29 @@ class OptimizerGroup(Group):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay; none on biases and normalisation weights."""
     eps: Rate = 1e-6
-    """Added to the root of Adam's second moment."""
+    """Added to the root of Adam's second moment; in madgrad to a cube root, and to the rate."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
+    bias_correction: bool = True
+    """Make up for moments that start at 0. False is BertAdam (Devlin et al. 2018, arXiv:1810.04805): at first steps up
+    to six times as long, which makes short fine-tuning unstable (Mosbach et al. 2020, arXiv:2006.04884)."""
     clip: Rate = 1000.0
     """Largest norm of all gradients together."""
     unscale: bool = True
     """Take fp16's loss scale out of the gradients before clipping. False reproduces published runs that clipped the
     scaled gradients; it changes nothing outside fp16."""
+
+    @model_validator(mode="after")
+    def _known_to_the_kind(self) -> "OptimizerGroup":
+        if self.betas != (0.9, 0.999) and self.kind in {"adafactor", "madgrad"}:
+            raise ValueError(f"betas do nothing in {self.kind}; leave them out")
+        if self.eps != 1e-6 and self.kind == "adafactor":
+            raise ValueError("eps does nothing in adafactor; leave it out")
+        if not self.bias_correction and self.kind != "adamw":
+            raise ValueError(f"bias_correction=false is of adamw, not of {self.kind}; leave it out")
+        if not self.bias_correction and 1.0 - max(self.betas) ** MANY_STEPS < 1.0:
+            raise ValueError(f"bias_correction=false: betas {self.betas} are too near to 1; give 0.9999 at most")
+        return self
 
 
 class ScheduleGroup(Group):

@@ -86,6 +86,17 @@ class Swa(Group):
 # --- stability ---
 
 
+class Lookahead(Group):
+    """Slow weights that follow the optimizer's fast ones (Zhang et al. 2019, arXiv:1907.08610)."""
+
+    kind: Literal["lookahead"]
+    """Every few steps the weights go back a part of the way that they have come; over any optimizer."""
+    steps: Annotated[int, Field(ge=2)] = 5
+    """Optimizer steps between two returns; one would only be a smaller rate."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the way that is kept."""
+
+
 class PullToStart(Group):
     """Weight decay toward the pretrained weights, L2-SP (Li et al. 2018, arXiv:1802.01483)."""
 
@@ -105,6 +116,8 @@ class GradualUnfreeze(Group):
     """Share of the run after which all layers train."""
 
 
-Trick = Annotated[Fgm | Pgd | Awp | Noise | Ema | Swa | PullToStart | GradualUnfreeze, Field(discriminator="kind")]
+Trick = Annotated[
+    Fgm | Pgd | Awp | Noise | Ema | Swa | Lookahead | PullToStart | GradualUnfreeze, Field(discriminator="kind")
+]
 EMBEDDING_ADVERSARIAL = {"fgm", "pgd"}
 ADVERSARIAL, AVERAGERS = {"fgm", "pgd", "awp"}, {"ema", "swa"}

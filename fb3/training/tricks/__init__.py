@@ -8,6 +8,7 @@ from fb3.training.tricks.awp import AWP
 from fb3.training.tricks.base import Backward, Step, Trick
 from fb3.training.tricks.ema import EMA
 from fb3.training.tricks.fgm import FGM
+from fb3.training.tricks.lookahead import SlowWeights
 from fb3.training.tricks.noise import EmbeddingNoise
 from fb3.training.tricks.pgd import PGD
 from fb3.training.tricks.pull_to_start import Pull
@@ -23,6 +24,7 @@ __all__ = [
     "Backward",
     "EmbeddingNoise",
     "Pull",
+    "SlowWeights",
     "Step",
     "Trick",
     "Unfreeze",
@@ -37,6 +39,7 @@ _BUILD = {
     "awp": lambda settings, scorer: AWP(settings),
     "noise": lambda settings, scorer: EmbeddingNoise(settings),
     "pull_to_start": Pull,
+    "lookahead": SlowWeights,
     "ema": EMA,
     "swa": SWA,
 }
@@ -51,7 +54,7 @@ def build_tricks(recipe: Recipe, scorer: Scorer, steps: int) -> list[Trick]:
         steps: of the optimizer, in all.
 
     Raises:
-        Fb3Error: an average that would never differ from the weights.
+        Fb3Error: an average that would never differ from the weights, or a lookahead that would never return.
     """
     order = list(_BUILD)
     tricks = []
@@ -61,6 +64,11 @@ def build_tricks(recipe: Recipe, scorer: Scorer, steps: int) -> list[Trick]:
             raise Fb3Error(
                 f"tricks: {settings.kind} has {trick.moments(steps)} moments in {steps} steps, so it averages nothing; "
                 "let it start earlier or more often, or leave it out"
+            )
+        if isinstance(trick, SlowWeights) and steps < trick.steps:
+            raise Fb3Error(
+                f"tricks: lookahead returns every {trick.steps} steps, and the run has {steps}; give fewer steps, or "
+                "leave it out"
             )
         tricks.append(trick)
     return tricks
