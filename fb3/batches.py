@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 Batch = dict[str, "torch.Tensor"]
+SECOND_ = "second_"  # before the names of what a second encoder gets
 BUCKET_BATCHES = 16  # batches that are sorted by length together; 16 keep padding near 2 % and the order still random
 
 
@@ -59,7 +60,7 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
     Returns:
         input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given. With windows, W inputs in all and
         at most V an essay: input_ids and attention_mask (W, T), windows (B, V), the inputs of each essay, and
-        window_mask (B, V), 1 where there is one.
+        window_mask (B, V), 1 where there is one. What a second encoder gets stands beside it, as second_input_ids.
     """
     import torch
 
@@ -72,7 +73,10 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
     batch["input_ids"], batch["attention_mask"] = _padded(inputs, encoded.pad)
     if truths is not None:
         batch["targets"] = truths
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
+    if encoded.second:
+        tensors |= {SECOND_ + name: tensor for name, tensor in collate(encoded.second, rows).items()}
+    return tensors
 
 
 def _padded(inputs: list[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:

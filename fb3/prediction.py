@@ -29,8 +29,9 @@ _NO_MEMORY = (
 
 
 def lower_weights(scorer: Scorer, precision: Precision) -> Scorer:
-    """Casts the encoder's weights for inference, in place; pooling and head stay in float32."""
-    scorer.encoder.to(_DTYPE[precision])
+    """Casts the encoders' weights for inference, in place; pooling and head stay in float32."""
+    for tower in scorer.towers().values():
+        tower.encoder.to(_DTYPE[precision])
     return scorer
 
 

@@ -47,12 +47,14 @@ class Encoded:
     """Essays as tokens: ragged rows of ids, the frame included; row i is essay i.
 
     lengths: (N,), tokens that each costs, those of all its windows. slicer: cuts the rows; none: an essay is one input.
+    second: the same essays as a second encoder's tokens.
     """
 
     rows: Sequence[np.ndarray]
     pad: int
     lengths: np.ndarray
     slicer: Slicer | None = None
+    second: "Encoded | None" = None
 
     def draw(self, rows: np.ndarray, targets: np.ndarray | None) -> tuple[list[np.ndarray], np.ndarray | None]:
         """The tokens of some essays, and their targets (B, K) where given."""

@@ -11,7 +11,7 @@ from fb3.cost import forward_flops
 from fb3.ensemble import Predictions, average
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256
-from fb3.layout import ENCODER
+from fb3.layout import ENCODER, SECOND
 from fb3.progress import say
 from fb3.runtime import pick_devices
 from fb3.submission import Standing
@@ -82,10 +82,8 @@ class Turns:
         for member in members:
             data = member.recipe.data
             try:
-                alike = (
-                    sha256(member.path / ENCODER / "tokenizer.json"),
-                    data.model_dump_json(exclude={"augment", "sample"}),
-                )
+                tokenizers = sorted((member.path / ENCODER).rglob("tokenizer.json"))
+                alike = (*map(sha256, tokenizers), data.model_dump_json(exclude={"augment", "sample"}))
                 if alike not in made:
                     made[alike] = encode(member, self.essays)
                 self.clock.add(member, made[alike])
@@ -157,8 +155,11 @@ class _Clock:
 
     def add(self, member: Member, encoded: Encoded) -> None:
         """A run, before its first fold."""
-        config = read_json(member.path / ENCODER / "config.json")
-        self.flops[member.name] = float(forward_flops(config, encoded.lengths).sum())
+        folder, flops = member.path / ENCODER, 0.0
+        for each, place in ((encoded, folder), (encoded.second, folder / SECOND)):
+            if each:
+                flops += float(forward_flops(read_json(place / "config.json"), each.lengths).sum())
+        self.flops[member.name] = flops
 
     def measured(self, run: str, seconds: float) -> None:
         self.seconds[run] = seconds

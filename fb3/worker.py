@@ -14,13 +14,13 @@ from fb3.checkpoint import load_fold
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.layout import ENCODER
-from fb3.models import load_tokenizer
+from fb3.models import encode_texts
 from fb3.prediction import lower_weights, predict
 from fb3.progress import say
 from fb3.runtime import Precision, pick_precision
 from fb3.tasks import build_task
 from fb3.texts import input_texts
-from fb3.tokens import Encoded, tokenise
+from fb3.tokens import Encoded
 
 _GRACE = 60.0  # seconds after the deadline in which a process may end its last batch; then it is killed
 
@@ -28,7 +28,7 @@ _GRACE = 60.0  # seconds after the deadline in which a process may end its last 
 def encode(member: Member, essays: pd.DataFrame) -> Encoded:
     """The essays as tokens of a run's encoder."""
     data = member.recipe.data
-    return tokenise(input_texts(essays, data), *load_tokenizer(member.path / ENCODER), data)
+    return encode_texts(input_texts(essays, data), member.path / ENCODER, data)
 
 
 def predict_fold(

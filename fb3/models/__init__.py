@@ -1,5 +1,7 @@
 """Models: encoder → pooling → head, built from a recipe and an encoder folder (config and tokenizer)."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from fb3.errors import Fb3Error
+from fb3.layout import SECOND
 from fb3.models.attention import use_blocked_attention
 from fb3.models.encoder import (
     empty_encoder,
@@ -19,12 +22,14 @@ from fb3.models.encoder import (
 from fb3.models.heads import build_head
 from fb3.models.mixout import mix_out
 from fb3.models.poolings import build_pooling, build_window_pooling
-from fb3.models.scorer import ModelOutput, Scorer
+from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer, Tower
 from fb3.models.surgery import operate, reinitialise
 from fb3.recipe import Recipe
-from fb3.tokens import special_tokens
+from fb3.recipe.groups import DataGroup, ModelGroup
+from fb3.texts import check_tokenizer
+from fb3.tokens import Encoded, special_tokens, tokenise
 
-__all__ = ["ModelOutput", "Scorer", "build_scorer", "load_tokenizer"]
+__all__ = ["ModelOutput", "Scorer", "build_scorer", "encode_texts", "load_tokenizer"]
 
 
 def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretrained", "config", "empty"]) -> Scorer:
@@ -40,9 +45,24 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
         Fb3Error: a file is missing or the encoder lacks what the recipe asks for.
     """
     folder = Path(folder)
+    tower = _build_tower(recipe, recipe.model, folder, init)
+    width, second = tower.pooling.width, None
+    if stitch := recipe.model.stitch:
+        second = _build_tower(recipe, recipe.model.second(), folder / SECOND, init)
+        width += second.pooling.width
+        second.encoder.requires_grad_(stitch.frozen == "none")
+        if stitch.frozen == "both":
+            tower.encoder.requires_grad_(False)
+    head = build_head(recipe.model.head, width, len(recipe.data.target_columns))
+    if init == "empty":
+        _to_meta(head)
+    return StitchedScorer(tower, second, head) if second else Scorer(tower, head)
+
+
+def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str) -> Tower:
     if init == "pretrained":
-        encoder = pretrained_encoder(recipe.model, folder)
-        reinitialise(encoder, recipe.model.reinit_layers)
+        encoder = pretrained_encoder(settings, folder)
+        reinitialise(encoder, settings.reinit_layers)
     else:
         encoder = random_encoder(folder) if init == "config" else empty_encoder(folder)
     limit = longest_input(encoder)
@@ -50,30 +70,27 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
     if limit is not None and longest > limit:
         key = "windows.length" if recipe.data.windows else "max_length"
         raise Fb3Error(f"data.{key}={longest}: the encoder has positions for {limit} tokens only")
-    operate(encoder, recipe.model)
+    operate(encoder, settings)
     if init == "pretrained":
-        mix_out(encoder, recipe.model)  # after the freezing: only what trains has a start to go back to
+        mix_out(encoder, settings)  # after the freezing: only what trains has a start to go back to
     use_blocked_attention(encoder)
-    depth = getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder)))
     pooling = build_pooling(
-        recipe.model.pooling,
+        settings.pooling,
         encoder.config.hidden_size,
-        depth,
+        depth=getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder))),
         vocabulary=encoder.config.vocab_size,
-        prompt=_prompt(recipe, folder),
+        prompt=_prompt(recipe, settings, folder),
     )
     over_windows = build_window_pooling(recipe.data.windows, pooling.width)
-    head = build_head(recipe.model.head, pooling.width, len(recipe.data.target_columns))
-    scorer = Scorer(encoder, pooling, over_windows, head)
     if init == "empty":
-        for module in (scorer.pooling, scorer.over_windows, scorer.head):
-            _to_meta(module)
-    return scorer
+        _to_meta(pooling)
+        _to_meta(over_windows)
+    return Tower(encoder, pooling, over_windows)
 
 
-def _prompt(recipe: Recipe, folder: Path) -> range:
+def _prompt(recipe: Recipe, settings: ModelGroup, folder: Path) -> range:
     """The positions of the targets' tokens; read from the tokenizer only where they are wanted."""
-    if recipe.model.pooling.kind != "target_tokens":
+    if settings.pooling.kind != "target_tokens":
         return range(0)
     first = len(special_tokens(load_tokenizer(folder)[0])[0])
     return range(first, first + len(recipe.data.target_columns))
@@ -101,3 +118,18 @@ def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer, int(read_config(Path(folder)).pad_token_id)
+
+
+def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> Encoded:
+    """N texts as tokens of an encoder folder, and as those of its second encoder where it has one.
+
+    Raises:
+        Fb3Error: a file is missing or broken; the recipe asks of a tokenizer what it cannot do.
+    """
+    tokenizer, pad = load_tokenizer(folder)
+    check_tokenizer(tokenizer, data)
+    encoded = tokenise(texts, tokenizer, pad, data)
+    if not (Path(folder) / SECOND).is_dir():
+        return encoded
+    second = encode_texts(texts, Path(folder) / SECOND, data)
+    return replace(encoded, second=second, lengths=encoded.lengths + second.lengths)

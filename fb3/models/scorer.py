@@ -1,4 +1,4 @@
-"""`Scorer`: encoder, pooling, head."""
+"""`Scorer`: encoder, pooling, head; or two encoders and one head."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fb3.batches import SECOND_
 from fb3.models.heads import Linear
 from fb3.models.poolings import Pooling
 
@@ -24,31 +25,73 @@ _READ = {
 }
 
 
-class Scorer(nn.Module):
-    """Scores essays: encoder → pooling → head.
+class Tower(nn.Module):
+    """Encoder → pooling: essays to vectors.
 
-    Only the encoder runs in low precision. Pooling and head stay in float32: a bf16 score near 3 has steps of 0.016.
+    Only the encoder runs in low precision. What follows stays in float32: a bf16 score near 3 has steps of 0.016.
 
     Args:
         encoder: a transformers encoder.
         pooling: token states to one vector.
         over_windows: the vectors of an essay's windows to one.
-        head: the vector to scores.
     """
 
-    def __init__(self, encoder: nn.Module, pooling: Pooling, over_windows: nn.Module, head: Linear) -> None:
+    def __init__(self, encoder: nn.Module, pooling: Pooling, over_windows: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
         self.over_windows = over_windows
-        self.head = head
         self._read = _READ[pooling.reads]
         self._arguments: dict[str, Any] = {"output_hidden_states": True} if pooling.reads == "layers" else {}
 
-    def forward(self, batch: Mapping[str, Tensor]) -> ModelOutput:
-        """A batch of `collate` to scores (B, K) and the pooled vectors (B, D)."""
+    def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """A batch of `collate` to vectors (B, D)."""
         mask = batch["attention_mask"]
         out = self.encoder(input_ids=batch["input_ids"], attention_mask=mask, **self._arguments)
         with torch.autocast(mask.device.type, enabled=False):
-            pooled = self.over_windows(self.pooling(self._read(out), self.pooling.token_weights(batch)), batch)
+            return self.over_windows(self.pooling(self._read(out), self.pooling.token_weights(batch)), batch)
+
+
+class Scorer(Tower):
+    """Scores essays: encoder → pooling → head.
+
+    Args:
+        tower: encoder and poolings, which become the scorer's own.
+        head: the vector to scores.
+    """
+
+    def __init__(self, tower: Tower, head: Linear) -> None:
+        super().__init__(tower.encoder, tower.pooling, tower.over_windows)
+        self.head = head
+
+    def forward(self, batch: Mapping[str, Tensor]) -> ModelOutput:
+        """A batch of `collate` to scores (B, K) and the pooled vectors (B, D)."""
+        pooled = self.pool(batch)
+        with torch.autocast(pooled.device.type, enabled=False):
             return ModelOutput(self.head(pooled), pooled)
+
+    def towers(self) -> dict[str, Tower]:
+        """What the scorer has encoders in, by the prefix of their parameters' names."""
+        return {"": self}
+
+
+class StitchedScorer(Scorer):
+    """Two encoders, each with its tokens and pooling, whose vectors side by side go to one head.
+
+    Args:
+        tower: the first.
+        second: the second.
+        head: (B, D1 + D2) to scores.
+    """
+
+    def __init__(self, tower: Tower, second: Tower, head: Linear) -> None:
+        super().__init__(tower, head)
+        self.second = second
+
+    def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Both vectors of each essay, (B, D1 + D2)."""
+        others = {name.removeprefix(SECOND_): value for name, value in batch.items() if name.startswith(SECOND_)}
+        return torch.cat([super().pool(batch), self.second.pool(others)], dim=-1)
+
+    def towers(self) -> dict[str, Tower]:
+        return {"": self, "second.": self.second}

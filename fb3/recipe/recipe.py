@@ -84,6 +84,23 @@ class Recipe(Group):
         return self
 
     @model_validator(mode="after")
+    def _stitched(self) -> "Recipe":
+        stitch = self.model.stitch
+        if not stitch:
+            return self
+        if self.data.augment:
+            raise ValueError("data.augment changes the first encoder's tokens only; leave it or model.stitch out")
+        if stitch.backbone == "scratch":
+            raise ValueError("model.stitch.backbone: only the first encoder can be built from scratch; give a folder")
+        if stitch.pooling.kind == "target_tokens" and self.data.text.prompt != "tokens":
+            raise ValueError("model.stitch.pooling.kind=target_tokens: set data.text.prompt=tokens")
+        on_frozen = [trick.kind for trick in self.tricks if trick.kind in groups.ON_ENCODER]
+        if stitch.frozen == "both" and (on_frozen or self.model.mixout or self.model.reinit_layers):
+            what = f"tricks: {on_frozen[0]}" if on_frozen else "model.mixout or reinit_layers"
+            raise ValueError(f"{what} acts on an encoder that model.stitch.frozen=both keeps as it is; drop one")
+        return self
+
+    @model_validator(mode="after")
     def _rates_matter(self) -> "Recipe":
         if self.optimizer.decay_by == "thirds" and self.optimizer.layer_decay == 1.0:
             raise ValueError("optimizer.decay_by does nothing with layer_decay=1.0; leave it out")

@@ -42,7 +42,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     seed = recipe.train.seed + split.fold
     seed_everything(seed)
     scorer = build_scorer(with_local_backbone(recipe, session.out), session.out / "encoder", init="pretrained")
-    scorer.pooling.fit(session.encoded.rows[row] for row in split.train_rows)
+    for tower, encoded in zip(scorer.towers().values(), (session.encoded, session.encoded.second), strict=False):
+        tower.pooling.fit(encoded.rows[row] for row in split.train_rows)
     scorer.head.start_at(torch.from_numpy(session.targets[split.train_rows].mean(0)))
     scorer.to(accelerator.device)
     optimizer = build_optimizer(scorer, recipe.optimizer, scaled=session.precision == "fp16")

@@ -26,17 +26,16 @@ def parameter_groups(scorer: Scorer, settings: OptimizerGroup) -> list[dict[str,
     Returns:
         Dicts with params, lr, weight_decay and a name such as "encoder.6.decay" or "head.plain".
     """
-    flat = settings.layer_decay == 1.0 and settings.embeddings_rate is None
-    depths, top = ({}, 0) if flat else depth_of_parameters(scorer.encoder)
+    depths = _depths(scorer, settings)
     undecayed = _undecayed(scorer)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in scorer.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = depths.get(name.removeprefix("encoder."), top)
-        in_encoder = name.startswith("encoder.")
-        part = f"encoder.{depth}" if in_encoder else "head"
-        rate = _encoder_rate(depth, top, settings) if in_encoder else settings.head_rate
+        part, rate = "head", settings.head_rate
+        if name in depths:
+            part, depth, top = depths[name]
+            part, rate = f"{part}encoder.{depth}", _encoder_rate(depth, top, settings)
         decay = 0.0 if id(parameter) in undecayed else settings.weight_decay
         key = f"{part}.{'plain' if id(parameter) in undecayed else 'decay'}"
         groups.setdefault(key, {"params": [], "lr": rate, "weight_decay": decay, "name": key})
@@ -46,6 +45,18 @@ def parameter_groups(scorer: Scorer, settings: OptimizerGroup) -> list[dict[str,
     assert len(grouped) == len(set(grouped)), "a parameter counted twice"
     assert set(grouped) == wanted, "a parameter left out"
     return list(groups.values())
+
+
+def _depths(scorer: Scorer, settings: OptimizerGroup) -> dict[str, tuple[str, int, int]]:
+    """For each parameter of an encoder, by name: which encoder, its depth there, and the depth of the top."""
+    flat = settings.layer_decay == 1.0 and settings.embeddings_rate is None  # then the layers need not be known
+    found = {}
+    for prefix, tower in scorer.towers().items():
+        depths, top = (dict.fromkeys(dict(tower.encoder.named_parameters()), 0), 0)
+        if not flat and any(p.requires_grad for p in tower.encoder.parameters()):
+            depths, top = depth_of_parameters(tower.encoder)
+        found |= {f"{prefix}encoder.{name}": (prefix, depth, top) for name, depth in depths.items()}
+    return found
 
 
 def _encoder_rate(depth: int, top: int, settings: OptimizerGroup) -> float:

@@ -13,15 +13,16 @@ from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
-from fb3.models import load_tokenizer
+from fb3.layout import ENCODER, SECOND
+from fb3.models import encode_texts, load_tokenizer
 from fb3.models.encoder import export_encoder
 from fb3.models.scratch import build_backbone
 from fb3.recipe import Recipe
 from fb3.recipe.groups import BATCH_LOSSES
 from fb3.runtime import Precision, pick_device, pick_precision, secret
 from fb3.tasks import Task, build_task
-from fb3.texts import added_tokens, check_tokenizer, input_texts
-from fb3.tokens import Encoded, tokenise
+from fb3.texts import added_tokens, input_texts
+from fb3.tokens import Encoded
 from fb3.training.log import RunLog
 
 
@@ -81,7 +82,6 @@ def open_session(
         if "wandb" in recipe.train.trackers:
             _prepare_wandb()
         accelerator.init_trackers("fb3", config={"recipe": recipe.to_yaml()})
-    tokenizer, pad = load_tokenizer(out / "encoder")
     texts = input_texts(essays, recipe.data)
     return Session(
         recipe=recipe,
@@ -90,9 +90,9 @@ def open_session(
         accelerator=accelerator,
         precision=precision,
         task=build_task(recipe),
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(out / ENCODER)[0],
         texts=texts,
-        encoded=tokenise(texts, tokenizer, pad, recipe.data),
+        encoded=encode_texts(texts, out / ENCODER, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
     )
@@ -127,8 +127,10 @@ def _prepare_wandb() -> None:
 def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
         build_backbone(recipe.model.scratch, texts, out / "scratch", recipe.train.seed)
-    export_encoder(with_local_backbone(recipe, out).model, out / "encoder", added_tokens(recipe.data))
-    check_tokenizer(load_tokenizer(out / "encoder")[0], recipe.data)
+    added = added_tokens(recipe.data)
+    export_encoder(with_local_backbone(recipe, out).model, out / ENCODER, added)
+    if recipe.model.stitch:
+        export_encoder(recipe.model.second(), out / ENCODER / SECOND, added)
 
 
 def with_local_backbone(recipe: Recipe, out: Path) -> Recipe:

@@ -17,6 +17,7 @@ from fb3.models import build_scorer, load_tokenizer
 from fb3.models.encoder import check_backbone, depth_of_parameters, export_encoder, layer_stack
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.packing import write_bundle
+from fb3.parity import replay
 from fb3.prediction import predict
 from fb3.recipe import load_recipe
 from fb3.tasks import build_task
@@ -257,3 +258,36 @@ def test_weights_of_another_architecture_do_not_pass_as_pretrained(backbone, tmp
     export_encoder(recipe.model, tmp_path / "encoder")
     with pytest.raises(Fb3Error, match=r"not in the file|size"):
         build_scorer(recipe, tmp_path / "encoder", init="pretrained")
+
+
+@pytest.mark.parametrize("frozen", ["none", "second", "both"])
+def test_two_encoders_are_stitched(backbone, competition, tmp_path, frozen):
+    """Other tokens, other widths, windows and newline tokens: trained, packed, replayed, and frozen weights stay."""
+    stitch = f"model.stitch={{backbone: {backbone('deberta-v3')}, frozen: {frozen}, pooling: {{kind: cnn, width: 8}}}}"
+    recipe = recipe_for(backbone("bert"), stitch, "data.windows={length: 32}", "data.text.newlines=true")
+    out = train(recipe, competition, tmp_path / "run", folds=[0]).path
+    write_bundle([out], tmp_path / "bundle", check=replay(None, essays=6))
+    scorer = load_fold(recipe, out / "encoder", out / "fold0")
+    start = build_scorer(recipe, out / "encoder", init="pretrained")
+    assert scorer.head.linear.in_features == 16 + 8
+    for tower, kept in (("", frozen == "both"), ("second.", frozen != "none")):
+        one, other = (each.towers()[tower].encoder.state_dict() for each in (scorer, start))
+        assert all(torch.equal(one[name], other[name]) for name in one) == kept
+
+
+def test_new_tokens_survive_and_start_as_the_mean(backbone, competition, tmp_path, no_sockets):
+    recipe = recipe_for(
+        backbone("bert"), "data.text={newlines: true, prompt: tokens}", "model.pooling.kind=target_tokens"
+    )
+    run = train(recipe, competition, tmp_path / "run", folds=[0])
+    bundle = write_bundle([run.path], tmp_path / "bundle").path
+    folder = bundle / "runs" / "run" / "encoder"
+    tokenizer, _ = load_tokenizer(folder)
+    assert tokenizer.encode("so [BR] it", add_special_tokens=False).ids.count(tokenizer.token_to_id("[BR]")) == 1
+    start = build_scorer(recipe, folder, init="pretrained").encoder.get_input_embeddings().weight
+    old = len(start) - 7
+    assert start.shape[0] == tokenizer.get_vocab_size()
+    torch.testing.assert_close(start[old:], start[:old].mean(0).expand(7, -1))
+    trained = load_fold(recipe, folder, bundle / "runs" / "run" / "fold0").encoder.get_input_embeddings().weight
+    assert (trained[old:] != start[old:]).any(1).all(), "each new token has learned something"
+    infer(bundle, competition, tmp_path / "submission.csv", strict=True)

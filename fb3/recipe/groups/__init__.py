@@ -18,6 +18,7 @@ from fb3.recipe.groups.model import (
     PlainPooling,
     Pooling,
     Scratch,
+    Stitch,
     TokensPooling,
 )
 from fb3.recipe.groups.task import BATCH_LOSSES, LossTerm, RDrop, RegressionTask
@@ -26,6 +27,7 @@ from fb3.recipe.groups.tricks import (
     ADVERSARIAL,
     AVERAGERS,
     EMBEDDING_ADVERSARIAL,
+    ON_ENCODER,
     Awp,
     Ema,
     Fgm,
@@ -44,6 +46,7 @@ __all__ = [
     "BATCH_LOSSES",
     "EMBEDDING_ADVERSARIAL",
     "MANY_STEPS",
+    "ON_ENCODER",
     "Augment",
     "Awp",
     "DataGroup",
@@ -73,6 +76,7 @@ __all__ = [
     "ScheduleGroup",
     "Scratch",
     "SoupSettings",
+    "Stitch",
     "Swa",
     "Synonyms",
     "Text",

@@ -125,6 +125,17 @@ class Scratch(Group):
     """Keys of the model type's configuration class."""
 
 
+class Stitch(Group):
+    """A second encoder beside the first: their pooled vectors side by side go to one head."""
+
+    backbone: str
+    """Of the second encoder: a local folder or a hub id, with its own tokenizer."""
+    pooling: Pooling = PlainPooling(kind="mean")
+    """Of the second encoder's states. On frozen encoders lstm_tokens and cnn are nets that train on what is there."""
+    frozen: Literal["none", "second", "both"] = "second"
+    """Which encoders stay as they are."""
+
+
 class ModelGroup(Group):
     """Encoder, pooling, head."""
 
@@ -134,6 +145,8 @@ class ModelGroup(Group):
     """What `backbone: scratch` builds; unused otherwise."""
     pooling: Pooling = PlainPooling()
     """How token states become one vector."""
+    stitch: Stitch | None = None
+    """A second encoder; none: off. Tricks, freezing and re-initialisation act on the first."""
     head: Head = LinearHead()
     """How the vector becomes scores."""
     dropout: Probability = 0.0
@@ -158,3 +171,11 @@ class ModelGroup(Group):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): a third more time, far less
     memory."""
+
+    def second(self) -> "ModelGroup":
+        """The second encoder of a stitched model, as a model of its own."""
+        stitch = self.stitch
+        kept = {"dropout": self.dropout, "attention_dropout": self.attention_dropout}
+        return ModelGroup(
+            backbone=stitch.backbone, pooling=stitch.pooling, gradient_checkpointing=self.gradient_checkpointing, **kept
+        )

@@ -120,4 +120,5 @@ Trick = Annotated[
     Fgm | Pgd | Awp | Noise | Ema | Swa | Lookahead | PullToStart | GradualUnfreeze, Field(discriminator="kind")
 ]
 EMBEDDING_ADVERSARIAL = {"fgm", "pgd"}
+ON_ENCODER = {"fgm", "pgd", "awp", "pull_to_start", "gradual_unfreeze"}
 ADVERSARIAL, AVERAGERS = {"fgm", "pgd", "awp"}, {"ema", "swa"}
