@@ -28,7 +28,7 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
     """The scorer of a recipe.
 
     Args:
-        recipe: its `model` and `data` groups decide.
+        recipe: its `model`, `data` and `task` groups decide.
         folder: the encoder folder: config.json and tokenizer, as `export_encoder` writes it.
         init: pretrained: the backbone's weights; config: random ones; empty: parameters on the meta device, to be
             assigned from a checkpoint.
@@ -50,7 +50,8 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
     hidden = encoder.config.hidden_size
     depth = getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder)))
     pooling = build_pooling(recipe.model.pooling, hidden, depth)
-    head = build_head(recipe.model.head, pooling.width, len(recipe.data.target_columns))
+    outputs = recipe.task.outputs(len(recipe.data.target_columns))
+    head = build_head(recipe.model.head, pooling.width, outputs)
     scorer = Scorer(encoder, pooling, head)
     if init == "empty":
         scorer.pooling.to("meta")

@@ -11,7 +11,7 @@ from fb3.models.poolings import Pooling
 
 
 class ModelOutput(NamedTuple):
-    """scores (B, K) and pooled (B, D), both float32."""
+    """scores (B, outputs) and pooled (B, D), both float32. The task knows what the outputs are: K scores, or logits."""
 
     scores: Tensor
     pooled: Tensor
@@ -44,7 +44,7 @@ class Scorer(nn.Module):
         self._arguments: dict[str, Any] = {"output_hidden_states": True} if pooling.reads == "layers" else {}
 
     def forward(self, batch: Mapping[str, Tensor]) -> ModelOutput:
-        """input_ids and attention_mask, (B, T), to scores (B, K) and the pooled vectors (B, D)."""
+        """input_ids and attention_mask, (B, T), to scores (B, outputs) and the pooled vectors (B, D)."""
         mask = batch["attention_mask"]
         out = self.encoder(input_ids=batch["input_ids"], attention_mask=mask, **self._arguments)
         with torch.autocast(mask.device.type, enabled=False):

@@ -9,8 +9,9 @@ __all__ = ["RDropped", "Regression", "StepOutput", "Task", "build_task"]
 
 
 def build_task(recipe: Recipe) -> Task:
-    """The task of a recipe, in its wrappers."""
-    task: Task = Regression(recipe.task, recipe.data.target_columns)
-    if recipe.task.r_drop:
-        task = RDropped(task, recipe.task.r_drop.alpha)
+    """The task of a recipe, in its wrappers, on the CPU."""
+    settings = recipe.task
+    task: Task = Regression(settings, recipe.data.target_columns)
+    if settings.r_drop:
+        task = RDropped(task, settings.r_drop.alpha)
     return task

@@ -1,6 +1,7 @@
 """Optimizer, its parameter groups and its schedule."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -60,15 +61,20 @@ def _undecayed(scorer: Scorer) -> set[int]:
     return {id(p) for p in (*norms, *biases)}
 
 
-def build_optimizer(scorer: Scorer, settings: OptimizerGroup, scaled: bool) -> torch.optim.Optimizer:
+def build_optimizer(
+    scorer: Scorer, settings: OptimizerGroup, scaled: bool, of_task: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """The optimizer of a recipe; all of them decay the weights apart from the gradient.
 
     Args:
         scorer: its trainable parameters.
         settings: kind, rates and decay.
         scaled: fp16 with a gradient scaler; then not fused, because a fused step swallows the sign of a skipped one.
+        of_task: what the task trains of its own: a group "task" at head_rate, without decay.
     """
     groups = parameter_groups(scorer, settings)
+    if own := list(of_task):
+        groups.append({"params": own, "lr": settings.head_rate, "weight_decay": 0.0, "name": "task"})
     moments = {"eps": settings.eps, "betas": settings.betas}
     if settings.kind == "radam":
         return torch.optim.RAdam(groups, decoupled_weight_decay=True, **moments)

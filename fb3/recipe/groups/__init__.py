@@ -19,7 +19,14 @@ from fb3.recipe.groups.model import (
     Scratch,
     TokensPooling,
 )
-from fb3.recipe.groups.task import BATCH_LOSSES, LossTerm, RDrop, RegressionTask
+from fb3.recipe.groups.task import (
+    BATCH_LOSSES,
+    COMPARISONS,
+    LossTerm,
+    RDrop,
+    RegressionTask,
+    TaskGroup,
+)
 from fb3.recipe.groups.training import OptimizerGroup, ScheduleGroup, SoupSettings, TrainGroup
 from fb3.recipe.groups.tricks import (
     ADVERSARIAL,
@@ -40,6 +47,7 @@ __all__ = [
     "ADVERSARIAL",
     "AVERAGERS",
     "BATCH_LOSSES",
+    "COMPARISONS",
     "EMBEDDING_ADVERSARIAL",
     "Augment",
     "Awp",
@@ -69,6 +77,7 @@ __all__ = [
     "Scratch",
     "SoupSettings",
     "Swa",
+    "TaskGroup",
     "TokensPooling",
     "TrainGroup",
     "Trick",
