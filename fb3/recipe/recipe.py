@@ -27,7 +27,7 @@ class Recipe(Group):
     """Rates and decay."""
     schedule: groups.ScheduleGroup = groups.ScheduleGroup()
     """The rate over time."""
-    task: groups.RegressionTask = groups.RegressionTask()
+    task: groups.TaskSettings = groups.RegressionTask()
     """What a target is."""
     predict: groups.PredictGroup = groups.PredictGroup()
     """Inference."""

@@ -22,10 +22,13 @@ from fb3.recipe.groups.model import (
 from fb3.recipe.groups.task import (
     BATCH_LOSSES,
     COMPARISONS,
+    BinnedTask,
     LossTerm,
+    OrdinalTask,
     RDrop,
     RegressionTask,
     TaskGroup,
+    TaskSettings,
 )
 from fb3.recipe.groups.training import OptimizerGroup, ScheduleGroup, SoupSettings, TrainGroup
 from fb3.recipe.groups.tricks import (
@@ -51,6 +54,7 @@ __all__ = [
     "EMBEDDING_ADVERSARIAL",
     "Augment",
     "Awp",
+    "BinnedTask",
     "DataGroup",
     "Ema",
     "Fgm",
@@ -66,6 +70,7 @@ __all__ = [
     "MultiSampleHead",
     "Noise",
     "OptimizerGroup",
+    "OrdinalTask",
     "Pgd",
     "PlainPooling",
     "Pooling",
@@ -78,6 +83,7 @@ __all__ = [
     "SoupSettings",
     "Swa",
     "TaskGroup",
+    "TaskSettings",
     "TokensPooling",
     "TrainGroup",
     "Trick",

@@ -1,10 +1,10 @@
 """What a target is, and its loss."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from fb3.recipe.groups.base import Group, Rate
+from fb3.recipe.groups.base import Group, Probability, Rate
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
 BATCH_LOSSES = {"rmse", "mcrmse", "pearson", "rank"}  # not a mean over essays: those of parts do not add up
@@ -110,3 +110,58 @@ class RegressionTask(TaskGroup):
     def weighed(self, columns: int) -> int:
         """The losses or, where there is but one, its columns."""
         return len(self.kinds()) if self.terms else columns
+
+
+class _ClassTask(TaskGroup):
+    step: Annotated[float, Field(ge=1e-3)] = 0.5
+    """Distance of the classes, in scores: minimum, minimum + step, ..., maximum."""
+    squeeze: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean squared logit, which keeps logits small: logit squeezing (Kannan et al. 2018,
+    arXiv:1803.06373). 0: off."""
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "_ClassTask":
+        steps = (self.maximum - self.minimum) / self.step
+        if steps < 0.5 or not min(steps % 1.0, 1.0 - steps % 1.0) < 1e-6:  # no number where the range is infinite
+            raise ValueError(f"step {self.step} does not divide the range from {self.minimum} to {self.maximum}")
+        return self
+
+    def classes(self) -> int:
+        """How many classes there are."""
+        return round((self.maximum - self.minimum) / self.step) + 1
+
+
+class BinnedTask(_ClassTask):
+    """Classes at equal distances, a softmax over them for each target; the prediction is its expectation."""
+
+    kind: Literal["binned"]
+    """Cross-entropy; a truth between two classes counts for both, by its distances."""
+    smoothing: Probability = 0.0
+    """Share of the label that all classes get alike (Szegedy et al. 2015, arXiv:1512.00567). 0: off."""
+    focal: Annotated[float, Field(ge=0)] = 0.0
+    """Exponent of the focal loss, which weighs down what is right already (Lin et al. 2017, arXiv:1708.02002). 0: off,
+    plain cross-entropy; 2 in the paper."""
+
+    def outputs(self, columns: int) -> int:
+        """A logit for each class."""
+        return columns * self.classes()
+
+
+class OrdinalTask(_ClassTask):
+    """Classes at equal distances, a sigmoid for each bound: is the truth above it? (Niu et al. 2016)."""
+
+    kind: Literal["ordinal"]
+    """Binary cross-entropy at each bound; the prediction is minimum + step times the sum of the probabilities."""
+
+    def outputs(self, columns: int) -> int:
+        """A logit for each class but the highest."""
+        return columns * (self.classes() - 1)
+
+
+def _regression_unless_said(settings: Any) -> Any:
+    return {"kind": "regression", **settings} if isinstance(settings, dict) else settings
+
+
+TaskSettings = Annotated[
+    RegressionTask | BinnedTask | OrdinalTask, Field(discriminator="kind"), BeforeValidator(_regression_unless_said)
+]
