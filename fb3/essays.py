@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.recipe.groups import DataGroup, RegressionTask
+from fb3.recipe.groups import DataGroup, TaskGroup
 
 FOLD_COLUMN = "fold"
 
@@ -55,7 +55,7 @@ def _parse(text: str, path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header, dtype=object)
 
 
-def read_essays(path: str | Path, data: DataGroup, task: RegressionTask | None = None) -> pd.DataFrame:
+def read_essays(path: str | Path, data: DataGroup, task: TaskGroup | None = None) -> pd.DataFrame:
     """Reads essays, with their scores where a task is given, and a `fold` column where the file has one.
 
     Args:
@@ -112,7 +112,7 @@ def _numbers(table: pd.DataFrame, column: str, data: DataGroup, path: Path) -> p
     return numbers
 
 
-def _check_range(essays: pd.DataFrame, data: DataGroup, task: RegressionTask, path: Path) -> None:
+def _check_range(essays: pd.DataFrame, data: DataGroup, task: TaskGroup, path: Path) -> None:
     scores = essays[list(data.target_columns)].to_numpy()
     bad = np.argwhere((scores < task.minimum) | (scores > task.maximum))
     if len(bad):

@@ -36,7 +36,7 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
     """The scorer of a recipe.
 
     Args:
-        recipe: its `model` and `data` groups decide.
+        recipe: its `model`, `data` and `task` groups decide.
         folder: the encoder folder: config.json and tokenizer, as `export_encoder` writes it.
         init: pretrained: the backbone's weights; config: random ones; empty: parameters on the meta device, to be
             assigned from a checkpoint.
@@ -53,7 +53,7 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
         second.encoder.requires_grad_(stitch.frozen == "none")
         if stitch.frozen == "both":
             tower.encoder.requires_grad_(False)
-    head = build_head(recipe.model.head, width, len(recipe.data.target_columns))
+    head = build_head(recipe.model.head, width, recipe.task.outputs(len(recipe.data.target_columns)))
     if init == "empty":
         _to_meta(head)
     return StitchedScorer(tower, second, head) if second else Scorer(tower, head)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fb3.recipe.groups import LinearHead, MultiSampleHead
 
-WEIGHT_STD = 0.002  # small, so that the first predictions are the bias: the targets' means
+WEIGHT_STD = 0.002  # small, so that the first predictions are the bias's: the targets' means
 
 
 class Linear(nn.Module):
@@ -13,21 +13,21 @@ class Linear(nn.Module):
 
     Args:
         width: of the pooled vector, D.
-        targets: K.
+        targets: outputs, K for scores.
     """
 
     def __init__(self, width: int, targets: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, targets)
 
-    def start_at(self, means: Tensor) -> None:
-        """Starts the bias at the training targets' means (K,): without it a small encoder spends an epoch on them."""
+    def start_at(self, bias: Tensor) -> None:
+        """Starts at the task's first bias (outputs,): without it a small encoder spends an epoch on the means."""
         with torch.no_grad():
-            self.linear.bias.copy_(means)
+            self.linear.bias.copy_(bias)
             self.linear.weight.normal_(0.0, WEIGHT_STD)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return self.linear(pooled)  # (B, K)
+        return self.linear(pooled)  # (B, outputs)
 
 
 class MultiSampleDropout(Linear):
@@ -35,7 +35,7 @@ class MultiSampleDropout(Linear):
 
     Args:
         width: of the pooled vector, D.
-        targets: K.
+        targets: outputs, K for scores.
         samples: masks a step.
         dropout: probability of a unit to be dropped.
     """

@@ -12,7 +12,7 @@ from fb3.models.poolings import Pooling
 
 
 class ModelOutput(NamedTuple):
-    """scores (B, K) and pooled (B, D), both float32."""
+    """scores (B, outputs) and pooled (B, D), both float32. The task knows what the outputs are: K scores, or logits."""
 
     scores: Tensor
     pooled: Tensor
@@ -65,7 +65,7 @@ class Scorer(Tower):
         self.head = head
 
     def forward(self, batch: Mapping[str, Tensor]) -> ModelOutput:
-        """A batch of `collate` to scores (B, K) and the pooled vectors (B, D)."""
+        """A batch of `collate` to scores (B, outputs) and the pooled vectors (B, D)."""
         pooled = self.pool(batch)
         with torch.autocast(pooled.device.type, enabled=False):
             return ModelOutput(self.head(pooled), pooled)

@@ -27,7 +27,7 @@ class Recipe(Group):
     """Rates and decay."""
     schedule: groups.ScheduleGroup = groups.ScheduleGroup()
     """The rate over time."""
-    task: groups.RegressionTask = groups.RegressionTask()
+    task: groups.TaskSettings = groups.RegressionTask()
     """What a target is."""
     predict: groups.PredictGroup = groups.PredictGroup()
     """Inference."""
@@ -115,9 +115,29 @@ class Recipe(Group):
             raise ValueError(
                 f"task.loss={of_batches[0]}: roots of parts do not add up; set train.accumulation=1 or take mse"
             )
+        comparisons = [kind for kind in self.task.kinds() if kind in groups.COMPARISONS]
+        if comparisons and self.train.batch_size == 1:
+            raise ValueError(
+                f"task: {comparisons[0]} compares the essays of a batch, and train.batch_size=1 has one; raise it or "
+                f"drop {comparisons[0]}"
+            )
         dropouts = (self.model.dropout, self.model.attention_dropout, self.model.layer_drop, self.model.mixout)
         if self.task.r_drop and not any(dropouts) and self.model.head.kind == "linear":
             raise ValueError("task.r_drop does nothing without dropout: both passes would be equal; set model.dropout")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_learned_from_something(self) -> "Recipe":
+        if self.task.weighting == "fixed":
+            return self
+        if self.task.weighed(len(self.data.target_columns)) == 1:
+            raise ValueError("task.weighting: one column and one loss leave nothing to weigh; give terms or take fixed")
+        for trick in self.tricks:
+            if trick.kind == "pgd" or (trick.kind == "awp" and trick.form == "perturb_first"):
+                raise ValueError(
+                    f"tricks: {trick.kind} drops the gradients of some passes, of which task.weighting=uncertainty "
+                    "would learn; take fixed, fgm, or awp with form: two_pass"
+                )
         return self
 
     @classmethod

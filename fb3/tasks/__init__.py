@@ -2,15 +2,22 @@
 
 from fb3.recipe import Recipe
 from fb3.tasks.base import StepOutput, Task
+from fb3.tasks.classes import Binned, Ordinal
 from fb3.tasks.r_drop import RDropped
 from fb3.tasks.regression import Regression
+from fb3.tasks.squeeze import Squeezed
 
-__all__ = ["RDropped", "Regression", "StepOutput", "Task", "build_task"]
+__all__ = ["Binned", "Ordinal", "RDropped", "Regression", "Squeezed", "StepOutput", "Task", "build_task"]
+
+_BUILD = {"regression": Regression, "binned": Binned, "ordinal": Ordinal}
 
 
 def build_task(recipe: Recipe) -> Task:
-    """The task of a recipe, in its wrappers."""
-    task: Task = Regression(recipe.task, recipe.data.target_columns)
-    if recipe.task.r_drop:
-        task = RDropped(task, recipe.task.r_drop.alpha)
+    """The task of a recipe, in its wrappers, on the CPU."""
+    settings = recipe.task
+    task: Task = _BUILD[settings.kind](settings, recipe.data.target_columns)
+    if settings.kind != "regression" and settings.squeeze:
+        task = Squeezed(task, settings.squeeze)
+    if settings.r_drop:
+        task = RDropped(task, settings.r_drop.alpha)
     return task

@@ -1,13 +1,15 @@
-"""What every task gives the loop and the inference."""
+"""What every task gives the loop and the inference, and what tasks have in common."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from fb3.metrics import Score
+from fb3.metrics import Score, rmse_columns
 from fb3.models import ModelOutput
+from fb3.recipe.groups import TaskGroup
 
 Model = Callable[[Mapping[str, Tensor]], ModelOutput]
 
@@ -25,13 +27,93 @@ class Task(Protocol):
     columns: tuple[str, ...]
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
-        """The training loss of a batch with `targets` (B, K)."""
+        """The training loss of a batch with `targets` (B, K) and, in the loop, `progress` (), 0-1."""
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, K) on the submission's scale, not yet clipped: folds are averaged first."""
+
+    def first_bias(self, targets: Tensor) -> Tensor:
+        """The head's bias (outputs,) with which it predicts the means of the training targets (N, K)."""
+
+    def distance(self, one: Tensor, two: Tensor) -> Tensor:
+        """How far two passes' outputs, (B, outputs) both, are apart: a scalar, 0 where they agree."""
 
     def clip(self, values: np.ndarray) -> np.ndarray:
         """Predictions brought into the range that a submission may hold."""
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         """The competition's metric of clipped predictions, and the mean validation loss of the plain ones."""
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What the task trains of its own, beside the model; it is not kept. Mostly nothing."""
+
+    def to(self, device: torch.device) -> "Task":
+        """Brings them to a device."""
+
+
+class ScoreTask(nn.Module):
+    """What tasks on a scale of scores share: the range and the metric, MCRMSE.
+
+    Args:
+        settings: the range.
+        columns: the K targets, in the order of the model's outputs.
+    """
+
+    def __init__(self, settings: TaskGroup, columns: tuple[str, ...]) -> None:
+        super().__init__()
+        self.columns = columns
+        self._range = (settings.minimum, settings.maximum)
+
+    def clip(self, values: np.ndarray) -> np.ndarray:
+        return np.clip(values, *self._range)
+
+    def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
+        columns = rmse_columns(truth, self.clip(predicted))
+        return Score(float(columns.mean()), dict(zip(self.columns, columns.tolist(), strict=True)))
+
+
+class Wrapper(nn.Module):
+    """A task around a task, which does all as that does it; each wrapper overrides the loss.
+
+    Args:
+        task: what is trained.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+        self.columns = task.columns
+
+    def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
+        return self.task.loss(model, batch)
+
+    def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
+        return self.task.predict(model, batch)
+
+    def first_bias(self, targets: Tensor) -> Tensor:
+        return self.task.first_bias(targets)
+
+    def distance(self, one: Tensor, two: Tensor) -> Tensor:
+        return self.task.distance(one, two)
+
+    def clip(self, values: np.ndarray) -> np.ndarray:
+        return self.task.clip(values)
+
+    def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
+        return self.task.score(truth, predicted)
+
+
+class Recorder:
+    """A model that keeps the outputs it gave, for a wrapper to look at.
+
+    Args:
+        model: what is asked.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.outputs: list[ModelOutput] = []
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> ModelOutput:
+        self.outputs.append(self.model(batch))
+        return self.outputs[-1]

@@ -1,15 +1,17 @@
 """Losses of regression: (B, K) predictions and truths to a scalar."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fb3.recipe.groups import RegressionTask
+from fb3.tasks.weighting import Uncertainty
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 _TINY = 1e-9  # the root has no gradient at 0
+_ROWS = 256  # compared with all others at once; a batch has fewer, an evaluation more
 
 
 def rmse(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -29,7 +31,20 @@ def pearson(predicted: Tensor, truth: Tensor) -> Tensor:
     return 1.0 - correlation.mean()
 
 
-def quantile(share: float) -> Criterion:
+def rank(predicted: Tensor, truth: Tensor) -> Tensor:
+    """RankNet (Burges et al. 2005): mean of log(1 + exp(-(p_i - p_j))) over all pairs of a column with t_i > t_j.
+
+    0 where no pair differs. The predictions' level does not count.
+    """
+    total, pairs = 0.0, 0
+    for some, true in zip(predicted.split(_ROWS), truth.split(_ROWS), strict=True):  # (R, K)
+        above = true[:, None] > truth  # (R, B, K)
+        total = total + (F.softplus(predicted - some[:, None]) * above).sum()
+        pairs = pairs + above.sum()
+    return total / pairs.clamp_min(1)
+
+
+def quantile(share: float) -> Loss:
     """The pinball loss, least where predictions are the `share` quantile (Koenker & Bassett 1978)."""
 
     def loss(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -39,23 +54,62 @@ def quantile(share: float) -> Criterion:
     return loss
 
 
-def huber(delta: float) -> Criterion:
+def huber(delta: float) -> Loss:
     """A parabola within `delta` of the truth, a line beyond (Huber 1964)."""
     return lambda predicted, truth: F.huber_loss(predicted, truth, delta=delta)
 
 
-def build_criterion(settings: RegressionTask) -> Criterion:
-    """The loss of a recipe, its further terms added with their weights."""
-    known: dict[str, Criterion] = {
+class Scheduled(nn.Module):
+    """Losses added with weights that go linearly over the run.
+
+    Args:
+        losses: what is added.
+        weights: of each, at the start and at the end of the run.
+    """
+
+    def __init__(self, losses: Sequence[Loss], weights: Sequence[tuple[float, float]]) -> None:
+        super().__init__()
+        self._parts = list(zip(losses, weights, strict=True))
+
+    def forward(self, predicted: Tensor, truth: Tensor, progress: Tensor | float = 1.0) -> Tensor:
+        """progress: share of the run that is done, 0-1; at an evaluation the end counts."""
+        return sum((a + (b - a) * progress) * loss(predicted, truth) for loss, (a, b) in self._parts)
+
+
+class Learned(nn.Module):
+    """Losses added with learned weights; one loss alone is taken column by column.
+
+    Args:
+        losses: what is added.
+        count: how many values they give together: the losses', or the columns'.
+    """
+
+    def __init__(self, losses: Sequence[Loss], count: int) -> None:
+        super().__init__()
+        self._losses, self._weigh = losses, Uncertainty(count)
+
+    def forward(self, predicted: Tensor, truth: Tensor, progress: Tensor | float = 1.0) -> Tensor:
+        """progress is for others."""
+        pairs = [(predicted, truth)]
+        if len(self._losses) == 1:
+            pairs = list(zip(predicted.split(1, 1), truth.split(1, 1), strict=True))
+        return self._weigh(torch.stack([loss(*pair) for loss in self._losses for pair in pairs]))
+
+
+def build_criterion(settings: RegressionTask, columns: int) -> nn.Module:
+    """The loss of a recipe for K columns, its further terms added with their weights: (predicted, truth, progress)."""
+    known: dict[str, Loss] = {
         "smooth_l1": F.smooth_l1_loss,
         "mse": F.mse_loss,
         "rmse": rmse,
         "mcrmse": mcrmse,
         "pearson": pearson,
+        "rank": rank,
         "huber": huber(settings.delta),
         "quantile": quantile(settings.quantile),
     }
-    parts = [(1.0, known[settings.loss]), *((term.weight, known[term.kind]) for term in settings.terms)]
-    if len(parts) == 1:
-        return parts[0][1]
-    return lambda predicted, truth: sum(weight * part(predicted, truth) for weight, part in parts)
+    losses = [known[kind] for kind in settings.kinds()]
+    if settings.weighting == "uncertainty":
+        return Learned(losses, settings.weighed(columns))
+    ends = [(t.weight, t.weight if t.end_weight is None else t.end_weight) for t in settings.terms]
+    return Scheduled(losses, [(1.0, 1.0), *ends])

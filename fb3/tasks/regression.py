@@ -4,15 +4,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fb3.metrics import Score, rmse_columns
+from fb3.metrics import Score
 from fb3.recipe.groups import RegressionTask
-from fb3.tasks.base import Model, StepOutput
+from fb3.tasks.base import Model, ScoreTask, StepOutput
 from fb3.tasks.losses import build_criterion
 
 
-class Regression:
+class Regression(ScoreTask):
     """The task of FB3.
 
     Args:
@@ -21,21 +22,24 @@ class Regression:
     """
 
     def __init__(self, settings: RegressionTask, columns: tuple[str, ...]) -> None:
-        self.columns = columns
-        self._criterion = build_criterion(settings)
-        self._range = (settings.minimum, settings.maximum)
+        super().__init__(settings, columns)
+        self._criterion = build_criterion(settings, len(columns))
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         scores = model(batch).scores  # (B, K)
-        return StepOutput(self._criterion(scores, batch["targets"]), {})
+        return StepOutput(self._criterion(scores, batch["targets"], batch.get("progress", 1.0)), {})
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         return model(batch).scores  # (B, K)
 
-    def clip(self, values: np.ndarray) -> np.ndarray:
-        return np.clip(values, *self._range)
+    def first_bias(self, targets: Tensor) -> Tensor:
+        return targets.mean(0)  # (K,)
 
+    def distance(self, one: Tensor, two: Tensor) -> Tensor:
+        """The mean squared difference: up to a factor the KL divergence of two Gaussians."""
+        return F.mse_loss(one, two)
+
+    @torch.no_grad()
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
-        columns = rmse_columns(truth, self.clip(predicted))
         loss = self._criterion(torch.as_tensor(predicted), torch.as_tensor(truth)).item()
-        return Score(float(columns.mean()), dict(zip(self.columns, columns.tolist(), strict=True)), loss=loss)
+        return super().score(truth, predicted)._replace(loss=loss)

@@ -18,6 +18,7 @@ from fb3.metrics import Score
 from fb3.models import build_scorer
 from fb3.prediction import predict
 from fb3.runtime import seed_everything
+from fb3.tasks import Task, build_task
 from fb3.tokens import Encoded
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
@@ -44,19 +45,21 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     scorer = build_scorer(with_local_backbone(recipe, session.out), session.out / "encoder", init="pretrained")
     for tower, encoded in zip(scorer.towers().values(), (session.encoded, session.encoded.second), strict=False):
         tower.pooling.fit(encoded.rows[row] for row in split.train_rows)
-    scorer.head.start_at(torch.from_numpy(session.targets[split.train_rows].mean(0)))
+    task = build_task(recipe).to(accelerator.device)  # the fold's own: it may learn
+    scorer.head.start_at(task.first_bias(torch.from_numpy(session.targets[split.train_rows])))
     scorer.to(accelerator.device)
-    optimizer = build_optimizer(scorer, recipe.optimizer, scaled=session.precision == "fp16")
+    scaled = session.precision == "fp16"
+    optimizer = build_optimizer(scorer, recipe.optimizer, scaled=scaled, of_task=task.parameters())
     per_epoch = steps_per_epoch(len(split.train_rows), recipe.train.batch_size, recipe.train.accumulation)
     steps = per_epoch * recipe.train.epochs
     tricks = build_tricks(recipe, scorer, steps)
-    keeper = _Keeper(session, split, seed)
+    keeper = _Keeper(session, split, task, seed)
     loop = Loop(
         accelerator,
         scorer,
         optimizer,
         build_schedule(optimizer, recipe.schedule, steps),
-        task=session.task,
+        task=task,
         tricks=tricks,
         encoded=_training_essays(session, seed),
         targets=session.targets,
@@ -85,8 +88,8 @@ def _training_essays(session: Session, seed: int) -> Encoded:
 class _Keeper:
     """Evaluates a fold and keeps its best checkpoint and predictions."""
 
-    def __init__(self, session: Session, split: FoldSplit, seed: int) -> None:
-        self.session, self.split, self.seed = session, split, seed
+    def __init__(self, session: Session, split: FoldSplit, task: Task, seed: int) -> None:
+        self.session, self.split, self.task, self.seed = session, split, task, seed
         self.start = time.monotonic()
         self.best: Predictions | None = None
         self.best_score: Score | None = None
@@ -110,7 +113,7 @@ class _Keeper:
         session, split = self.session, self.split
         predictions = self._predict(step)
         truth = session.targets[split.valid_rows]
-        score = step.score = session.task.score(truth, predictions.values)
+        score = step.score = self.task.score(truth, predictions.values)
         best = score.better_than(self.best_score)
         epoch = step.epoch + 1
         session.log.evaluation(split.fold, epoch, step.number, score, best, time.monotonic() - self.start)
@@ -128,7 +131,7 @@ class _Keeper:
         mine = rows[accelerator.process_index :: accelerator.num_processes]
         part = predict(
             step.scorer,
-            session.task,
+            self.task,
             session.encoded,
             session.essays[session.recipe.data.id_column].to_numpy(),
             rows=mine,
@@ -169,7 +172,7 @@ class _Keeper:
             "epoch": step.epoch + 1,
             "step": step.number,
             "seed": self.seed,
-            "target_means": dict(zip(session.task.columns, means, strict=True)),
+            "target_means": dict(zip(self.task.columns, means, strict=True)),
             "valid_ids_sha256": ids_hash(ids),
             "versions": versions(),
         }

@@ -59,10 +59,11 @@ class RunLog:
     def evaluation(self, fold: int, epoch: int, step: int, score: Any, best: bool, elapsed: float) -> None:
         """A validation: loss, score, columns."""
         columns = " ".join(f"{name} {value:.4f}" for name, value in score.columns.items())
+        loss = "" if math.isnan(score.loss) else f" loss {score.loss:.4f}"
         self.event(
             "evaluation",
-            f"fold {fold} epoch {epoch} step {step}: score {score.overall:.4f}{' (best)' if best else ''} "
-            f"loss {score.loss:.4f} | {columns} | {elapsed / 60:.1f} min",
+            f"fold {fold} epoch {epoch} step {step}: score {score.overall:.4f}{' (best)' if best else ''}"
+            f"{loss} | {columns} | {elapsed / 60:.1f} min",
             fold=fold,
             epoch=epoch,
             step=step,

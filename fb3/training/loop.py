@@ -29,7 +29,7 @@ class Loop:
         accelerator: device, precision, processes.
         scorer: the model, not yet prepared; on its device.
         optimizer, schedule: for its parameters; the schedule counts optimizer steps.
-        task: gives the loss.
+        task: gives the loss; on the device.
         tricks: around the step, outermost first.
         encoded, targets: all essays' tokens and scores, (N, K).
         settings, optimizer_settings: of the recipe.
@@ -65,7 +65,7 @@ class Loop:
         self.evaluate = evaluate
         self.log = log
         self.model, self.optimizer = accelerator.prepare(scorer, optimizer)
-        self.parameters = trainable(scorer)
+        self.parameters = [*trainable(scorer), *task.parameters()]
 
     def run(self, fold: int, rows: np.ndarray, steps: int, seed: int) -> None:
         """Trains on `rows` for `steps` optimizer steps in all.
@@ -101,7 +101,7 @@ class Loop:
         essays = sum(len(rows) for rows in batches)
         losses = []
         for position, rows in enumerate(batches):
-            step.batch, weight = self.share(rows, essays)
+            step.batch, weight = self.share(rows, essays, step.progress)
             syncs = position == len(batches) - 1
             with nullcontext() if syncs else self.accelerator.no_sync(self.model):
                 backward = partial(self.backward, step, weight)
@@ -125,15 +125,17 @@ class Loop:
         self.accelerator.backward(out.loss * weight)
         return out
 
-    def share(self, rows: np.ndarray, essays: int) -> tuple[dict[str, Tensor], float]:
+    def share(self, rows: np.ndarray, essays: int, done: float) -> tuple[dict[str, Tensor], float]:
         """This process's part of a batch, and the weight of its mean loss among `essays` essays.
 
+        The batch says how much of the run is `done`, 0-1, for losses that change over it.
         Gradients are averaged over processes, so the weight is times their number. A process that gets no essay takes
         the first with weight 0: all must take part.
         """
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         weight = len(mine) * self.accelerator.num_processes / essays
         batch = collate(self.encoded, mine if len(mine) else rows[:1], self.targets)
+        batch["progress"] = torch.tensor(done)
         return {name: value.to(self.accelerator.device) for name, value in batch.items()}, weight
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -75,18 +75,23 @@ def _undecayed(scorer: Scorer) -> set[int]:
     return {id(p) for p in (*norms, *biases)}
 
 
-def build_optimizer(scorer: Scorer, settings: OptimizerGroup, scaled: bool) -> torch.optim.Optimizer:
+def build_optimizer(
+    scorer: Scorer, settings: OptimizerGroup, scaled: bool, of_task: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """The optimizer of a recipe; all of them decay the weights apart from the gradient.
 
     Args:
         scorer: its trainable parameters.
         settings: kind, rates and decay.
         scaled: fp16 with a gradient scaler; then not fused, because a fused step swallows the sign of a skipped one.
+        of_task: what the task trains of its own: a group "task" at head_rate, without decay.
 
     Raises:
         Fb3Error: a library that the kind wants is not installed, or there is no GPU for it.
     """
     groups = parameter_groups(scorer, settings)
+    if own := list(of_task):
+        groups.append({"params": own, "lr": settings.head_rate, "weight_decay": 0.0, "name": "task"})
     device = next(scorer.parameters()).device.type
     moments = {"eps": settings.eps, "betas": settings.betas}
     match settings.kind:

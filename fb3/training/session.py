@@ -66,6 +66,8 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
     of_batches = [kind for kind in recipe.task.kinds() if kind in BATCH_LOSSES]
     if of_batches and accelerator.num_processes > 1:
         raise Fb3Error(f"task.loss={of_batches[0]}: roots of parts do not add up; use one process, or take mse")
+    if recipe.task.weighting == "uncertainty" and accelerator.num_processes > 1:
+        raise Fb3Error("task.weighting=uncertainty: each process would learn its own; use one process, or take fixed")
     if recipe.task.r_drop and recipe.model.layer_drop and accelerator.num_processes > 1:
         raise Fb3Error("task.r_drop with model.layer_drop: the two passes differ in their layers; use one process")
     return accelerator, precision

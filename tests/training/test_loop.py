@@ -150,7 +150,7 @@ def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(competi
 
     monkeypatch.setattr(session, "Accelerator", scaled)
     monkeypatch.setattr(
-        fold, "build_optimizer", lambda scorer, settings, scaled: build_optimizer(scorer, settings, True)
+        fold, "build_optimizer", lambda scorer, settings, **_: build_optimizer(scorer, settings, scaled=True)
     )
     plain, update, averaged = loop_module.Loop.backward, EMA.after_step, []
 

@@ -57,9 +57,34 @@ def test_losses_are_their_formulas(truth, predicted):
         assert loss == pytest.approx(1 - wanted, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile"])
+@given(truth=SCORES, predicted=SCORES, shift=st.floats(-10, 10))
+@settings(deadline=None, max_examples=50)
+def test_rank_is_ranknet_over_the_pairs_whatever_the_level(truth, predicted, shift):
+    t, p = torch.from_numpy(truth).double(), torch.from_numpy(predicted).double()
+    pairs = [(i, j, k) for i in range(5) for j in range(5) for k in range(3) if truth[i, k] > truth[j, k]]
+    each = [np.log1p(np.exp(-(float(predicted[i, k]) - float(predicted[j, k])))) for i, j, k in pairs]
+    loss = losses.rank(p, t).item()
+    assert loss == pytest.approx(np.mean(each) if pairs else 0.0, abs=1e-9)
+    assert losses.rank(p + shift, t).item() == pytest.approx(loss, abs=1e-9)
+    if pairs:
+        assert losses.rank(t, t).item() < np.log(2) < losses.rank(-t, t).item()
+
+
+def test_rank_without_pairs_is_zero_with_a_gradient_and_sums_over_blocks(monkeypatch):
+    predicted = torch.rand(4, 2, requires_grad=True)
+    loss = losses.rank(predicted, torch.full((4, 2), 3.0))
+    loss.backward()
+    assert loss == 0
+    assert (predicted.grad == 0).all()
+    predicted, truth = torch.rand(7, 2), torch.rand(7, 2)
+    whole = losses.rank(predicted, truth)
+    monkeypatch.setattr(losses, "_ROWS", 3)
+    torch.testing.assert_close(losses.rank(predicted, truth), whole)
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"])
 def test_every_loss_has_a_finite_gradient_everywhere(kind):
-    criterion = build_criterion(RegressionTask(loss=kind))
+    criterion = build_criterion(RegressionTask(loss=kind), 2)
     truth = torch.tensor([[1.0, 2.0], [1.0, 4.0]])
     for start in (truth.clone(), torch.full((2, 2), 3.0), torch.tensor([[5.0, 1.0], [2.0, 2.0]])):
         predicted = start.requires_grad_()
@@ -69,7 +94,7 @@ def test_every_loss_has_a_finite_gradient_everywhere(kind):
 
 def test_terms_are_added_with_their_weights():
     truth, predicted = torch.rand(4, 3), torch.rand(4, 3)
-    both = build_criterion(RegressionTask(loss="mse", terms=[{"kind": "pearson", "weight": 0.3}]))
+    both = build_criterion(RegressionTask(loss="mse", terms=[{"kind": "pearson", "weight": 0.3}]), 3)
     assert both(predicted, truth).item() == pytest.approx(
         ((predicted - truth) ** 2).mean().item() + 0.3 * losses.pearson(predicted, truth).item()
     )

@@ -21,7 +21,17 @@ from fb3.recipe.groups.model import (
     Stitch,
     TokensPooling,
 )
-from fb3.recipe.groups.task import BATCH_LOSSES, LossTerm, RDrop, RegressionTask
+from fb3.recipe.groups.task import (
+    BATCH_LOSSES,
+    COMPARISONS,
+    BinnedTask,
+    LossTerm,
+    OrdinalTask,
+    RDrop,
+    RegressionTask,
+    TaskGroup,
+    TaskSettings,
+)
 from fb3.recipe.groups.training import MANY_STEPS, OptimizerGroup, ScheduleGroup, SoupSettings, TrainGroup
 from fb3.recipe.groups.tricks import (
     ADVERSARIAL,
@@ -44,11 +54,13 @@ __all__ = [
     "ADVERSARIAL",
     "AVERAGERS",
     "BATCH_LOSSES",
+    "COMPARISONS",
     "EMBEDDING_ADVERSARIAL",
     "MANY_STEPS",
     "ON_ENCODER",
     "Augment",
     "Awp",
+    "BinnedTask",
     "DataGroup",
     "Ema",
     "Fgm",
@@ -66,6 +78,7 @@ __all__ = [
     "MultiSampleHead",
     "Noise",
     "OptimizerGroup",
+    "OrdinalTask",
     "Pgd",
     "PlainPooling",
     "Pooling",
@@ -79,6 +92,8 @@ __all__ = [
     "Stitch",
     "Swa",
     "Synonyms",
+    "TaskGroup",
+    "TaskSettings",
     "Text",
     "TokensPooling",
     "TrainGroup",

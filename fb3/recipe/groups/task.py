@@ -1,13 +1,14 @@
 """What a target is, and its loss."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from fb3.recipe.groups.base import Group, Rate
+from fb3.recipe.groups.base import Group, Probability, Rate
 
-LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile"]
-BATCH_LOSSES = {"rmse", "mcrmse", "pearson"}  # not a mean over essays: those of parts do not add up
+LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
+BATCH_LOSSES = {"rmse", "mcrmse", "pearson", "rank"}  # not a mean over essays: those of parts do not add up
+COMPARISONS = {"pearson", "rank"}  # of the essays in a batch with each other
 
 
 class LossTerm(Group):
@@ -15,44 +16,82 @@ class LossTerm(Group):
 
     kind: LossKind
     """As in task.loss."""
-    weight: Rate = 1.0
-    """Its factor."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Its factor, or that at the start."""
+    end_weight: Annotated[float, Field(ge=0)] | None = None
+    """Its factor at the end of the run, to which it goes linearly; none: it stays as it is."""
+
+    @model_validator(mode="after")
+    def _counts(self) -> "LossTerm":
+        if self.weight == self.end_weight:
+            raise ValueError("end_weight does nothing where it equals weight; leave it out")
+        if self.weight == 0 and self.end_weight is None:
+            raise ValueError("weight 0 does nothing; leave the term out or give an end_weight")
+        return self
 
 
 class RDrop(Group):
     """R-Drop (Liang et al. 2021, arXiv:2106.14448): two passes with two dropout masks shall agree."""
 
     alpha: Rate = 1.0
-    """Weight of the mean squared difference of the two scores."""
+    """Weight of the distance of the two passes: of scores the mean squared difference, of classes the symmetric KL
+    divergence, halved."""
 
 
-class RegressionTask(Group):
+class TaskGroup(Group):
+    """What all tasks on a scale of scores share."""
+
+    kind: str
+    """What a target is."""
+    minimum: float = 1.0
+    """Lowest score; predictions are clipped to it."""
+    maximum: float = 5.0
+    """Highest score."""
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """How losses are added: fixed: columns alike, terms by their weights; uncertainty: by learned weights (Kendall et
+    al. 2018, arXiv:1705.07115), one for each of loss and terms or, without terms, for each column. They train at
+    optimizer.head_rate."""
+    r_drop: RDrop | None = None
+    """Two passes a step that shall agree: twice the time; none: off. Wants some dropout."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "TaskGroup":
+        if self.minimum >= self.maximum:
+            raise ValueError(f"minimum {self.minimum} must lie below maximum {self.maximum}")
+        return self
+
+    def kinds(self) -> list[str]:
+        """The losses' names, where there is a choice."""
+        return []
+
+    def weighed(self, columns: int) -> int:
+        """How many losses are added: those that `weighting` weighs."""
+        return columns
+
+    def outputs(self, columns: int) -> int:
+        """Width of the model's output for so many target columns."""
+        return columns
+
+
+class RegressionTask(TaskGroup):
     """Scores on a continuous scale."""
 
     kind: Literal["regression"] = "regression"
-    """What a target is."""
+    """Scores on a continuous scale."""
     loss: LossKind = "smooth_l1"
     """smooth_l1: Huber with delta 1 (Girshick 2015, arXiv:1504.08083); rmse: the root of the batch's mean; mcrmse: the
     mean of each column's root, the metric itself; huber: with `delta` (Huber 1964); pearson: 1 less the mean
     correlation of the columns, an addition rather than a loss of its own; quantile: the pinball loss of `quantile`
-    (Koenker & Bassett 1978)."""
+    (Koenker & Bassett 1978); rank: RankNet on the batch's pairs (Burges et al. 2005), an addition too."""
     delta: Rate = 0.5
     """Of huber: where the parabola becomes a line, in scores."""
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Of the quantile loss; 0.5 is the absolute error."""
     terms: tuple[LossTerm, ...] = ()
     """Further losses, weighted and added."""
-    r_drop: RDrop | None = None
-    """Two passes a step that shall agree: twice the time; none: off. Wants some dropout."""
-    minimum: float = 1.0
-    """Lowest score; predictions are clipped to it."""
-    maximum: float = 5.0
-    """Highest score."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> "RegressionTask":
-        if self.minimum >= self.maximum:
-            raise ValueError(f"minimum {self.minimum} must lie below maximum {self.maximum}")
+    def _losses_fit(self) -> "RegressionTask":
         kinds = self.kinds()
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"loss and terms name a loss twice: {kinds}")
@@ -60,8 +99,69 @@ class RegressionTask(Group):
             raise ValueError("delta does nothing without a huber loss; leave it out")
         if self.quantile != 0.5 and "quantile" not in kinds:
             raise ValueError("quantile does nothing without a quantile loss; leave it out")
+        if self.weighting == "uncertainty" and any(t.weight != 1 or t.end_weight is not None for t in self.terms):
+            raise ValueError("weighting: uncertainty learns the terms' weights; leave weight and end_weight out")
         return self
 
     def kinds(self) -> list[str]:
         """The losses' names."""
         return [self.loss, *(term.kind for term in self.terms)]
+
+    def weighed(self, columns: int) -> int:
+        """The losses or, where there is but one, its columns."""
+        return len(self.kinds()) if self.terms else columns
+
+
+class _ClassTask(TaskGroup):
+    step: Annotated[float, Field(ge=1e-3)] = 0.5
+    """Distance of the classes, in scores: minimum, minimum + step, ..., maximum."""
+    squeeze: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean squared logit, which keeps logits small: logit squeezing (Kannan et al. 2018,
+    arXiv:1803.06373). 0: off."""
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "_ClassTask":
+        steps = (self.maximum - self.minimum) / self.step
+        if steps < 0.5 or not min(steps % 1.0, 1.0 - steps % 1.0) < 1e-6:  # no number where the range is infinite
+            raise ValueError(f"step {self.step} does not divide the range from {self.minimum} to {self.maximum}")
+        return self
+
+    def classes(self) -> int:
+        """How many classes there are."""
+        return round((self.maximum - self.minimum) / self.step) + 1
+
+
+class BinnedTask(_ClassTask):
+    """Classes at equal distances, a softmax over them for each target; the prediction is its expectation."""
+
+    kind: Literal["binned"]
+    """Cross-entropy; a truth between two classes counts for both, by its distances."""
+    smoothing: Probability = 0.0
+    """Share of the label that all classes get alike (Szegedy et al. 2015, arXiv:1512.00567). 0: off."""
+    focal: Annotated[float, Field(ge=0)] = 0.0
+    """Exponent of the focal loss, which weighs down what is right already (Lin et al. 2017, arXiv:1708.02002). 0: off,
+    plain cross-entropy; 2 in the paper."""
+
+    def outputs(self, columns: int) -> int:
+        """A logit for each class."""
+        return columns * self.classes()
+
+
+class OrdinalTask(_ClassTask):
+    """Classes at equal distances, a sigmoid for each bound: is the truth above it? (Niu et al. 2016)."""
+
+    kind: Literal["ordinal"]
+    """Binary cross-entropy at each bound; the prediction is minimum + step times the sum of the probabilities."""
+
+    def outputs(self, columns: int) -> int:
+        """A logit for each class but the highest."""
+        return columns * (self.classes() - 1)
+
+
+def _regression_unless_said(settings: Any) -> Any:
+    return {"kind": "regression", **settings} if isinstance(settings, dict) else settings
+
+
+TaskSettings = Annotated[
+    RegressionTask | BinnedTask | OrdinalTask, Field(discriminator="kind"), BeforeValidator(_regression_unless_said)
+]

@@ -1,0 +1,112 @@
+"""Classes at equal distances on the scale of scores: binned (a softmax) and ordinal (a sigmoid for each bound).
+
+Both predict the expectation, a score between the classes. Free.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fb3.recipe.groups import BinnedTask, OrdinalTask
+from fb3.tasks.base import Model, ScoreTask, StepOutput
+from fb3.tasks.weighting import Uncertainty
+
+_SURE = 1e-6  # the focal weight has no gradient at a probability of 1
+
+
+class _Classes(ScoreTask):
+    """What both share. K targets, C classes, L logits a target.
+
+    Args:
+        settings: range, step and loss.
+        columns: the K targets, in the order of the model's outputs.
+    """
+
+    def __init__(self, settings: BinnedTask | OrdinalTask, columns: tuple[str, ...]) -> None:
+        super().__init__(settings, columns)
+        self._step, self._top = settings.step, settings.classes() - 1
+        learned = settings.weighting == "uncertainty"
+        self._together = Uncertainty(settings.weighed(len(columns))) if learned else torch.mean
+
+    def labels(self, targets: Tensor) -> Tensor:
+        """(N, K) truths to the probabilities (N, K, L) that the logits shall give."""
+        raise NotImplementedError
+
+    def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, K, L) both, to the mean loss of each column, (K,)."""
+        raise NotImplementedError
+
+    def expected(self, logits: Tensor) -> Tensor:
+        """(B, K, L) to the mean class (B, K), 0 to C - 1."""
+        raise NotImplementedError
+
+    def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
+        logits = self._by_column(model(batch).scores)
+        return StepOutput(self._together(self.column_losses(logits, self.labels(batch["targets"]))), {})
+
+    def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
+        return self._range[0] + self._step * self.expected(self._by_column(model(batch).scores))  # (B, K)
+
+    def _position(self, targets: Tensor) -> Tensor:
+        """Where scores lie among the classes: 0 to C - 1, and in between."""
+        return ((targets - self._range[0]) / self._step).clamp(0, self._top)
+
+    def _by_column(self, outputs: Tensor) -> Tensor:
+        return outputs.unflatten(-1, (len(self.columns), -1))  # (B, K * L) -> (B, K, L)
+
+
+class Binned(_Classes):
+    """A softmax over the C classes of each target, cross-entropy with soft labels."""
+
+    def __init__(self, settings: BinnedTask, columns: tuple[str, ...]) -> None:
+        super().__init__(settings, columns)
+        self._smoothing, self._focal = settings.smoothing, settings.focal
+
+    def labels(self, targets: Tensor) -> Tensor:
+        """A truth between two classes is split between them, so that its expectation is the truth."""
+        numbers = torch.arange(self._top + 1, device=targets.device)
+        return (1.0 - (self._position(targets)[..., None] - numbers).abs()).clamp_min(0.0)  # (N, K, C)
+
+    def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        labels = (1.0 - self._smoothing) * labels + self._smoothing / labels.shape[-1]
+        logs = logits.log_softmax(-1)
+        if self._focal:
+            labels = labels * (-torch.expm1(logs)).clamp_min(_SURE) ** self._focal  # (1 - p)^gamma
+        return -(labels * logs).sum(-1).mean(0)
+
+    def expected(self, logits: Tensor) -> Tensor:
+        return (logits.softmax(-1) * torch.arange(self._top + 1, device=logits.device)).sum(-1)
+
+    def first_bias(self, targets: Tensor) -> Tensor:
+        counts = self.labels(targets).sum(0) + 0.5  # half an essay more in each class: none is impossible
+        return torch.log(counts / counts.sum(-1, keepdim=True)).flatten()  # (K * C,)
+
+    def distance(self, one: Tensor, two: Tensor) -> Tensor:
+        """Half the KL divergences of each from the other, as R-Drop's paper has it."""
+        a, b = self._by_column(one).log_softmax(-1), self._by_column(two).log_softmax(-1)
+        return 0.5 * ((a.exp() - b.exp()) * (a - b)).sum(-1).mean()
+
+
+class Ordinal(_Classes):
+    """A sigmoid for each of the C - 1 bounds, whether the truth lies above it (Niu et al. 2016)."""
+
+    def labels(self, targets: Tensor) -> Tensor:
+        """P(truth > class), that of `Binned`'s soft labels: their sum is the truth's place among the classes."""
+        numbers = torch.arange(self._top, device=targets.device)
+        return (self._position(targets)[..., None] - numbers).clamp(0.0, 1.0)  # (N, K, C - 1)
+
+    def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean((0, 2))
+
+    def expected(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid().sum(-1)
+
+    def first_bias(self, targets: Tensor) -> Tensor:
+        share = (self.labels(targets).sum(0) + 0.5) / (len(targets) + 1)  # no bound is impossible
+        return torch.logit(share).flatten()  # (K * (C - 1),)
+
+    def distance(self, one: Tensor, two: Tensor) -> Tensor:
+        """Half the KL divergences of each Bernoulli from the other, which is this product."""
+        return 0.5 * ((one.sigmoid() - two.sigmoid()) * (one - two)).mean()
