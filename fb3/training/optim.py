@@ -25,8 +25,12 @@ def parameter_groups(scorer: Scorer, settings: OptimizerGroup) -> list[dict[str,
 
     Returns:
         Dicts with params, lr, weight_decay and a name such as "encoder.6.decay" or "head.plain".
+
+    Raises:
+        Fb3Error: the encoder's layers are not known, or so few that thirds are layers.
     """
     depths = _depths(scorer, settings)
+    _check_thirds(depths.values(), settings)
     undecayed = _undecayed(scorer)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in scorer.named_parameters():
@@ -67,6 +71,13 @@ def _encoder_rate(depth: int, top: int, settings: OptimizerGroup) -> float:
     if settings.decay_by == "thirds" and top:
         below = min(2, 3 * (top - depth) // top)  # the embeddings go with the lowest third
     return settings.encoder_rate * settings.layer_decay**below
+
+
+def _check_thirds(places: Iterable[tuple[str, int, int]], settings: OptimizerGroup) -> None:
+    by_layer = settings.model_copy(update={"decay_by": "layer"})
+    same = all(_encoder_rate(d, top, settings) == _encoder_rate(d, top, by_layer) for _, d, top in places)
+    if settings.decay_by == "thirds" and same:
+        raise Fb3Error("optimizer.decay_by=thirds gives this encoder the rates that layer gives it; leave it out")
 
 
 def _undecayed(scorer: Scorer) -> set[int]:

@@ -142,6 +142,11 @@ def test_thirds_and_the_embeddings_own_rate(run):
     assert by_depth(embeddings_rate=0.01)["6"] == 1.0
 
 
+def test_thirds_of_two_layers_are_refused(scorer):
+    with pytest.raises(Fb3Error, match="the rates that layer gives it"):
+        parameter_groups(scorer, OptimizerGroup(decay_by="thirds"))
+
+
 BORROWED = ["ranger", "lamb", "madgrad"]
 KINDS = ["adamw", "radam", "nadam", "adafactor", *BORROWED]
 
