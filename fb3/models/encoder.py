@@ -78,7 +78,8 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = ()) -
     `added` tokens, for which the config makes room.
 
     Raises:
-        Fb3Error: a missing file, no fast tokenizer, no padding token, or the hub cannot be reached.
+        Fb3Error: a missing file, no fast tokenizer, no padding token, a dropout that the encoder does not have, or the
+            hub cannot be reached.
     """
     check_backbone(settings.backbone)
     backbone = (
@@ -97,12 +98,8 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = ()) -
         config.pad_token_id = tokenizer.pad_token_id
     if config.pad_token_id is None:
         raise Fb3Error(f"model.backbone={settings.backbone}: neither config.json nor the tokenizer has a padding token")
-    for name in _HIDDEN_DROPOUT:
-        if isinstance(getattr(config, name, None), float):
-            setattr(config, name, settings.dropout)
-    for name in _ATTENTION_DROPOUT:
-        if isinstance(getattr(config, name, None), float):
-            setattr(config, name, settings.attention_dropout)
+    _set_dropout(config, _HIDDEN_DROPOUT, "dropout", settings.dropout)
+    _set_dropout(config, _ATTENTION_DROPOUT, "attention_dropout", settings.attention_dropout)
     if config.model_type == "big_bird":
         # Its sparse attention gives way to full attention for good at the first short batch, so that a prediction
         # would depend on the batches before it.
@@ -117,6 +114,14 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = ()) -
     tokenizer.save_pretrained(out)
     if not (out / "tokenizer.json").is_file():
         raise Fb3Error(f"model.backbone={settings.backbone}: the tokenizer wrote no tokenizer.json; convert it first")
+
+
+def _set_dropout(config: PretrainedConfig, names: Sequence[str], key: str, rate: float) -> None:
+    known = [name for name in names if type(getattr(config, name, None)) in {float, int}]  # ALBERT's 0 is an int
+    if rate and not known:
+        raise Fb3Error(f"model.{key}={rate}: {config.model_type} has no such dropout; set it to 0")
+    for name in known:
+        setattr(config, name, rate)
 
 
 def read_config(folder: Path) -> PretrainedConfig:

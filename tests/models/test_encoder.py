@@ -219,6 +219,23 @@ def test_no_dropout_is_left_by_default(backbone, tmp_path):
         assert not rates, family
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dropout_is_set_or_refused(family, backbone, tmp_path):
+    """ALBERT's configs say 0 without a point."""
+    for key, missing in (("dropout", set()), ("attention_dropout", {"xlnet", "t5"})):
+        recipe = recipe_for(backbone(family), f"model.{key}=0.3")
+        if family in missing:
+            with pytest.raises(Fb3Error, match=f"model.{key}=0.3: {family} has no such dropout"):
+                export_encoder(recipe.model, tmp_path / key)
+            continue
+        export_encoder(recipe.model, tmp_path / key)
+        encoder = build_scorer(recipe, tmp_path / key, init="pretrained").encoder
+        rates = {m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout)}
+        rates |= {m.dropout for m in encoder.modules() if isinstance(getattr(m, "dropout", None), float)}
+        rates |= {m.dropout_prob for m in encoder.modules() if isinstance(getattr(m, "dropout_prob", None), float)}
+        assert 0.3 in rates
+
+
 def test_half_precision_weight_files_become_float32(backbone, tmp_path):
     folder = tmp_path / "half"
     shutil.copytree(backbone("bert"), folder)
