@@ -13,7 +13,7 @@ from fb3.models import build_scorer
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import Awp, Ema, Fgm, GradualUnfreeze, Lookahead, Noise, Pgd, PullToStart, Swa
+from fb3.recipe.groups import ON_ENCODER, Awp, Ema, Fgm, GradualUnfreeze, Lookahead, Noise, Pgd, PullToStart, Swa
 from fb3.tasks import RDropped, build_task
 from fb3.training.run import train
 from fb3.training.tricks import AWP, EMA, FGM, PGD, SWA, EmbeddingNoise, Pull, SlowWeights, Step, Unfreeze, build_tricks
@@ -424,6 +424,15 @@ def test_r_drop_is_nothing_without_dropout_and_something_with_it(step, tiny):
 def test_what_would_do_nothing_is_refused(overrides, words):
     with pytest.raises(Fb3Error, match=words):
         load_recipe("tiny", overrides)
+
+
+@pytest.mark.parametrize("kind", sorted(ON_ENCODER))
+def test_on_a_frozen_encoder_it_is_refused(kind, step):
+    step.scorer.encoder.requires_grad_(False)
+    chosen = "{kind: awp, from_epoch: 0}" if kind == "awp" else f"{{kind: {kind}}}"
+    recipe = load_recipe("tiny", [f"tricks=[{chosen}]", "optimizer.weight_decay=0"])
+    with pytest.raises(Fb3Error, match=f"{kind} acts on the encoder's weights, which are all frozen"):
+        build_tricks(recipe, step.scorer, 100)
 
 
 def test_an_average_of_fewer_than_two_moments_is_refused(step):

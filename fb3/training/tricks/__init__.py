@@ -3,6 +3,7 @@
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.recipe import Recipe
+from fb3.recipe.groups import ON_ENCODER
 from fb3.training.tricks.average import Average
 from fb3.training.tricks.awp import AWP
 from fb3.training.tricks.base import Backward, Step, Trick
@@ -54,11 +55,15 @@ def build_tricks(recipe: Recipe, scorer: Scorer, steps: int) -> list[Trick]:
         steps: of the optimizer, in all.
 
     Raises:
-        Fb3Error: an average that would never differ from the weights, or a lookahead that would never return.
+        Fb3Error: an average that would never differ from the weights, a lookahead that would never return, or a frozen
+            encoder where a trick acts on the encoder's weights.
     """
     order = list(_BUILD)
     tricks = []
+    frozen = not any(p.requires_grad for p in scorer.encoder.parameters())
     for settings in sorted(recipe.tricks, key=lambda trick: order.index(trick.kind)):
+        if frozen and settings.kind in ON_ENCODER:
+            raise Fb3Error(f"tricks: {settings.kind} acts on the encoder's weights, which are all frozen; leave it out")
         trick = _BUILD[settings.kind](settings, scorer)
         if isinstance(trick, Average) and trick.moments(steps) < 2:
             raise Fb3Error(
