@@ -41,7 +41,7 @@ FAMILIES = {
     "deberta-v2": {**DEBERTA, "position_buckets": 8, "conv_kernel_size": 3, "type_vocab_size": 0},
     "deberta-v3": {**DEBERTA, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True},
     "electra": {**BERT, **POSITIONS, "embedding_size": 8},
-    "albert": {**BERT, **POSITIONS, "embedding_size": 8},
+    "albert": {**BERT, **POSITIONS, "embedding_size": 8, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0},
     "xlnet": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
     "longformer": {**BERT, **POSITIONS, "attention_window": [8, 8]},
     "big_bird": {**BERT, "max_position_embeddings": 256, "block_size": 4, "num_random_blocks": 1},
@@ -221,7 +221,7 @@ def test_no_dropout_is_left_by_default(backbone, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_dropout_is_set_or_refused(family, backbone, tmp_path):
-    """ALBERT's configs say 0 without a point."""
+    """ALBERT's configs on the hub say 0, not 0.0."""
     for key, missing in (("dropout", set()), ("attention_dropout", {"xlnet", "t5"})):
         recipe = recipe_for(backbone(family), f"model.{key}=0.3")
         if family in missing:
