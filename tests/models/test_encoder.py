@@ -11,17 +11,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.checkpoint import load_fold
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays
 from fb3.inference import infer
 from fb3.models import build_scorer, load_tokenizer
 from fb3.models.encoder import check_backbone, depth_of_parameters, export_encoder, layer_stack
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.packing import write_bundle
-from fb3.parity import replay
-from fb3.prediction import predict
 from fb3.recipe import load_recipe
-from fb3.tasks import build_task
-from fb3.tokens import tokenise
 from fb3.training.optim import build_optimizer
 from fb3.training.run import train
 
@@ -113,19 +108,6 @@ def test_a_step_changes_the_weights_and_padding_changes_nothing(family, backbone
     optimizer.step()
     after = layer_stack(scorer.encoder)[0].parameters()
     assert any(not torch.equal(one, two) for one, two in zip(before, after, strict=True))
-
-
-@pytest.mark.parametrize("kind", ["weighted_layer", "concat_layers", "pooler", "cls", "max", "min", "attention"])
-def test_poolings_on_a_real_encoder(kind, backbone, competition, tmp_path):
-    layers = "" if kind not in {"weighted_layer", "concat_layers"} else ", layers: 2"
-    recipe = recipe_for(backbone("bert"), f"model.pooling={{kind: {kind}{layers}}}")
-    run = train(recipe, competition, tmp_path / "run", folds=[0])
-    scorer = load_fold(recipe, run.path / "encoder", run.path / "fold0")
-    kept = pd.read_csv(run.path / "oof.csv", dtype={"text_id": str})
-    essays = read_essays(competition / "train.csv", recipe.data).set_index("text_id").loc[kept["text_id"]]
-    encoded = tokenise(essays["full_text"].tolist(), *load_tokenizer(run.path / "encoder"), recipe.data)
-    values = predict(scorer, build_task(recipe), encoded, kept["text_id"].to_numpy()).values
-    np.testing.assert_allclose(values, kept[list(recipe.data.target_columns)], atol=2e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -275,21 +257,6 @@ def test_weights_of_another_architecture_do_not_pass_as_pretrained(backbone, tmp
     export_encoder(recipe.model, tmp_path / "encoder")
     with pytest.raises(Fb3Error, match=r"not in the file|size"):
         build_scorer(recipe, tmp_path / "encoder", init="pretrained")
-
-
-@pytest.mark.parametrize("frozen", ["none", "second", "both"])
-def test_two_encoders_are_stitched(backbone, competition, tmp_path, frozen):
-    """Other tokens, other widths, windows and newline tokens: trained, packed, replayed, and frozen weights stay."""
-    stitch = f"model.stitch={{backbone: {backbone('deberta-v3')}, frozen: {frozen}, pooling: {{kind: cnn, width: 8}}}}"
-    recipe = recipe_for(backbone("bert"), stitch, "data.windows={length: 32}", "data.text.newlines=true")
-    out = train(recipe, competition, tmp_path / "run", folds=[0]).path
-    write_bundle([out], tmp_path / "bundle", check=replay(None, essays=6))
-    scorer = load_fold(recipe, out / "encoder", out / "fold0")
-    start = build_scorer(recipe, out / "encoder", init="pretrained")
-    assert scorer.head.linear.in_features == 16 + 8
-    for tower, kept in (("", frozen == "both"), ("second.", frozen != "none")):
-        one, other = (each.towers()[tower].encoder.state_dict() for each in (scorer, start))
-        assert all(torch.equal(one[name], other[name]) for name in one) == kept
 
 
 def test_new_tokens_survive_and_start_as_the_mean(backbone, competition, tmp_path, no_sockets):

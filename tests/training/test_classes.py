@@ -227,7 +227,6 @@ def test_the_head_is_as_wide_as_the_task_wants(overrides, width, run):
         ("task={kind: binned, loss: mse}", "unknown key task.binned.loss"),
         ("task={kind: bins}", "'regression', 'binned', 'ordinal'"),
         ("task={kind: binned, minimum: 5, maximum: 1}", "below"),
-        ("task={kind: binned, r_drop: {alpha: 1.0}}", "both passes would be equal"),
         ("task.lss=mse", "did you mean 'loss'"),
     ],
 )

@@ -1,16 +1,10 @@
 """Soups: the right ingredients, the right averages, the better of all kept."""
 
-import pytest
 import torch
 
-from fb3.checkpoint import load_fold, weights_of
-from fb3.files import read_json
 from fb3.metrics import Score
-from fb3.recipe import load_recipe
 from fb3.recipe.groups import SoupSettings
-from fb3.training.run import train
 from fb3.training.soup import Soup
-from tests.conftest import TINY
 
 
 def filled(value):
@@ -50,15 +44,3 @@ def test_greedy_keeps_what_betters_the_score():
 
 def test_one_evaluation_makes_no_soup():
     assert cooked("greedy", [(2.0, 0.5)], lambda value: 0.0) == []
-
-
-@pytest.mark.parametrize("kind", ["uniform", "greedy"])
-def test_in_a_run_the_better_of_soup_and_evaluations_is_kept(kind, competition, tmp_path):
-    few = ["train.evaluate_every_steps=2", f"train.soup={{kind: {kind}, top: 3}}", "train.keep=all"]
-    recipe = load_recipe("tiny", [*TINY, "data.sample=40", "train.epochs=3", *few])
-    run = train(recipe, competition, tmp_path / "run", folds=[0])
-    single = [read_json(path)["score"] for path in (run.path / "fold0").glob("step*/fold.json")]
-    kept = read_json(run.path / "fold0" / "fold.json")
-    assert kept["score"] <= min(single) + 1e-9
-    loaded = load_fold(recipe, run.path / "encoder", run.path / "fold0")
-    assert all(torch.isfinite(t).all() for t in weights_of(loaded).values())

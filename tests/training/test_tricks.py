@@ -10,14 +10,10 @@ from hypothesis import strategies as st
 from fb3.errors import Fb3Error
 from fb3.metrics import Score
 from fb3.models import build_scorer
-from fb3.packing import write_bundle
-from fb3.parity import replay
 from fb3.recipe import load_recipe
 from fb3.recipe.groups import ON_ENCODER, Awp, Ema, Fgm, GradualUnfreeze, Lookahead, Noise, Pgd, PullToStart, Swa
 from fb3.tasks import RDropped, build_task
-from fb3.training.run import train
 from fb3.training.tricks import AWP, EMA, FGM, PGD, SWA, EmbeddingNoise, Pull, SlowWeights, Step, Unfreeze, build_tricks
-from tests.conftest import TINY
 
 
 @pytest.fixture
@@ -311,87 +307,6 @@ def test_layers_unfreeze_from_the_top_down(step, tiny):
     assert trained == [set(), {2}, {1, 2}, {0, 1, 2}, {0, 1, 2}]
 
 
-@pytest.mark.parametrize(
-    ("tricks", "words"),
-    [
-        ("[{kind: fgm}, {kind: awp}]", "both perturb along the gradient"),
-        ("[{kind: ema}, {kind: swa}]", "both average the weights"),
-    ],
-)
-def test_tricks_that_do_not_go_together_are_refused(tricks, words):
-    with pytest.raises(Fb3Error, match=words):
-        load_recipe("tiny", [f"tricks={tricks}"])
-
-
-BOOK = [
-    "tricks=[{kind: pgd, steps: 2}]",
-    "tricks=[{kind: awp, from_epoch: 0}]",
-    "tricks=[{kind: noise}]",
-    "tricks=[{kind: swa, start: 0.0, every_steps: 1}]",
-    "tricks=[{kind: gradual_unfreeze}]",
-    "tricks=[{kind: lookahead, steps: 2}]",
-    "tricks=[{kind: ema, decay: 0.5}, {kind: fgm}, {kind: gradual_unfreeze}]",
-    "model.reinit_layers=1",
-    "data.augment={mask: 0.1, delete: 0.05, swap: 0.05, cut: 0.05}",
-    "model.layer_drop=0.5",
-    "optimizer.kind=radam",
-    "optimizer.kind=nadam",
-    "optimizer.kind=adafactor",
-    "optimizer.kind=ranger",
-    "optimizer.kind=lamb",
-    "optimizer.kind=madgrad",
-    "optimizer.bias_correction=false",
-    "model.mixout=0.5",
-    "optimizer.embeddings_rate=1.0e-5",
-    "schedule={kind: cosine_restarts, cycles: 2}",
-    "task.loss=mcrmse",
-    "task.terms=[{kind: pearson, weight: 0.1}]",
-    "task.terms=[{kind: rank, weight: 0.0, end_weight: 0.5}]",
-    "task.weighting=uncertainty",
-    "task={kind: binned, smoothing: 0.05, focal: 1.0, squeeze: 0.001}",
-    "task={kind: ordinal, step: 1.0, squeeze: 0.001, weighting: uncertainty}",
-    "model.pooling={kind: lstm_layers, layers: 2}",
-    "model.pooling={kind: cnn, width: 8}",
-    "model.pooling={kind: gem}",
-    "model.pooling={kind: token_weighted}",
-    "model.pooling={kind: parallel_layers, layers: 2}",
-    "model.pooling={kind: hierarchical_layers, layers: 2}",
-    "data.windows={length: 48, stride: 30, pool: mean}",
-    "data.windows={length: 48, pool: attention}",
-    "data.text.newlines=true",
-    "data.text.prompt=names",
-    "data.text={prompt: tokens, newlines: true}",
-    "data.augment={shuffle: 0.5, typos: 0.2}",
-    "data.augment={mix: 0.5}",
-]
-
-
-SMALL_RUN = [*TINY, "data.sample=24", "train.epochs=2", "train.batch_size=4", "optimizer.layer_decay=0.9"]
-
-
-@pytest.fixture(scope="module")
-def base(competition, tmp_path_factory):
-    """The score of a small run without any of them."""
-    return train(load_recipe("tiny", SMALL_RUN), competition, tmp_path_factory.mktemp("base") / "run", folds=[0]).score
-
-
-@pytest.mark.parametrize("line", BOOK)
-def test_one_line_in_a_recipe_trains_packs_and_infers(line, competition, tmp_path, base):
-    """Each piece in a real run of a tiny encoder does something; the packed fold gives the training's predictions."""
-    if line.rpartition("=")[2] in {"ranger", "lamb", "madgrad"}:
-        pytest.importorskip("pytorch_optimizer")
-    run = train(load_recipe("tiny", [*SMALL_RUN, line]), competition, tmp_path / "run", folds=[0])
-    assert 0.3 < run.score.overall < 1.5
-    assert run.score.overall != base.overall
-    write_bundle([run.path], tmp_path / "bundle", check=replay(None, essays=6))
-
-
-def test_the_pull_trains(competition, tmp_path, base):
-    lines = ["tricks=[{kind: pull_to_start, strength: 0.1}]", "optimizer.weight_decay=0"]
-    run = train(load_recipe("tiny", [*SMALL_RUN, *lines]), competition, tmp_path / "run", folds=[0])
-    assert run.score.overall != base.overall
-
-
 def test_r_drop_is_nothing_without_dropout_and_something_with_it(step, tiny):
     def term(dropout):
         for module in step.scorer.modules():
@@ -402,28 +317,6 @@ def test_r_drop_is_nothing_without_dropout_and_something_with_it(step, tiny):
 
     assert term(0.0) == 0.0
     assert term(0.3) > 1e-9
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["tricks=[{kind: awp, from_epoch: 2}]", "train.epochs=2"], "awp would begin in epoch 2"),
-        (["tricks=[{kind: pull_to_start}]"], "set optimizer.weight_decay=0"),
-        (["tricks=[{kind: ema, start: 1.0}]"], "less than 1"),
-        (["optimizer.decay_by=thirds", "optimizer.layer_decay=1.0"], "does nothing with layer_decay"),
-        (["optimizer.embeddings_rate=1e-5", "model.freeze_embeddings=true"], "does nothing with model.freeze_emb"),
-        (["model.pooling={kind: lstm_tokens, kernel: 5}"], "kernel does nothing"),
-        (["tricks=[{kind: lookahead, alpha: 1.0}]"], "less than 1"),
-        (["tricks=[{kind: lookahead}]", "optimizer.kind=ranger"], "ranger looks ahead itself"),
-        (
-            ["tricks=[{kind: pull_to_start}]", "optimizer.weight_decay=0", "optimizer.kind=madgrad"],
-            "undoes pull_to_start",
-        ),
-    ],
-)
-def test_what_would_do_nothing_is_refused(overrides, words):
-    with pytest.raises(Fb3Error, match=words):
-        load_recipe("tiny", overrides)
 
 
 @pytest.mark.parametrize("kind", sorted(ON_ENCODER))

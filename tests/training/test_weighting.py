@@ -132,19 +132,14 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task.terms=[{kind: rank, weight: 0.5, end_weight: 0.5}]"], "leave it out"),
-        (["task.terms=[{kind: rank, weight: 0}]"], "give an end_weight"),
         (["task.terms=[{kind: rank, end_weight: -1}]"], "greater than or equal to 0"),
-        (["task.terms=[{kind: rank}]", "train.batch_size=1"], "rank compares the essays of a batch"),
         (["task.terms=[{kind: rank}]", "train.accumulation=2"], "do not add up"),
-        (["task.terms=[{kind: rank, weight: 0.5}]", "task.weighting=uncertainty"], "learns the terms' weights"),
         (["task.terms=[{kind: rank, end_weight: 0.5}]", "task.weighting=uncertainty"], "learns the terms' weights"),
-        (["data.target_columns=[syntax]", "task.weighting=uncertainty"], "nothing to weigh"),
         (["task.weighting=uncertainty", "tricks=[{kind: pgd}]"], "pgd drops the gradients"),
         (["task.weighting=uncertainty", "tricks=[{kind: awp, from_epoch: 0, form: perturb_first}]"], "awp drops"),
     ],
 )
-def test_weights_that_would_do_nothing_or_harm_are_refused(overrides, words):
+def test_weights_that_would_do_harm_are_refused(overrides, words):
     with pytest.raises(Fb3Error, match=words):
         load_recipe("tiny", overrides)
 

@@ -1,0 +1,295 @@
+"""The recipe book: each piece in a real run of a tiny encoder, alone and with others; what does nothing is refused."""
+
+import gc
+from collections.abc import Iterator
+
+import pandas as pd
+import pytest
+
+from fb3.errors import Fb3Error
+from fb3.packing import write_bundle
+from fb3.parity import replay
+from fb3.recipe import Recipe, load_recipe
+from fb3.recipe.groups import Augment, ModelGroup, OptimizerGroup, ScheduleGroup, Text, Trick
+from tests.training.book import Book, inside, offered, prepare, used
+
+# Overrides by name. "a/b" is b on top of a, and must differ from a; every other piece must differ from the plain run.
+LOSSES = ("mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank")
+PIECES = {
+    "fgm": ["tricks=[{kind: fgm}]"],
+    "pgd": ["tricks=[{kind: pgd, steps: 2}]"],
+    "awp": ["tricks=[{kind: awp, from_epoch: 0, epsilon: 0.02}]"],
+    "awp_first": ["tricks=[{kind: awp, from_epoch: 0, form: perturb_first, epsilon: 0.02}]"],
+    "awp_score": ["tricks=[{kind: awp, from_epoch: 0, from_score: 1.5, epsilon: 0.02}]"],
+    "noise": ["tricks=[{kind: noise, scale: 0.2}]"],
+    "ema": ["tricks=[{kind: ema, decay: 0.5}]"],
+    "ema_late": ["tricks=[{kind: ema, decay: 0.5, start: 0.4}]"],
+    "swa": ["tricks=[{kind: swa, start: 0.0, every_steps: 1}]"],
+    "lookahead": ["tricks=[{kind: lookahead, steps: 2}]"],
+    "pull_to_start": ["tricks=[{kind: pull_to_start, strength: 0.3}]"],
+    "gradual_unfreeze": ["tricks=[{kind: gradual_unfreeze, until: 0.5}]"],
+    "soup_uniform": ["train.soup={kind: uniform, top: 2}"],
+    "soup_greedy": ["train.soup={kind: greedy, top: 3}", "train.evaluate_every_steps=2"],
+    "accumulation": ["train.accumulation=2"],
+    "bf16": ["train.precision=bf16"],
+    # --- model ---
+    "dropout": ["model.dropout=0.2"],
+    "attention_dropout": ["model.attention_dropout=0.2"],
+    "multi_sample_dropout": ["model.head={kind: multi_sample_dropout, samples: 3}"],
+    "layer_drop": ["model.layer_drop=0.5"],
+    "mixout": ["model.mixout=0.5"],
+    "reinit_layers": ["model.reinit_layers=1"],
+    "freeze_embeddings": ["model.freeze_embeddings=true"],
+    "freeze_layers": ["model.freeze_layers=1"],
+    "bert": ["model.backbone=SECOND"],
+    "bert/pooler": ["model.pooling.kind=pooler"],
+    **{kind: [f"model.pooling.kind={kind}"] for kind in ("cls", "max", "min", "mean_max", "attention", "dense")},
+    **{
+        f"{kind}_layers": [f"model.pooling={{kind: {kind}_layers, layers: 2}}"]
+        for kind in ("concat", "lstm", "gru", "attention", "parallel", "hierarchical")
+    },
+    "weighted_layer": ["model.pooling={kind: weighted_layer, layers: 2}"],
+    "gem": ["model.pooling.kind=gem"],
+    "lstm_tokens": ["model.pooling={kind: lstm_tokens, width: 8}"],
+    "cnn": ["model.pooling={kind: cnn, width: 8}"],
+    "token_weighted": ["model.pooling.kind=token_weighted"],
+    "stitch": ["model.stitch={backbone: SECOND, frozen: second, pooling: {kind: cnn, width: 8}}"],
+    "stitch_trained": ["model.stitch={backbone: SECOND, frozen: none}"],
+    "stitch_frozen": ["model.stitch={backbone: SECOND, frozen: both, pooling: {kind: token_weighted}}"],
+    # --- optimizer and schedule ---
+    **{kind: [f"optimizer.kind={kind}"] for kind in ("radam", "nadam", "adafactor", "ranger", "lamb", "madgrad")},
+    "bias_correction": ["optimizer.bias_correction=false"],
+    "weight_decay": ["optimizer.weight_decay=1.0"],
+    "layer_decay": ["optimizer.layer_decay=0.5"],
+    "layer_decay/thirds": ["optimizer.decay_by=thirds"],
+    "embeddings_rate": ["optimizer.embeddings_rate=1.0e-4"],
+    "clip": ["optimizer.clip=0.1"],
+    "linear": ["schedule.kind=linear"],
+    "polynomial": ["schedule.kind=polynomial"],
+    "constant": ["schedule.kind=constant"],
+    "cosine_restarts": ["schedule={kind: cosine_restarts, cycles: 2}"],
+    "warmup_steps": ["schedule.warmup_steps=2"],
+    "warmup_share": ["schedule.warmup_share=0.5"],
+    "floor": ["schedule.floor=0.5"],
+    # --- task ---
+    **{loss: [f"task.loss={loss}"] for loss in LOSSES},
+    "mse/smooth_l1": ["task.terms=[{kind: smooth_l1, weight: 3.0}]"],
+    "pearson_term": ["task.terms=[{kind: pearson, weight: 0.3}]"],
+    "terms": [f"task.terms=[{', '.join(f'{{kind: {loss}, weight: 0.5}}' for loss in LOSSES if loss != 'rank')}]"],
+    "end_weight": ["task.terms=[{kind: rank, weight: 0.0, end_weight: 0.5}]"],
+    "uncertainty": ["task.weighting=uncertainty"],
+    "two_losses": ["task.terms=[{kind: mse}]"],
+    "two_losses/uncertainty": ["task.weighting=uncertainty"],
+    "dropout/r_drop": ["task.r_drop={alpha: 3.0}"],
+    "binned": ["task={kind: binned}"],
+    "binned/smoothing": ["task.smoothing=0.1"],
+    "binned/focal": ["task.focal=2.0"],
+    "binned/squeeze": ["task.squeeze=0.1"],
+    "binned/uncertainty": ["task.weighting=uncertainty"],
+    "binned/dropout": ["model.dropout=0.2"],
+    "binned/dropout/r_drop": ["task.r_drop={alpha: 3.0}"],
+    "ordinal": ["task={kind: ordinal, step: 1.0}"],
+    "ordinal/squeeze": ["task.squeeze=0.1"],
+    "ordinal/uncertainty": ["task.weighting=uncertainty"],
+    "ordinal/dropout": ["model.dropout=0.2"],
+    "ordinal/dropout/r_drop": ["task.r_drop={alpha: 3.0}"],
+    # --- data ---
+    "tail": ["data.truncation=tail"],
+    "head_tail": ["data.truncation=head_tail"],
+    "windows": ["data.windows={length: 32}"],
+    "windows/stride": ["data.windows.stride=12"],
+    "windows/max": ["data.windows.pool=max"],
+    "windows/attention": ["data.windows.pool=attention"],
+    "newlines": ["data.text.newlines=true"],
+    "bert/capitals": ["data.text.capitals=true"],
+    "repair": ["data.text.repair=true"],
+    "template": ["data.text.template='On {topic}: {full_text}'"],
+    "names": ["data.text.prompt=names"],
+    "tokens": ["data.text.prompt=tokens"],
+    "tokens/target_tokens": ["model.pooling.kind=target_tokens"],
+    **{key: [f"data.augment.{key}=0.3"] for key in ("shuffle", "typos", "mix", "mask", "delete", "swap", "cut")},
+    "synonyms": ["data.augment.synonyms={file: SYNONYMS, share: 0.5}"],
+}
+
+PAIRS = [
+    "fgm+ema",
+    "fgm+gradual_unfreeze",
+    "fgm+windows",
+    "fgm+uncertainty",
+    "fgm+stitch",
+    "fgm+ema+bf16",
+    "fgm+binned+uncertainty",
+    "pgd+noise",
+    "pgd+layer_drop",
+    "pgd+soup_greedy",
+    "awp+swa",
+    "awp+mixout",
+    "awp+ordinal",
+    "awp_first+gradual_unfreeze",
+    "ema+mixout",
+    "ema+lookahead",
+    "ema+soup_uniform",
+    "ema+accumulation",
+    "ema+stitch_trained+layer_decay",
+    "swa+floor",
+    "lookahead+pull_to_start",
+    "pull_to_start+freeze_embeddings+freeze_layers",
+    "mixout+reinit_layers",
+    "adafactor+layer_drop",
+    "gradual_unfreeze+bias_correction",
+    "gradual_unfreeze+lamb",
+    "gradual_unfreeze+accumulation",
+    "layer_drop+dropout/r_drop",
+    "multi_sample_dropout+dropout/r_drop",
+    "stitch_frozen+dropout/r_drop",
+    "windows+dropout/r_drop",
+    "windows+mix",
+    "windows+token_weighted",
+    "windows+stitch+newlines",
+    "windows/stride+tokens/target_tokens",
+    "windows/attention+lstm_layers",
+    "mix+ordinal",
+    "newlines+shuffle+names",
+    "bert/capitals+typos",
+    "accumulation+hierarchical_layers",
+]
+
+# One override or several; words of the error.
+REFUSED = [
+    ("tricks=[{kind: fgm}, {kind: fgm, epsilon: 2}]", "fgm stands 2 times"),
+    ("tricks=[{kind: fgm}, {kind: awp}]", "both perturb along the gradient"),
+    ("tricks=[{kind: ema}, {kind: swa}]", "both average the weights"),
+    ("tricks=[{kind: ema, start: 1.0}]", "less than 1"),
+    ("tricks=[{kind: fgm}] | train.accumulation=2", "set train.accumulation=1"),
+    ("tricks=[{kind: pgd}] | model.freeze_embeddings=true", "which get no gradient"),
+    ("tricks=[{kind: awp, from_epoch: 2}] | train.epochs=2", "awp would begin in epoch 2"),
+    ("tricks=[{kind: lookahead, alpha: 1.0}]", "less than 1"),
+    ("tricks=[{kind: lookahead}] | optimizer.kind=ranger", "ranger looks ahead itself"),
+    ("tricks=[{kind: pull_to_start}]", "set optimizer.weight_decay=0"),
+    ("tricks=[{kind: pull_to_start}] | optimizer.weight_decay=0 | optimizer.kind=madgrad", "undoes pull_to_start"),
+    ("tricks=[{kind: pull_to_start}] | optimizer.weight_decay=0 | model.reinit_layers=1", "to random weights"),
+    ("model.head={kind: multi_sample_dropout, dropout: 0}", "greater than 0"),
+    ("model.pooling={kind: lstm_tokens, kernel: 5}", "kernel does nothing"),
+    ("model.pooling={kind: target_tokens}", "set data.text.prompt=tokens"),
+    ("model.stitch={backbone: x, pooling: {kind: target_tokens}}", "set data.text.prompt=tokens"),
+    ("model.stitch={backbone: x, frozen: both} | tricks=[{kind: fgm}]", "fgm acts on an encoder that"),
+    ("model.stitch={backbone: x, frozen: both} | model.mixout=0.1", "mixout or reinit_layers acts on an encoder"),
+    ("optimizer.decay_by=thirds | optimizer.layer_decay=1.0", "does nothing with layer_decay"),
+    ("optimizer.embeddings_rate=1.0e-5 | model.freeze_embeddings=true", "does nothing with model.freeze_emb"),
+    ("optimizer={kind: adafactor, betas: [0.9, 0.99]}", "betas do nothing in adafactor"),
+    ("optimizer={kind: madgrad, betas: [0.8, 0.999]}", "betas do nothing in madgrad"),
+    ("optimizer={kind: adafactor, eps: 1.0e-8}", "eps does nothing in adafactor"),
+    ("optimizer={kind: radam, bias_correction: false}", "is of adamw, not of radam"),
+    ("optimizer={bias_correction: false, betas: [0.9, 0.99999]}", "too near to 1"),
+    ("schedule={kind: linear, cycles: 2}", "cycles does nothing in a linear"),
+    ("schedule={kind: cosine_restarts}", "give cycles: 2 or more"),
+    ("schedule={kind: cosine, power: 3.0}", "power does nothing in a cosine"),
+    ("schedule={warmup_steps: 5, warmup_share: 0.1}", "not both"),
+    ("task={loss: mse, terms: [{kind: mse}]}", "name a loss twice"),
+    ("task={loss: mse, delta: 0.1}", "delta does nothing"),
+    ("task={loss: mse, quantile: 0.1}", "quantile does nothing"),
+    ("task.terms=[{kind: rank, weight: 0.5, end_weight: 0.5}]", "leave it out"),
+    ("task.terms=[{kind: rank, weight: 0}]", "give an end_weight"),
+    ("task.terms=[{kind: rank}] | train.batch_size=1", "rank compares the essays of a batch"),
+    ("task.terms=[{kind: rank, weight: 0.5}] | task.weighting=uncertainty", "learns the terms' weights"),
+    ("task.weighting=uncertainty | data.target_columns=[syntax]", "nothing to weigh"),
+    ("task.r_drop={alpha: 1.0}", "both passes would be equal"),
+    ("task={kind: binned, r_drop: {alpha: 1.0}}", "both passes would be equal"),
+    ("data.windows={length: 512}", "raise max_length"),
+    ("data.augment={}", "augment does nothing"),
+    ("data.augment.mix=0.5 | model.stitch={backbone: x}", "changes the first encoder's tokens only"),
+]
+
+# What no row shows, by the start of its name, and why.
+EXEMPT = {
+    "OptimizerGroup.kind=adamw_8bit": "wants a GPU",
+    "OptimizerGroup.unscale": "of fp16, which wants a GPU",
+    "TrainGroup.precision": "bf16 has a row; fp16 wants a GPU, auto is one of the others",
+    "TrainGroup.broken_gpu": "wants a GPU",
+    "TrainGroup.trackers": "change no weight",
+    "TrainGroup.keep": "changes no weight",
+    "ModelGroup.gradient_checkpointing": "changes no score, as a test below proves",
+    "PredictGroup": "of inference alone",
+}
+SWITCHED = {ModelGroup, Augment, Text, OptimizerGroup, ScheduleGroup, *inside(Trick)}
+
+
+@pytest.fixture(scope="module")
+def book(competition, tmp_path_factory) -> Iterator[Book]:
+    """Trains pieces; each combination once."""
+    folder = tmp_path_factory.mktemp("book")
+    prepare(folder, competition)
+    gc.collect()
+    gc.freeze()  # accelerate collects garbage after each fold, which takes longer than a run for all that is imported
+    yield Book(folder, PIECES)
+    gc.unfreeze()
+
+
+def test_the_plain_run_tells_essays_apart(book):
+    """Else a replay of other essays would pass: it may be off by 2e-5."""
+    kept = pd.read_csv(book().path / "oof.csv")
+    assert (kept[list(book.recipe().data.target_columns)].std() > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_piece_alone_does_something_is_packed_and_replayed(name, book, tmp_path):
+    parent = name.rpartition("/")[0]
+    run = book(name)
+    assert run.differs(book(parent) if parent else book())
+    run.check(book.folder / "data" / "train.csv")
+    write_bundle([run.path], tmp_path / "bundle", check=replay(None, essays=6))
+
+
+@pytest.mark.parametrize("together", PAIRS)
+def test_each_of_several_pieces_does_something(together, book):
+    """Without any one of them the run is another; the kept weights give the kept predictions."""
+    names = together.split("+")
+    run = book(*names)
+    run.check(book.folder / "data" / "train.csv")
+    for number, name in enumerate(names):
+        assert run.differs(book(*names[:number], *names[number + 1 :])), f"{name} does nothing"
+
+
+def test_checkpointing_changes_no_score_even_where_layers_draw(book):
+    names = ("dropout", "attention_dropout", "layer_drop", "mixout")
+    assert not book(*names, "model.gradient_checkpointing=true").differs(book(*names))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "least", "most"),
+    [
+        ("freeze_embeddings", "embeddings", 0, 0),
+        ("freeze_layers", "encoder.layer.0", 0, 0),
+        ("freeze_layers", "encoder.layer.1", 0.5, 2),
+        ("reinit_layers", "encoder.layer.2", 2, 99),
+        ("embeddings_rate", "embeddings", 0.01, 0.2),
+        ("layer_decay", "encoder.layer.0", 0.1, 0.5),
+        ("layer_decay", "encoder.layer.2", 0.8, 1.25),
+        ("gradual_unfreeze", "embeddings", 0.01, 0.9),
+        ("pull_to_start", "encoder", 0.1, 0.8),
+        ("stitch_frozen", "", 0, 0),
+    ],
+)
+def test_an_encoder_goes_as_far_as_the_piece_lets_it(name, part, least, most, book):
+    """As a share of the plain run's way."""
+    way, plain = (run.way(book.folder / "FIRST", "encoder", part) for run in (book(name), book()))
+    assert least * plain <= way <= most * plain
+
+
+@pytest.mark.parametrize(("name", "trains"), [("stitch", False), ("stitch_trained", True), ("stitch_frozen", False)])
+def test_a_second_encoder_trains_where_it_shall(name, trains, book):
+    assert (book(name).way(book.folder / "SECOND", "second.encoder") > 0) == trains
+
+
+def test_the_book_is_complete(book):
+    """Whatever kind the recipe knows, and whatever can be switched on, has a row."""
+    known = {word for names in [(), *((name,) for name in PIECES)] for word in used(book.recipe(*names))}
+    wanted = dict.fromkeys(word for word in offered(Recipe, SWITCHED) if not word.startswith(tuple(EXEMPT)))
+    assert not [word for word in wanted if word not in known], "give each a row in PIECES"
+    assert len(PAIRS) <= 40
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSED)
+def test_what_would_do_nothing_is_refused(overrides, words):
+    with pytest.raises(Fb3Error, match=words):
+        load_recipe("tiny", overrides.split(" | "))
