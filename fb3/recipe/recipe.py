@@ -62,6 +62,11 @@ class Recipe(Group):
                     f"tricks: awp would begin in epoch {trick.from_epoch}, counted from 0, of {self.train.epochs}; "
                     "give a smaller from_epoch"
                 )
+            if trick.kind == "awp" and trick.from_score is not None and self.train.evaluates_once():
+                raise ValueError(
+                    "tricks: awp's from_score waits for an evaluation, and the only one is at the run's end; raise "
+                    "train.epochs or give train.evaluate_every_steps"
+                )
             if trick.kind == "pull_to_start" and self.optimizer.weight_decay:
                 raise ValueError(
                     "tricks: pull_to_start decays the weights toward their start, optimizer.weight_decay toward 0; set "
@@ -84,6 +89,14 @@ class Recipe(Group):
         return self
 
     @model_validator(mode="after")
+    def _essays_are_mixed(self) -> "Recipe":
+        if self.data.augment and self.data.augment.mix and self.train.batch_size == 1:
+            raise ValueError(
+                "data.augment.mix joins essays of a batch, and train.batch_size=1 has one; raise it or leave mix out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stitched(self) -> "Recipe":
         stitch = self.model.stitch
         if not stitch:
@@ -98,6 +111,10 @@ class Recipe(Group):
         if stitch.frozen == "both" and (on_frozen or self.model.mixout or self.model.reinit_layers):
             what = f"tricks: {on_frozen[0]}" if on_frozen else "model.mixout or reinit_layers"
             raise ValueError(f"{what} acts on an encoder that model.stitch.frozen=both keeps as it is; drop one")
+        frozen = self.model.freeze_embeddings or self.model.freeze_layers
+        if stitch.frozen == "both" and (frozen or self.optimizer.embeddings_rate is not None):
+            what = "model.freeze_embeddings and freeze_layers do" if frozen else "optimizer.embeddings_rate does"
+            raise ValueError(f"{what} nothing with model.stitch.frozen=both; leave it out")
         return self
 
     @model_validator(mode="after")

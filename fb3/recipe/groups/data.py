@@ -128,6 +128,8 @@ class DataGroup(Group):
             raise ValueError(f"{reserved}: these names belong to oof.csv; rename the columns")
         if self.text.template and self.text_column not in self.text.columns():
             raise ValueError(f"text.template leaves text_column {self.text_column!r} out; name it in the template")
+        if self.text.template == f"{{{self.text_column}}}":
+            raise ValueError("text.template of text_column alone does nothing; leave it out")
         return self
 
     @model_validator(mode="after")

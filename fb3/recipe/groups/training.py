@@ -45,6 +45,16 @@ class TrainGroup(Group):
     """Experiment trackers beside log.jsonl, through accelerate; wandb stays offline unless Kaggle's secrets hold
     WANDB_API_KEY."""
 
+    @model_validator(mode="after")
+    def _soup_has_ingredients(self) -> "TrainGroup":
+        if self.soup and self.evaluates_once():
+            raise ValueError("soup averages evaluations, and there is one; raise epochs or give evaluate_every_steps")
+        return self
+
+    def evaluates_once(self) -> bool:
+        """Only at the run's end."""
+        return self.epochs == 1 and self.evaluate_every_steps is None
+
 
 class OptimizerGroup(Group):
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) and its parameter groups."""
@@ -109,7 +119,7 @@ class ScheduleGroup(Group):
     number."""
     power: Annotated[float, Field(gt=0)] = 2.0
     """Of the polynomial; 1 is linear."""
-    floor: Share = 0.0
+    floor: Probability = 0.0
     """The rate falls no lower than this share of its peak; averaging wants a rate that still moves the weights."""
 
     @model_validator(mode="after")
@@ -118,10 +128,12 @@ class ScheduleGroup(Group):
             raise ValueError("give warmup_steps or warmup_share, not both")
         if self.cycles != 0.5 and self.kind not in {"cosine", "cosine_restarts"}:
             raise ValueError(f"cycles does nothing in a {self.kind} schedule; leave it out or take kind: cosine")
-        if self.kind == "cosine_restarts" and (self.cycles < 1 or self.cycles % 1):
+        if self.kind == "cosine_restarts" and (self.cycles < 2 or self.cycles % 1):
             raise ValueError(
                 f"cosine_restarts falls a whole number of times; give cycles: 2 or more, not {self.cycles}"
             )
         if self.power != 2.0 and self.kind != "polynomial":
             raise ValueError(f"power does nothing in a {self.kind} schedule; leave it out or take kind: polynomial")
+        if self.floor and self.kind == "constant":
+            raise ValueError("floor does nothing in a constant schedule; leave it out")
         return self
