@@ -20,7 +20,7 @@ from fb3.prediction import predict
 from fb3.runtime import seed_everything
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
-from fb3.training.session import Session, with_local_backbone
+from fb3.training.session import Evaluation, Session, with_local_backbone
 from fb3.training.soup import Soup
 from fb3.training.tricks import Step, build_tricks
 from fb3.version import __version__
@@ -114,6 +114,8 @@ class _Keeper:
             self.best, self.best_score = predictions, score
         if best and session.accelerator.is_main_process:
             save_fold(session.out / f"fold{split.fold}", step.scorer, self._info(step, score))
+        if session.on_evaluation:
+            session.on_evaluation(Evaluation(split.fold, step.progress, score))
         return score
 
     def _predict(self, step: Step) -> Predictions:

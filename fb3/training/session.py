@@ -1,8 +1,10 @@
 """What the folds of a run share: device, precision, processes, the encoder folder, the essays' tokens."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
 from fb3.essays import Encoded, tokenise
+from fb3.metrics import Score
 from fb3.models import load_tokenizer
 from fb3.models.encoder import export_encoder
 from fb3.models.scratch import build_backbone
@@ -22,6 +25,17 @@ from fb3.recipe.groups import BATCH_LOSSES
 from fb3.runtime import Precision, pick_device, pick_precision, secret
 from fb3.tasks import Task, build_task
 from fb3.training.log import RunLog
+
+
+class Evaluation(NamedTuple):
+    """fold: its number. share: of the fold's training done, 0-1. score: of the weights as they stand."""
+
+    fold: int
+    share: float
+    score: Score
+
+
+OnEvaluation = Callable[[Evaluation], None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class Session:
     tokenizer: Tokenizer
     targets: np.ndarray
     log: RunLog
+    on_evaluation: OnEvaluation | None = None
 
 
 def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]:
@@ -69,7 +84,12 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
 
 
 def open_session(
-    recipe: Recipe, essays: pd.DataFrame, out: Path, accelerator: Accelerator, precision: Precision
+    recipe: Recipe,
+    essays: pd.DataFrame,
+    out: Path,
+    accelerator: Accelerator,
+    precision: Precision,
+    on_evaluation: OnEvaluation | None = None,
 ) -> Session:
     """Writes the encoder folder, opens the trackers and tokenises the essays."""
     if accelerator.is_main_process:
@@ -91,6 +111,7 @@ def open_session(
         encoded=tokenise(essays[recipe.data.text_column].tolist(), tokenizer, pad, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
+        on_evaluation=on_evaluation,
     )
 
 
