@@ -63,7 +63,7 @@ def _row(trial: "FrozenTrial", folder: Path, first: int, further: dict[str, Any]
     if same is not None:
         message = f"the same recipe as trial {same}"
     elif state == "failed" and not message:
-        message = "killed"
+        message = "stopped"
     scores = {first: trial.value} if state == "complete" else {}
     if scores and same is None and (folder / "scores.json").is_file():
         scores |= {int(fold): part["score"] for fold, part in read_json(folder / "scores.json")["folds"].items()}
@@ -89,6 +89,11 @@ def ranked(rows: Sequence[Row], folds: Sequence[int]) -> list[Row]:
 def best_of(rows: Sequence[Row], folds: Sequence[int]) -> Row | None:
     """The best by the mean of all folds; until a trial has all of them, by the first."""
     return next(iter(ranked(rows, folds) or ranked(rows, folds[:1])), None)
+
+
+def _short(value: Any) -> Any:
+    """As the recipe has it: a drawn rate with six digits."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Outcome:
                     "state": row.state,
                     **{f"fold{fold}": row.scores.get(fold) for fold in self.folds},
                     "seconds": row.seconds,
-                    **{name: row.parameters.get(name) for name in names},
+                    **{name: _short(row.parameters.get(name)) for name in names},
                     "message": row.message,
                 }
                 for row in self.rows
