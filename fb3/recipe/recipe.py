@@ -7,7 +7,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
-from fb3.errors import Fb3Error, nearest
+from fb3.errors import Fb3Error, RuleError, nearest
 from fb3.recipe import groups
 from fb3.recipe.groups import Group
 
@@ -150,13 +150,16 @@ class Recipe(Group):
 
         Raises:
             Fb3Error: naming each wrong key, its value and the nearest known key.
+            RuleError: where all of them are of the right form.
         """
         if not isinstance(settings, dict):
             raise Fb3Error(f"{source}: a recipe is a mapping of groups, got {type(settings).__name__}")
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise Fb3Error(f"{source}: " + "; ".join(_explain(cls, e) for e in error.errors())) from None
+            ruled = all(e["type"] == "value_error" for e in error.errors())
+            message = f"{source}: " + "; ".join(explain(cls, e) for e in error.errors())
+            raise (RuleError if ruled else Fb3Error)(message) from None
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""
@@ -191,7 +194,8 @@ def _groups_in(annotation: Any) -> Iterator[type[Group]]:
         yield from _groups_in(inner)
 
 
-def _explain(model: type[Group], error: Any) -> str:
+def explain(model: type[Group], error: Any) -> str:
+    """One error of pydantic's in words: key, what is wrong, value or nearest known key."""
     path = error["loc"]
     key = ".".join(str(part) for part in path) or "recipe"
     if error["type"] == "extra_forbidden":

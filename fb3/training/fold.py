@@ -22,7 +22,7 @@ from fb3.tasks import Task, build_task
 from fb3.tokens import Encoded
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
-from fb3.training.session import Session, with_local_backbone
+from fb3.training.session import Evaluation, Session, with_local_backbone
 from fb3.training.soup import Soup
 from fb3.training.tricks import Step, build_tricks
 from fb3.version import __version__
@@ -122,6 +122,8 @@ class _Keeper:
             self.best, self.best_score = predictions, score
         if best and session.accelerator.is_main_process:
             save_fold(session.out / f"fold{split.fold}", step.scorer, self._info(step, score))
+        if session.on_evaluation:
+            session.on_evaluation(Evaluation(split.fold, step.progress, score))
         return score
 
     def _predict(self, step: Step) -> Predictions:

@@ -22,7 +22,7 @@ from fb3.metrics import Score, rmse_columns
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.training.fold import run_fold, versions
-from fb3.training.session import Session, close_session, open_accelerator, open_session
+from fb3.training.session import OnEvaluation, Session, close_session, open_accelerator, open_session
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 # What a run folder holds before its first evaluation: a start that failed there may be started over.
@@ -46,6 +46,7 @@ def train(
     *,
     folds: Sequence[int] | None = None,
     debug: bool = False,
+    on_evaluation: OnEvaluation | None = None,
 ) -> Run:
     """Trains folds on `data`/train.csv into the run folder `out`.
 
@@ -57,6 +58,7 @@ def train(
         out: the run folder.
         folds: which ones; none: all.
         debug: a hundred essays, two folds, two epochs.
+        on_evaluation: called after each evaluation, in every process; what it raises ends the run.
 
     Raises:
         Fb3Error: what is wrong with recipe, data or folder, or a loss that became NaN.
@@ -71,7 +73,7 @@ def train(
         splits = splits[:2]
     chosen = _chosen(splits, folds, out)
     accelerator.wait_for_everyone()  # until every process has looked at the folder, none may write to it
-    session = open_session(recipe, essays, out, accelerator, precision)
+    session = open_session(recipe, essays, out, accelerator, precision, on_evaluation)
     if accelerator.is_main_process:
         _write_head(session, data, splits)
     for split in chosen:
@@ -97,6 +99,16 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     predictions = run_fold(session, split)
     close_session(session)
     return predictions
+
+
+def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
+    """The folds into which a recipe splits `data`/train.csv.
+
+    Raises:
+        Fb3Error: a train.csv that cannot be read, or that the recipe cannot split.
+    """
+    essays = _sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    return [split.fold for split in make_folds(essays, recipe)]
 
 
 def _debug(recipe: Recipe) -> Recipe:
@@ -213,6 +225,7 @@ def _finish(session: Session) -> Run:
         f"{kind} {scores['score']:.4f} over {scores['essays']} essays | {columns} | {session.out}",
         **scores,
     )
-    if session.accelerator.is_main_process and not scores["complete"]:
+    watched = session.on_evaluation is not None  # by a caller who knows what comes next
+    if session.accelerator.is_main_process and not scores["complete"] and not watched:
         say(f"train the other folds with --folds, or pack these: python build_dataset.py {session.out} --out bundle")
     return Run(session.out, Score(scores["score"], scores["columns"]), folds)

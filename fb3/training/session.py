@@ -1,8 +1,10 @@
 """What the folds of a run share: device, precision, processes, the encoder folder, the essays' tokens."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
 from fb3.layout import ENCODER, SECOND
+from fb3.metrics import Score
 from fb3.models import encode_texts, load_tokenizer
 from fb3.models.encoder import export_encoder
 from fb3.models.scratch import build_backbone
@@ -24,6 +27,17 @@ from fb3.tasks import Task, build_task
 from fb3.texts import added_tokens, input_texts
 from fb3.tokens import Encoded
 from fb3.training.log import RunLog
+
+
+class Evaluation(NamedTuple):
+    """fold: its number. share: of the fold's training done, 0-1. score: of the weights as they stand."""
+
+    fold: int
+    share: float
+    score: Score
+
+
+OnEvaluation = Callable[[Evaluation], None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class Session:
     tokenizer: Tokenizer
     targets: np.ndarray
     log: RunLog
+    on_evaluation: OnEvaluation | None = None
 
 
 def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]:
@@ -74,7 +89,12 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
 
 
 def open_session(
-    recipe: Recipe, essays: pd.DataFrame, out: Path, accelerator: Accelerator, precision: Precision
+    recipe: Recipe,
+    essays: pd.DataFrame,
+    out: Path,
+    accelerator: Accelerator,
+    precision: Precision,
+    on_evaluation: OnEvaluation | None = None,
 ) -> Session:
     """Writes the encoder folder, opens the trackers and tokenises the essays."""
     if accelerator.is_main_process:
@@ -97,6 +117,7 @@ def open_session(
         encoded=encode_texts(texts, out / ENCODER, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
+        on_evaluation=on_evaluation,
     )
 
 
