@@ -63,7 +63,7 @@ def tune(
     chosen = _fold_numbers(folds)
     settings = load_recipe(recipe, overrides or [])
     out = _required(out, "--out STUDY")
-    from fb3.tune import tune as run
+    from fb3.tuning.search import tune as run
 
     outcome = run(
         settings,

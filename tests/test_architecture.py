@@ -43,9 +43,7 @@ FLOORS = [
     },
     {
         "training.run",
-        "tune",
-        "study",
-        "trials",
+        "tuning",
         "inference",
         "rehearse",
         "parity",
@@ -129,7 +127,7 @@ def test_no_circles():
         ("accelerate", {"training."}),
         ("pydantic", {"recipe."}),
         ("kaggle", {"upload"}),
-        ("optuna", {"study"}),
+        ("optuna", {"tuning.study"}),
     ],
 )
 def test_a_package_is_known_in_one_place(package, rooms):

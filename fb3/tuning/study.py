@@ -38,7 +38,7 @@ def load_optuna() -> ModuleType:
     try:
         import optuna
     except ImportError as error:
-        raise Fb3Error(f'{error}; pip install "fb3[tune]", or pip install optuna') from None
+        raise Fb3Error(f"{error}; pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

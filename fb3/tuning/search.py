@@ -28,10 +28,10 @@ from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import overridden
 from fb3.recipe.space import Space, read_space, refuse_fixed
-from fb3.study import DATABASE, LOCK, SHARES, alone, check_same, load_optuna, open_study, suggest
 from fb3.training.run import fold_numbers, train
 from fb3.training.session import Evaluation
-from fb3.trials import BASE, FURTHER, Outcome, Row, folder_of, ranked, rows_of
+from fb3.tuning.study import DATABASE, LOCK, SHARES, alone, check_same, load_optuna, open_study, suggest
+from fb3.tuning.trials import BASE, FURTHER, Outcome, Row, folder_of, ranked, rows_of
 
 if TYPE_CHECKING:
     from optuna.study import Study
