@@ -4,8 +4,9 @@
     python benchmarks/ablation.py --data DIR --out RUNS [--backbone PATH] [--seeds 42,43,44] [--only NAME ...]
 
 Small enough for a CPU: 1,000 essays, 256 tokens, one epoch, one fold. A run that is there already is not made again, so
-the command can be stopped and given again; the table says which rows were not measured. On a GPU, --full takes all
-essays, 512 tokens and the recipe's own epochs.
+the command can be stopped and given again; the table says which rows were not measured. Time is the processor's, memory
+the peak of the whole process. On a GPU, --full takes all essays, 512 tokens and the recipe's own epochs; then time and
+memory are those of the host alone.
 """
 
 import argparse
@@ -16,49 +17,67 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-RECIPE = "minilm-l6"
+RECIPE, HUB = "minilm-l6", "sentence-transformers/all-MiniLM-L6-v2"
 SMALL = ("data.sample=1000", "data.max_length=256", "train.epochs=1")
 PIECES = {
     "fgm": ["tricks=[{kind: fgm}]"],
+    "fgm, epsilon 0.1": ["tricks=[{kind: fgm, epsilon: 0.1}]"],
     "pgd, 2 steps": ["tricks=[{kind: pgd, steps: 2}]"],
     "awp": ["tricks=[{kind: awp, from_epoch: 0}]"],
     "awp, epsilon 0.01": ["tricks=[{kind: awp, from_epoch: 0, epsilon: 0.01}]"],
     "noise": ["tricks=[{kind: noise}]"],
     "ema 0.95": ["tricks=[{kind: ema, decay: 0.95}]"],
+    "lookahead": ["tricks=[{kind: lookahead}]"],
     "swa, floor 0.3": ["tricks=[{kind: swa, start: 0.5, every_steps: 5}]", "schedule.floor=0.3"],
     "soup, every 15 steps": ["train.soup={kind: greedy, top: 3}", "train.evaluate_every_steps=15"],
     "r_drop, dropout 0.1": ["task.r_drop={alpha: 1.0}", "model.dropout=0.1"],
     "dropout 0.1": ["model.dropout=0.1"],
     "multi_sample_dropout": ["model.head={kind: multi_sample_dropout}"],
     "layer_drop 0.1": ["model.layer_drop=0.1"],
+    "mixout 0.1": ["model.mixout=0.1"],
     "reinit 1 layer": ["model.reinit_layers=1"],
     "gradual_unfreeze": ["tricks=[{kind: gradual_unfreeze}]"],
     "pull_to_start": ["tricks=[{kind: pull_to_start, strength: 0.001}]", "optimizer.weight_decay=0"],
     "layer_decay 1.0": ["optimizer.layer_decay=1.0"],
     "radam": ["optimizer.kind=radam"],
     "nadam": ["optimizer.kind=nadam"],
+    "adafactor": ["optimizer.kind=adafactor"],
+    "no bias correction": ["optimizer.bias_correction=false", "schedule.warmup_share=0.1"],
     "warm-up 10 %": ["schedule.warmup_share=0.1"],
     "linear": ["schedule.kind=linear"],
     "mse": ["task.loss=mse"],
     "mcrmse": ["task.loss=mcrmse"],
     "huber 0.25": ["task.loss=huber", "task.delta=0.25"],
     "pearson 0.1": ["task.terms=[{kind: pearson, weight: 0.1}]"],
+    "rank 0.1": ["task.terms=[{kind: rank, weight: 0.1}]"],
+    "uncertainty": ["task.weighting=uncertainty"],
+    "binned": ["task.kind=binned"],
+    "ordinal": ["task.kind=ordinal"],
     "pooling mean": ["model.pooling={kind: mean}"],
     "pooling attention": ["model.pooling={kind: attention}"],
     "pooling weighted_layer": ["model.pooling={kind: weighted_layer, layers: 6}"],
     "pooling lstm_layers": ["model.pooling={kind: lstm_layers, layers: 6}"],
+    "pooling parallel_layers": ["model.pooling={kind: parallel_layers, layers: 6}"],
+    "pooling token_weighted": ["model.pooling={kind: token_weighted}"],
     "pooling gem": ["model.pooling={kind: gem}"],
     "pooling cnn": ["model.pooling={kind: cnn}"],
+    "head_tail": ["data.truncation=head_tail"],
+    "windows": ["data.max_length=1024", "data.windows={length: 256}"],
+    "newlines": ["data.text.newlines=true"],
+    "capitals": ["data.text.capitals=true"],
+    "target tokens": ["data.text.prompt=tokens", "model.pooling={kind: target_tokens}"],
     "mask 5 %": ["data.augment={mask: 0.05}"],
     "delete 5 %": ["data.augment={delete: 0.05}"],
+    "mix 20 %": ["data.augment={mix: 0.2}"],
+    "typos 5 %": ["data.augment={typos: 0.05}"],
+    "stitched with itself, frozen": ["model.stitch={backbone: BACKBONE, pooling: {kind: mean}}"],
 }
 
 
 def run(name: str, overrides: list[str], seed: int, arguments: argparse.Namespace) -> dict | None:
-    """Score and seconds of one run; made where it is not there yet and `name` was asked for."""
+    """Score, processor seconds and peak MiB of one run; made where it is not there yet and `name` was asked for."""
     folder = arguments.out / f"{'-'.join(''.join(c if c.isalnum() else ' ' for c in name).split())}-{seed}"
     result = folder / "ablation.json"
     if result.is_file():
@@ -69,11 +88,20 @@ def run(name: str, overrides: list[str], seed: int, arguments: argparse.Namespac
         shutil.rmtree(folder)  # stopped midway
     size = [] if arguments.full else list(SMALL)
     backbone = [f"model.backbone={arguments.backbone}"] if arguments.backbone else []
+    overrides = [line.replace("BACKBONE", arguments.backbone or HUB) for line in overrides]
+    own = {line.split("=")[0] for line in overrides}
+    size = [line for line in size if line.split("=")[0] not in own]
     command = [sys.executable, "-m", "fb3", "train", RECIPE, *size, *backbone, f"train.seed={seed}", *overrides]
-    start = time.monotonic()
-    subprocess.run([*command, "--data", arguments.data, "--out", folder, "--folds", "0"], check=True)
+    process = subprocess.Popen([*command, "--data", arguments.data, "--out", folder, "--folds", "0"])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{name}: exit status {os.waitstatus_to_exitcode(status)}")
     scores = json.loads((folder / "scores.json").read_text())
-    found = {"score": scores["score"], "seconds": time.monotonic() - start}
+    found = {
+        "score": scores["score"],
+        "seconds": usage.ru_utime + usage.ru_stime,
+        "mib": usage.ru_maxrss / 1024,
+    }
     for weights in folder.glob("fold*/**/*.safetensors"):
         weights.unlink()
     result.write_text(json.dumps(found))
@@ -83,20 +111,21 @@ def run(name: str, overrides: list[str], seed: int, arguments: argparse.Namespac
 def table(results: dict[str, list[dict | None]]) -> list[str]:
     """Rows of Markdown: difference to the base of the same seed, with its standard error, and the time it takes."""
     base = results["base"]
-    rows = ["| piece | difference | standard error | seeds | time |", "|---|---|---|---|---|"]
+    rows = ["| piece | difference | standard error | seeds | time | memory |", "|---|---|---|---|---|---|"]
     for name, found in results.items():
         pairs = [(f, b) for f, b in zip(found, base, strict=True) if f and b]
         if name == "base":
             scores = [f["score"] for f, _ in pairs]
             mean = f"{statistics.mean(scores):.4f}" if scores else "not measured"
-            rows.append(f"| base | {mean} | | {len(scores)} | 1.0 |")
+            rows.append(f"| base | {mean} | | {len(scores)} | 1.0 | 1.0 |")
         elif not pairs:
-            rows.append(f"| {name} | not measured | | | |")
+            rows.append(f"| {name} | not measured | | | | |")
         else:
             deltas = [f["score"] - b["score"] for f, b in pairs]
             error = f"{statistics.stdev(deltas) / math.sqrt(len(deltas)):.4f}" if len(deltas) > 1 else ""
-            ratio = statistics.median(f["seconds"] / b["seconds"] for f, b in pairs)
-            rows.append(f"| {name} | {statistics.mean(deltas):+.4f} | {error} | {len(deltas)} | {ratio:.1f} |")
+            costs = (statistics.median(f[key] / b[key] for f, b in pairs) for key in ("seconds", "mib"))
+            cost = " | ".join(f"{ratio:.1f}" for ratio in costs)
+            rows.append(f"| {name} | {statistics.mean(deltas):+.4f} | {error} | {len(deltas)} | {cost} |")
     return rows
 
 

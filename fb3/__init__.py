@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fb3.recipe import Recipe, load_recipe
     from fb3.runtime import find_bundle, find_competition
     from fb3.training.run import train, train_fold
+    from fb3.tuning.search import tune
 
 _HOME = {
     "Bundle": "fb3.bundle",
@@ -42,6 +43,7 @@ _HOME = {
     "read_essays": "fb3.essays",
     "train": "fb3.training.run",
     "train_fold": "fb3.training.run",
+    "tune": "fb3.tuning.search",
     "verify_bundle": "fb3.bundle",
     "write_bundle": "fb3.packing",
 }

@@ -42,6 +42,46 @@ def train(
 
 
 @app.command()
+def tune(
+    recipe: Annotated[str, typer.Argument(help="The base: a YAML file or a built-in name.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value ...]")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="The study's folder; the same one goes on.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, the base included.")] = 30,
+    minutes: Annotated[float | None, typer.Option(help="Time for this start; any where left out.")] = None,
+    folds: Annotated[str, typer.Option(help="The first for every trial, the others for the finalists.")] = "0",
+    finalists: Annotated[int, typer.Option(min=1, help="How many are trained on the other folds.")] = 3,
+    space: Annotated[str, typer.Option(help="A YAML file or a built-in space.")] = "default",
+    tries: Annotated[
+        list[str] | None, typer.Option("--try", metavar="'KEY=VALUE ...'", help="A trial to begin with; repeatable.")
+    ] = None,
+) -> None:
+    """Search for a better recipe: trials on one fold, the best of them on further folds."""
+    from fb3.recipe import load_recipe
+    from fb3.runtime import find_competition
+
+    chosen = _fold_numbers(folds)
+    settings = load_recipe(recipe, overrides or [])
+    out = _required(out, "--out STUDY")
+    from fb3.tuning.search import tune as run
+
+    outcome = run(
+        settings,
+        data or find_competition(),
+        out,
+        trials=trials,
+        minutes=minutes,
+        folds=chosen or [],
+        finalists=finalists,
+        space=space,
+        tries=tries or [],
+    )
+    outcome.show()
+    if outcome.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
 def infer(
     bundle: Annotated[Path, typer.Argument(help="The dataset folder that build_dataset.py wrote.")],
     data: Data = None,

@@ -8,6 +8,10 @@ class Fb3Error(ValueError):
     """Bad input or an impossible setting. The message names the file, the row or key, and the mend."""
 
 
+class RuleError(Fb3Error):
+    """Settings of the right form that a rule refuses, mostly because they do not go together."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a sentence: the likeliest known spelling of `word`, else all of them."""
     known = list(known)

@@ -84,7 +84,7 @@ def predict(
     budget = token_budget or _TOKEN_BUDGET.get(device.type, _TOKEN_BUDGET_GPU)
     values = np.full((len(encoded.rows), len(task.columns)), np.nan, np.float32)
     reached = np.zeros(len(encoded.rows), bool)
-    batches = deque(inference_batches(encoded.lengths, rows, budget))
+    batches = deque(inference_batches(encoded.costs, rows, budget))
     was_training = scorer.training
     scorer.eval()
     with progress(name or "predict", len(rows), shown) as advance, _autocast(scorer, device, precision):
@@ -92,8 +92,8 @@ def predict(
             batch_rows = batches[0]
             predicted = _predict_batch(scorer, task, encoded, batch_rows, device)
             if predicted is None:
-                budget = _halved(budget, encoded.lengths[batch_rows], name)
-                batches = deque(inference_batches(encoded.lengths, np.concatenate(batches), budget))
+                budget = _halved(budget, encoded.costs[batch_rows], name)
+                batches = deque(inference_batches(encoded.costs, np.concatenate(batches), budget))
                 continue
             values[batch_rows], reached[batch_rows] = predicted, True
             batches.popleft()

@@ -46,7 +46,7 @@ class Slicer:
 class Encoded:
     """Essays as tokens: ragged rows of ids, the frame included; row i is essay i.
 
-    lengths: (N,), tokens that each costs, those of all its windows. slicer: cuts the rows; none: an essay is one input.
+    lengths: (N,), tokens of each, those of all its windows. slicer: cuts the rows; none: an essay is one input.
     second: the same essays as a second encoder's tokens.
     """
 
@@ -55,6 +55,11 @@ class Encoded:
     lengths: np.ndarray
     slicer: Slicer | None = None
     second: "Encoded | None" = None
+
+    @property
+    def costs(self) -> np.ndarray:
+        """(N,), tokens of each essay over all encoders: what batches are made by."""
+        return self.lengths + (self.second.costs if self.second else 0)
 
     def draw(self, rows: np.ndarray, targets: np.ndarray | None) -> tuple[list[np.ndarray], np.ndarray | None]:
         """The tokens of some essays, and their targets (B, K) where given."""

@@ -118,7 +118,7 @@ class Workers:
         if not self._pools:
             return predict_fold(member, fold, encoded, ids, self.devices[0], until=until)
         jobs = []
-        parts = share_by_tokens(encoded.lengths, len(self.devices))
+        parts = share_by_tokens(encoded.costs, len(self.devices))
         for number, (device, part) in enumerate(zip(self.devices, parts, strict=True)):
             jobs.append(self._submit(number, member, fold, encoded, ids, device, part, until))
         done, dead, failure = [], [], None

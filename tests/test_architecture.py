@@ -41,7 +41,17 @@ FLOORS = [
         "worker",
         "folds",
     },
-    {"training.run", "inference", "rehearse", "parity", "notebook", "stage", "upload", "turns"},
+    {
+        "training.run",
+        "tuning",
+        "inference",
+        "rehearse",
+        "parity",
+        "notebook",
+        "stage",
+        "upload",
+        "turns",
+    },
     {"cli", "demo", "__main__"},
 ]
 TOP = {"__init__", "training.__init__"}  # names only
@@ -112,7 +122,13 @@ def test_no_circles():
 
 @pytest.mark.parametrize(
     ("package", "rooms"),
-    [("iterstrat", {"folds"}), ("accelerate", {"training."}), ("pydantic", {"recipe."}), ("kaggle", {"upload"})],
+    [
+        ("iterstrat", {"folds"}),
+        ("accelerate", {"training."}),
+        ("pydantic", {"recipe."}),
+        ("kaggle", {"upload"}),
+        ("optuna", {"tuning.study"}),
+    ],
 )
 def test_a_package_is_known_in_one_place(package, rooms):
     for path in MODULES:

@@ -131,5 +131,4 @@ def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> E
     encoded = tokenise(texts, tokenizer, pad, data)
     if not (Path(folder) / SECOND).is_dir():
         return encoded
-    second = encode_texts(texts, Path(folder) / SECOND, data)
-    return replace(encoded, second=second, lengths=encoded.lengths + second.lengths)
+    return replace(encoded, second=encode_texts(texts, Path(folder) / SECOND, data))

@@ -44,21 +44,25 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if str(source) in builtin_names():
         text, name = builtin_text(str(source)), f"built-in recipe {source}"
     elif path.is_file():
-        name = str(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise Fb3Error(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+        text, name = read_utf8(path), str(path)
     elif path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise Fb3Error(f"{path}: no such recipe file")
     else:
         builtin_text(str(source))
         raise AssertionError("builtin_text raises for an unknown name")
-    settings = _parse(text, name)
+    settings = parse(text, name)
     recipe = Recipe.from_mapping({} if settings is None else settings, name)
     overrides = list(overrides)
-    if not overrides:
-        return recipe
+    return overridden(recipe, overrides) if overrides else recipe
+
+
+def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """A recipe with `key.sub=value` texts on top.
+
+    Raises:
+        Fb3Error: an unknown key, a wrong value; a RuleError where it is a rule that refuses them.
+    """
+    overrides = list(overrides)
     merged = recipe.model_dump(mode="json")
     for override in overrides:  # checked together at the end: two may be right only side by side
         merged = _merged(merged, _override(override), Recipe)
@@ -76,7 +80,24 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse(text: str, name: str) -> Any:
+def read_utf8(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        Fb3Error: it is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Fb3Error(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+
+
+def parse(text: str, name: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        Fb3Error: not YAML, or a key stands twice; names `name`.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -89,15 +110,24 @@ def _override(override: str) -> dict:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise Fb3Error(f"{source}: want key.sub=value")
+    check_key(key, source)
+    settings = parse(value, source)
+    for part in reversed(key.split(".")):
+        settings = {part: settings}
+    return settings
+
+
+def check_key(key: str, source: str) -> None:
+    """Refuses a dotted key that no group has.
+
+    Raises:
+        Fb3Error: naming `source` and the nearest known key.
+    """
     path = key.split(".")
     for depth, part in enumerate(path):
         known = known_keys(Recipe, tuple(path[:depth]))
         if known and part not in known:
             raise Fb3Error(f"{source}: unknown key {key}; {nearest(part, known)}")
-    settings = _parse(value, source)
-    for part in reversed(path):
-        settings = {part: settings}
-    return settings
 
 
 def _merged(base: dict, over: dict, group: type[Group] | None = None) -> dict:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
-from fb3.errors import Fb3Error, nearest
+from fb3.errors import Fb3Error, RuleError, nearest
 from fb3.recipe import groups
 from fb3.recipe.groups import Group
 
@@ -103,6 +103,8 @@ class Recipe(Group):
             return self
         if self.data.augment:
             raise ValueError("data.augment changes the first encoder's tokens only; leave it or model.stitch out")
+        if self.task.uda:
+            raise ValueError("task.uda.augment changes the first encoder's tokens only; leave uda or model.stitch out")
         if stitch.backbone == "scratch":
             raise ValueError("model.stitch.backbone: only the first encoder can be built from scratch; give a folder")
         if stitch.pooling.kind == "target_tokens" and self.data.text.prompt != "tokens":
@@ -167,13 +169,16 @@ class Recipe(Group):
 
         Raises:
             Fb3Error: naming each wrong key, its value and the nearest known key.
+            RuleError: where all of them are of the right form.
         """
         if not isinstance(settings, dict):
             raise Fb3Error(f"{source}: a recipe is a mapping of groups, got {type(settings).__name__}")
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise Fb3Error(f"{source}: " + "; ".join(_explain(cls, e) for e in error.errors())) from None
+            ruled = all(e["type"] == "value_error" for e in error.errors())
+            message = f"{source}: " + "; ".join(explain(cls, e) for e in error.errors())
+            raise (RuleError if ruled else Fb3Error)(message) from None
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""
@@ -208,7 +213,8 @@ def _groups_in(annotation: Any) -> Iterator[type[Group]]:
         yield from _groups_in(inner)
 
 
-def _explain(model: type[Group], error: Any) -> str:
+def explain(model: type[Group], error: Any) -> str:
+    """One error of pydantic's in words: key, what is wrong, value or nearest known key."""
     path = error["loc"]
     key = ".".join(str(part) for part in path) or "recipe"
     if error["type"] == "extra_forbidden":

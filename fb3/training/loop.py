@@ -79,7 +79,7 @@ class Loop:
         with progress(f"fold {fold}", steps, self.accelerator.is_main_process) as advance:
             for epoch in range(self.settings.epochs):
                 step.epoch = epoch
-                batches = training_batches(self.encoded.lengths, rows, self.settings.batch_size, seed, epoch)
+                batches = training_batches(self.encoded.costs, rows, self.settings.batch_size, seed, epoch)
                 size = self.settings.accumulation
                 for start in range(0, len(batches), size):
                     self.optimizer_step(step, batches[start : start + size], window)

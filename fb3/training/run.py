@@ -22,7 +22,7 @@ from fb3.metrics import Score, rmse_columns
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.training.fold import run_fold, versions
-from fb3.training.session import Session, close_session, open_accelerator, open_session
+from fb3.training.session import OnEvaluation, Session, close_session, open_accelerator, open_session
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 # What a run folder holds before its first evaluation: a start that failed there may be started over.
@@ -46,6 +46,7 @@ def train(
     *,
     folds: Sequence[int] | None = None,
     debug: bool = False,
+    on_evaluation: OnEvaluation | None = None,
 ) -> Run:
     """Trains folds on `data`/train.csv into the run folder `out`.
 
@@ -57,6 +58,7 @@ def train(
         out: the run folder.
         folds: which ones; none: all.
         debug: a hundred essays, two folds, two epochs.
+        on_evaluation: called after each evaluation, in every process; what it raises ends the run.
 
     Raises:
         Fb3Error: what is wrong with recipe, data or folder, or a loss that became NaN.
@@ -66,12 +68,13 @@ def train(
     data, out = Path(data), Path(out)
     accelerator, precision = open_accelerator(recipe, out)
     essays = _sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    unlabelled = _unlabelled(recipe, data)
     splits = _splits(recipe, essays, data, out)
     if debug:
         splits = splits[:2]
     chosen = _chosen(splits, folds, out)
     accelerator.wait_for_everyone()  # until every process has looked at the folder, none may write to it
-    session = open_session(recipe, essays, out, accelerator, precision)
+    session = open_session(recipe, essays, out, accelerator, precision, unlabelled, on_evaluation)
     if accelerator.is_main_process:
         _write_head(session, data, splits)
     for split in chosen:
@@ -88,15 +91,27 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     """Trains one fold into `out`/fold<n> and returns its out-of-fold predictions (not clipped).
 
     Args:
-        recipe: what to train.
+        recipe: what to train; a task.uda.file in it is an absolute path.
         essays: all essays with scores, as `read_essays` returns them.
         split: one of `make_folds(essays, recipe)`.
         out: gets encoder/ and fold<n>/; `train` writes the rest that a bundle needs.
     """
-    session = open_session(recipe, essays, Path(out), *open_accelerator(recipe, Path(out)))
+    session = open_session(
+        recipe, essays, Path(out), *open_accelerator(recipe, Path(out)), unlabelled=_unlabelled(recipe, None)
+    )
     predictions = run_fold(session, split)
     close_session(session)
     return predictions
+
+
+def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
+    """The folds into which a recipe splits `data`/train.csv.
+
+    Raises:
+        Fb3Error: a train.csv that cannot be read, or that the recipe cannot split.
+    """
+    essays = _sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    return [split.fold for split in make_folds(essays, recipe)]
 
 
 def _debug(recipe: Recipe) -> Recipe:
@@ -107,6 +122,19 @@ def _debug(recipe: Recipe) -> Recipe:
         settings[group][key] = int(value)
     settings["folds"]["holdout"] = None
     return Recipe.from_mapping(settings, "debug mode")
+
+
+def _unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
+    """The essays without scores, where the recipe names some."""
+    if not recipe.task.uda:
+        return None
+    file = recipe.task.uda.file
+    if data is None and not Path(file).is_absolute():
+        raise Fb3Error(f"task.uda.file={file}: train_fold knows no data folder; give an absolute path")
+    try:
+        return read_essays(Path(data or "") / file, recipe.data)
+    except Fb3Error as error:
+        raise Fb3Error(f"task.uda.file: {error}") from None
 
 
 def _sampled(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
@@ -132,9 +160,19 @@ def _splits(recipe: Recipe, essays: pd.DataFrame, data: Path, out: Path) -> list
     if saved != recipe:
         differ = [name for name in type(recipe).model_fields if getattr(saved, name) != getattr(recipe, name)]
         raise Fb3Error(f"{out}: holds a run of another recipe (they differ in {differ}); choose another --out")
-    if read_json(out / ENVIRONMENT).get("train_sha256") != sha256(data / "train.csv"):
-        raise Fb3Error(f"{out}: its folds were trained on another train.csv than {data}'s; choose another --out")
+    recorded = read_json(out / ENVIRONMENT)
+    for key, file in _files(recipe, data).items():
+        if recorded.get(key) != sha256(file):
+            raise Fb3Error(
+                f"{out}: its folds were trained on another {file.name} than {file.parent}'s; choose another --out"
+            )
     return read_folds(out / "folds.csv", essays, recipe.data.id_column)
+
+
+def _files(recipe: Recipe, data: Path) -> dict[str, Path]:
+    """What a run is trained on, by the name of its hash in environment.json."""
+    uda = recipe.task.uda
+    return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
 
 
 def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path) -> list[FoldSplit]:
@@ -162,7 +200,7 @@ def _write_head(session: Session, data: Path, splits: list[FoldSplit]) -> None:
         "processes": session.accelerator.num_processes,
         "seed": recipe.train.seed,
         "data": str(data.resolve()),
-        "train_sha256": sha256(data / "train.csv"),
+        **{key: sha256(file) for key, file in _files(recipe, data).items()},
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -213,6 +251,7 @@ def _finish(session: Session) -> Run:
         f"{kind} {scores['score']:.4f} over {scores['essays']} essays | {columns} | {session.out}",
         **scores,
     )
-    if session.accelerator.is_main_process and not scores["complete"]:
+    watched = session.on_evaluation is not None  # by a caller who knows what comes next
+    if session.accelerator.is_main_process and not scores["complete"] and not watched:
         say(f"train the other folds with --folds, or pack these: python build_dataset.py {session.out} --out bundle")
     return Run(session.out, Score(scores["score"], scores["columns"]), folds)

@@ -1,8 +1,10 @@
 """What the folds of a run share: device, precision, processes, the encoder folder, the essays' tokens."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
 from fb3.layout import ENCODER, SECOND
+from fb3.metrics import Score
 from fb3.models import encode_texts, load_tokenizer
 from fb3.models.encoder import export_encoder
 from fb3.models.scratch import build_backbone
@@ -24,6 +27,25 @@ from fb3.tasks import Task, build_task
 from fb3.texts import added_tokens, input_texts
 from fb3.tokens import Encoded
 from fb3.training.log import RunLog
+
+
+class Evaluation(NamedTuple):
+    """fold: its number. share: of the fold's training done, 0-1. score: of the weights as they stand."""
+
+    fold: int
+    share: float
+    score: Score
+
+
+OnEvaluation = Callable[[Evaluation], None]
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Essays without scores: what the tokenizer got, and their tokens."""
+
+    texts: list[str]
+    encoded: Encoded
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,9 @@ class Session:
     encoded: Encoded
     tokenizer: Tokenizer
     targets: np.ndarray
+    unlabelled: Unlabelled | None
     log: RunLog
+    on_evaluation: OnEvaluation | None = None
 
 
 def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]:
@@ -70,13 +94,21 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
         raise Fb3Error("task.weighting=uncertainty: each process would learn its own; use one process, or take fixed")
     if recipe.task.r_drop and recipe.model.layer_drop and accelerator.num_processes > 1:
         raise Fb3Error("task.r_drop with model.layer_drop: the two passes differ in their layers; use one process")
+    if recipe.task.uda and recipe.model.layer_drop and accelerator.num_processes > 1:
+        raise Fb3Error("task.uda with model.layer_drop: its passes differ in their layers; use one process")
     return accelerator, precision
 
 
 def open_session(
-    recipe: Recipe, essays: pd.DataFrame, out: Path, accelerator: Accelerator, precision: Precision
+    recipe: Recipe,
+    essays: pd.DataFrame,
+    out: Path,
+    accelerator: Accelerator,
+    precision: Precision,
+    unlabelled: pd.DataFrame | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> Session:
-    """Writes the encoder folder, opens the trackers and tokenises the essays."""
+    """Writes the encoder folder, opens the trackers and tokenises the essays, those without scores too."""
     if accelerator.is_main_process:
         _write_encoder(recipe, essays[recipe.data.text_column], out)
     accelerator.wait_for_everyone()
@@ -96,7 +128,9 @@ def open_session(
         texts=texts,
         encoded=encode_texts(texts, out / ENCODER, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
+        unlabelled=None if unlabelled is None else _unlabelled(unlabelled, recipe, out),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
+        on_evaluation=on_evaluation,
     )
 
 
@@ -105,6 +139,11 @@ def close_session(session: Session) -> None:
     session.accelerator.wait_for_everyone()
     for tracker in session.accelerator.trackers:
         tracker.finish()
+
+
+def _unlabelled(essays: pd.DataFrame, recipe: Recipe, out: Path) -> Unlabelled:
+    texts = input_texts(essays, recipe.data)
+    return Unlabelled(texts, encode_texts(texts, out / ENCODER, recipe.data))
 
 
 def _available(trackers: tuple[str, ...]) -> list[str] | None:

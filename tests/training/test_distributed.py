@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from tests.conftest import ROOT
@@ -19,8 +20,8 @@ OVERRIDES = [
 ]
 
 
-def run(prefix, competition, out):
-    command = [*prefix, "-m", "fb3", "train", "tiny", "--data", str(competition), "--out", str(out), *OVERRIDES]
+def run(prefix, competition, out, overrides=OVERRIDES):
+    command = [*prefix, "-m", "fb3", "train", "tiny", "--data", str(competition), "--out", str(out), *overrides]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -33,20 +34,41 @@ def steps(out):
     return [line for line in lines if line["event"] == "step"]
 
 
-def test_two_processes_score_like_one(competition, tmp_path):
-    one, _ = run([sys.executable], competition, tmp_path / "one")
+def launcher():
+    """What starts two processes instead of one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     # --multi_gpu names the launcher of several processes; on a machine without a GPU they are gloo processes.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-    two, said = run(launch, competition, tmp_path / "two")
+    return launch
+
+
+def test_two_processes_score_like_one(competition, tmp_path):
+    one, _ = run([sys.executable], competition, tmp_path / "one")
+    two, said = run(launcher(), competition, tmp_path / "two")
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
     assert two["score"] == pytest.approx(one["score"], abs=1e-3)
     assert two["essays"] == one["essays"] == 60
     assert said.count("CV ") == 1
     # Adam hides a wrong scale of the gradients; their norms and the losses do not.
+    for alone, shared in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+        assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-2)
+
+
+def test_two_processes_share_the_essays_without_scores(competition, tmp_path):
+    """With every token masked the copies do not depend on who draws them; all batches are of even size."""
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pd.read_csv(competition / "train.csv", dtype=str).iloc[:24]
+    table.assign(fold=[n % 2 for n in range(24)]).to_csv(data / "train.csv", index=False)
+    uda = f"{{file: {competition / 'test.csv'}, augment: {{mask: 0.9999999}}, batch_size: 4, weight: 3.0}}"
+    overrides = [*OVERRIDES, "train.batch_size=4", f"task.uda={uda}", "--folds", "0"]
+    run([sys.executable], data, tmp_path / "one", overrides)
+    run(launcher(), data, tmp_path / "two", overrides)
+    assert len(steps(tmp_path / "one")) == 6
     for alone, shared in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
         assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-2)

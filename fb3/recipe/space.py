@@ -1,0 +1,275 @@
+"""A search space: which keys of a recipe may change, and between which values.
+
+optimizer.encoder_rate: {low: 3.0e-5, high: 3.0e-4, log: true}
+train.epochs: {low: 2, high: 5}
+model.pooling.layers: {low: 2, high: 12, step: 2}
+tricks: {choices: [[], [{kind: fgm}]]}
+regularise: {overrides: true, choices: [[], ["model.dropout=0.1", "task.r_drop={alpha: 1.0}"]]}
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from fb3.errors import Fb3Error, RuleError, nearest
+from fb3.recipe.groups import Group
+from fb3.recipe.load import check_key, overridden, parse, read_utf8
+from fb3.recipe.recipe import Recipe, explain, known_keys
+
+_BUILTIN = files("fb3.recipe") / "spaces"
+# What decides how a score is made: those of two values do not compare, or differ by luck alone.
+_FIXED = (
+    "data.id_column",
+    "data.sample",
+    "data.target_columns",
+    "data.text_column",
+    "folds",
+    "task.maximum",
+    "task.minimum",
+    "train.seed",
+    "train.trackers",
+)
+
+
+def _number(value: Any) -> int | float:
+    """A finite number; YAML takes 3e-5, without a point, for a text."""
+    try:
+        number = value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError("want a number")
+    return number
+
+
+Number = Annotated[Any, BeforeValidator(_number)]
+
+
+class Range(Group):
+    """Numbers between two ends; whole ones where low, high and step are written as whole numbers."""
+
+    low: Number
+    """The smallest."""
+    high: Number
+    """The largest."""
+    log: bool = False
+    """Draw evenly by the order of magnitude, as rates want it."""
+    step: Number | None = None
+    """Distance of the numbers from each other, counted from low; none: 1 of whole numbers, else any."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must lie below high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log wants low above 0, not {self.low}")
+        if self.log and self.step is not None:
+            raise ValueError("give log or step, not both")
+        if self.step is not None and (self.step <= 0 or not _whole((self.high - self.low) / self.step)):
+            raise ValueError(f"steps of {self.step} do not lead from {self.low} to {self.high}")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether its numbers are whole."""
+        return all(isinstance(end, int) for end in (self.low, self.high, 1 if self.step is None else self.step))
+
+    def holds(self, value: Any) -> bool:
+        """Whether it could be drawn."""
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        on_step = self.step is None or _whole((value - self.low) / self.step)
+        return self.low <= value <= self.high and on_step
+
+
+class Choice(Group):
+    """One of several values."""
+
+    choices: Annotated[tuple[Any, ...], Field(min_length=2)]
+    """The values: any YAML."""
+    overrides: bool = False
+    """Each choice is a list of `key=value` overrides, none of which may be in it; the entry's name is then free."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Choice":
+        for choice in self.choices:
+            if self.overrides and not (isinstance(choice, list) and all(isinstance(o, str) for o in choice)):
+                raise ValueError(f"with overrides, a choice is a list of key=value texts, not {choice!r}")
+        if len(self.labelled) < len(self.choices):
+            raise ValueError("a choice stands there twice")
+        return self
+
+    @property
+    def labelled(self) -> dict[str, Any]:
+        """The choices by a text that says each."""
+        if self.overrides:
+            return {" ".join(choice) or "unchanged": choice for choice in self.choices}
+        return {_text(choice): choice for choice in self.choices}
+
+
+Entry = Range | Choice
+Parameters = Mapping[str, Any]  # by an entry's name: a number of a range, a label of a choice
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search may change; `source` is named in errors, `text` is its YAML."""
+
+    entries: dict[str, Entry]
+    source: str
+    text: str
+
+    def overrides(self, parameters: Parameters) -> list[str]:
+        """The overrides that parameters stand for."""
+        return [each for name, value in parameters.items() for each in self._overrides(name, value)]
+
+    def locate(self, base: Recipe, recipe: Recipe) -> dict[str, Any] | None:
+        """The parameters that make `recipe` from `base`; none where it lies outside the space."""
+        found: dict[str, Any] = {}
+        for name, entry in self.entries.items():
+            for value in _candidates(name, entry, recipe):
+                if _agree(recipe, self._overrides(name, value), recipe):
+                    found[name] = value
+                    break
+            else:
+                return None
+        return found if _agree(base, self.overrides(found), recipe) else None
+
+    def check(self, base: Recipe) -> None:
+        """Tries each entry alone on the recipe.
+
+        Raises:
+            Fb3Error: a key that the recipe does not know or that a search must leave alone, a key of two entries, a
+                value of the wrong form. What a rule refuses may be right beside another entry, so it passes.
+        """
+        keys = {name: self._keys(name, entry) for name, entry in self.entries.items()}
+        for (one, ones), (other, others) in combinations(keys.items(), 2):
+            if both := [key for key in ones if any(overlap(key, another) for another in others)]:
+                raise Fb3Error(
+                    f"{self.source}: {one} and {other} both set {both[0]}; put their combinations into one choice"
+                )
+        for name, entry in self.entries.items():
+            for value in (entry.low, entry.high) if isinstance(entry, Range) else entry.labelled:
+                try:
+                    overridden(base, self._overrides(name, value))
+                except RuleError:
+                    pass
+                except Fb3Error as error:
+                    raise Fb3Error(f"{self.source}: {name}: {error}") from None
+
+    def _overrides(self, name: str, value: Any) -> list[str]:
+        entry = self.entries[name]
+        if isinstance(entry, Choice):
+            value = entry.labelled[value]
+            return list(value) if entry.overrides else [f"{name}={_text(value)}"]
+        return [f"{name}={value if entry.whole else _text(float(f'{value:.6g}'))}"]
+
+    def _keys(self, name: str, entry: Entry) -> list[str]:
+        """The recipe's keys that an entry sets."""
+        if not isinstance(entry, Choice) or not entry.overrides:
+            if "." not in name and name not in Recipe.model_fields:
+                known = [*Recipe.model_fields, *_dotted()]
+                hint = "a name of your own wants overrides: true"
+                raise Fb3Error(f"{self.source}: unknown key {name}; {nearest(name, known)}; {hint}")
+            check_key(name, self.source)
+            refuse_fixed([name], self.source)
+            return [name]
+        for choice in entry.choices:
+            keys = [override.partition("=")[0] for override in choice]
+            if twice := [a for a, b in combinations(keys, 2) if overlap(a, b)]:
+                raise Fb3Error(f"{self.source}: {name}: one choice sets {twice[0]} twice")
+            for key in keys:
+                check_key(key, f"{self.source}: {name}")
+            refuse_fixed(keys, f"{self.source}: {name}")
+        return list(dict.fromkeys(override.partition("=")[0] for choice in entry.choices for override in choice))
+
+
+def read_space(source: str | Path) -> Space:
+    """Reads a search space.
+
+    Args:
+        source: a YAML file or the name of a built-in space.
+
+    Raises:
+        Fb3Error: no such file or name, not YAML, a wrong entry; names file and key.
+    """
+    built_in = {entry.name.removesuffix(".yaml"): entry for entry in _BUILTIN.iterdir() if entry.name.endswith(".yaml")}
+    path = Path(source)
+    if str(source) in built_in:
+        text, name = built_in[str(source)].read_text(encoding="utf-8"), f"built-in space {source}"
+    elif path.is_file():
+        text, name = read_utf8(path), str(path)
+    else:
+        raise Fb3Error(f"{path}: no such space; give a YAML file or a built-in one, {', '.join(sorted(built_in))}")
+    settings = parse(text, name)
+    if not isinstance(settings, dict) or not settings:
+        raise Fb3Error(f"{name}: a space is a mapping from recipe keys to ranges and choices")
+    return Space({str(key): _entry(value, f"{name}: {key}") for key, value in settings.items()}, name, text)
+
+
+def refuse_fixed(keys: list[str], source: str) -> None:
+    """Refuses keys that a search must leave as they are.
+
+    Raises:
+        Fb3Error: naming the first of them.
+    """
+    for key in keys:
+        if any(overlap(key, fixed) for fixed in _FIXED):
+            raise Fb3Error(f"{source}: {key} must not change within a search: its scores would not compare")
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether one dotted key is the other, or lies within it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _entry(settings: Any, source: str) -> Entry:
+    if not isinstance(settings, dict):
+        raise Fb3Error(f"{source}: want {{low, high}} or {{choices: [...]}}, got {settings!r}")
+    kind = Choice if "choices" in settings or "overrides" in settings else Range
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        errors = [explain(kind, e).removeprefix("recipe: ") for e in error.errors()]
+        raise Fb3Error(f"{source}: " + "; ".join(errors)) from None
+
+
+def _candidates(name: str, entry: Entry, recipe: Recipe) -> Iterator[Any]:
+    """Parameters that may say what a recipe holds, the most particular first."""
+    if isinstance(entry, Choice):
+        yield from sorted(entry.labelled, key=lambda label: -len(entry.labelled[label]) if entry.overrides else 0)
+        return
+    node: Any = recipe.model_dump(mode="json")
+    for part in name.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    if entry.holds(node):
+        yield node
+
+
+def _agree(base: Recipe, overrides: list[str], recipe: Recipe) -> bool:
+    try:
+        return overridden(base, overrides) == recipe
+    except Fb3Error:
+        return False
+
+
+def _dotted() -> list[str]:
+    """The keys of all groups, such as train.epochs."""
+    return [f"{group}.{key}" for group in Recipe.model_fields for key in known_keys(Recipe, (group,))]
+
+
+def _text(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _whole(number: float) -> bool:
+    return abs(number - round(number)) < 1e-6

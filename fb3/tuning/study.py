@@ -1,0 +1,146 @@
+"""A search's study on disk: optuna's storage, sampler and pruner, and what the study was made of.
+
+Draws come from TPE (Bergstra et al. 2011), over all parameters together; a trial that lies behind the median of the
+others at the same share of its training is cut off (Golovin et al. 2017).
+"""
+
+import statistics
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from fb3.errors import Fb3Error
+from fb3.files import sha256
+from fb3.recipe import Recipe
+from fb3.recipe.space import Choice, Entry, Space
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.study import Study
+    from optuna.trial import Trial
+
+DATABASE = "study.db"  # SQLite: unlike a journal it stays whole when the process is killed in the middle of a line
+LOCK = "lock"
+SHARES = 1000  # optuna counts steps in whole numbers: a step is a thousandth of the training
+_STARTUP = 5  # complete trials to compare with before one is cut off
+_MADE_OF = "made of"
+
+
+def load_optuna() -> ModuleType:
+    """optuna, quiet.
+
+    Raises:
+        Fb3Error: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise Fb3Error(f"{error}; pip install optuna") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keeps a second search out of the folder: it would take the first one's trial for a killed one.
+
+    Raises:
+        Fb3Error: there is one.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (out / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Fb3Error(f"{out}: another fb3 tune is at work there; wait for it, or choose another --out") from None
+        yield
+
+
+def open_study(out: Path, space: Space, seed: int) -> "Study":
+    """The study in a folder, made where there is none.
+
+    Args:
+        out: its folder.
+        space: what the sampler draws from.
+        seed: of the draws; those of a later start differ from the earlier ones.
+    """
+    optuna = load_optuna()
+    distributions = {name: _distribution(optuna, entry) for name, entry in space.entries.items()}
+
+    class Sampler(optuna.samplers.TPESampler):
+        def infer_relative_search_space(self, study: Any, trial: Any) -> "dict[str, BaseDistribution]":
+            return distributions  # the whole space: optuna's own guess is none once a trial had no parameters
+
+    class Pruner(optuna.pruners.BasePruner):
+        def prune(self, study: Any, trial: Any) -> bool:
+            others = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+            return lies_behind(trial.intermediate_values, [other.intermediate_values for other in others])
+
+    storage = f"sqlite:///{(out / DATABASE).resolve()}"
+    study = optuna.create_study(storage=storage, study_name="fb3", load_if_exists=True, pruner=Pruner())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optuna 4 calls multivariate an experiment
+        study.sampler = Sampler(seed=seed + len(study.trials), multivariate=True, warn_independent_sampling=False)
+    return study
+
+
+def lies_behind(mine: Mapping[int, float], others: Sequence[Mapping[int, float]]) -> bool:
+    """Whether a trial's best score is worse than the median of what the others had best by the same share.
+
+    Recipes of different epochs are evaluated at different shares, so each counts with what it had by then; a trial
+    that is done is never behind.
+
+    Args:
+        mine, others: scores by share of the training, in thousandths.
+    """
+    share = max(mine, default=SHARES)
+    known = [[score for at, score in other.items() if at <= share] for other in others]
+    best = [min(scores) for scores in known if scores]
+    return share < SHARES and len(best) >= _STARTUP and min(mine.values()) > statistics.median(best)
+
+
+def suggest(trial: "Trial", name: str, entry: Entry) -> Any:
+    """A parameter of a trial."""
+    if isinstance(entry, Choice):
+        return trial.suggest_categorical(name, list(entry.labelled))
+    if entry.whole:
+        return trial.suggest_int(name, entry.low, entry.high, step=entry.step or 1, log=entry.log)
+    return trial.suggest_float(name, entry.low, entry.high, step=entry.step, log=entry.log)
+
+
+def _distribution(optuna: ModuleType, entry: Entry) -> "BaseDistribution":
+    if isinstance(entry, Choice):
+        return optuna.distributions.CategoricalDistribution(list(entry.labelled))
+    if entry.whole:
+        return optuna.distributions.IntDistribution(entry.low, entry.high, log=entry.log, step=entry.step or 1)
+    return optuna.distributions.FloatDistribution(entry.low, entry.high, log=entry.log, step=entry.step)
+
+
+def check_same(study: "Study", recipe: Recipe, space: Space, data: Path, folds: list[int], out: Path) -> None:
+    """Writes into a new study what it is made of; refuses to go on with anything else.
+
+    Raises:
+        Fb3Error: naming what differs.
+    """
+    now = {
+        "recipe": recipe.model_dump(mode="json"),
+        "space": {name: entry.model_dump(mode="json") for name, entry in space.entries.items()},
+        "train.csv": sha256(data / "train.csv"),
+        "folds": folds,
+    }
+    if _MADE_OF not in study.user_attrs:
+        study.set_user_attr(_MADE_OF, now)
+        return
+    then = study.user_attrs[_MADE_OF]
+    old = Recipe.from_mapping(then["recipe"], f"{out}: its base recipe")
+    differ = [f"recipe.{name}" for name in Recipe.model_fields if getattr(old, name) != getattr(recipe, name)]
+    differ += [name for name in ("space", "train.csv", "folds") if then[name] != now[name]]
+    if differ:
+        raise Fb3Error(f"{out}: its trials were made with another {', '.join(differ)}; choose another --out")
