@@ -119,8 +119,9 @@ def test_a_floor_holds_the_rate_up_after_the_warm_up():
 def test_thirds_and_the_embeddings_own_rate(run):
     config = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 16}
     encoder = AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=50, **config))
-    scorer = torch.nn.ModuleDict({"encoder": encoder, "head": torch.nn.Linear(16, 2)})
+    scorer = Bare(16, 2)
     scorer.encoder = encoder
+    scorer.towers = lambda: {"": scorer}
 
     def by_depth(**settings):
         groups = parameter_groups(scorer, OptimizerGroup(encoder_rate=1.0, layer_decay=0.5, **settings))
@@ -137,6 +138,13 @@ def test_thirds_of_two_layers_are_refused(scorer):
         parameter_groups(scorer, OptimizerGroup(decay_by="thirds"))
 
 
+class Bare(torch.nn.Linear):
+    """A scorer of nothing but a head."""
+
+    def towers(self):
+        return {}
+
+
 BORROWED = ["ranger", "lamb", "madgrad"]
 KINDS = ["adamw", "radam", "nadam", "adafactor", *BORROWED]
 
@@ -150,7 +158,7 @@ def of_kind(kind, **more):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_optimizer_lowers_a_loss_and_decays_apart_from_the_gradient(kind):
     torch.manual_seed(0)
-    layer = torch.nn.Linear(4, 4)
+    layer = Bare(4, 4)
     inputs = torch.randn(8, 4)
     target = torch.nn.Linear(4, 4)(inputs).detach()
     settings = of_kind(kind, weight_decay=0.1)
@@ -179,7 +187,7 @@ def test_every_optimizer_lowers_a_loss_and_decays_apart_from_the_gradient(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_optimizer_goes_downhill_from_its_first_step_on(kind):
     """The library's ranger, as it stands there, climbs in its first five."""
-    layer = torch.nn.Linear(4, 4)
+    layer = Bare(4, 4)
     optimizer = build_optimizer(layer, of_kind(kind, weight_decay=0.0), scaled=False)
     slope = torch.arange(16.0).view(4, 4) - 7.0
     for number in range(5):
@@ -225,7 +233,7 @@ def test_every_optimizer_takes_the_layers_rates_a_schedule_and_bf16(kind, run, t
 
 def test_lambs_step_is_a_share_of_the_weights_norm():
     pytest.importorskip("pytorch_optimizer")
-    layer = torch.nn.Linear(4, 4)
+    layer = Bare(4, 4)
     optimizer = build_optimizer(layer, of_kind("lamb", weight_decay=0.0), scaled=False)
     for _ in range(3):
         before = layer.weight.detach().clone()
@@ -242,7 +250,7 @@ def test_lambs_step_is_a_share_of_the_weights_norm():
 )
 @trials(max_examples=30, deadline=None)
 def test_without_bias_correction_it_is_bert_adam(scaled, betas, decay, gradients):
-    layer = torch.nn.Linear(1, 1, bias=False).double()
+    layer = Bare(1, 1, bias=False).double()
     chosen = OptimizerGroup(head_rate=0.01, layer_decay=1.0, weight_decay=decay, betas=betas, bias_correction=False)
     optimizer = build_optimizer(layer, chosen, scaled=scaled)
     weight, m, v = layer.weight.item(), 0.0, 0.0
@@ -256,7 +264,7 @@ def test_without_bias_correction_it_is_bert_adam(scaled, betas, decay, gradients
 
 
 def test_a_missing_library_or_gpu_is_named(monkeypatch):
-    layer = torch.nn.Linear(2, 2)
+    layer = Bare(2, 2)
     with pytest.raises(Fb3Error, match="adamw_8bit wants a GPU"):
         build_optimizer(layer, of_kind("adamw_8bit"), scaled=False)
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
