@@ -1,7 +1,7 @@
 """What every task gives the loop and the inference, and what tasks have in common."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -50,8 +50,24 @@ class Task(Protocol):
     def to(self, device: torch.device) -> "Task":
         """Brings them to a device."""
 
+    def state(self) -> dict[str, Any]:
+        """What the task remembers from step to step: dicts and lists of tensors, numbers and texts."""
 
-class ScoreTask(nn.Module):
+    def load(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+
+
+class _Remembered(nn.Module):
+    """A module whose parameters and buffers are all that it remembers."""
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.state_dict())
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.load_state_dict(state)
+
+
+class ScoreTask(_Remembered):
     """What tasks on a scale of scores share: the range and the metric, MCRMSE.
 
     Args:
@@ -72,7 +88,7 @@ class ScoreTask(nn.Module):
         return Score(float(columns.mean()), dict(zip(self.columns, columns.tolist(), strict=True)))
 
 
-class Wrapper(nn.Module):
+class Wrapper(_Remembered):
     """A task around a task, which does all as that does it; each wrapper overrides the loss.
 
     Args:

@@ -1,8 +1,10 @@
 """What the folds of a run share: device, precision, processes, the encoder folder, the essays' tokens."""
 
+import importlib.metadata
 import os
+import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
+from fb3.files import replacing_folder
 from fb3.layout import ENCODER, SECOND
 from fb3.metrics import Score
 from fb3.models import encode_texts, load_tokenizer
@@ -27,6 +30,10 @@ from fb3.tasks import Task, build_task
 from fb3.texts import added_tokens, input_texts
 from fb3.tokens import Encoded
 from fb3.training.log import RunLog
+from fb3.training.stop import Stop
+from fb3.version import __version__
+
+_VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas")
 
 
 class Evaluation(NamedTuple):
@@ -42,7 +49,10 @@ OnEvaluation = Callable[[Evaluation], None]
 
 @dataclass(frozen=True)
 class Session:
-    """What all folds of a run share."""
+    """What all folds of a run share.
+
+    train_sha256: of train.csv; none: folds are not saved while they train. stop: when to stop early.
+    """
 
     recipe: Recipe
     essays: pd.DataFrame
@@ -56,6 +66,8 @@ class Session:
     targets: np.ndarray
     log: RunLog
     on_evaluation: OnEvaluation | None = None
+    train_sha256: str | None = None
+    stop: Stop = field(default_factory=Stop)
 
 
 def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]:
@@ -95,6 +107,8 @@ def open_session(
     accelerator: Accelerator,
     precision: Precision,
     on_evaluation: OnEvaluation | None = None,
+    train_sha256: str | None = None,
+    stop: Stop | None = None,
 ) -> Session:
     """Writes the encoder folder, opens the trackers and tokenises the essays."""
     if accelerator.is_main_process:
@@ -118,7 +132,15 @@ def open_session(
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
         on_evaluation=on_evaluation,
+        train_sha256=train_sha256,
+        stop=stop or Stop(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of python, fb3 and the libraries that decide a result."""
+    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return {"python": platform.python_version(), "fb3": __version__, **found}
 
 
 def close_session(session: Session) -> None:
@@ -149,7 +171,8 @@ def _prepare_wandb() -> None:
 
 def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
-        build_backbone(recipe.model.scratch, texts, out / "scratch", recipe.train.seed)
+        with replacing_folder(out / "scratch") as aside:
+            build_backbone(recipe.model.scratch, texts, aside, recipe.train.seed)
     added = added_tokens(recipe.data)
     export_encoder(with_local_backbone(recipe, out).model, out / ENCODER, added)
     if recipe.model.stitch:

@@ -19,13 +19,33 @@ OVERRIDES = [
 ]
 
 
-def run(prefix, competition, out):
+def call(prefix, competition, out, *options):
     command = [*prefix, "-m", "fb3", "train", "tiny", "--data", str(competition), "--out", str(out), *OVERRIDES]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def run(prefix, competition, out, *options):
+    done = call(prefix, competition, out, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "scores.json").read_text()), done.stderr
+
+
+def launcher():
+    """The command prefix of two processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    # --multi_gpu names the launcher of several processes; on a machine without a GPU they are gloo processes.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"]
+    return [*launch, port]
 
 
 def steps(out):
@@ -35,13 +55,7 @@ def steps(out):
 
 def test_two_processes_score_like_one(competition, tmp_path):
     one, _ = run([sys.executable], competition, tmp_path / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    # --multi_gpu names the launcher of several processes; on a machine without a GPU they are gloo processes.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-    two, said = run(launch, competition, tmp_path / "two")
+    two, said = run(launcher(), competition, tmp_path / "two")
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
     assert two["score"] == pytest.approx(one["score"], abs=1e-3)
     assert two["essays"] == one["essays"] == 60
@@ -50,3 +64,16 @@ def test_two_processes_score_like_one(competition, tmp_path):
     for alone, shared in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
         assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-2)
+
+
+def test_two_processes_stop_together_and_go_on(competition, tmp_path):
+    fold, noise = ("--folds", "0"), "model.dropout=0.1"  # each process draws masks of its own
+    whole, _ = run(launcher(), competition, tmp_path / "whole", noise, *fold)
+    stopped = call(launcher(), competition, tmp_path / "run", noise, *fold, "--stop-after", "0s")
+    assert "the time is up: fold 0 is saved after step 5 of 10" in stopped.stderr, stopped.stderr[-3000:]
+    alone = call([sys.executable], competition, tmp_path / "run", noise, *fold)
+    assert "saved by 2 processes, here are 1; launch as many" in alone.stderr
+    resumed, said = run(launcher(), competition, tmp_path / "run", noise, *fold)
+    assert "goes on after step 5 of 10" in said
+    assert resumed == whole
+    assert (tmp_path / "run" / "oof.csv").read_bytes() == (tmp_path / "whole" / "oof.csv").read_bytes()
