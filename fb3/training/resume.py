@@ -206,8 +206,7 @@ class Saves:
     def _check(self, then: Tree, path: Path) -> None:
         """Refuses the save of something else; says what will differ."""
         now, over = self.made_of, f"delete {self.folder} to start the fold over"
-        if then["recipe"] != now["recipe"]:
-            lines = differences(self.session.recipe, Recipe.from_mapping(then["recipe"], str(path)))
+        if lines := differences(self.session.recipe, Recipe.from_mapping(then["recipe"], str(path))):
             raise Fb3Error(f"{path}: saved with another recipe ({'; '.join(lines)}); {over}")
         if then["train.csv"] != now["train.csv"] or then["fold"] != now["fold"]:
             what = "train.csv" if then["train.csv"] != now["train.csv"] else "split into folds"

@@ -243,7 +243,7 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
     columns, identifier = list(recipe.data.target_columns), recipe.data.id_column
     table = pd.DataFrame(session.task.clip(predictions.values), columns=columns)
     truth = pd.DataFrame(session.targets[split.valid_rows], columns=columns).add_prefix(TRUTH)
-    table = pd.concat([truth, table], axis=1)
+    table = pd.concat([truth, table], axis=1).astype(np.float64)  # as text the same, whatever is there already
     table.insert(0, identifier, predictions.ids)
     table.insert(1, "fold", split.fold)
     if path.is_file():

@@ -128,7 +128,8 @@ def _optimizer_state(loop: "Loop") -> Tree:
     """Any optimizer's: moments and counts by the parameter's name, settings by group."""
     names, state = _names(loop), loop.optimizer.state_dict()
     return {
-        "parameters": {names[place]: own for place, own in state["state"].items()},
+        "parameters": {names[place]: own for place, own in state["state"].items() if isinstance(place, int)},
+        "own": {key: value for key, value in state["state"].items() if isinstance(key, str)},  # madgrad's count
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
     }
 
@@ -140,4 +141,4 @@ def _load_optimizer(loop: "Loop", state: Tree) -> None:
         then = {key: tuple(v) if isinstance(now.get(key), tuple) else v for key, v in then.items()}
         groups.append({**then, "params": now["params"]})
     parameters = {places[name]: own for name, own in state["parameters"].items()}
-    loop.optimizer.load_state_dict({"state": parameters, "param_groups": groups})
+    loop.optimizer.load_state_dict({"state": parameters | state["own"], "param_groups": groups})
