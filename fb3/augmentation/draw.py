@@ -89,7 +89,7 @@ def augmented(
     """
     mask = next((i for word in ("[MASK]", "<mask>") if (i := tokenizer.token_to_id(word)) is not None), None)
     if settings.mask and mask is None:
-        raise Fb3Error("data.augment.mask: this tokenizer has neither [MASK] nor <mask>; use delete")
+        raise Fb3Error("augment.mask: this tokenizer has neither [MASK] nor <mask>; use delete")
     return Augmented(
         rows=encoded.rows,
         pad=encoded.pad,

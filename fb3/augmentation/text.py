@@ -58,7 +58,7 @@ def read_synonyms(path: str | Path) -> Synonyms:
     except UnicodeDecodeError as error:
         raise Fb3Error(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except OSError as error:
-        raise Fb3Error(f"data.augment.synonyms.file={path}: cannot be read ({error.strerror})") from None
+        raise Fb3Error(f"augment.synonyms.file={path}: cannot be read ({error.strerror})") from None
     found: Synonyms = {}
     for number, line in enumerate(lines, 1):
         words = [word.strip() for word in line.split(",") if word.strip()]

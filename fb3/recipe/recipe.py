@@ -90,6 +90,8 @@ class Recipe(Group):
             return self
         if self.data.augment:
             raise ValueError("data.augment changes the first encoder's tokens only; leave it or model.stitch out")
+        if self.task.uda:
+            raise ValueError("task.uda.augment changes the first encoder's tokens only; leave uda or model.stitch out")
         if stitch.backbone == "scratch":
             raise ValueError("model.stitch.backbone: only the first encoder can be built from scratch; give a folder")
         if stitch.pooling.kind == "target_tokens" and self.data.text.prompt != "tokens":

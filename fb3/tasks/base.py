@@ -57,17 +57,7 @@ class Task(Protocol):
         """Puts back what `state` gave."""
 
 
-class _Remembered(nn.Module):
-    """A module whose parameters and buffers are all that it remembers."""
-
-    def state(self) -> dict[str, Any]:
-        return dict(self.state_dict())
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.load_state_dict(state)
-
-
-class ScoreTask(_Remembered):
+class ScoreTask(nn.Module):
     """What tasks on a scale of scores share: the range and the metric, MCRMSE.
 
     Args:
@@ -87,8 +77,14 @@ class ScoreTask(_Remembered):
         columns = rmse_columns(truth, self.clip(predicted))
         return Score(float(columns.mean()), dict(zip(self.columns, columns.tolist(), strict=True)))
 
+    def state(self) -> dict[str, Any]:
+        return dict(self.state_dict())
 
-class Wrapper(_Remembered):
+    def load(self, state: dict[str, Any]) -> None:
+        self.load_state_dict(state)
+
+
+class Wrapper(nn.Module):
     """A task around a task, which does all as that does it; each wrapper overrides the loss.
 
     Args:
@@ -117,6 +113,12 @@ class Wrapper(_Remembered):
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         return self.task.score(truth, predicted)
+
+    def state(self) -> dict[str, Any]:
+        return {"task": self.task.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.task.load(state["task"])
 
 
 class Recorder:

@@ -16,7 +16,7 @@ from fb3.metrics import Score
 from fb3.models import build_scorer
 from fb3.prediction import predict
 from fb3.runtime import seed_everything
-from fb3.tasks import Task, build_task
+from fb3.tasks import Consistent, Task, build_task
 from fb3.tokens import Encoded
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
@@ -25,6 +25,8 @@ from fb3.training.session import Evaluation, Session, versions, with_local_backb
 from fb3.training.soup import Soup
 from fb3.training.state import Tree, score_of, score_state
 from fb3.training.tricks import Step, build_tricks
+
+_APART = 2**31  # above the recipe's seeds: essays without scores have draws of their own
 
 
 def run_fold(session: Session, split: FoldSplit) -> Predictions:
@@ -58,7 +60,7 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         scorer,
         optimizer,
         build_schedule(optimizer, recipe.schedule, steps),
-        task=task,
+        task=_training_task(session, task, seed),
         tricks=tricks,
         encoded=_training_essays(session, seed),
         targets=session.targets,
@@ -84,6 +86,16 @@ def _training_essays(session: Session, seed: int) -> Encoded:
     if not data.augment:
         return session.encoded
     return augmented(session.encoded, session.texts, session.tokenizer, data, data.augment, seed)
+
+
+def _training_task(session: Session, task: Task, seed: int) -> Task:
+    """The task with what only a training has around it."""
+    data, settings, essays = session.recipe.data, session.recipe.task.uda, session.unlabelled
+    if not settings:
+        return task
+    changed = augmented(essays.encoded, essays.texts, session.tokenizer, data, settings.augment, seed + _APART)
+    at, of = session.accelerator.process_index, session.accelerator.num_processes
+    return Consistent(task, settings, essays.encoded, changed, seed + _APART, at, of)
 
 
 class _Keeper:

@@ -61,9 +61,8 @@ def _check_same(first: Path, other: Path, recipe: Recipe, table: pd.DataFrame) -
     """Same recipe, data, split and tokenizer."""
     if differ := differences(recipe, load_recipe(other / RECIPE)):
         raise Fb3Error(f"{other}: another recipe than {first}'s ({'; '.join(differ)})")
-    digests = [_data_of(run) for run in (first, other)]
-    if digests[0] != digests[1]:
-        raise Fb3Error(f"{other}: trained on another train.csv than {first}")
+    if _data_of(first) != _data_of(other):
+        raise Fb3Error(f"{other}: trained on other data than {first} (train.csv, or task.uda.file)")
     if not table.equals(read_table(other / "folds.csv", list(table.columns))[list(table.columns)]):
         raise Fb3Error(f"{other}: split into other folds than {first}; see both folds.csv")
     for name in ("tokenizer.json", f"{SECOND}/tokenizer.json"):
@@ -74,11 +73,12 @@ def _check_same(first: Path, other: Path, recipe: Recipe, table: pd.DataFrame) -
             raise Fb3Error(f"{files[1]}: another tokenizer than {files[0]}; was the backbone another one?")
 
 
-def _data_of(run: Path) -> Any:
-    digest = read_json(run / ENVIRONMENT).get("train_sha256")
-    if digest is None:
+def _data_of(run: Path) -> dict[str, Any]:
+    """The hashes of the files that a run was trained on."""
+    digests = {key: value for key, value in read_json(run / ENVIRONMENT).items() if key.endswith("_sha256")}
+    if not digests:
         raise Fb3Error(f"{run / ENVIRONMENT}: does not say what the run was trained on; train it again")
-    return digest
+    return digests
 
 
 def _homes(runs: Sequence[Path], wanted: Sequence[int]) -> dict[int, Path]:

@@ -49,7 +49,7 @@ class Saves:
     """Saves one fold while it trains, stops it when asked, and brings it back.
 
     Args:
-        session: of the run; saves nothing where it knows no train.csv.
+        session: of the run; nothing is saved where it knows no files.
         fold: its split.
         keeper: of the fold's best evaluation.
         steps: optimizer steps in all.
@@ -64,7 +64,7 @@ class Saves:
         ids = session.essays[session.recipe.data.id_column].to_numpy()
         self.made_of = {
             "recipe": session.recipe.model_dump(mode="json"),
-            "train.csv": session.train_sha256,
+            "files": session.digests,
             "fold": [ids_hash(ids[fold.train_rows]), ids_hash(ids[fold.valid_rows])],
             "processes": session.accelerator.num_processes,
             "precision": session.precision,
@@ -79,7 +79,7 @@ class Saves:
             Stopped: it was asked for; the fold is saved.
             Fb3Error: there is no room.
         """
-        if self.session.train_sha256 is None:
+        if self.session.digests is None:
             return
         settings, number = self.session.recipe.train, loop.step.number
         minutes, steps = settings.save_every_minutes, settings.save_every_steps
@@ -167,7 +167,7 @@ class Saves:
         Raises:
             Fb3Error: the save is of another recipe, other data, another number of processes.
         """
-        if self.session.train_sha256 is None:
+        if self.session.digests is None:
             return 0
         accelerator, broken = self.session.accelerator, []
         for path in found(self.folder):
@@ -208,8 +208,8 @@ class Saves:
         now, over = self.made_of, f"delete {self.folder} to start the fold over"
         if lines := differences(self.session.recipe, Recipe.from_mapping(then["recipe"], str(path))):
             raise Fb3Error(f"{path}: saved with another recipe ({'; '.join(lines)}); {over}")
-        if then["train.csv"] != now["train.csv"] or then["fold"] != now["fold"]:
-            what = "train.csv" if then["train.csv"] != now["train.csv"] else "split into folds"
+        if then["files"] != now["files"] or then["fold"] != now["fold"]:
+            what = "train.csv or task.uda.file" if then["files"] != now["files"] else "split into folds"
             raise Fb3Error(f"{path}: saved with another {what}; give the same, or {over}")
         if then["processes"] != now["processes"]:
             raise Fb3Error(

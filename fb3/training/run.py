@@ -85,6 +85,7 @@ def train(
     stop = Stop(None if stop_after is None else parse_duration(str(stop_after)) - session_seconds())
     accelerator, precision = open_accelerator(recipe, out)
     essays = _sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    unlabelled = _unlabelled(recipe, data)
     _begun(out)
     with alone(out, "fb3 train") if accelerator.is_main_process else nullcontext():
         splits = _splits(recipe, essays, data, out)
@@ -97,8 +98,10 @@ def train(
         if accelerator.is_main_process:
             sweep(out)
             drop_finished(out)
-        digest = sha256(data / "train.csv")
-        session = open_session(recipe, essays, out, accelerator, precision, on_evaluation, digest, stop)
+        digests = {key: sha256(file) for key, file in _files(recipe, data).items()}
+        session = open_session(
+            recipe, essays, out, accelerator, precision, unlabelled, on_evaluation, digests=digests, stop=stop
+        )
         if accelerator.is_main_process:
             _write_head(session, data, splits)
         with nullcontext() if on_evaluation else stop.listening():
@@ -125,12 +128,14 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     """Trains one fold into `out`/fold<n> and returns its out-of-fold predictions (not clipped).
 
     Args:
-        recipe: what to train.
+        recipe: what to train; a task.uda.file in it is an absolute path.
         essays: all essays with scores, as `read_essays` returns them.
         split: one of `make_folds(essays, recipe)`.
         out: gets encoder/ and fold<n>/; `train` writes the rest that a bundle needs, and saves on the way.
     """
-    session = open_session(recipe, essays, Path(out), *open_accelerator(recipe, Path(out)))
+    session = open_session(
+        recipe, essays, Path(out), *open_accelerator(recipe, Path(out)), unlabelled=_unlabelled(recipe, None)
+    )
     predictions = run_fold(session, split)
     close_session(session)
     return predictions
@@ -156,6 +161,19 @@ def _debug(recipe: Recipe) -> Recipe:
     return Recipe.from_mapping(settings, "debug mode")
 
 
+def _unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
+    """The essays without scores, where the recipe names some."""
+    if not recipe.task.uda:
+        return None
+    file = recipe.task.uda.file
+    if data is None and not Path(file).is_absolute():
+        raise Fb3Error(f"task.uda.file={file}: train_fold knows no data folder; give an absolute path")
+    try:
+        return read_essays(Path(data or "") / file, recipe.data)
+    except Fb3Error as error:
+        raise Fb3Error(f"task.uda.file: {error}") from None
+
+
 def _sampled(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     size = recipe.data.sample
     if size is None or size >= len(essays):
@@ -176,9 +194,19 @@ def _splits(recipe: Recipe, essays: pd.DataFrame, data: Path, out: Path) -> list
     if saved != recipe:
         differ = "; ".join(differences(recipe, saved))
         raise Fb3Error(f"{out}: holds a run of another recipe ({differ}); choose another --out")
-    if read_json(out / ENVIRONMENT).get("train_sha256") != sha256(data / "train.csv"):
-        raise Fb3Error(f"{out}: its folds were trained on another train.csv than {data}'s; choose another --out")
+    recorded = read_json(out / ENVIRONMENT)
+    for key, file in _files(recipe, data).items():
+        if recorded.get(key) != sha256(file):
+            raise Fb3Error(
+                f"{out}: its folds were trained on another {file.name} than {file.parent}'s; choose another --out"
+            )
     return read_folds(out / "folds.csv", essays, recipe.data.id_column)
+
+
+def _files(recipe: Recipe, data: Path) -> dict[str, Path]:
+    """What a run is trained on, by the name of its hash in environment.json."""
+    uda = recipe.task.uda
+    return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
 
 
 def _begun(out: Path) -> bool:
@@ -230,7 +258,7 @@ def _write_head(session: Session, data: Path, splits: list[FoldSplit]) -> None:
         "processes": session.accelerator.num_processes,
         "seed": recipe.train.seed,
         "data": str(data.resolve()),
-        "train_sha256": sha256(data / "train.csv"),
+        **{key: sha256(file) for key, file in _files(recipe, data).items()},
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

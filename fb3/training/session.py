@@ -48,10 +48,18 @@ OnEvaluation = Callable[[Evaluation], None]
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """Essays without scores: what the tokenizer got, and their tokens."""
+
+    texts: list[str]
+    encoded: Encoded
+
+
+@dataclass(frozen=True)
 class Session:
     """What all folds of a run share.
 
-    train_sha256: of train.csv; none: folds are not saved while they train. stop: when to stop early.
+    digests: of the files that it is trained on; none: folds are not saved while they train. stop: when to stop early.
     """
 
     recipe: Recipe
@@ -64,9 +72,10 @@ class Session:
     encoded: Encoded
     tokenizer: Tokenizer
     targets: np.ndarray
+    unlabelled: Unlabelled | None
     log: RunLog
     on_evaluation: OnEvaluation | None = None
-    train_sha256: str | None = None
+    digests: dict[str, str] | None = None
     stop: Stop = field(default_factory=Stop)
 
 
@@ -97,6 +106,8 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
         raise Fb3Error("task.weighting=uncertainty: each process would learn its own; use one process, or take fixed")
     if recipe.task.r_drop and recipe.model.layer_drop and accelerator.num_processes > 1:
         raise Fb3Error("task.r_drop with model.layer_drop: the two passes differ in their layers; use one process")
+    if recipe.task.uda and recipe.model.layer_drop and accelerator.num_processes > 1:
+        raise Fb3Error("task.uda with model.layer_drop: its passes differ in their layers; use one process")
     return accelerator, precision
 
 
@@ -106,11 +117,12 @@ def open_session(
     out: Path,
     accelerator: Accelerator,
     precision: Precision,
+    unlabelled: pd.DataFrame | None = None,
     on_evaluation: OnEvaluation | None = None,
-    train_sha256: str | None = None,
+    digests: dict[str, str] | None = None,
     stop: Stop | None = None,
 ) -> Session:
-    """Writes the encoder folder, opens the trackers and tokenises the essays."""
+    """Writes the encoder folder, opens the trackers and tokenises the essays, those without scores too."""
     if accelerator.is_main_process:
         _write_encoder(recipe, essays[recipe.data.text_column], out)
     accelerator.wait_for_everyone()
@@ -130,9 +142,10 @@ def open_session(
         texts=texts,
         encoded=encode_texts(texts, out / ENCODER, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
+        unlabelled=None if unlabelled is None else _unlabelled(unlabelled, recipe, out),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
         on_evaluation=on_evaluation,
-        train_sha256=train_sha256,
+        digests=digests,
         stop=stop or Stop(),
     )
 
@@ -148,6 +161,11 @@ def close_session(session: Session) -> None:
     session.accelerator.wait_for_everyone()
     for tracker in session.accelerator.trackers:
         tracker.finish()
+
+
+def _unlabelled(essays: pd.DataFrame, recipe: Recipe, out: Path) -> Unlabelled:
+    texts = input_texts(essays, recipe.data)
+    return Unlabelled(texts, encode_texts(texts, out / ENCODER, recipe.data))
 
 
 def _available(trackers: tuple[str, ...]) -> list[str] | None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from tests.conftest import ROOT
@@ -19,8 +20,8 @@ OVERRIDES = [
 ]
 
 
-def call(prefix, competition, out, *options):
-    command = [*prefix, "-m", "fb3", "train", "tiny", "--data", str(competition), "--out", str(out), *OVERRIDES]
+def call(prefix, competition, out, *options, overrides=OVERRIDES):
+    command = [*prefix, "-m", "fb3", "train", "tiny", "--data", str(competition), "--out", str(out), *overrides]
     return subprocess.run(
         [*command, *options],
         cwd=ROOT,
@@ -31,8 +32,8 @@ def call(prefix, competition, out, *options):
     )
 
 
-def run(prefix, competition, out, *options):
-    done = call(prefix, competition, out, *options)
+def run(prefix, competition, out, *options, overrides=OVERRIDES):
+    done = call(prefix, competition, out, *options, overrides=overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "scores.json").read_text()), done.stderr
 
@@ -77,3 +78,19 @@ def test_two_processes_stop_together_and_go_on(competition, tmp_path):
     assert "goes on after step 5 of 10" in said
     assert resumed == whole
     assert (tmp_path / "run" / "oof.csv").read_bytes() == (tmp_path / "whole" / "oof.csv").read_bytes()
+
+
+def test_two_processes_share_the_essays_without_scores(competition, tmp_path):
+    """With every token masked the copies do not depend on who draws them; all batches are of even size."""
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pd.read_csv(competition / "train.csv", dtype=str).iloc[:24]
+    table.assign(fold=[n % 2 for n in range(24)]).to_csv(data / "train.csv", index=False)
+    uda = f"{{file: {competition / 'test.csv'}, augment: {{mask: 0.9999999}}, batch_size: 4, weight: 3.0}}"
+    overrides = [*OVERRIDES, "train.batch_size=4", f"task.uda={uda}", "--folds", "0"]
+    run([sys.executable], data, tmp_path / "one", overrides=overrides)
+    run(launcher(), data, tmp_path / "two", overrides=overrides)
+    assert len(steps(tmp_path / "one")) == 6
+    for alone, shared in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+        assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-2)

@@ -78,6 +78,7 @@ PIECES = {
         "tricks=[{kind: awp, from_epoch: 1, from_score: 9.0}]",
     ],
     "uncertainty, noise": ["task.weighting=uncertainty", "tricks=[{kind: noise, scale: 0.1}]"],
+    "unlabelled essays": ["task.uda={file: test.csv, augment: {mask: 0.3}, batch_size: 2}"],
     "accumulation, mixout": [
         "train.batch_size=1",
         "train.accumulation=3",

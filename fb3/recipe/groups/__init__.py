@@ -31,6 +31,7 @@ from fb3.recipe.groups.task import (
     RegressionTask,
     TaskGroup,
     TaskSettings,
+    Uda,
 )
 from fb3.recipe.groups.training import MANY_STEPS, OptimizerGroup, ScheduleGroup, SoupSettings, TrainGroup
 from fb3.recipe.groups.tricks import (
@@ -98,5 +99,6 @@ __all__ = [
     "TokensPooling",
     "TrainGroup",
     "Trick",
+    "Uda",
     "Windows",
 ]

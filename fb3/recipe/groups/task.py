@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fb3.recipe.groups.base import Group, Probability, Rate
+from fb3.recipe.groups.base import Count, Group, Probability, Rate
+from fb3.recipe.groups.data import Augment
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
 BATCH_LOSSES = {"rmse", "mcrmse", "pearson", "rank"}  # not a mean over essays: those of parts do not add up
@@ -38,6 +39,27 @@ class RDrop(Group):
     divergence, halved."""
 
 
+class Uda(Group):
+    """UDA (Xie et al. 2020, arXiv:1904.12848): essays without scores and augmented copies of them shall agree."""
+
+    file: str
+    """A CSV of essays with the id and text columns of test.csv: a path within the data folder, or an absolute one. Read
+    for training only."""
+    weight: Rate = 1.0
+    """Weight of the distance between the outputs for the copies and those for the plain essays, measured as in r_drop.
+    1 in the paper."""
+    batch_size: Count = 8
+    """Essays that each batch of train.batch_size comes with; shared out among processes, as those are."""
+    augment: Augment
+    """How the copies differ, as in data.augment, on which they do not depend."""
+
+    @model_validator(mode="after")
+    def _without_targets(self) -> "Uda":
+        if self.augment.mix:
+            raise ValueError("augment.mix mixes targets, of which these essays have none; leave it out")
+        return self
+
+
 class TaskGroup(Group):
     """What all tasks on a scale of scores share."""
 
@@ -53,6 +75,8 @@ class TaskGroup(Group):
     optimizer.head_rate."""
     r_drop: RDrop | None = None
     """Two passes a step that shall agree: twice the time; none: off. Wants some dropout."""
+    uda: Uda | None = None
+    """Consistency on essays without scores: more than twice the time; none: off."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "TaskGroup":

@@ -1,0 +1,88 @@
+"""UDA: essays without scores and augmented copies of them shall agree (Xie et al. 2020, arXiv:1904.12848).
+
+Cost: two forward passes of the unlabelled batch a step and one backward through the copies.
+"""
+
+from collections.abc import Mapping
+from itertools import chain, count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fb3.batches import Batch, collate, training_batches
+from fb3.recipe.groups import Uda
+from fb3.tasks.base import Model, StepOutput, Task, Wrapper
+from fb3.tokens import Encoded
+
+
+class Consistent(Wrapper):
+    """A task whose loss holds the task's distance of the outputs for augmented essays from those for the plain ones.
+
+    The plain essays' outputs are targets: no gradient goes through them, and where a trick asks once more for the loss
+    of the same batch, on weights that it moved, they stay, as labels do.
+
+    Args:
+        task: what is trained; predicts and scores as it does alone.
+        settings: weight and batch_size.
+        plain: essays without scores.
+        changed: the same, augmented.
+        seed: of their order: cycles over all of them, each in a new one.
+        process, processes: which share of each batch is drawn here.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: Uda,
+        plain: Encoded,
+        changed: Encoded,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        super().__init__(task)
+        self.weight = settings.weight
+        self._plain, self._changed = plain, changed
+        rows, size = np.arange(len(plain.rows)), settings.batch_size
+        self._batches = chain.from_iterable(
+            training_batches(plain.lengths, rows, size, seed, cycle) for cycle in count()
+        )
+        self._count = 0  # batches drawn
+        self._share = slice(process, None, processes)
+        self._beside: Mapping[str, Tensor] | None = None  # the labelled batch that the drawn one came with
+        self._drawn: tuple[Batch, Tensor] | None = None
+
+    def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
+        out = self.task.loss(model, batch)
+        if batch is not self._beside:
+            self._beside, self._drawn = batch, self._draw(model, batch["input_ids"].device)
+        changed, wanted = self._drawn
+        apart = self.task.distance(model(changed).scores, wanted)
+        return StepOutput(out.loss + self.weight * apart, {**out.logs, "uda": apart.detach()})
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "count": self._count, "changed": self._changed.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self._count = state["count"]
+        for _ in range(self._count):
+            next(self._batches)
+        self._changed.load(state["changed"])
+
+    @torch.no_grad()
+    def _draw(self, model: Model, device: torch.device) -> tuple[Batch, Tensor]:
+        """The next batch of copies, and the outputs for the plain essays, (U, outputs).
+
+        A process that gets no essay of a small last batch takes the first: all must take part.
+        """
+        rows, self._count = next(self._batches), self._count + 1
+        mine = rows[self._share]
+        mine = mine if len(mine) else rows[:1]
+        plain, changed = (
+            {name: value.to(device) for name, value in collate(encoded, mine).items()}
+            for encoded in (self._plain, self._changed)
+        )
+        return changed, model(plain).scores
