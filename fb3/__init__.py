@@ -13,7 +13,7 @@ from fb3.version import __version__
 if TYPE_CHECKING:
     from fb3.bundle import Bundle, verify_bundle
     from fb3.ensemble import Predictions, average
-    from fb3.errors import Fb3Error
+    from fb3.errors import Fb3Error, Stopped
     from fb3.essays import read_essays
     from fb3.folds import make_folds
     from fb3.inference import infer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fb3.prediction import predict
     from fb3.recipe import Recipe, load_recipe
     from fb3.runtime import find_bundle, find_competition
+    from fb3.training.merge import merge
     from fb3.training.run import train, train_fold
     from fb3.tuning.search import tune
 
@@ -31,6 +32,7 @@ _HOME = {
     "Fb3Error": "fb3.errors",
     "Predictions": "fb3.ensemble",
     "Recipe": "fb3.recipe",
+    "Stopped": "fb3.errors",
     "average": "fb3.ensemble",
     "build_scorer": "fb3.models",
     "find_bundle": "fb3.runtime",
@@ -39,6 +41,7 @@ _HOME = {
     "load_recipe": "fb3.recipe",
     "make_folds": "fb3.folds",
     "mcrmse": "fb3.metrics",
+    "merge": "fb3.training.merge",
     "predict": "fb3.prediction",
     "read_essays": "fb3.essays",
     "train": "fb3.training.run",

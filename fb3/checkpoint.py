@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.files import read_json, replacing, sha256, write_json
+from fb3.files import in_words, read_json, replacing, sha256, write_json
 from fb3.layout import FOLD_JSON, WEIGHTS
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe
@@ -63,8 +63,10 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     with replacing(path) as aside:
         try:
             save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise Fb3Error(f"{path}: cannot be written ({error})") from None
+        except (SafetensorError, OSError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            size = in_words(sum(tensor.nbytes for tensor in tensors.values()))
+            raise Fb3Error(f"{path}: cannot be written ({reason}); it needs {size}, make room") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

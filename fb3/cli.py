@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Fine-tune encoders on texts, pack them into one folder, predict where there is no network.",
 )
 
+_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 COMPETITION = "feedback-prize-english-language-learning"
 Data = Annotated[Path | None, typer.Option(help="Folder with train.csv, test.csv and sample_submission.csv.")]
 
@@ -28,8 +29,12 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
     folds: Annotated[str | None, typer.Option(help="Which folds, such as 0,1; all where left out.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="A hundred essays, two folds, two epochs.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Say so where nothing is saved; all trained is no error.")
+    ] = False,
+    stop_after: Annotated[str | None, typer.Option(help="Save and stop then, such as 8h30m.")] = None,
 ) -> None:
-    """Train folds into a run folder."""
+    """Train folds into a run folder; one that was stopped goes on from its last save."""
     from fb3.recipe import load_recipe
     from fb3.runtime import find_competition
 
@@ -38,7 +43,19 @@ def train(
     out = _required(out, "--out RUN")
     from fb3.training.run import train as run
 
-    run(settings, data or find_competition(), out, folds=chosen, debug=debug)
+    run(settings, data or find_competition(), out, folds=chosen, debug=debug, resume=resume, stop_after=stop_after)
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that hold folds of one run.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
+) -> None:
+    """Join folds that were trained in several sessions or on several machines."""
+    from fb3.training.merge import merge as run
+
+    merged = run(runs, _required(out, "--out RUN"))
+    print(f"{merged.path}: folds {merged.folds}, CV {merged.score.overall:.4f}")
 
 
 @app.command()
@@ -233,9 +250,12 @@ def _fold_numbers(text: str | None) -> list[int] | None:
 
 
 def main() -> None:
-    """The entry point: what the user can mend becomes one line and exit status 1."""
+    """The entry point: what the user can mend becomes one line and exit status 1, a stop that can go on status 75."""
     try:
         app()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(_STOPPED)
     except (Fb3Error, OSError) as error:  # an OSError names its file: no space left, no permission
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -8,6 +8,10 @@ class Fb3Error(ValueError):
     """Bad input or an impossible setting. The message names the file, the row or key, and the mend."""
 
 
+class Stopped(Exception):
+    """A training was asked to stop and stands saved. The message says where, and how to go on."""
+
+
 class RuleError(Fb3Error):
     """Settings of the right form that a rule refuses, mostly because they do not go together."""
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,51 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to fill, moved to `path`, which must not be there, once all of it is on the disk."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        for part in (*aside.iterdir(), aside):
+            _to_disk(part)
+        aside.rename(path)
+        _to_disk(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # its folders cannot be opened
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what killed processes left half written; nobody else may be at work in the folder."""
+    for part in list(folder.rglob(".*.part")):
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, to: Path) -> None:
+    """The same file in a second place, without its bytes where the file system can do that."""
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copyfile(source, to)
+
+
+def in_words(size: float) -> str:
+    """A number of bytes, such as 90.1 MB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def write_text(text: str, path: str | Path) -> None:

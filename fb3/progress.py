@@ -33,7 +33,9 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int, shown: bool = True, every_seconds: float = 60.0) -> Iterator[Advance]:
+def progress(
+    title: str, total: int, shown: bool = True, every_seconds: float = 60.0, done: int = 0
+) -> Iterator[Advance]:
     """Shows how far `total` pieces of work are.
 
     Args:
@@ -41,16 +43,17 @@ def progress(title: str, total: int, shown: bool = True, every_seconds: float = 
         total: pieces of work.
         shown: False for a process that should stay silent.
         every_seconds: time between two plain lines.
+        done: pieces that an earlier start did.
     """
     if not shown:
         yield lambda amount=1, note="": None
     elif sys.stderr.isatty():
-        yield from _bar(title, total)
+        yield from _bar(title, total, done)
     else:
-        yield from _lines(title, total, every_seconds)
+        yield from _lines(title, total, every_seconds, done)
 
 
-def _bar(title: str, total: int) -> Iterator[Advance]:
+def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -61,13 +64,13 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=_console(), transient=True) as bar:
-        task = bar.add_task(title, total=total, note="")
+        task = bar.add_task(title, total=total, completed=done, note="")
         yield lambda amount=1, note="": bar.update(task, advance=amount, note=note)
 
 
-def _lines(title: str, total: int, every_seconds: float) -> Iterator[Advance]:
+def _lines(title: str, total: int, every_seconds: float, done: int) -> Iterator[Advance]:
     start = last = time.monotonic()
-    done = 0
+    before = done
 
     def advance(amount: int = 1, note: str = "") -> None:
         nonlocal done, last
@@ -75,7 +78,7 @@ def _lines(title: str, total: int, every_seconds: float) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= every_seconds:
             last = now
-            left = (now - start) / done * (total - done) if done else 0.0
+            left = (now - start) / max(1, done - before) * (total - done)
             minutes = f"{(now - start) / 60:.1f} min, about {left / 60:.1f} left"
             say(f"{title}: {done}/{total}, {minutes} {note}".rstrip())
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -64,6 +64,13 @@ class Encoded:
     def draw(self, rows: np.ndarray, targets: np.ndarray | None) -> tuple[list[np.ndarray], np.ndarray | None]:
         """The tokens of some essays, and their targets (B, K) where given."""
         return [self.rows[row] for row in rows], None if targets is None else targets[rows]
+
+    def state(self) -> dict[str, Any]:
+        """What a draw depends on beside the rows; of plain essays nothing."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
 
 
 def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataGroup) -> Encoded:

@@ -11,6 +11,7 @@ pytest.importorskip("optuna")
 
 from fb3.cli import main
 from fb3.errors import Fb3Error
+from fb3.lock import alone
 from fb3.recipe import load_recipe
 from fb3.recipe.space import read_space
 from fb3.training import loop
@@ -19,7 +20,7 @@ from fb3.training.session import Evaluation
 from fb3.tuning import search as searches
 from fb3.tuning import study as studies
 from fb3.tuning.search import tune
-from fb3.tuning.study import alone, lies_behind, open_study, suggest
+from fb3.tuning.study import lies_behind, open_study, suggest
 from tests.conftest import TINY, copied
 
 SMALL = [*TINY, "data.sample=20"]
@@ -313,7 +314,7 @@ def test_foreign_folders_second_searches_and_trackers_are_refused(small, space, 
         tune(small, competition, tmp_path, trials=2, space=space)
     out = tmp_path / "study"
     out.mkdir()
-    with alone(out), pytest.raises(Fb3Error, match="another fb3 tune is at work"):
+    with alone(out, "fb3 tune"), pytest.raises(Fb3Error, match="another fb3 tune is at work"):
         tune(small, competition, out, trials=2, space=space)
     tracked = load_recipe("tiny", [*SMALL, "train.trackers=[tensorboard]"])
     with pytest.raises(Fb3Error, match=r"train\.trackers"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -36,6 +37,12 @@ class Augmented(Encoded):
         return [
             np.concatenate([self.encoder.prefix, part, self.encoder.suffix]).astype(np.int32) for part in inner
         ], truths
+
+    def state(self) -> dict[str, Any]:
+        return {"generator": self.rng.bit_generator.state}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["generator"]
 
     def _changed(self, row: int) -> np.ndarray:
         """One essay's tokens without their frame."""

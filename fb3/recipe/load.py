@@ -1,6 +1,6 @@
 """Recipes from files, built-in names and `a.b=value` overrides."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,19 @@ def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     for override in overrides:  # checked together at the end: two may be right only side by side
         merged = _merged(merged, _override(override), Recipe)
     return Recipe.from_mapping(merged, "overrides " + " ".join(overrides))
+
+
+def differences(here: Recipe, there: Recipe) -> list[str]:
+    """What two recipes differ in, by key, such as `train.epochs: 1 there, 9 here`."""
+
+    def walk(one: Any, other: Any, path: str) -> Iterator[str]:
+        if isinstance(one, dict) and isinstance(other, dict):
+            for key in dict.fromkeys([*one, *other]):
+                yield from walk(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+        elif one != other:
+            yield f"{path}: {other!r} there, {one!r} here"
+
+    return list(walk(here.model_dump(mode="json"), there.model_dump(mode="json"), ""))
 
 
 class _Loader(yaml.SafeLoader):

@@ -33,6 +33,8 @@ _FIXED = (
     "folds",
     "task.maximum",
     "task.minimum",
+    "train.save_every_minutes",
+    "train.save_every_steps",
     "train.seed",
     "train.trackers",
 )

@@ -1,7 +1,7 @@
 """What every task gives the loop and the inference, and what tasks have in common."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -50,6 +50,12 @@ class Task(Protocol):
     def to(self, device: torch.device) -> "Task":
         """Brings them to a device."""
 
+    def state(self) -> dict[str, Any]:
+        """What the task remembers from step to step: dicts and lists of tensors, numbers and texts."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+
 
 class ScoreTask(nn.Module):
     """What tasks on a scale of scores share: the range and the metric, MCRMSE.
@@ -70,6 +76,12 @@ class ScoreTask(nn.Module):
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         columns = rmse_columns(truth, self.clip(predicted))
         return Score(float(columns.mean()), dict(zip(self.columns, columns.tolist(), strict=True)))
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.state_dict())
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.load_state_dict(state)
 
 
 class Wrapper(nn.Module):
@@ -101,6 +113,12 @@ class Wrapper(nn.Module):
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         return self.task.score(truth, predicted)
+
+    def state(self) -> dict[str, Any]:
+        return {"task": self.task.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.task.load(state["task"])
 
 
 class Recorder:

@@ -5,6 +5,7 @@ Cost: two forward passes of the unlabelled batch a step and one backward through
 
 from collections.abc import Mapping
 from itertools import chain, count
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ class Consistent(Wrapper):
         self._batches = chain.from_iterable(
             training_batches(plain.lengths, rows, size, seed, cycle) for cycle in count()
         )
+        self._count = 0  # batches drawn
         self._share = slice(process, None, processes)
         self._beside: Mapping[str, Tensor] | None = None  # the labelled batch that the drawn one came with
         self._drawn: tuple[Batch, Tensor] | None = None
@@ -60,13 +62,23 @@ class Consistent(Wrapper):
         apart = self.task.distance(model(changed).scores, wanted)
         return StepOutput(out.loss + self.weight * apart, {**out.logs, "uda": apart.detach()})
 
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "count": self._count, "changed": self._changed.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self._count = state["count"]
+        for _ in range(self._count):
+            next(self._batches)
+        self._changed.load(state["changed"])
+
     @torch.no_grad()
     def _draw(self, model: Model, device: torch.device) -> tuple[Batch, Tensor]:
         """The next batch of copies, and the outputs for the plain essays, (U, outputs).
 
         A process that gets no essay of a small last batch takes the first: all must take part.
         """
-        rows = next(self._batches)
+        rows, self._count = next(self._batches), self._count + 1
         mine = rows[self._share]
         mine = mine if len(mine) else rows[:1]
         plain, changed = (

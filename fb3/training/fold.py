@@ -1,7 +1,5 @@
 """One fold: model, optimizer and loop put together; the best evaluation kept."""
 
-import importlib.metadata
-import platform
 import time
 
 import numpy as np
@@ -22,22 +20,23 @@ from fb3.tasks import Consistent, Task, build_task
 from fb3.tokens import Encoded
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
-from fb3.training.session import Evaluation, Session, with_local_backbone
+from fb3.training.resume import Saves
+from fb3.training.session import Evaluation, Session, versions, with_local_backbone
 from fb3.training.soup import Soup
+from fb3.training.state import Tree, score_of, score_state
 from fb3.training.tricks import Step, build_tricks
-from fb3.version import __version__
 
 _APART = 2**31  # above the recipe's seeds: essays without scores have draws of their own
-_VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas")
 
 
 def run_fold(session: Session, split: FoldSplit) -> Predictions:
-    """Trains one fold into the run folder.
+    """Trains one fold into the run folder, from its last save on where there is one.
 
     Returns:
         The out-of-fold predictions of the best evaluation, not clipped.
 
     Raises:
+        Stopped: it was asked for; the fold is saved.
         Fb3Error: the loss became NaN, or no evaluation gave a score.
     """
     recipe, accelerator = session.recipe, session.accelerator
@@ -55,6 +54,7 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     steps = per_epoch * recipe.train.epochs
     tricks = build_tricks(recipe, scorer, steps)
     keeper = _Keeper(session, split, task, seed)
+    saves = Saves(session, split, keeper, steps)
     loop = Loop(
         accelerator,
         scorer,
@@ -68,9 +68,11 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         optimizer_settings=recipe.optimizer,
         evaluate=keeper.evaluate,
         log=session.log,
+        pause=saves.pause,
     )
+    done = saves.restore(loop)
     device = f"{accelerator.device.type} {session.precision}"
-    session.log.fold(split.fold, len(split.train_rows), len(split.valid_rows), steps, device)
+    session.log.fold(split.fold, len(split.train_rows), len(split.valid_rows), steps, device, done)
     loop.run(split.fold, split.train_rows, steps, seed)
     keeper.cook(Step(scorer, {}, recipe.train.epochs - 1, steps, 1.0))
     accelerator.free_memory()
@@ -101,6 +103,7 @@ class _Keeper:
 
     def __init__(self, session: Session, split: FoldSplit, task: Task, seed: int) -> None:
         self.session, self.split, self.task, self.seed = session, split, task, seed
+        self.name = f"fold {split.fold} validation"
         self.start = time.monotonic()
         self.best: Predictions | None = None
         self.best_score: Score | None = None
@@ -114,6 +117,25 @@ class _Keeper:
         if self.session.recipe.train.keep == "all" and self.session.accelerator.is_main_process:
             folder = self.session.out / f"fold{self.split.fold}" / f"step{step.number}"
             save_fold(folder, step.scorer, self._info(step, score))
+
+    def state(self) -> Tree:
+        """What is kept beside the checkpoint."""
+        return {
+            "score": score_state(self.best_score),
+            "values": None if self.best is None else torch.from_numpy(self.best.values),
+            "elapsed": time.monotonic() - self.start,
+            "soup": self.soup.state() if self.soup else None,
+        }
+
+    def load(self, state: Tree) -> None:
+        """Puts back what `state` gave."""
+        self.best_score = score_of(state["score"])
+        self.start = time.monotonic() - state["elapsed"]
+        if state["values"] is not None:
+            ids = self.session.essays[self.session.recipe.data.id_column].to_numpy()[self.split.valid_rows]
+            self.best = Predictions(ids, state["values"].numpy(), self.task.columns, self.name)
+        if self.soup:
+            self.soup.load(state["soup"])
 
     def cook(self, step: Step) -> None:
         """Tries averages of the best evaluations, at the end."""
@@ -150,7 +172,7 @@ class _Keeper:
             rows=mine,
             precision=session.precision,
             token_budget=session.recipe.predict.token_budget,
-            name=f"fold {self.split.fold} validation",
+            name=self.name,
             shown=accelerator.is_main_process and accelerator.num_processes == 1,
         )
         if accelerator.num_processes == 1:
@@ -189,9 +211,3 @@ class _Keeper:
             "valid_ids_sha256": ids_hash(ids),
             "versions": versions(),
         }
-
-
-def versions() -> dict[str, str]:
-    """Versions of python, fb3 and the libraries that decide a result."""
-    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
-    return {"python": platform.python_version(), "fb3": __version__, **found}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fb3.errors import Fb3Error
+from fb3.files import replacing, write_text
 from fb3.progress import Advance, say
 
 
@@ -24,10 +26,37 @@ class RunLog:
         self._main = main
         self._track = track
         self._offset, self._steps = 0, 0
+        if main and path.is_file() and not path.read_bytes().endswith(b"\n"):  # killed in the middle of a line
+            write_text(b"".join(self._whole()).decode(), path)
 
-    def fold(self, fold: int, train: int, valid: int, steps: int, device: str) -> None:
-        """The start of a fold. Trackers want steps that never fall, so each fold counts on from the one before."""
+    def lines(self, fold: int) -> int:
+        """How many lines there are of a fold."""
+        return sum(_fold_of(line) == fold for line in self._whole())
+
+    def cut(self, fold: int, lines: int) -> None:
+        """Drops a fold's lines after its first so many, for they will be written again; others' lines stay."""
+        kept, seen = [], 0
+        for line in self._whole():
+            seen += _fold_of(line) == fold
+            if _fold_of(line) != fold or seen <= lines:
+                kept.append(line)
+        with replacing(self._path) as aside:
+            aside.write_bytes(b"".join(kept))
+
+    def _whole(self) -> list[bytes]:
+        """The lines that were written to their end."""
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
+        return [line for line in lines if line.endswith(b"\n")]
+
+    def fold(self, fold: int, train: int, valid: int, steps: int, device: str, done: int = 0) -> None:
+        """The start of a fold, or where `done` steps are saved its going on.
+
+        Trackers want steps that never fall, so each fold counts on from the one before.
+        """
         self._offset, self._steps = self._offset + self._steps, steps
+        if done:
+            self.event("resume", f"fold {fold}: goes on after step {done} of {steps}, {device}", fold=fold, step=done)
+            return
         self.event(
             "fold",
             f"fold {fold}: {train} essays to train on, {valid} to validate, {steps} steps, {device}",
@@ -42,8 +71,12 @@ class RunLog:
         if not self._main:
             return
         fields = {name: finite_or_none(value) for name, value in fields.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": kind, "time": round(time.time(), 3), **fields}) + "\n")
+        line_of_json = json.dumps({"event": kind, "time": round(time.time(), 3), **fields}) + "\n"
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line_of_json)
+        except OSError as error:
+            raise Fb3Error(f"{self._path}: cannot be written ({error.strerror})") from None
         if line:
             say(line)
 
@@ -74,6 +107,10 @@ class RunLog:
             elapsed=round(elapsed, 1),
         )
         self._track({f"fold{fold}/valid_loss": score.loss, f"fold{fold}/score": score.overall}, self._offset + step)
+
+
+def _fold_of(line: bytes) -> Any:
+    return json.loads(line).get("fold")
 
 
 def finite_or_none(value: Any) -> Any:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class Loop:
         settings, optimizer_settings: of the recipe.
         evaluate: scores the model as it stands; called at the end of each epoch and where the recipe asks.
         log: takes the events.
+        pause: called after each optimizer step, before the evaluation that may be due: a save is a state from which
+            `run` goes on, and one that goes on begins with that evaluation.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Loop:
         optimizer_settings: OptimizerGroup,
         evaluate: Callable[[Step], None],
         log: RunLog,
+        pause: Callable[["Loop"], None],
     ) -> None:
         self.accelerator = accelerator
         self.scorer = scorer
@@ -63,38 +67,48 @@ class Loop:
         self.settings = settings
         self.clip, self.unscale = optimizer_settings.clip, optimizer_settings.unscale
         self.evaluate = evaluate
-        self.log = log
+        self.pause = pause
+        self.step, self.window = Step(scorer, {}), _Window(accelerator, log)
         self.model, self.optimizer = accelerator.prepare(scorer, optimizer)
         self.parameters = [*trainable(scorer), *task.parameters()]
 
     def run(self, fold: int, rows: np.ndarray, steps: int, seed: int) -> None:
-        """Trains on `rows` for `steps` optimizer steps in all.
+        """Trains on `rows` for `steps` optimizer steps in all, or what `self.step` says is left of them.
 
         Raises:
             Fb3Error: the loss is no longer a number; says at which step.
         """
-        step = Step(self.scorer, {})
-        window = _Window(self.accelerator, self.log, fold, steps)
+        step, window, size = self.step, self.window, self.settings.accumulation
+        per_epoch, batches = steps // self.settings.epochs, None
         self.scorer.train()
-        with progress(f"fold {fold}", steps, self.accelerator.is_main_process) as advance:
-            for epoch in range(self.settings.epochs):
-                step.epoch = epoch
-                batches = training_batches(self.encoded.costs, rows, self.settings.batch_size, seed, epoch)
-                size = self.settings.accumulation
-                for start in range(0, len(batches), size):
-                    self.optimizer_step(step, batches[start : start + size], window)
-                    step.number += 1
-                    step.progress = step.number / steps
-                    last = start + size >= len(batches)
-                    every = self.settings.evaluate_every_steps
-                    due = last or (every is not None and step.number % every == 0)
-                    if due or window.length >= self.settings.log_every_steps:
-                        window.close(advance, step, self.optimizer)
-                    if due:
-                        with ExitStack() as stack:
-                            for trick in self.tricks:
-                                stack.enter_context(trick.eval_weights(step))
-                            self.evaluate(step)
+        with progress(f"fold {fold}", steps, self.accelerator.is_main_process, done=step.number) as advance:
+            if step.number and self.due(per_epoch):
+                self.score()
+            while step.number < steps:
+                step.epoch, place = divmod(step.number, per_epoch)
+                if batches is None or place == 0:
+                    batches = training_batches(self.encoded.costs, rows, self.settings.batch_size, seed, step.epoch)
+                self.optimizer_step(step, batches[place * size : (place + 1) * size], window)
+                step.number += 1
+                step.progress = step.number / steps
+                due = self.due(per_epoch)
+                if due or window.length >= self.settings.log_every_steps:
+                    window.close(advance, step, self.optimizer, fold, steps)
+                self.pause(self)
+                if due:
+                    self.score()
+
+    def due(self, per_epoch: int) -> bool:
+        """Whether the weights are to be evaluated after the last step."""
+        number, every = self.step.number, self.settings.evaluate_every_steps
+        return number % per_epoch == 0 or (every is not None and number % every == 0)
+
+    def score(self) -> None:
+        """Evaluates the weights that the tricks put in place."""
+        with ExitStack() as stack:
+            for trick in self.tricks:
+                stack.enter_context(trick.eval_weights(self.step))
+            self.evaluate(self.step)
 
     def optimizer_step(self, step: Step, batches: list[np.ndarray], window: "_Window") -> None:
         """One step of the optimizer from one batch or, with accumulation, several; each essay weighs the same."""
@@ -142,8 +156,8 @@ class Loop:
 class _Window:
     """Losses and gradient norms of the last few steps, fetched from the device together, not at each step."""
 
-    def __init__(self, accelerator: Accelerator, log: RunLog, fold: int, steps: int) -> None:
-        self.accelerator, self.log, self.fold, self.steps = accelerator, log, fold, steps
+    def __init__(self, accelerator: Accelerator, log: RunLog) -> None:
+        self.accelerator, self.log = accelerator, log
         self.start = time.monotonic()
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
@@ -157,7 +171,26 @@ class _Window:
         self.losses.append(loss)
         self.norms.append(norm.detach().float())
 
-    def close(self, advance: Advance, step: Step, optimizer: torch.optim.Optimizer) -> None:
+    def state(self) -> dict[str, Any]:
+        """What is not logged yet, and what the means and times count on."""
+        return {
+            "losses": torch.stack(self.losses) if self.losses else None,
+            "norms": torch.stack(self.norms) if self.norms else None,
+            "total": self.total,
+            "count": self.count,
+            "elapsed": time.monotonic() - self.start,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        device = self.accelerator.device
+        losses, norms = state["losses"], state["norms"]
+        self.losses = [] if losses is None else list(losses.to(device).unbind())
+        self.norms = [] if norms is None else list(norms.to(device).unbind())
+        self.total, self.count = state["total"], state["count"]
+        self.start = time.monotonic() - state["elapsed"]
+
+    def close(self, advance: Advance, step: Step, optimizer: torch.optim.Optimizer, fold: int, steps: int) -> None:
         """Logs the window and starts the next.
 
         Raises:
@@ -170,7 +203,7 @@ class _Window:
         if not np.isfinite(losses).all():
             first = step.number - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
             raise Fb3Error(
-                f"fold {self.fold}: the loss became {losses[first - step.number - 1]} at step {first} "
+                f"fold {fold}: the loss became {losses[first - step.number - 1]} at step {first} "
                 f"(learning rate {rate:.2e}); try a lower optimizer.encoder_rate, optimizer.clip=1.0, "
                 "schedule.warmup_share=0.1 or train.precision=fp32. The fold's best checkpoint so far is kept"
             )
@@ -179,7 +212,7 @@ class _Window:
         self.log.window(
             advance,
             len(losses),
-            fold=self.fold,
+            fold=fold,
             epoch=step.epoch + 1,
             step=step.number,
             loss=sum(losses) / len(losses),
@@ -188,6 +221,6 @@ class _Window:
             rate=rate,
             head_rate=rates.get("head.decay", 0.0),
             elapsed=round(elapsed, 1),
-            remaining=round(elapsed / step.number * (self.steps - step.number), 1),
+            remaining=round(elapsed / step.number * (steps - step.number), 1),
         )
         self.losses, self.norms = [], []

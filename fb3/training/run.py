@@ -1,9 +1,11 @@
 """A run: recipe and essays to a run folder with folds, out-of-fold predictions and scores."""
 
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +15,26 @@ import torch
 
 from fb3.checkpoint import is_finished, mark_finished
 from fb3.ensemble import Predictions
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, Stopped
 from fb3.essays import read_essays
-from fb3.files import read_json, sha256, write_csv, write_json, write_text
+from fb3.files import read_json, sha256, sweep, write_csv, write_json, write_text
 from fb3.folds import FoldSplit, fold_table, make_folds, read_folds
-from fb3.layout import ENVIRONMENT, FOLD_JSON, OOF, RECIPE
+from fb3.layout import ENVIRONMENT, FOLD_JSON, LOCK, OOF, RECIPE, RESUME
+from fb3.lock import alone
 from fb3.metrics import Score, rmse_columns
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
-from fb3.training.fold import run_fold, versions
-from fb3.training.session import OnEvaluation, Session, close_session, open_accelerator, open_session
+from fb3.recipe.load import differences
+from fb3.runtime import parse_duration, session_seconds
+from fb3.training.fold import run_fold
+from fb3.training.resume import asked_to_stop, drop_finished, found
+from fb3.training.session import OnEvaluation, Session, close_session, open_accelerator, open_session, versions
+from fb3.training.stop import Stop
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 # What a run folder holds before its first evaluation: a start that failed there may be started over.
-_HEAD = {"encoder", "scratch", RECIPE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3"}
+_HEAD = {"encoder", "scratch", RECIPE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
+_UNFINISHED = re.compile(r"fold\d+|\..*\.part")  # or what a killed process began to write
 DEBUG = ("data.sample=100", "folds.count=2", "train.epochs=2")
 
 
@@ -47,10 +55,13 @@ def train(
     folds: Sequence[int] | None = None,
     debug: bool = False,
     on_evaluation: OnEvaluation | None = None,
+    resume: bool = False,
+    stop_after: str | float | None = None,
 ) -> Run:
     """Trains folds on `data`/train.csv into the run folder `out`.
 
-    A run folder of the same recipe takes further folds; a fold that is there already is never overwritten.
+    A run folder of the same recipe takes further folds; a fold that is there already is never overwritten, one that was
+    stopped goes on from its last save. SIGTERM and SIGINT save and stop.
 
     Args:
         recipe: a recipe, a YAML file or a built-in name.
@@ -58,33 +69,59 @@ def train(
         out: the run folder.
         folds: which ones; none: all.
         debug: a hundred essays, two folds, two epochs.
-        on_evaluation: called after each evaluation, in every process; what it raises ends the run.
+        on_evaluation: called after each evaluation, in every process; what it raises ends the run. It may train more
+            than one run, so that signals are left to the caller.
+        resume: the caller expects something to go on with: says so where there is nothing; that all is trained already
+            is no error.
+        stop_after: save and stop then, such as 8h30m or seconds; from now, on Kaggle from the session's start.
 
     Raises:
-        Fb3Error: what is wrong with recipe, data or folder, or a loss that became NaN.
+        Fb3Error: what is wrong with recipe, data or folder, or a loss that became NaN; another process trains there.
+        Stopped: it was stopped and is saved; the same call goes on.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe = _debug(recipe) if debug else recipe
     data, out = Path(data), Path(out)
+    stop = Stop(None if stop_after is None else parse_duration(str(stop_after)) - session_seconds())
     accelerator, precision = open_accelerator(recipe, out)
     essays = _sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
     unlabelled = _unlabelled(recipe, data)
-    splits = _splits(recipe, essays, data, out)
-    if debug:
-        splits = splits[:2]
-    chosen = _chosen(splits, folds, out)
-    accelerator.wait_for_everyone()  # until every process has looked at the folder, none may write to it
-    session = open_session(recipe, essays, out, accelerator, precision, unlabelled, on_evaluation)
-    if accelerator.is_main_process:
-        _write_head(session, data, splits)
-    for split in chosen:
+    _begun(out)
+    with alone(out, "fb3 train") if accelerator.is_main_process else nullcontext():
+        splits = _splits(recipe, essays, data, out)
+        if debug:
+            splits = splits[:2]
+        chosen = _chosen(splits, folds, out, resume)
+        accelerator.wait_for_everyone()  # until every process has looked at the folder, none may write to it
+        if not chosen:
+            return run_of(out)
+        if accelerator.is_main_process:
+            sweep(out)
+            drop_finished(out)
+        digests = {key: sha256(file) for key, file in _files(recipe, data).items()}
+        session = open_session(
+            recipe, essays, out, accelerator, precision, unlabelled, on_evaluation, digests=digests, stop=stop
+        )
+        if accelerator.is_main_process:
+            _write_head(session, data, splits)
+        with nullcontext() if on_evaluation else stop.listening():
+            _train_folds(session, chosen)
+        close_session(session)
+        return _finish(session)
+
+
+def _train_folds(session: Session, chosen: list[FoldSplit]) -> None:
+    accelerator, out = session.accelerator, session.out
+    for place, split in enumerate(chosen):
+        if place and (reason := asked_to_stop(session)):
+            done, left = ([other.fold for other in part] for part in (chosen[:place], chosen[place:]))
+            raise Stopped(f"{reason}: folds {done} are trained, {left} are left; the same command goes on")
         predictions = run_fold(session, split)
         if accelerator.is_main_process:
             _add_out_of_fold(session, split, predictions)
             mark_finished(out / f"fold{split.fold}")
+            drop_finished(out)
         accelerator.wait_for_everyone()
-    close_session(session)
-    return _finish(session)
 
 
 def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str | Path) -> Predictions:
@@ -94,7 +131,7 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
         recipe: what to train; a task.uda.file in it is an absolute path.
         essays: all essays with scores, as `read_essays` returns them.
         split: one of `make_folds(essays, recipe)`.
-        out: gets encoder/ and fold<n>/; `train` writes the rest that a bundle needs.
+        out: gets encoder/ and fold<n>/; `train` writes the rest that a bundle needs, and saves on the way.
     """
     session = open_session(
         recipe, essays, Path(out), *open_accelerator(recipe, Path(out)), unlabelled=_unlabelled(recipe, None)
@@ -146,20 +183,17 @@ def _sampled(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
 
 
 def _splits(recipe: Recipe, essays: pd.DataFrame, data: Path, out: Path) -> list[FoldSplit]:
-    """The splits of a run folder that has a fold already, else new ones.
+    """The splits of a run folder that has a fold or a save already, else new ones.
 
     Raises:
-        Fb3Error: the folder holds something else, or a run of another recipe or other data.
+        Fb3Error: it is a run of another recipe or other data.
     """
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if not any(out.glob(f"fold*/{FOLD_JSON}")):
-        if foreign := sorted(there - _HEAD):
-            raise Fb3Error(f"{out}: not empty and no run folder (it holds {foreign[:3]}); choose another --out")
+    if not _begun(out):
         return make_folds(essays, recipe)
     saved = load_recipe(out / RECIPE)
     if saved != recipe:
-        differ = [name for name in type(recipe).model_fields if getattr(saved, name) != getattr(recipe, name)]
-        raise Fb3Error(f"{out}: holds a run of another recipe (they differ in {differ}); choose another --out")
+        differ = "; ".join(differences(recipe, saved))
+        raise Fb3Error(f"{out}: holds a run of another recipe ({differ}); choose another --out")
     recorded = read_json(out / ENVIRONMENT)
     for key, file in _files(recipe, data).items():
         if recorded.get(key) != sha256(file):
@@ -175,17 +209,41 @@ def _files(recipe: Recipe, data: Path) -> dict[str, Path]:
     return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
 
 
-def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path) -> list[FoldSplit]:
+def _begun(out: Path) -> bool:
+    """Whether a run folder has a fold or a save.
+
+    Raises:
+        Fb3Error: the folder holds something else.
+    """
+    if any(out.glob(f"fold*/{FOLD_JSON}")) or any(out.glob(f"fold*/{RESUME}/*")):
+        return True
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if foreign := sorted(name for name in there - _HEAD if not _UNFINISHED.fullmatch(name)):
+        raise Fb3Error(f"{out}: not empty and no run folder (it holds {foreign[:3]}); choose another --out")
+    return False
+
+
+def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path, resume: bool) -> list[FoldSplit]:
+    """The wanted folds that are not trained yet.
+
+    Raises:
+        Fb3Error: there is no such fold, or none is left, unless it is to `resume`.
+    """
     known = {split.fold: split for split in splits}
     wanted = list(known) if folds is None else list(dict.fromkeys(folds))
     if unknown := [fold for fold in wanted if fold not in known]:
         raise Fb3Error(f"--folds: no fold {unknown}; there are {list(known)}")
     done = [fold for fold in wanted if is_finished(out / f"fold{fold}")]
-    if done:
-        left = [fold for fold in known if not is_finished(out / f"fold{fold}")]
-        mend = f"give --folds {','.join(map(str, left))}" if left else "choose another --out"
+    left = [fold for fold in wanted if fold not in done]
+    if done and not left and not resume:
+        others = [fold for fold in known if not is_finished(out / f"fold{fold}")]
+        mend = f"give --folds {','.join(map(str, others))}" if others else "choose another --out"
         raise Fb3Error(f"{out}: folds {done} are trained already; {mend}")
-    return [known[fold] for fold in wanted]
+    if done:
+        say(f"{out}: folds {done} are trained already; left are {left or 'none'}")
+    elif resume and not any(found(out / f"fold{fold}" / RESUME) for fold in left):
+        say(f"{out}: nothing is saved there; starts afresh")
+    return [known[fold] for fold in left]
 
 
 def _write_head(session: Session, data: Path, splits: list[FoldSplit]) -> None:
@@ -213,11 +271,12 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
     columns, identifier = list(recipe.data.target_columns), recipe.data.id_column
     table = pd.DataFrame(session.task.clip(predictions.values), columns=columns)
     truth = pd.DataFrame(session.targets[split.valid_rows], columns=columns).add_prefix(TRUTH)
-    table = pd.concat([truth, table], axis=1)
+    table = pd.concat([truth, table], axis=1).astype(np.float64)  # as text the same, whatever is there already
     table.insert(0, identifier, predictions.ids)
     table.insert(1, "fold", split.fold)
     if path.is_file():
-        others = pd.read_csv(path, dtype={identifier: str}, keep_default_na=False).query("fold != @split.fold")
+        others = pd.read_csv(path, dtype={identifier: str}, keep_default_na=False, float_precision="round_trip")
+        others = others.query("fold != @split.fold")
         table = pd.concat([others, table])
     write_csv(table.sort_values(["fold", identifier]), path)
     write_json(scores_of(session.out, recipe), session.out / "scores.json")
@@ -226,7 +285,9 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
 def scores_of(run: Path, recipe: Recipe) -> dict:
     """The content of scores.json, from oof.csv alone: the score of all rows, and of each fold."""
     columns = list(recipe.data.target_columns)
-    table = pd.read_csv(run / OOF, dtype={recipe.data.id_column: str}, keep_default_na=False)
+    table = pd.read_csv(
+        run / OOF, dtype={recipe.data.id_column: str}, keep_default_na=False, float_precision="round_trip"
+    )
 
     def score(rows: pd.DataFrame) -> dict:
         each = rmse_columns(rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy())
@@ -242,9 +303,8 @@ def scores_of(run: Path, recipe: Recipe) -> dict:
 
 
 def _finish(session: Session) -> Run:
-    scores = read_json(session.out / "scores.json")
-    folds = sorted(int(n) for n in scores["folds"])
-    kind = "CV" if scores["complete"] else f"out-of-fold score of folds {folds}"
+    scores, run = read_json(session.out / "scores.json"), run_of(session.out)
+    kind = "CV" if scores["complete"] else f"out-of-fold score of folds {run.folds}"
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     session.log.event(
         "run",
@@ -254,4 +314,10 @@ def _finish(session: Session) -> Run:
     watched = session.on_evaluation is not None  # by a caller who knows what comes next
     if session.accelerator.is_main_process and not scores["complete"] and not watched:
         say(f"train the other folds with --folds, or pack these: python build_dataset.py {session.out} --out bundle")
-    return Run(session.out, Score(scores["score"], scores["columns"]), folds)
+    return run
+
+
+def run_of(out: Path) -> Run:
+    """A run folder with a trained fold, as `train` returns it."""
+    scores = read_json(out / "scores.json")
+    return Run(out, Score(scores["score"], scores["columns"]), sorted(int(n) for n in scores["folds"]))

@@ -1,8 +1,10 @@
 """What the folds of a run share: device, precision, processes, the encoder folder, the essays' tokens."""
 
+import importlib.metadata
 import os
+import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
+from fb3.files import replacing_folder
 from fb3.layout import ENCODER, SECOND
 from fb3.metrics import Score
 from fb3.models import encode_texts, load_tokenizer
@@ -27,6 +30,10 @@ from fb3.tasks import Task, build_task
 from fb3.texts import added_tokens, input_texts
 from fb3.tokens import Encoded
 from fb3.training.log import RunLog
+from fb3.training.stop import Stop
+from fb3.version import __version__
+
+_VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas")
 
 
 class Evaluation(NamedTuple):
@@ -50,7 +57,10 @@ class Unlabelled:
 
 @dataclass(frozen=True)
 class Session:
-    """What all folds of a run share."""
+    """What all folds of a run share.
+
+    digests: of the files that it is trained on; none: folds are not saved while they train. stop: when to stop early.
+    """
 
     recipe: Recipe
     essays: pd.DataFrame
@@ -65,6 +75,8 @@ class Session:
     unlabelled: Unlabelled | None
     log: RunLog
     on_evaluation: OnEvaluation | None = None
+    digests: dict[str, str] | None = None
+    stop: Stop = field(default_factory=Stop)
 
 
 def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]:
@@ -107,6 +119,8 @@ def open_session(
     precision: Precision,
     unlabelled: pd.DataFrame | None = None,
     on_evaluation: OnEvaluation | None = None,
+    digests: dict[str, str] | None = None,
+    stop: Stop | None = None,
 ) -> Session:
     """Writes the encoder folder, opens the trackers and tokenises the essays, those without scores too."""
     if accelerator.is_main_process:
@@ -131,7 +145,15 @@ def open_session(
         unlabelled=None if unlabelled is None else _unlabelled(unlabelled, recipe, out),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
         on_evaluation=on_evaluation,
+        digests=digests,
+        stop=stop or Stop(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of python, fb3 and the libraries that decide a result."""
+    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return {"python": platform.python_version(), "fb3": __version__, **found}
 
 
 def close_session(session: Session) -> None:
@@ -167,7 +189,8 @@ def _prepare_wandb() -> None:
 
 def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
-        build_backbone(recipe.model.scratch, texts, out / "scratch", recipe.train.seed)
+        with replacing_folder(out / "scratch") as aside:
+            build_backbone(recipe.model.scratch, texts, aside, recipe.train.seed)
     added = added_tokens(recipe.data)
     export_encoder(with_local_backbone(recipe, out).model, out / ENCODER, added)
     if recipe.model.stitch:

@@ -4,6 +4,7 @@ Cost: a copy of the weights in main memory for each ingredient, and a few more e
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,14 @@ class Soup:
         if place < self.settings.top and score.better_than(None):
             self.ingredients.insert(place, (score, {n: t.cpu().clone() for n, t in weights_of(scorer).items()}))
             del self.ingredients[self.settings.top :]
+
+    def state(self) -> list[Any]:
+        """The ingredients, best first."""
+        return [[score._asdict(), weights] for score, weights in self.ingredients]
+
+    def load(self, state: list[Any]) -> None:
+        """Puts back what `state` gave."""
+        self.ingredients = [(Score(**score), weights) for score, weights in state]
 
     def cook(self, scorer: Scorer, evaluate: Callable[[], Score]) -> None:
         """Puts averages into the scorer, one after the other, and has each evaluated.

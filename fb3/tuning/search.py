@@ -23,14 +23,15 @@ import torch
 
 from fb3.errors import Fb3Error
 from fb3.files import write_text
-from fb3.layout import RECIPE
+from fb3.layout import LOCK, RECIPE, RESUME
+from fb3.lock import alone
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import overridden
 from fb3.recipe.space import Space, read_space, refuse_fixed
 from fb3.training.run import fold_numbers, train
 from fb3.training.session import Evaluation
-from fb3.tuning.study import DATABASE, LOCK, SHARES, alone, check_same, load_optuna, open_study, suggest
+from fb3.tuning.study import DATABASE, SHARES, check_same, load_optuna, open_study, suggest
 from fb3.tuning.trials import BASE, FURTHER, Outcome, Row, folder_of, ranked, rows_of
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def tune(
         raise Fb3Error(f"{out}: not empty and no search; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     limit = None if minutes is None else start + 60 * minutes
-    with alone(out):
+    with alone(out, "fb3 tune"):
         study = open_study(out, drawn_from, recipe.train.seed)
         check_same(study, recipe, drawn_from, data, folds, out)
         write_text(recipe.to_yaml(), out / "base.yaml")
@@ -327,11 +328,11 @@ def _in_words(error: Exception) -> str:
 
 
 def _clean(folder: Path) -> None:
-    """Deletes what a trial's run needs no longer: weights and tokenizer."""
+    """Deletes what a trial's run needs no longer: weights, saves and tokenizer."""
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
-    for part in ("encoder", "scratch"):
-        shutil.rmtree(folder / part, ignore_errors=True)
+    for part in (folder / "encoder", folder / "scratch", *folder.glob(f"fold*/{RESUME}")):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _free_memory() -> None:

@@ -6,8 +6,7 @@ others at the same share of its training is cut off (Golovin et al. 2017).
 
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 DATABASE = "study.db"  # SQLite: unlike a journal it stays whole when the process is killed in the middle of a line
-LOCK = "lock"
 SHARES = 1000  # optuna counts steps in whole numbers: a step is a thousandth of the training
 _STARTUP = 5  # complete trials to compare with before one is cut off
 _MADE_OF = "made of"
@@ -41,26 +39,6 @@ def load_optuna() -> ModuleType:
         raise Fb3Error(f"{error}; pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keeps a second search out of the folder: it would take the first one's trial for a killed one.
-
-    Raises:
-        Fb3Error: there is one.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (out / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Fb3Error(f"{out}: another fb3 tune is at work there; wait for it, or choose another --out") from None
-        yield
 
 
 def open_study(out: Path, space: Space, seed: int) -> "Study":

@@ -20,29 +20,38 @@ OVERRIDES = [
 ]
 
 
-def run(prefix, competition, out, overrides=OVERRIDES):
+def call(prefix, competition, out, *options, overrides=OVERRIDES):
     command = [*prefix, "-m", "fb3", "train", "tiny", "--data", str(competition), "--out", str(out), *overrides]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def run(prefix, competition, out, *options, overrides=OVERRIDES):
+    done = call(prefix, competition, out, *options, overrides=overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "scores.json").read_text()), done.stderr
 
 
-def steps(out):
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == "step"]
-
-
 def launcher():
-    """What starts two processes instead of one."""
+    """The command prefix of two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     # --multi_gpu names the launcher of several processes; on a machine without a GPU they are gloo processes.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-    return launch
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"]
+    return [*launch, port]
+
+
+def steps(out):
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "step"]
 
 
 def test_two_processes_score_like_one(competition, tmp_path):
@@ -58,6 +67,19 @@ def test_two_processes_score_like_one(competition, tmp_path):
         assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-2)
 
 
+def test_two_processes_stop_together_and_go_on(competition, tmp_path):
+    fold, noise = ("--folds", "0"), "model.dropout=0.1"  # each process draws masks of its own
+    whole, _ = run(launcher(), competition, tmp_path / "whole", noise, *fold)
+    stopped = call(launcher(), competition, tmp_path / "run", noise, *fold, "--stop-after", "0s")
+    assert "the time is up: fold 0 is saved after step 5 of 10" in stopped.stderr, stopped.stderr[-3000:]
+    alone = call([sys.executable], competition, tmp_path / "run", noise, *fold)
+    assert "saved by 2 processes, here are 1; launch as many" in alone.stderr
+    resumed, said = run(launcher(), competition, tmp_path / "run", noise, *fold)
+    assert "goes on after step 5 of 10" in said
+    assert resumed == whole
+    assert (tmp_path / "run" / "oof.csv").read_bytes() == (tmp_path / "whole" / "oof.csv").read_bytes()
+
+
 def test_two_processes_share_the_essays_without_scores(competition, tmp_path):
     """With every token masked the copies do not depend on who draws them; all batches are of even size."""
     data = tmp_path / "data"
@@ -66,8 +88,8 @@ def test_two_processes_share_the_essays_without_scores(competition, tmp_path):
     table.assign(fold=[n % 2 for n in range(24)]).to_csv(data / "train.csv", index=False)
     uda = f"{{file: {competition / 'test.csv'}, augment: {{mask: 0.9999999}}, batch_size: 4, weight: 3.0}}"
     overrides = [*OVERRIDES, "train.batch_size=4", f"task.uda={uda}", "--folds", "0"]
-    run([sys.executable], data, tmp_path / "one", overrides)
-    run(launcher(), data, tmp_path / "two", overrides)
+    run([sys.executable], data, tmp_path / "one", overrides=overrides)
+    run(launcher(), data, tmp_path / "two", overrides=overrides)
     assert len(steps(tmp_path / "one")) == 6
     for alone, shared in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)

@@ -30,6 +30,7 @@ def test_a_run_folder_holds_what_the_house_says(run):
         "scores.json",
         "log.jsonl",
         "environment.json",
+        "lock",
         "encoder/config.json",
         "encoder/tokenizer.json",
         "encoder/tokenizer_config.json",
@@ -71,15 +72,15 @@ def test_folds_can_be_added_and_are_never_overwritten(competition, tmp_path, run
     assert first.folds == [1]
     assert not json.loads((out / "scores.json").read_text())["complete"]
     with pytest.raises(Fb3Error, match=r"folds \[1\] are trained already; give --folds 0"):
-        train(recipe, competition, out)
-    both = train(recipe, competition, out, folds=[0])
+        train(recipe, competition, out, folds=[1])
+    both = train(recipe, competition, out)
     assert both.folds == [0, 1]
     together = train(recipe, competition, tmp_path / "together")
     assert both.score.overall == pytest.approx(together.score.overall, abs=1e-6)
 
 
 def test_a_folder_of_something_else_is_left_alone(competition, tmp_path, run):
-    with pytest.raises(Fb3Error, match=r"another recipe \(they differ in \['train'\]"):
+    with pytest.raises(Fb3Error, match=r"another recipe \(train\.epochs: 1 there, 9 here\)"):
         train(load_recipe("tiny", [*TINY, "train.epochs=9"]), competition, copied(run, tmp_path / "run"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")

@@ -39,6 +39,11 @@ class TrainGroup(Group):
     """Which evaluations leave a checkpoint in the fold folder."""
     soup: SoupSettings | None = None
     """Average the best evaluations' weights; kept where that scores better than each; none: off."""
+    save_every_minutes: Rate | None = 10.0
+    """Minutes between two saves from which a stopped run goes on; none: not by time. A save holds the weights and the
+    optimizer's moments (MiniLM: 270 MB); two stand on the disk."""
+    save_every_steps: Count | None = None
+    """The same in optimizer steps; both may be given."""
     log_every_steps: Count = 20
     """Optimizer steps in a window, one log line each."""
     trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel
@@ -44,6 +45,13 @@ class Average(Trick):
         finally:
             if begun:
                 self._swap(step.scorer)
+
+    def state(self) -> dict[str, Any]:
+        return {"waited": self.waited, "average": self.average.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.waited = state["waited"]
+        self.average.load_state_dict(state["average"])
 
     @torch.no_grad()
     def _swap(self, scorer: Scorer) -> None:

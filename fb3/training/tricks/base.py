@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -42,3 +43,10 @@ class Trick:
     def eval_weights(self, step: Step) -> AbstractContextManager:
         """The weights to evaluate and to keep: swapped in, and out again at the end."""
         return nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """What the trick remembers from step to step: dicts and lists of tensors, numbers and texts."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""

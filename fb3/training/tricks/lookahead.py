@@ -3,6 +3,8 @@
 Cost: next to nothing, and one more copy of the trained weights.
 """
 
+from typing import Any
+
 import torch
 
 from fb3.models import Scorer
@@ -32,3 +34,11 @@ class SlowWeights(Trick):
             for fast, slow in self.slow:
                 slow.lerp_(fast, self.alpha)
                 fast.copy_(slow)
+
+    def state(self) -> dict[str, Any]:
+        return {"done": self.done, "slow": [slow for _, slow in self.slow]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
+        for (_, slow), saved in zip(self.slow, state["slow"], strict=True):
+            slow.copy_(saved)

@@ -3,6 +3,8 @@
 Cost: next to nothing, and one more copy of the encoder.
 """
 
+from typing import Any
+
 import torch
 
 from fb3.models import Scorer
@@ -26,3 +28,10 @@ class Pull(Trick):
     def after_step(self, step: Step) -> None:
         for parameter, start in self.start:
             parameter.lerp_(start, self.strength)
+
+    def state(self) -> dict[str, Any]:
+        return {"start": [start for _, start in self.start]}  # rows of added tokens started at random
+
+    def load(self, state: dict[str, Any]) -> None:
+        for (_, start), saved in zip(self.start, state["start"], strict=True):
+            start.copy_(saved)

@@ -1,0 +1,49 @@
+"""When a training shall stop early: a signal, or the end of the time that was given."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Whether to stop, and why.
+
+    Args:
+        seconds: time from now on; none: any.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.until = None if seconds is None else time.monotonic() + seconds
+        self.signal = ""
+
+    @property
+    def reason(self) -> str:
+        """Empty where there is none."""
+        over = self.until is not None and time.monotonic() >= self.until
+        return self.signal or ("the time is up" if over else "")
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes SIGINT and SIGTERM as a wish to stop; a second SIGINT stops at once."""
+        if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+            yield
+            return
+        before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, f"\n{self.signal}: saves after this step; once more stops at once\n".encode())
