@@ -158,7 +158,7 @@ def test_each_of_three_folds_and_each_run_weighs_alike(tmp_path):
 def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkeypatch, capsys):
     member = inference.read_bundle(bundle).members()[0]
     texts = [f"essay {number} of some words" for number in range(9)]
-    encoded, ids = worker.encode(member, texts), np.array(list("abcdefghi"), object)
+    encoded, ids = worker.encode(member, pd.DataFrame({"full_text": texts})), np.array(list("abcdefghi"), object)
     plain = worker.predict_fold(member, 0, encoded, ids, "cpu", precision="fp32")
     real, asked = worker.predict, []
 
@@ -356,7 +356,7 @@ def test_devices_get_nearly_equal_tokens_and_each_row_once(parts):
 def test_unreached_essays_are_simply_not_in_the_result(bundle, competition):
     packed = inference.read_bundle(bundle)
     member = packed.members()[0]
-    encoded = worker.encode(member, ["one", "two"])
+    encoded = worker.encode(member, pd.DataFrame({"full_text": ["one", "two"]}))
     done = Workers(["cpu"]).predict(member, 0, encoded, np.array(["a", "b"], object), time.monotonic() - 1)
     assert isinstance(done, Predictions)
     assert len(done.ids) == 0
