@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; what a test starts inherits it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
