@@ -12,12 +12,16 @@ from fb3.files import read_json, sha256, write_json
 from fb3.layout import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
 from fb3.progress import say
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import DataGroup
 from fb3.version import __version__
 
 # What inference and a later look at the scores need. Left out: log.jsonl and environment.json, which name places of the
 # machine that trained, scratch/ and the checkpoints of single evaluations.
 RUN_FILES = (RECIPE, "folds.csv", OOF, "scores.json")
+_COLUMNS = {  # what the runs of a bundle share, since test.csv is read once
+    "data.id_column": lambda data: data.id_column,
+    "data.target_columns": lambda data: data.target_columns,
+    "the texts' columns (data.text_column, data.text.template)": lambda data: data.text_columns(),
+}
 _LENGTHS = range(6, 51)  # of a data set's slug and of its title
 Check = Callable[[list[Member], Path], dict[str, Any]]
 
@@ -114,18 +118,11 @@ def _read_runs(paths: list[Path]) -> list[Member]:
             name = _next_name(name, path.resolve().name)
         members.append(Member(name, path, load_recipe(path / RECIPE), folds))
     for member in members[1:]:
-        for key in ("id_column", "text_columns", "target_columns"):
-            first, other = (_columns(each.recipe.data, key) for each in (members[0], member))
+        for what, columns in _COLUMNS.items():
+            first, other = (columns(each.recipe.data) for each in (members[0], member))
             if first != other:
-                raise Fb3Error(
-                    f"{member.path}: data.{key} is {other}, in {members[0].path} it is {first}; pack them apart"
-                )
+                raise Fb3Error(f"{member.path}: {what} is {other}, in {members[0].path} it is {first}; pack them apart")
     return members
-
-
-def _columns(data: DataGroup, key: str) -> str | tuple[str, ...]:
-    value = getattr(data, key)
-    return value() if callable(value) else value
 
 
 def _next_name(name: str, first: str) -> str:

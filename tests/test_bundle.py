@@ -13,6 +13,7 @@ from fb3.images import find_image
 from fb3.inference import infer
 from fb3.packing import dataset_metadata, write_bundle
 from fb3.recipe import load_recipe
+from fb3.recipe.groups import Text
 from fb3.training.run import train
 from fb3.wheels import fetch_wheels
 from tests.conftest import ROOT, TINY, copied
@@ -123,6 +124,25 @@ def test_what_cannot_be_packed_is_refused(run, tmp_path, competition):
         write_bundle([run, other.path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_runs_that_read_the_same_columns_otherwise_go_together_and_others_do_not(tiny, run, competition, tmp_path):
+    """Each run's texts are prepared and tokenised by its own recipe."""
+    lines = tiny.data.model_copy(update={"max_length": 20, "text": Text(newlines=True)})
+    other = train(tiny.model_copy(update={"data": lines}), competition, tmp_path / "lines", folds=[0]).path
+    single, alone = (write_bundle([path], tmp_path / f"{path.name}-alone").path for path in (run, other))
+    both = write_bundle([run, other], tmp_path / "both").path
+    one, two, joined = (infer(path, competition, tmp_path / "s.csv", strict=True) for path in (single, alone, both))
+    columns = list(tiny.data.target_columns)
+    assert (one[columns] - two[columns]).abs().max().max() > 1e-4
+    np.testing.assert_allclose(joined[columns], (one[columns] + two[columns]) / 2, atol=1e-5)
+    (tmp_path / "titled").mkdir()
+    table = pd.read_csv(competition / "train.csv").assign(title="On essays")
+    table.to_csv(tmp_path / "titled" / "train.csv", index=False)
+    titles = tiny.data.model_copy(update={"text": Text(template="{title}: {full_text}")})
+    third = train(tiny.model_copy(update={"data": titles}), tmp_path / "titled", tmp_path / "titles", folds=[0]).path
+    with pytest.raises(Fb3Error, match="texts' columns.*title.*pack them apart"):
+        write_bundle([run, third], tmp_path / "none")
 
 
 def test_an_older_bundle_is_replaced_and_anything_else_is_not(run, tmp_path):

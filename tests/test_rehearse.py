@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -114,6 +115,19 @@ def test_the_hidden_rows_are_as_bad_as_rows_can_be(bundle, competition, tmp_path
     assert copies
     text = test.set_index("text_id")["full_text"]
     assert all(text[one] == text[two] for one, two in copies.items())
+
+
+def test_the_hidden_rows_have_a_templates_columns(bundle, competition, tmp_path):
+    member = read_bundle(bundle).members()[0]
+    train = pd.read_csv(competition / "train.csv").assign(topic=["school", "home"] * 30)
+    train.to_csv(tmp_path / "train.csv", index=False)
+    text = member.recipe.data.text.model_copy(update={"template": "On {topic}: {full_text}"})
+    recipe = member.recipe.model_copy(update={"data": member.recipe.data.model_copy(update={"text": text})})
+    (tmp_path / "out").mkdir()
+    write_hidden_test(tmp_path, replace(member, recipe=recipe), tmp_path / "out", rows=60, seed=1)
+    test = pd.read_csv(tmp_path / "out" / "test.csv", keep_default_na=False)
+    assert set(test["topic"]) == {"school", "home"}
+    assert (test["full_text"] == "").any(), "the odd essays are still there"
 
 
 def test_a_damaged_bundle_is_refused_before_anything_runs(bundle, competition, image, tmp_path):

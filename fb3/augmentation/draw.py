@@ -34,9 +34,8 @@ class Augmented(Encoded):
         truths = None if targets is None else targets[rows]
         if truths is not None and self.settings.mix and len(rows) > 1:
             inner, truths = self._mixed(inner, truths)
-        return [
-            np.concatenate([self.encoder.prefix, part, self.encoder.suffix]).astype(np.int32) for part in inner
-        ], truths
+        before, after = (np.array(part, np.int32) for part in (self.encoder.prefix, self.encoder.suffix))
+        return [np.concatenate([before, part, after]) for part in inner], truths
 
     def state(self) -> dict[str, Any]:
         return {"generator": self.rng.bit_generator.state}

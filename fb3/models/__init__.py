@@ -12,6 +12,8 @@ from fb3.errors import Fb3Error
 from fb3.layout import SECOND
 from fb3.models.attention import use_blocked_attention
 from fb3.models.encoder import (
+    KEY,
+    SECOND_KEY,
     empty_encoder,
     layer_stack,
     longest_input,
@@ -45,10 +47,10 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
         Fb3Error: a file is missing or the encoder lacks what the recipe asks for.
     """
     folder = Path(folder)
-    tower = _build_tower(recipe, recipe.model, folder, init)
+    tower = _build_tower(recipe, recipe.model, folder, init, KEY)
     width, second = tower.pooling.width, None
     if stitch := recipe.model.stitch:
-        second = _build_tower(recipe, recipe.model.second(), folder / SECOND, init)
+        second = _build_tower(recipe, recipe.model.second(), folder / SECOND, init, SECOND_KEY)
         width += second.pooling.width
         second.encoder.requires_grad_(stitch.frozen == "none")
         if stitch.frozen == "both":
@@ -59,9 +61,9 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
     return StitchedScorer(tower, second, head) if second else Scorer(tower, head)
 
 
-def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str) -> Tower:
+def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str, key: str) -> Tower:
     if init == "pretrained":
-        encoder = pretrained_encoder(settings, folder)
+        encoder = pretrained_encoder(settings, folder, key)
         reinitialise(encoder, settings.reinit_layers)
     else:
         encoder = random_encoder(folder) if init == "config" else empty_encoder(folder)

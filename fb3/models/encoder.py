@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 from fb3.errors import Fb3Error
 from fb3.recipe.groups import ModelGroup
 
+KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # as errors name them
 _HIDDEN_DROPOUT = (
     "hidden_dropout_prob",
     "hidden_dropout",
@@ -49,7 +50,7 @@ _STACKS = (
 )
 
 
-def check_backbone(backbone: str) -> None:
+def check_backbone(backbone: str, key: str = KEY) -> None:
     """Refuses a local backbone folder that lacks a file, by the file's name; a hub id is left to the hub.
 
     Raises:
@@ -58,20 +59,20 @@ def check_backbone(backbone: str) -> None:
     folder = Path(backbone).expanduser()
     if not folder.is_dir():
         if backbone.startswith((".", "/", "~")) or backbone.count("/") > 1:
-            raise Fb3Error(f"model.backbone={backbone}: no such folder")
+            raise Fb3Error(f"{key}={backbone}: no such folder")
         return
     if not (folder / "config.json").is_file():
-        raise Fb3Error(f"model.backbone={backbone}: config.json is missing; save the model with save_pretrained")
+        raise Fb3Error(f"{key}={backbone}: config.json is missing; save the model with save_pretrained")
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise Fb3Error(
-            f"model.backbone={backbone}: the tokenizer is missing (tokenizer.json, or one of "
+            f"{key}={backbone}: the tokenizer is missing (tokenizer.json, or one of "
             f"{', '.join(_VOCABULARIES[1:])}); save it there with tokenizer.save_pretrained"
         )
     if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise Fb3Error(f"model.backbone={backbone}: the weights are missing ({_WEIGHTS[0]} or {_WEIGHTS[2]})")
+        raise Fb3Error(f"{key}={backbone}: the weights are missing ({_WEIGHTS[0]} or {_WEIGHTS[2]})")
 
 
-def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = ()) -> None:
+def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = (), key: str = KEY) -> None:
     """Writes config and fast tokenizer of a backbone to `out`, so that training and inference read the same files.
 
     The dropouts of the recipe are set in the config, its padding id is made definite, and the tokenizer gets the
@@ -81,7 +82,7 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = ()) -
         Fb3Error: a missing file, no fast tokenizer, no padding token, a dropout that the encoder does not have, or the
             hub cannot be reached.
     """
-    check_backbone(settings.backbone)
+    check_backbone(settings.backbone, key)
     backbone = (
         str(Path(settings.backbone).expanduser())
         if Path(settings.backbone).expanduser().is_dir()
@@ -91,13 +92,13 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = ()) -
         config = AutoConfig.from_pretrained(backbone)
         tokenizer = AutoTokenizer.from_pretrained(backbone, use_fast=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise Fb3Error(f"model.backbone={settings.backbone}: {' '.join(str(error).split())[:400]}") from None
+        raise Fb3Error(f"{key}={settings.backbone}: {' '.join(str(error).split())[:400]}") from None
     if not tokenizer.is_fast:
-        raise Fb3Error(f"model.backbone={settings.backbone}: no fast tokenizer; convert it to a tokenizer.json first")
+        raise Fb3Error(f"{key}={settings.backbone}: no fast tokenizer; convert it to a tokenizer.json first")
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     if config.pad_token_id is None:
-        raise Fb3Error(f"model.backbone={settings.backbone}: neither config.json nor the tokenizer has a padding token")
+        raise Fb3Error(f"{key}={settings.backbone}: neither config.json nor the tokenizer has a padding token")
     _set_dropout(config, _HIDDEN_DROPOUT, "dropout", settings.dropout)
     _set_dropout(config, _ATTENTION_DROPOUT, "attention_dropout", settings.attention_dropout)
     if config.model_type == "big_bird":
@@ -113,7 +114,7 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = ()) -
     config.save_pretrained(out)
     tokenizer.save_pretrained(out)
     if not (out / "tokenizer.json").is_file():
-        raise Fb3Error(f"model.backbone={settings.backbone}: the tokenizer wrote no tokenizer.json; convert it first")
+        raise Fb3Error(f"{key}={settings.backbone}: the tokenizer wrote no tokenizer.json; convert it first")
 
 
 def _set_dropout(config: PretrainedConfig, names: Sequence[str], key: str, rate: float) -> None:
@@ -131,7 +132,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def pretrained_encoder(settings: ModelGroup, folder: Path) -> nn.Module:
+def pretrained_encoder(settings: ModelGroup, folder: Path, key: str = KEY) -> nn.Module:
     """The backbone's weights, in float32, under the config of the encoder folder.
 
     Raises:
@@ -145,11 +146,11 @@ def pretrained_encoder(settings: ModelGroup, folder: Path) -> nn.Module:
         config.vocab_size = AutoConfig.from_pretrained(source).vocab_size
         encoder, report = _auto_class(config).from_pretrained(source, config=config, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise Fb3Error(f"model.backbone={settings.backbone}: {' '.join(str(error).split())[:400]}") from None
+        raise Fb3Error(f"{key}={settings.backbone}: {' '.join(str(error).split())[:400]}") from None
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
     if missing:
         raise Fb3Error(
-            f"model.backbone={settings.backbone}: {len(missing)} weights are not in the file, so they would be random: "
+            f"{key}={settings.backbone}: {len(missing)} weights are not in the file, so they would be random: "
             f"{missing[:5]}; is it the encoder that config.json describes?"
         )
     if wanted > config.vocab_size:

@@ -3,6 +3,7 @@
 Both predict the expectation, a score between the classes. Free.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -16,7 +17,7 @@ from fb3.tasks.weighting import Uncertainty
 _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
 
 
-class _Classes(ScoreTask):
+class _Classes(ScoreTask, ABC):
     """What both share. K targets, C classes, L logits a target.
 
     Args:
@@ -30,17 +31,17 @@ class _Classes(ScoreTask):
         learned = settings.weighting == "uncertainty"
         self._together = Uncertainty(settings.weighed(len(columns))) if learned else torch.mean
 
+    @abstractmethod
     def labels(self, targets: Tensor) -> Tensor:
         """(N, K) truths to the probabilities (N, K, L) that the logits shall give."""
-        raise NotImplementedError
 
+    @abstractmethod
     def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, K, L) both, to the mean loss of each column, (K,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expected(self, logits: Tensor) -> Tensor:
         """(B, K, L) to the mean class (B, K), 0 to C - 1."""
-        raise NotImplementedError
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         logits = self._by_column(model(batch).scores)

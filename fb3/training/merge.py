@@ -66,11 +66,9 @@ def _check_same(first: Path, other: Path, recipe: Recipe, table: pd.DataFrame) -
     if not table.equals(read_table(other / "folds.csv", list(table.columns))[list(table.columns)]):
         raise Fb3Error(f"{other}: split into other folds than {first}; see both folds.csv")
     for name in ("tokenizer.json", f"{SECOND}/tokenizer.json"):
-        files = [run / ENCODER / name for run in (first, other)]
-        if [path.is_file() and sha256(path) for path in files].count(False) == 1 or (
-            files[0].is_file() and sha256(files[0]) != sha256(files[1])
-        ):
-            raise Fb3Error(f"{files[1]}: another tokenizer than {files[0]}; was the backbone another one?")
+        here, there = (run / ENCODER / name for run in (first, other))
+        if len({sha256(path) if path.is_file() else None for path in (here, there)}) > 1:
+            raise Fb3Error(f"{there}: another tokenizer than {here}; was the backbone another one?")
 
 
 def _data_of(run: Path) -> dict[str, Any]:

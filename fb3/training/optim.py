@@ -56,7 +56,7 @@ def _depths(scorer: Scorer, settings: OptimizerGroup) -> dict[str, tuple[str, in
     flat = settings.layer_decay == 1.0 and settings.embeddings_rate is None  # then the layers need not be known
     found = {}
     for prefix, tower in scorer.towers().items():
-        depths, top = (dict.fromkeys(dict(tower.encoder.named_parameters()), 0), 0)
+        depths, top = {name: 0 for name, _ in tower.encoder.named_parameters()}, 0
         if not flat and any(p.requires_grad for p in tower.encoder.parameters()):
             depths, top = depth_of_parameters(tower.encoder)
         found |= {f"{prefix}encoder.{name}": (prefix, depth, top) for name, depth in depths.items()}

@@ -103,7 +103,7 @@ def train(
             recipe, essays, out, accelerator, precision, unlabelled, on_evaluation, digests=digests, stop=stop
         )
         if accelerator.is_main_process:
-            _write_head(session, data, splits)
+            _write_head(session, data, splits, digests)
         with nullcontext() if on_evaluation else stop.listening():
             _train_folds(session, chosen)
         close_session(session)
@@ -246,7 +246,7 @@ def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path, res
     return [known[fold] for fold in left]
 
 
-def _write_head(session: Session, data: Path, splits: list[FoldSplit]) -> None:
+def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: dict[str, str]) -> None:
     """What a run folder holds before the first step."""
     recipe, out = session.recipe, session.out
     write_text(recipe.to_yaml(), out / RECIPE)
@@ -258,7 +258,7 @@ def _write_head(session: Session, data: Path, splits: list[FoldSplit]) -> None:
         "processes": session.accelerator.num_processes,
         "seed": recipe.train.seed,
         "data": str(data.resolve()),
-        **{key: sha256(file) for key, file in _files(recipe, data).items()},
+        **digests,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -21,7 +21,7 @@ from fb3.files import replacing_folder
 from fb3.layout import ENCODER, SECOND
 from fb3.metrics import Score
 from fb3.models import encode_texts, load_tokenizer
-from fb3.models.encoder import export_encoder
+from fb3.models.encoder import SECOND_KEY, export_encoder
 from fb3.models.scratch import build_backbone
 from fb3.recipe import Recipe
 from fb3.recipe.groups import BATCH_LOSSES
@@ -194,7 +194,7 @@ def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
     added = added_tokens(recipe.data)
     export_encoder(with_local_backbone(recipe, out).model, out / ENCODER, added)
     if recipe.model.stitch:
-        export_encoder(recipe.model.second(), out / ENCODER / SECOND, added)
+        export_encoder(recipe.model.second(), out / ENCODER / SECOND, added, SECOND_KEY)
 
 
 def with_local_backbone(recipe: Recipe, out: Path) -> Recipe:

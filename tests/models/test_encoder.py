@@ -275,3 +275,9 @@ def test_new_tokens_survive_and_start_as_the_mean(backbone, competition, tmp_pat
     trained = load_fold(recipe, folder, bundle / "runs" / "run" / "fold0").encoder.get_input_embeddings().weight
     assert (trained[old:] != start[old:]).any(1).all(), "each new token has learned something"
     infer(bundle, competition, tmp_path / "submission.csv", strict=True)
+
+
+def test_a_second_backbone_that_is_not_there_is_named_by_its_key(backbone, competition, tmp_path):
+    recipe = recipe_for(backbone("bert"), "model.stitch={backbone: /nowhere/at/all}")
+    with pytest.raises(Fb3Error, match=r"model\.stitch\.backbone=/nowhere/at/all: no such folder"):
+        train(recipe, competition, tmp_path / "run", folds=[0])

@@ -64,7 +64,9 @@ class Text(Group):
 
     @model_validator(mode="after")
     def _plain_names(self) -> "Text":
-        parts = list(Formatter().parse(self.template or "{x}"))
+        if self.template is None:
+            return self
+        parts = list(Formatter().parse(self.template))
         names = [name for _, name, _, _ in parts if name is not None]
         if not names or not all(name.isidentifier() for name in names) or any(s or c for _, _, s, c in parts):
             raise ValueError(

@@ -30,7 +30,7 @@ class Pull(Trick):
             parameter.lerp_(start, self.strength)
 
     def state(self) -> dict[str, Any]:
-        return {"start": [start for _, start in self.start]}  # rows of added tokens started at random
+        return {"start": [start for _, start in self.start]}  # of the backbone as it was then
 
     def load(self, state: dict[str, Any]) -> None:
         for (_, start), saved in zip(self.start, state["start"], strict=True):
