@@ -12,20 +12,13 @@ from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.progress import progress, say
-from fb3.runtime import Precision
+from fb3.runtime import Precision, out_of_memory
 from fb3.tasks import Task
 from fb3.tokens import Encoded
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOKEN_BUDGET = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache
 _TOKEN_BUDGET_GPU = 16384
-_NO_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS found no room for its workspace
-)
 
 
 def lower_weights(scorer: Scorer, precision: Precision) -> Scorer:
@@ -111,16 +104,11 @@ def _predict_batch(
         batch = {key: value.to(device) for key, value in collate(encoded, rows).items()}
         return task.predict(scorer, batch).float().cpu().numpy()
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """By torch's own type, or by the words of the CPU's allocator, of CUDA and of its libraries."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _halved(budget: int, lengths: np.ndarray, name: str) -> int:

@@ -33,6 +33,13 @@ BUNDLE_MARKER = "manifest.json"
 COMPETITION_MARKER = "sample_submission.csv"
 _IMPORTED = time.monotonic()
 _KERNELS = (b"ipykernel", b"papermill", b"nbconvert", b"nbclient")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS found no room for its workspace
+)
 _MOUNT_DEPTH = 7  # /kaggle/input/models/<owner>/<slug>/<framework>/<variation>/<version>/ is the deepest mount known
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -224,6 +231,13 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def out_of_memory(error: Exception) -> bool:
+    """By torch's own type, or by the words of the CPU's allocator, of CUDA and of its libraries."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def seed_everything(seed: int) -> None:

@@ -32,6 +32,7 @@ FLOORS = [
     {
         "training.log",
         "training.loop",
+        "training.parts",
         "training.optim",
         "training.tricks",
         "training.session",

@@ -129,10 +129,9 @@ class Recipe(Group):
 
     @model_validator(mode="after")
     def _loss_adds_up(self) -> "Recipe":
-        of_batches = [kind for kind in self.task.kinds() if kind in groups.BATCH_LOSSES]
-        if of_batches and self.train.accumulation > 1:
+        if self.task.of_batches() and self.train.accumulation > 1:
             raise ValueError(
-                f"task.loss={of_batches[0]}: roots of parts do not add up; set train.accumulation=1 or take mse"
+                f"task: {self.task.of_batches()[0]} of parts does not add up; set train.accumulation=1 or take mse"
             )
         comparisons = [kind for kind in self.task.kinds() if kind in groups.COMPARISONS]
         if comparisons and self.train.batch_size == 1:

@@ -3,6 +3,7 @@
 Cost: two forward passes of the unlabelled batch a step and one backward through the copies.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from itertools import chain, count
 from typing import Any
@@ -15,6 +16,8 @@ from fb3.batches import Batch, collate, training_batches
 from fb3.recipe.groups import Uda
 from fb3.tasks.base import Model, StepOutput, Task, Wrapper
 from fb3.tokens import Encoded
+
+_REMEMBERED = 256  # batches; of token ids, so some megabytes
 
 
 class Consistent(Wrapper):
@@ -51,14 +54,14 @@ class Consistent(Wrapper):
         )
         self._count = 0  # batches drawn
         self._share = slice(process, None, processes)
-        self._beside: Mapping[str, Tensor] | None = None  # the labelled batch that the drawn one came with
-        self._drawn: tuple[Batch, Tensor] | None = None
+        # The labelled batches of late, each with what was drawn beside it: one in parts comes back part by part.
+        self._drawn: deque[tuple[Mapping[str, Tensor], Batch, Tensor]] = deque(maxlen=_REMEMBERED)
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         out = self.task.loss(model, batch)
-        if batch is not self._beside:
-            self._beside, self._drawn = batch, self._draw(model, batch["input_ids"].device)
-        changed, wanted = self._drawn
+        if not any(seen is batch for seen, _, _ in self._drawn):
+            self._drawn.append((batch, *self._draw(model, batch["input_ids"].device)))
+        changed, wanted = next((changed, wanted) for seen, changed, wanted in self._drawn if seen is batch)
         apart = self.task.distance(model(changed).scores, wanted)
         return StepOutput(out.loss + self.weight * apart, {**out.logs, "uda": apart.detach()})
 

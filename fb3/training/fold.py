@@ -20,6 +20,7 @@ from fb3.tasks import Consistent, Task, build_task
 from fb3.tokens import Encoded
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
+from fb3.training.parts import Parts
 from fb3.training.resume import Saves
 from fb3.training.session import Evaluation, Session, versions, with_local_backbone
 from fb3.training.soup import Soup
@@ -67,6 +68,7 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         settings=recipe.train,
         optimizer_settings=recipe.optimizer,
         evaluate=keeper.evaluate,
+        parts=Parts(split.fold, not recipe.task.of_batches(), accelerator.num_processes, session.log),
         log=session.log,
         pause=saves.pause,
     )

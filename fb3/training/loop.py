@@ -11,15 +11,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fb3.batches import collate, training_batches
+from fb3.batches import Batch, collate, training_batches
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.progress import Advance, progress
 from fb3.recipe.groups import OptimizerGroup, TrainGroup
+from fb3.runtime import out_of_memory
 from fb3.tasks import StepOutput, Task
 from fb3.tokens import Encoded
 from fb3.training.log import RunLog
 from fb3.training.optim import trainable
+from fb3.training.parts import Parts
 from fb3.training.tricks import Step, Trick
 
 
@@ -36,6 +38,7 @@ class Loop:
         settings, optimizer_settings: of the recipe.
         evaluate: scores the model as it stands; called at the end of each epoch and where the recipe asks.
         log: takes the events.
+        parts: in how many a batch is computed.
         pause: called after each optimizer step, before the evaluation that may be due: a save is a state from which
             `run` goes on, and one that goes on begins with that evaluation.
     """
@@ -55,6 +58,7 @@ class Loop:
         optimizer_settings: OptimizerGroup,
         evaluate: Callable[[Step], None],
         log: RunLog,
+        parts: Parts,
         pause: Callable[["Loop"], None],
     ) -> None:
         self.accelerator = accelerator
@@ -67,6 +71,7 @@ class Loop:
         self.settings = settings
         self.clip, self.unscale = optimizer_settings.clip, optimizer_settings.unscale
         self.evaluate = evaluate
+        self.parts = parts
         self.pause = pause
         self.step, self.window = Step(scorer, {}), _Window(accelerator, log)
         self.model, self.optimizer = accelerator.prepare(scorer, optimizer)
@@ -111,46 +116,75 @@ class Loop:
             self.evaluate(self.step)
 
     def optimizer_step(self, step: Step, batches: list[np.ndarray], window: "_Window") -> None:
-        """One step of the optimizer from one batch or, with accumulation, several; each essay weighs the same."""
-        essays = sum(len(rows) for rows in batches)
-        losses = []
-        for position, rows in enumerate(batches):
-            step.batch, weight = self.share(rows, essays, step.progress)
-            syncs = position == len(batches) - 1
-            with nullcontext() if syncs else self.accelerator.no_sync(self.model):
-                backward = partial(self.backward, step, weight)
-                for trick in reversed(self.tricks):
-                    backward = partial(trick.backward, step, backward)
-                losses.append(backward().loss.detach().float() * weight)
+        """One step of the optimizer from one batch or, with accumulation, several; each essay weighs the same.
+
+        Raises:
+            Fb3Error: memory does not suffice, however small the parts.
+        """
+        while (loss := self.gradients(step, batches)) is None:
+            self.parts.halve(step.number + 1, max(map(len, batches)))
         if self.unscale:
             self.accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        window.add(torch.stack(losses).sum(), norm)
+        window.add(loss, norm)
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
             for trick in self.tricks:
                 trick.after_step(step)
 
-    def backward(self, step: Step, weight: float) -> StepOutput:
-        """Forward and backward of this process's share of a batch."""
-        out = self.task.loss(self.model, step.batch)
-        self.accelerator.backward(out.loss * weight)
-        return out
+    def gradients(self, step: Step, batches: list[np.ndarray]) -> Tensor | None:
+        """Leaves the gradients of the batches' mean loss and gives that loss; none where memory ran out."""
+        essays = sum(len(rows) for rows in batches)
+        try:
+            losses = []
+            for position, rows in enumerate(batches):
+                backward = partial(
+                    self.backward, step, self.share(rows, essays, step.progress), syncs=position == len(batches) - 1
+                )
+                for trick in reversed(self.tricks):
+                    backward = partial(trick.backward, step, backward)
+                losses.append(backward().loss)
+            return torch.stack(losses).sum()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        self.optimizer.zero_grad()  # the tricks have put back what they moved; what the attempt held is free by now
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
-    def share(self, rows: np.ndarray, essays: int, done: float) -> tuple[dict[str, Tensor], float]:
-        """This process's part of a batch, and the weight of its mean loss among `essays` essays.
+    def backward(self, step: Step, parts: list[tuple[Batch, float]], syncs: bool) -> StepOutput:
+        """Forward and backward of this process's share of a batch, part by part.
+
+        Returns:
+            The loss of the whole, detached.
+        """
+        losses = []
+        for place, (step.batch, weight) in enumerate(parts):
+            last = syncs and place == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.task.loss(self.model, step.batch).loss * weight
+                self.accelerator.backward(loss)
+            losses.append(loss.detach().float())
+        return StepOutput(torch.stack(losses).sum(), {})
+
+    def share(self, rows: np.ndarray, essays: int, done: float) -> list[tuple[Batch, float]]:
+        """This process's part of a batch in as many parts as memory asks for, each with its weight among `essays`.
 
         The batch says how much of the run is `done`, 0-1, for losses that change over it.
         Gradients are averaged over processes, so the weight is times their number. A process that gets no essay takes
         the first with weight 0: all must take part.
         """
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        weight = len(mine) * self.accelerator.num_processes / essays
-        batch = collate(self.encoded, mine if len(mine) else rows[:1], self.targets)
-        batch["progress"] = torch.tensor(done)
-        return {name: value.to(self.accelerator.device) for name, value in batch.items()}, weight
+        shares = []
+        for part in np.array_split(mine, min(self.parts.number, len(mine))) if len(mine) else [mine]:
+            batch = collate(self.encoded, part if len(part) else rows[:1], self.targets)
+            batch["progress"] = torch.tensor(done)
+            on_device = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+            shares.append((on_device, len(part) * self.accelerator.num_processes / essays))
+        return shares
 
 
 class _Window:

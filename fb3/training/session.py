@@ -24,7 +24,6 @@ from fb3.models import encode_texts, load_tokenizer
 from fb3.models.encoder import SECOND_KEY, export_encoder
 from fb3.models.scratch import build_backbone
 from fb3.recipe import Recipe
-from fb3.recipe.groups import BATCH_LOSSES
 from fb3.runtime import Precision, pick_device, pick_precision, secret
 from fb3.tasks import Task, build_task
 from fb3.texts import added_tokens, input_texts
@@ -99,9 +98,8 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
     )
     if (accelerator.device.index or 0) != (device.index or 0):
         raise Fb3Error(f"FB3_DEVICE={device}: training takes the first visible GPU; use CUDA_VISIBLE_DEVICES instead")
-    of_batches = [kind for kind in recipe.task.kinds() if kind in BATCH_LOSSES]
-    if of_batches and accelerator.num_processes > 1:
-        raise Fb3Error(f"task.loss={of_batches[0]}: roots of parts do not add up; use one process, or take mse")
+    if recipe.task.of_batches() and accelerator.num_processes > 1:
+        raise Fb3Error(f"task: {recipe.task.of_batches()[0]} of parts does not add up; use one process, or take mse")
     if recipe.task.weighting == "uncertainty" and accelerator.num_processes > 1:
         raise Fb3Error("task.weighting=uncertainty: each process would learn its own; use one process, or take fixed")
     if recipe.task.r_drop and recipe.model.layer_drop and accelerator.num_processes > 1:

@@ -61,6 +61,7 @@ def shared_state(loop: "Loop") -> Tree:
         "schedule": {k: v for k, v in loop.schedule.state_dict().items() if k != "lr_lambdas"},
         "scaler": scaler.state_dict() if scaler else None,
         "tricks": [trick.state() for trick in loop.tricks],
+        "parts": loop.parts.number,
     }
 
 
@@ -94,6 +95,7 @@ def load_shared(loop: "Loop", state: Tree) -> None:
         loop.accelerator.scaler.load_state_dict(state["scaler"])
     for trick, own in zip(loop.tricks, state["tricks"], strict=True):
         trick.load(own)
+    loop.parts.number = state["parts"]
     place = state["step"]
     loop.step.number, loop.step.epoch, loop.step.progress = place["number"], place["epoch"], place["progress"]
     loop.step.score = score_of(place["score"])

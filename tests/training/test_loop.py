@@ -1,6 +1,7 @@
 """The loop on a tiny real encoder: what accumulation, schedules, tricks and a NaN do to it."""
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from fb3.checkpoint import read_weights
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, Stopped
 from fb3.essays import read_essays
 from fb3.folds import make_folds
+from fb3.models import Scorer
 from fb3.recipe import load_recipe
 from fb3.training import loop as loop_module
 from fb3.training.optim import build_optimizer
@@ -45,6 +47,86 @@ def test_accumulation_is_one_step_on_the_whole_batch(competition, tmp_path, monk
         assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-2)
 
 
+@pytest.fixture
+def scarce(monkeypatch):
+    """A memory that holds so many essays at a time, backward pass included."""
+
+    def holds(essays, at="forward"):
+        real = Scorer.forward
+
+        def forward(self, batch):
+            out = real(self, batch)
+            if self.training and len(batch["row"]) > essays:
+                if at == "forward":
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                out.scores.register_hook(fails)
+            return out
+
+        def fails(gradient):
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr(Scorer, "forward", forward)
+
+    return holds
+
+
+@pytest.mark.parametrize("at", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["train.batch_size=3", "train.accumulation=2"],
+        ["tricks=[{kind: fgm}, {kind: ema, decay: 0.5}]"],
+        ["tricks=[{kind: pgd, steps: 2}]"],
+        ["tricks=[{kind: awp, from_epoch: 0, form: perturb_first, epsilon: 0.1}]"],
+    ],
+    ids=["plain", "accumulation", "fgm and ema", "pgd", "awp"],
+)
+def test_out_of_memory_computes_the_same_batch_in_parts(competition, tmp_path, capsys, scarce, more, at):
+    """Tricks perturb along the whole batch's gradient, in parts too."""
+    recipe = load_recipe("tiny", [*BASE, "train.batch_size=6", *more])
+    whole = train(recipe, competition, tmp_path / "whole", folds=[0])
+    scarce(2, at)
+    parted = train(recipe, competition, tmp_path / "parted", folds=[0])
+    told = [event["essays"] for event in events(parted.path, "out_of_memory")]
+    assert told == ([2] if recipe.train.batch_size == 3 else [3, 2])
+    assert "out of memory with 3 essays at a time; from here on 2 at a time" in capsys.readouterr().err
+    for one, two in zip(events(whole.path, "step"), events(parted.path, "step"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
+    assert parted.score.overall == pytest.approx(whole.score.overall, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("essays", "loss", "message"),
+    [
+        (0, "mse", r"step 1: out of memory with 1 essays at a time; try model\.gradient_checkpointing"),
+        (
+            2,
+            "mcrmse",
+            r"with 6 essays at a time, and the loss is one of whole batches; try a smaller train\.batch_size",
+        ),
+    ],
+)
+def test_memory_that_parts_do_not_help_is_told(competition, tmp_path, scarce, essays, loss, message):
+    scarce(essays)
+    with pytest.raises(Fb3Error, match=message):
+        train(load_recipe("tiny", [*BASE, "train.batch_size=6", f"task.loss={loss}"]), competition, tmp_path / "run")
+
+
+def test_a_resumed_run_remembers_the_parts(competition, tmp_path, scarce, capsys):
+    recipe = load_recipe("tiny", [*BASE, "train.batch_size=6", "train.save_every_steps=1"])
+    scarce(2)
+    whole = train(recipe, competition, tmp_path / "whole", folds=[0])
+    with suppress(Stopped):
+        train(recipe, competition, tmp_path / "run", folds=[0], stop_after="0.01s")
+    resumed = train(recipe, competition, tmp_path / "run", folds=[0])
+    assert [event["step"] for event in events(resumed.path, "resume")] == [1]
+    assert len(events(resumed.path, "out_of_memory")) == len(events(whole.path, "out_of_memory")) == 2
+    for name, tensor in weights(whole.path).items():
+        assert torch.equal(tensor, weights(resumed.path)[name]), name
+
+
 def test_the_schedule_counts_optimizer_steps(competition, tmp_path):
     recipe = load_recipe("tiny", [*BASE, "train.batch_size=2", "train.accumulation=3", "train.epochs=2"])
     run = train(recipe, competition, tmp_path / "a", folds=[0])
@@ -58,11 +140,11 @@ def test_a_nan_loss_names_step_and_rate_and_keeps_the_best_checkpoint(competitio
     recipe = load_recipe("tiny", [*BASE, "train.epochs=2"])
     plain = loop_module.Loop.backward
 
-    def poisoned(self, step, weight):
+    def poisoned(self, step, parts, syncs):
         if step.epoch == 1:
             with torch.no_grad():
                 step.scorer.head.linear.bias.fill_(float("nan"))
-        return plain(self, step, weight)
+        return plain(self, step, parts, syncs)
 
     monkeypatch.setattr(loop_module.Loop, "backward", poisoned)
     with pytest.raises(
@@ -115,8 +197,8 @@ def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(competi
     )
     plain, update, averaged = loop_module.Loop.backward, EMA.after_step, []
 
-    def overflowing(self, step, weight):
-        out = plain(self, step, weight)
+    def overflowing(self, step, parts, syncs):
+        out = plain(self, step, parts, syncs)
         if step.number == 1:
             self.parameters[-1].grad.fill_(float("inf"))
         return out

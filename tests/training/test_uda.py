@@ -169,6 +169,19 @@ def test_the_same_batch_again_comes_with_the_same_essays_changes_and_targets(run
     assert seen[6][0]["row"].tolist() != seen[1][0]["row"].tolist()
 
 
+def test_a_batch_in_parts_comes_back_part_by_part(run, unlabelled):
+    inner, scorer = parts("regression", run)
+    task, first, second, seen = consistent(unlabelled, inner), labelled(), labelled(), []
+    with torch.no_grad():
+        for batch in (first, second, first, second):
+            task.loss(watched(scorer, seen), batch)
+    assert task.state()["count"] == 2
+    changed = [batch["row"].tolist() for batch, _ in seen if batch is not first and batch is not second]
+    (plain_one, one, plain_two, two), again = changed[:4], changed[4:]
+    assert plain_one == one != two == plain_two
+    assert again == [one, two], "the same copies, and no targets anew"
+
+
 def test_processes_share_a_batch_and_none_stands_idle(run, unlabelled):
     inner, scorer = parts("regression", run)
     whole = rows_of(consistent(unlabelled, inner, essays=5), scorer, 2)

@@ -88,6 +88,10 @@ class TaskGroup(Group):
         """The losses' names, where there is a choice."""
         return []
 
+    def of_batches(self) -> list[str]:
+        """Those of them that are no mean over essays: what parts of a batch give does not add up."""
+        return [kind for kind in self.kinds() if kind in BATCH_LOSSES]
+
     def weighed(self, columns: int) -> int:
         """How many losses are added: those that `weighting` weighs."""
         return columns
