@@ -88,7 +88,7 @@ def train(
     accelerator, precision = open_accelerator(recipe, out)
     essays = sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
     unlabelled = _unlabelled(recipe, data)
-    _begun(out)
+    begun = _begun(out)
     with alone(out, "fb3 train") if accelerator.is_main_process else nullcontext():
         splits = _splits(recipe, essays, data, out)
         if debug:
@@ -105,7 +105,7 @@ def train(
             recipe, essays, out, accelerator, precision, unlabelled, on_evaluation, digests=digests, stop=stop
         )
         if accelerator.is_main_process:
-            _write_head(session, data, splits, digests)
+            _write_head(session, data, splits, digests, begun)
         with nullcontext() if on_evaluation else stop.listening():
             _train_folds(session, chosen)
         close_session(session)
@@ -234,7 +234,7 @@ def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path, res
     return [known[fold] for fold in left]
 
 
-def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: dict[str, str]) -> None:
+def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: dict[str, str], begun: bool) -> None:
     """What a run folder holds before the first step."""
     recipe, out = session.recipe, session.out
     write_text(recipe.to_yaml(), out / RECIPE)
@@ -252,7 +252,7 @@ def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: 
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "encoder": {name: sha256(out / ENCODER / name) for name in encoder_files(bool(recipe.model.stitch))},
     }
-    if _begun(out):  # other folds, or the first part of this one, come from other sessions
+    if begun:  # other folds, or the first part of this one, come from other sessions
         before = read_json(out / ENVIRONMENT)
         environment["earlier"] = [*before.pop("earlier", []), before]
     write_json(environment, out / ENVIRONMENT)
