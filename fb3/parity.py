@@ -55,15 +55,21 @@ def replay(data: Path | None, essays: int = ESSAYS) -> Check:
     return check
 
 
-def replay_fold(member: Member, folder: Path, data: Path, essays: int) -> float:
+def replay_fold(member: Member, folder: Path, data: Path, essays: int, half: bool = False) -> float:
     """The largest difference of some essays' predictions, made again by a fold where it lies, in a run or a bundle.
 
+    A bundle does not say in which precision its runs were trained: it is the recipe's, or bf16 where that leaves it open.
+
+    Args:
+        half: the weights were packed in fp16.
+
     Raises:
-        Fb3Error: more than the precision allows. A bundle does not say in which it was trained: where the recipe leaves
-            it open, what bf16 allows.
+        Fb3Error: more than the precision allows.
     """
-    made = member.recipe.train.precision
-    made = None if (member.path / ENVIRONMENT).is_file() else made if made in TOLERANCE else "bf16"
+    made = None
+    if not (member.path / ENVIRONMENT).is_file():
+        wish = member.recipe.train.precision
+        made = max(wish if wish in TOLERANCE else "bf16", "fp16" if half else "fp32", key=TOLERANCE.get)
     one = Member(member.name, member.path, member.recipe, [folder])
     return _replay_run(member.path, one, data, essays, lambda: None, made, "the files do not")[0][1]
 

@@ -72,5 +72,6 @@ def _check_bundle(report: Report, bundle: Bundle, data: Path | None, essays: int
                 raise Fb3Error(f"{lock}: no wheel of {absent} with its hash in the bundle; build the bundle anew")
     if not locks:
         report.add("note", "wheels: none packed")
+    half = bundle.manifest.get("weights") == "fp16"
     for name, path, folds in runs:
-        check_run(Checked(report, path, data, None, files.get, essays, f"runs/{name}/", folds))
+        check_run(Checked(report, path, data, None, files.get, essays, f"runs/{name}/", folds, half))

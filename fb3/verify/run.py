@@ -31,7 +31,8 @@ class Checked:
 
     data: the folder of its train.csv, where known. recorded: environment.json; none in a bundle. digest: of a file,
     none where it is missing; in a bundle the manifest's, for the files were held against that already. essays: of each
-    fold, to predict again. prefix: of the names in the report. packed: the fold folders that a bundle must have.
+    fold, to predict again. prefix: of the names in the report. packed: the fold folders that a bundle must have. half:
+    whether it packed the weights in fp16.
     """
 
     report: Report
@@ -42,6 +43,7 @@ class Checked:
     essays: int
     prefix: str = ""
     packed: list[Path] | None = None
+    half: bool = False
 
     @property
     def again(self) -> str:
@@ -238,4 +240,4 @@ def _predict_again(run: Checked, recipe: Recipe, finished: dict[int, Path]) -> N
     member = Member(run.path.name, run.path, recipe, [*finished.values()])
     for folder in finished.values():
         with run.part(f"{folder.name}: {run.essays} essays predicted again as in {OOF}"):
-            replay_fold(member, folder, run.data, run.essays)
+            replay_fold(member, folder, run.data, run.essays, run.half)
