@@ -59,6 +59,21 @@ class Bundle:
         if sha256(file) != entry["sha256"]:
             raise Fb3Error(f"{file}: its hash is not the packed file's; it was changed or damaged, upload it again")
 
+    def faults(self) -> Iterator[Fb3Error]:
+        """What `check` has against each file."""
+        for name in self.manifest["files"]:
+            if name != METADATA:  # the user's to edit, and not mounted on Kaggle
+                try:
+                    self.check(name)
+                except Fb3Error as error:
+                    yield error
+
+    def extra(self) -> list[str]:
+        """Files that the manifest does not name, without those that Python writes when it imports the source."""
+        there = [path.relative_to(self.path) for path in sorted(self.path.rglob("*")) if not path.is_dir()]
+        known = {*self.manifest["files"], MANIFEST, METADATA}
+        return [p.as_posix() for p in there if p.as_posix() not in known and "__pycache__" not in p.parts]
+
 
 def read_bundle(path: str | Path) -> Bundle:
     """Reads the manifest only.
@@ -82,7 +97,6 @@ def verify_bundle(path: str | Path) -> Bundle:
         Fb3Error: a file is missing or is not the one that was packed; names it.
     """
     bundle = read_bundle(path)
-    for name in bundle.manifest["files"]:
-        if name != METADATA:  # the user's to edit, and not mounted on Kaggle
-            bundle.check(name)
+    for fault in bundle.faults():
+        raise fault
     return bundle

@@ -1,6 +1,5 @@
 """Fold folders: model.safetensors and fold.json. No pickles."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.files import in_words, read_json, replacing, sha256, write_json
+from fb3.files import in_words, replacing, sha256, write_json
 from fb3.layout import FOLD_JSON, WEIGHTS
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe
-
-
-def ids_hash(ids: Any) -> str:
-    """The hash of a set of ids, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(map(str, ids))).encode()).hexdigest()
 
 
 def weights_of(scorer: Scorer) -> dict[str, Tensor]:
@@ -37,21 +31,6 @@ def save_fold(folder: Path, scorer: Scorer, info: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_weights({name: t.cpu() for name, t in weights_of(scorer).items()}, folder / WEIGHTS)
     write_json({**info, "sha256": sha256(folder / WEIGHTS)}, folder / FOLD_JSON)
-
-
-def mark_finished(folder: Path) -> None:
-    """Says in fold.json that the fold was trained to its end, and not only to its last evaluation."""
-    write_json({**read_json(folder / FOLD_JSON), "finished": True}, folder / FOLD_JSON)
-
-
-def is_finished(folder: Path) -> bool:
-    """True for a fold folder that was trained to its end."""
-    if not (folder / FOLD_JSON).is_file():
-        return False
-    info = read_json(folder / FOLD_JSON)
-    if not isinstance(info, dict) or not isinstance(info.get("fold"), int):
-        raise Fb3Error(f"{folder / FOLD_JSON}: not a fold's description; train this fold again")
-    return info.get("finished") is True
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:

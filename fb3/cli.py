@@ -133,6 +133,21 @@ def score(
 
 
 @app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run folder or a bundle.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with the run's train.csv, where it has moved.")] = None,
+    essays: Annotated[int, typer.Option(min=0, help="Of each fold, predicted again from the weights.")] = 0,
+) -> None:
+    """Check every hash, and that the out-of-fold scores recompute."""
+    from fb3.verify import verify as run
+
+    report = run(path, data, essays=essays)
+    print(report.text())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="The recipe to print.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes.")] = False,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
+from fb3.recipe import Recipe
 from fb3.recipe.groups import DataGroup, TaskGroup
 
 FOLD_COLUMN = "fold"
@@ -81,6 +82,12 @@ def read_essays(path: str | Path, data: DataGroup, task: TaskGroup | None = None
         if FOLD_COLUMN in table.columns:
             essays[FOLD_COLUMN] = _fold_numbers(table, data, path)
     return essays
+
+
+def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
+    """What a run is trained on, by the name of its hash in environment.json."""
+    uda = recipe.task.uda
+    return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
 
 
 def check_ids(ids: pd.Series, path: Path) -> None:

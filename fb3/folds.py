@@ -21,6 +21,15 @@ class FoldSplit(NamedTuple):
     valid_rows: np.ndarray
 
 
+def sampled(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """The essays that a recipe trains on, where it takes a sample."""
+    size = recipe.data.sample
+    if size is None or size >= len(essays):
+        return essays
+    rows = np.random.default_rng(recipe.folds.seed).permutation(len(essays))[:size]
+    return essays.iloc[np.sort(rows)].reset_index(drop=True)
+
+
 def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
     """Splits essays, stratified on all target columns (Sechidis et al. 2011); a `fold` column is honoured instead.
 

@@ -11,3 +11,14 @@ LOCK = "lock"  # of a folder in which a process is at work
 ENVIRONMENT = "environment.json"
 MANIFEST = "manifest.json"  # of a bundle
 METADATA = "dataset-metadata.json"  # for the upload; Kaggle's client reads it and leaves it out of the data set
+
+
+def encoder_files(second: bool) -> list[str]:
+    """What inference reads of an encoder folder.
+
+    Args:
+        second: of a stitched model.
+    """
+    return [
+        f"{folder}{name}" for folder in ("", f"{SECOND}/")[: 1 + second] for name in ("config.json", "tokenizer.json")
+    ]

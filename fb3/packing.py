@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fb3.bundle import FORMAT, Bundle, Member, read_bundle
-from fb3.checkpoint import as_half, is_finished, read_weights, write_weights
+from fb3.checkpoint import as_half, read_weights, write_weights
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256, write_json
+from fb3.foldinfo import is_finished
 from fb3.layout import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
 from fb3.progress import say
 from fb3.recipe import load_recipe

@@ -55,13 +55,38 @@ def replay(data: Path | None, essays: int = ESSAYS) -> Check:
     return check
 
 
+def replay_fold(member: Member, folder: Path, data: Path, essays: int, half: bool = False) -> float:
+    """The largest difference of some essays' predictions, made again by a fold where it lies, in a run or a bundle.
+
+    A bundle does not say in which precision its runs were trained: it is the recipe's, or bf16 where that leaves it open.
+
+    Args:
+        half: the weights were packed in fp16.
+
+    Raises:
+        Fb3Error: more than the precision allows.
+    """
+    made = None
+    if not (member.path / ENVIRONMENT).is_file():
+        wish = member.recipe.train.precision
+        made = max(wish if wish in TOLERANCE else "bf16", "fp16" if half else "fp32", key=TOLERANCE.get)
+    one = Member(member.name, member.path, member.recipe, [folder])
+    return _replay_run(member.path, one, data, essays, lambda: None, made, "the files do not")[0][1]
+
+
 def _replay_run(
-    run: Path, member: Member, data: Path | None, essays: int, advance: Callable[[], None]
+    run: Path,
+    member: Member,
+    data: Path | None,
+    essays: int,
+    advance: Callable[[], None],
+    made: Precision | None = None,
+    verdict: str = "not packed, because the packed files do not",
 ) -> list[tuple[str, float]]:
     identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
     texts = _texts(run, member, data)
     predicted = read_table(member.path / OOF, [identifier, "fold", *columns])
-    made, replayed = _precisions(run)
+    made, replayed = _precisions(run, made)
     out = []
     for position, folder in enumerate(member.folds):
         rows = predicted[predicted["fold"] == folder.name.removeprefix("fold")]
@@ -71,7 +96,7 @@ def _replay_run(
         want = rows[columns].to_numpy(np.float64)
         difference = _replay_fold(member, position, rows[identifier], texts, replayed) - want
         lower = max(made, replayed, key=TOLERANCE.get)
-        _refuse(difference, want, rows[identifier].to_numpy(), run / folder.name, lower)
+        _refuse(difference, want, rows[identifier].to_numpy(), run / folder.name, lower, verdict)
         out.append((f"{member.name}/{folder.name}", round(float(np.abs(difference).max()), 5)))
         advance()
     return out
@@ -108,9 +133,10 @@ def _sample(rows: pd.DataFrame, texts: pd.DataFrame, identifier: str, essays: in
     return pd.concat([rows.iloc[[longest]], chosen]).sample(frac=1, random_state=1)
 
 
-def _precisions(run: Path) -> tuple[Precision, Precision]:
+def _precisions(run: Path, made: Precision | None) -> tuple[Precision, Precision]:
     """Of the out-of-fold predictions, and of the replay: the same where this machine has it, else float32."""
-    made = read_json(run / ENVIRONMENT).get("precision") if (run / ENVIRONMENT).is_file() else None
+    if made is None and (run / ENVIRONMENT).is_file():
+        made = read_json(run / ENVIRONMENT).get("precision")
     if made not in TOLERANCE:
         raise Fb3Error(
             f"{run / ENVIRONMENT}: does not say in which precision the run was trained, so its predictions cannot be "
@@ -127,8 +153,10 @@ def _replay_fold(member: Member, fold: int, ids: pd.Series, texts: pd.DataFrame,
     return np.clip(again.values, member.recipe.task.minimum, member.recipe.task.maximum)
 
 
-def _refuse(difference: np.ndarray, want: np.ndarray, ids: np.ndarray, fold: Path, precision: Precision) -> None:
-    """Stops the packing where predictions differ by more than the lower of the two precisions allows.
+def _refuse(
+    difference: np.ndarray, want: np.ndarray, ids: np.ndarray, fold: Path, precision: Precision, verdict: str
+) -> None:
+    """Stops where predictions differ by more than the lower of the two precisions allows.
 
     difference, want: (N, K). ids: (N,).
     """
@@ -137,7 +165,7 @@ def _refuse(difference: np.ndarray, want: np.ndarray, ids: np.ndarray, fold: Pat
     if (largest > limit).any() or rms > max(_NOISE * limit, _OF_SPREAD * spread):
         worst = int(largest.argmax())
         raise Fb3Error(
-            f"{fold}: not packed, because the packed files do not give the predictions in {OOF}: {len(ids)} essays "
+            f"{fold}: {verdict} give the predictions in {OOF}: {len(ids)} essays "
             f"replayed differ by {rms:.4f} (root mean square; the predictions spread by {spread:.4f}), most "
             f"{ids[worst]} by {largest[worst]:.3f}, where {precision} allows {limit}. Is recipe.yaml the one it was "
             "trained with, encoder/ its tokenizer, model.safetensors its weights, train.csv its essays?"

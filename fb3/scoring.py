@@ -1,4 +1,4 @@
-"""Scores of files: predictions against truths, matched by id."""
+"""Scores of files: predictions against truths, matched by id; and those of a run, from its oof.csv."""
 
 from pathlib import Path
 
@@ -7,7 +7,11 @@ import pandas as pd
 
 from fb3.errors import Fb3Error
 from fb3.essays import FOLD_COLUMN, check_ids, read_table
+from fb3.layout import OOF
 from fb3.metrics import Score, rmse_columns
+from fb3.recipe import Recipe
+
+TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 
 
 def score_files(predictions: str | Path, truth: str | Path, subset: bool = False) -> Score:
@@ -44,9 +48,29 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
         )
     true = true.set_index(identifier).loc[predicted[identifier]]
     each = rmse_columns(
-        _numbers(true.reset_index(), columns, truth, identifier), _numbers(predicted, columns, predictions, identifier)
+        numbers(true.reset_index(), columns, truth, identifier), numbers(predicted, columns, predictions, identifier)
     )
     return Score(float(each.mean()), dict(zip(columns, each.tolist(), strict=True)))
+
+
+def scores_of(run: Path, recipe: Recipe) -> dict:
+    """The content of scores.json, from oof.csv alone: the score of all rows, and of each fold."""
+    columns = list(recipe.data.target_columns)
+    table = pd.read_csv(
+        run / OOF, dtype={recipe.data.id_column: str}, keep_default_na=False, float_precision="round_trip"
+    )
+
+    def score(rows: pd.DataFrame) -> dict:
+        each = rmse_columns(rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy())
+        return {
+            "score": float(each.mean()),
+            "columns": dict(zip(columns, each.tolist(), strict=True)),
+            "essays": len(rows),
+        }
+
+    folds = {str(n): score(rows) for n, rows in table.groupby("fold")}
+    total = len(pd.read_csv(run / "folds.csv", dtype=str).query("fold != '-1'"))
+    return {**score(table), "complete": len(table) == total, "folds": folds}
 
 
 def _is_numeric(cells: pd.Series) -> bool:
@@ -54,7 +78,12 @@ def _is_numeric(cells: pd.Series) -> bool:
     return pd.to_numeric(cells, errors="coerce").notna().mean() > 0.5
 
 
-def _numbers(table: pd.DataFrame, columns: list[str], path: Path, identifier: str) -> np.ndarray:
+def numbers(table: pd.DataFrame, columns: list[str], path: Path, identifier: str) -> np.ndarray:
+    """The cells of some columns as numbers, (N, K).
+
+    Raises:
+        Fb3Error: a cell is none, or not finite; names it.
+    """
     values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):

@@ -113,7 +113,7 @@ def fetch_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
     Raises:
         Fb3Error: no network, or a hash that is not the lock's.
     """
-    if any(digest not in _hashes(folder) for digest in _locked(lock).values()):
+    if any(digest not in _hashes(folder) for digest in locked(lock).values()):
         arguments = ["download", "--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(folder)]
         if why := _pip([*arguments, *_for_image(image)]):
             raise Fb3Error(
@@ -132,18 +132,22 @@ def find_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
     if not folder.is_dir():
         raise Fb3Error(f"{folder}: no such folder")
     have = _hashes(folder)
-    if absent := sorted(name for name, digest in _locked(lock).items() if digest not in have):
+    if absent := sorted(name for name, digest in locked(lock).items() if digest not in have):
         raise Fb3Error(
             f"{folder}: no wheel of {absent} with the hash that {lock.name} names; `pip download --no-deps "
             f"--require-hashes -r {lock}` fetches it"
         )
-    wheels = sorted(have[digest] for digest in _locked(lock).values())
+    wheels = sorted(have[digest] for digest in locked(lock).values())
     check_wheels(wheels, image)
     return wheels
 
 
-def _locked(lock: Path) -> dict[str, str]:
-    """sha256 by canonical name."""
+def locked(lock: Path) -> dict[str, str]:
+    """What a lock file names: sha256 by canonical name.
+
+    Raises:
+        Fb3Error: it cannot be read, or a line has no hash.
+    """
     try:
         lines = lock.read_text(encoding="utf-8").splitlines()
     except OSError as error:

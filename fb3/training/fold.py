@@ -8,9 +8,10 @@ from accelerate.utils import gather_object
 
 from fb3.augmentation import augmented
 from fb3.batches import steps_per_epoch
-from fb3.checkpoint import ids_hash, save_fold
+from fb3.checkpoint import save_fold
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
+from fb3.foldinfo import ids_hash
 from fb3.folds import FoldSplit
 from fb3.metrics import Score
 from fb3.models import build_scorer

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fb3.checkpoint import ids_hash, is_finished, read_weights
+from fb3.checkpoint import read_weights
 from fb3.errors import Fb3Error, Stopped
 from fb3.files import in_words, link_or_copy, read_json, replacing, replacing_folder, sha256, write_text
+from fb3.foldinfo import ids_hash, is_finished
 from fb3.folds import FoldSplit
 from fb3.layout import FOLD_JSON, RESUME, WEIGHTS
 from fb3.progress import say
@@ -172,7 +173,7 @@ class Saves:
         accelerator, broken = self.session.accelerator, []
         for path in found(self.folder):
             try:
-                content = _read(path)
+                content = read_save(path)
             except Fb3Error as error:
                 self._say(f"{error}; this save is not used")
                 broken.append(path)
@@ -259,7 +260,7 @@ def _sealed(content: Tree) -> str:
     return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}) + "\n"
 
 
-def _read(path: Path) -> Tree:
+def read_save(path: Path) -> Tree:
     """A save: made_of and state.
 
     Raises:

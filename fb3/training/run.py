@@ -13,25 +13,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fb3.checkpoint import is_finished, mark_finished
+import fb3
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error, Stopped
-from fb3.essays import read_essays
+from fb3.essays import read_essays, training_files
 from fb3.files import read_json, sha256, sweep, write_csv, write_json, write_text
-from fb3.folds import FoldSplit, fold_table, make_folds, read_folds
-from fb3.layout import ENVIRONMENT, FOLD_JSON, LOCK, OOF, RECIPE, RESUME
+from fb3.foldinfo import is_finished, mark_finished
+from fb3.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
+from fb3.git import git_state
+from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, LOCK, OOF, RECIPE, RESUME, encoder_files
 from fb3.lock import alone
-from fb3.metrics import Score, rmse_columns
+from fb3.metrics import Score
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
 from fb3.runtime import parse_duration, session_seconds
+from fb3.scoring import TRUTH, scores_of
 from fb3.training.fold import run_fold
 from fb3.training.resume import asked_to_stop, drop_finished, found
 from fb3.training.session import OnEvaluation, Session, close_session, open_accelerator, open_session, versions
 from fb3.training.stop import Stop
 
-TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 # What a run folder holds before its first evaluation: a start that failed there may be started over.
 _HEAD = {"encoder", "scratch", RECIPE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
 _UNFINISHED = re.compile(r"fold\d+|\..*\.part")  # or what a killed process began to write
@@ -84,9 +86,9 @@ def train(
     data, out = Path(data), Path(out)
     stop = Stop(None if stop_after is None else parse_duration(str(stop_after)) - session_seconds())
     accelerator, precision = open_accelerator(recipe, out)
-    essays = _sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    essays = sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
     unlabelled = _unlabelled(recipe, data)
-    _begun(out)
+    begun = _begun(out)
     with alone(out, "fb3 train") if accelerator.is_main_process else nullcontext():
         splits = _splits(recipe, essays, data, out)
         if debug:
@@ -98,12 +100,12 @@ def train(
         if accelerator.is_main_process:
             sweep(out)
             drop_finished(out)
-        digests = {key: sha256(file) for key, file in _files(recipe, data).items()}
+        digests = {key: sha256(file) for key, file in training_files(recipe, data).items()}
         session = open_session(
             recipe, essays, out, accelerator, precision, unlabelled, on_evaluation, digests=digests, stop=stop
         )
         if accelerator.is_main_process:
-            _write_head(session, data, splits, digests)
+            _write_head(session, data, splits, digests, begun)
         with nullcontext() if on_evaluation else stop.listening():
             _train_folds(session, chosen)
         close_session(session)
@@ -147,7 +149,7 @@ def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
     Raises:
         Fb3Error: a train.csv that cannot be read, or that the recipe cannot split.
     """
-    essays = _sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    essays = sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
     return [split.fold for split in make_folds(essays, recipe)]
 
 
@@ -174,14 +176,6 @@ def _unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
         raise Fb3Error(f"task.uda.file: {error}") from None
 
 
-def _sampled(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    size = recipe.data.sample
-    if size is None or size >= len(essays):
-        return essays
-    rows = np.random.default_rng(recipe.folds.seed).permutation(len(essays))[:size]
-    return essays.iloc[np.sort(rows)].reset_index(drop=True)
-
-
 def _splits(recipe: Recipe, essays: pd.DataFrame, data: Path, out: Path) -> list[FoldSplit]:
     """The splits of a run folder that has a fold or a save already, else new ones.
 
@@ -195,18 +189,12 @@ def _splits(recipe: Recipe, essays: pd.DataFrame, data: Path, out: Path) -> list
         differ = "; ".join(differences(recipe, saved))
         raise Fb3Error(f"{out}: holds a run of another recipe ({differ}); choose another --out")
     recorded = read_json(out / ENVIRONMENT)
-    for key, file in _files(recipe, data).items():
+    for key, file in training_files(recipe, data).items():
         if recorded.get(key) != sha256(file):
             raise Fb3Error(
                 f"{out}: its folds were trained on another {file.name} than {file.parent}'s; choose another --out"
             )
     return read_folds(out / "folds.csv", essays, recipe.data.id_column)
-
-
-def _files(recipe: Recipe, data: Path) -> dict[str, Path]:
-    """What a run is trained on, by the name of its hash in environment.json."""
-    uda = recipe.task.uda
-    return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
 
 
 def _begun(out: Path) -> bool:
@@ -246,7 +234,7 @@ def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path, res
     return [known[fold] for fold in left]
 
 
-def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: dict[str, str]) -> None:
+def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: dict[str, str], begun: bool) -> None:
     """What a run folder holds before the first step."""
     recipe, out = session.recipe, session.out
     write_text(recipe.to_yaml(), out / RECIPE)
@@ -256,12 +244,17 @@ def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: 
         "device": torch.cuda.get_device_name() if session.accelerator.device.type == "cuda" else platform.machine(),
         "precision": session.precision,
         "processes": session.accelerator.num_processes,
-        "seed": recipe.train.seed,
+        "seeds": {"train": recipe.train.seed, "folds": recipe.folds.seed},  # a fold's: train's and its number
+        "git": {"here": git_state(Path()), "fb3": git_state(Path(fb3.__file__).parent, tracked="version.py")},
         "data": str(data.resolve()),
         **digests,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "encoder": {name: sha256(out / ENCODER / name) for name in encoder_files(bool(recipe.model.stitch))},
     }
+    if begun:  # other folds, or the first part of this one, come from other sessions
+        before = read_json(out / ENVIRONMENT)
+        environment["earlier"] = [*before.pop("earlier", []), before]
     write_json(environment, out / ENVIRONMENT)
 
 
@@ -280,26 +273,6 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
         table = pd.concat([others, table])
     write_csv(table.sort_values(["fold", identifier]), path)
     write_json(scores_of(session.out, recipe), session.out / "scores.json")
-
-
-def scores_of(run: Path, recipe: Recipe) -> dict:
-    """The content of scores.json, from oof.csv alone: the score of all rows, and of each fold."""
-    columns = list(recipe.data.target_columns)
-    table = pd.read_csv(
-        run / OOF, dtype={recipe.data.id_column: str}, keep_default_na=False, float_precision="round_trip"
-    )
-
-    def score(rows: pd.DataFrame) -> dict:
-        each = rmse_columns(rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy())
-        return {
-            "score": float(each.mean()),
-            "columns": dict(zip(columns, each.tolist(), strict=True)),
-            "essays": len(rows),
-        }
-
-    folds = {str(n): score(rows) for n, rows in table.groupby("fold")}
-    total = len(pd.read_csv(run / "folds.csv", dtype=str).query("fold != '-1'"))
-    return {**score(table), "complete": len(table) == total, "folds": folds}
 
 
 def _finish(session: Session) -> Run:

@@ -77,6 +77,13 @@ def test_folds_can_be_added_and_are_never_overwritten(competition, tmp_path, run
     assert both.folds == [0, 1]
     together = train(recipe, competition, tmp_path / "together")
     assert both.score.overall == pytest.approx(together.score.overall, abs=1e-6)
+    environment = json.loads((out / "environment.json").read_text())
+    (earlier,) = environment.pop("earlier")  # whose fold 1 is
+    assert earlier.keys() == environment.keys()
+    assert earlier["started"] <= environment["started"]
+    assert environment["seeds"] == {"train": 42, "folds": 42}
+    assert set(environment["git"]) == {"here", "fb3"}
+    assert "earlier" not in json.loads((together.path / "environment.json").read_text())
 
 
 def test_a_folder_of_something_else_is_left_alone(competition, tmp_path, run):

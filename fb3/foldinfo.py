@@ -1,0 +1,29 @@
+"""fold.json: what a fold folder says of itself. No torch."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from fb3.errors import Fb3Error
+from fb3.files import read_json, write_json
+from fb3.layout import FOLD_JSON
+
+
+def ids_hash(ids: Any) -> str:
+    """The hash of a set of ids, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(map(str, ids))).encode()).hexdigest()
+
+
+def mark_finished(folder: Path) -> None:
+    """Says in fold.json that the fold was trained to its end, and not only to its last evaluation."""
+    write_json({**read_json(folder / FOLD_JSON), "finished": True}, folder / FOLD_JSON)
+
+
+def is_finished(folder: Path) -> bool:
+    """True for a fold folder that was trained to its end."""
+    if not (folder / FOLD_JSON).is_file():
+        return False
+    info = read_json(folder / FOLD_JSON)
+    if not isinstance(info, dict) or not isinstance(info.get("fold"), int):
+        raise Fb3Error(f"{folder / FOLD_JSON}: not a fold's description; train this fold again")
+    return info.get("finished") is True

@@ -1,0 +1,77 @@
+"""Whether a run folder or a bundle is what it says it is: every hash, and that its out-of-fold scores recompute.
+
+It only reads, and goes on after a fault. Hashes and scores need no torch; saves and predictions made again do.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from fb3.bundle import Bundle, read_bundle
+from fb3.errors import Fb3Error
+from fb3.files import read_json, sha256
+from fb3.layout import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE
+from fb3.verify.report import Report
+from fb3.verify.run import Checked, check_run
+from fb3.wheels import locked
+
+
+def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0) -> Report:
+    """Checks a run folder or a bundle, whichever is there.
+
+    Args:
+        path: of a run folder, finished or not, or of a bundle.
+        data: the folder with the train.csv of the run; none: the one that environment.json names, where it still is.
+        essays: of each finished fold, predicted again from the weights and compared with oof.csv.
+
+    Returns:
+        All that was found; `passed` where there is no fault. What could not be checked is told, and is no fault.
+
+    Raises:
+        Fb3Error: neither is there, or no train.csv in `data`.
+    """
+    path, data = Path(path), None if data is None else Path(data)
+    if data and not (data / "train.csv").is_file():
+        raise Fb3Error(f"{data / 'train.csv'}: no such file; give the folder of the run's essays with --data DIR")
+    if (path / MANIFEST).is_file():
+        report = Report(path, "bundle")
+        _check_bundle(report, read_bundle(path), data, essays)
+    elif (path / RECIPE).is_file() or any(path.glob(f"fold*/{FOLD_JSON}")):
+        report, recorded = Report(path, "run"), dict[str, Any]()
+        with report.part(ENVIRONMENT):
+            recorded = dict(read_json(path / ENVIRONMENT))
+        check_run(Checked(report, path, data or _recorded_folder(recorded), recorded, _digest, essays))
+    else:
+        raise Fb3Error(f"{path}: neither a run folder (no {RECIPE}) nor a bundle (no {MANIFEST})")
+    return report
+
+
+def _recorded_folder(recorded: dict[str, Any]) -> Path | None:
+    folder = recorded.get("data")
+    return Path(folder) if isinstance(folder, str) and (Path(folder) / "train.csv").is_file() else None
+
+
+def _digest(file: Path) -> str | None:
+    return sha256(file) if file.is_file() else None
+
+
+def _check_bundle(report: Report, bundle: Bundle, data: Path | None, essays: int) -> None:
+    files: dict[Path, str] = {}
+    runs: list[tuple[str, Path, list[Path]]] = []
+    with report.part(f"{MANIFEST}: each file by size and hash, no other there"):
+        runs = list(bundle.runs())
+        files = {bundle.path / name: entry["sha256"] for name, entry in bundle.manifest["files"].items()}
+        for fault in bundle.faults():
+            report.add("FAULT", str(fault))
+        for name in bundle.extra():
+            report.add("FAULT", f"{bundle.path / name}: not in {MANIFEST}; delete it, or build the bundle anew")
+    wheels = {digest for file, digest in files.items() if file.suffix == ".whl"}
+    locks = [file for file in files if file.suffix == ".lock" and file.parent.name == "wheels"]
+    for lock in locks:
+        with report.part(f"wheels/{lock.name}: the wheels that it names"):
+            if absent := sorted(name for name, digest in locked(lock).items() if digest not in wheels):
+                raise Fb3Error(f"{lock}: no wheel of {absent} with its hash in the bundle; build the bundle anew")
+    if not locks:
+        report.add("note", "wheels: none packed")
+    half = bundle.manifest.get("weights") == "fp16"
+    for name, path, folds in runs:
+        check_run(Checked(report, path, data, None, files.get, essays, f"runs/{name}/", folds, half))

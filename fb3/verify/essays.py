@@ -1,0 +1,89 @@
+"""A run against the essays it was trained on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from fb3.errors import Fb3Error
+from fb3.essays import FOLD_COLUMN, read_essays, read_table, training_files
+from fb3.files import read_json, sha256
+from fb3.foldinfo import ids_hash
+from fb3.layout import ENVIRONMENT, FOLD_JSON, OOF
+from fb3.recipe import Recipe
+from fb3.scoring import TRUTH, numbers
+
+if TYPE_CHECKING:
+    from fb3.verify.run import Checked
+
+
+def check_essays(run: "Checked", recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
+    """train.csv by hash, where environment.json has it; its essays and split against folds.csv, its scores against the
+    truths in oof.csv.
+
+    Args:
+        run: its data folder is known.
+        recipe: the run's.
+        table: folds.csv.
+        finished: the trained folds' folders.
+    """
+    for key, file in training_files(recipe, run.data).items() if run.recorded is not None else ():
+        with run.part(f"{file}: by hash"):
+            if sha256(file) != run.recorded.get(key):
+                raise Fb3Error(
+                    f"{file}: not the file that the run was trained on (its hash is not {ENVIRONMENT}'s {key}); give "
+                    "that one's folder with --data DIR"
+                )
+    with run.part(f"folds.csv and the truths in {OOF}: those of train.csv"):
+        from fb3.folds import sampled
+
+        essays = sampled(read_essays(run.data / "train.csv", recipe.data, recipe.task), recipe)
+        _check_split(run, recipe, essays, table, finished)
+        if (run.path / OOF).is_file():
+            _check_truths(run, recipe, essays)
+
+
+def _check_split(
+    run: "Checked", recipe: Recipe, essays: pd.DataFrame, table: pd.DataFrame, finished: dict[int, Path]
+) -> None:
+    from fb3.folds import fold_table, make_folds
+
+    path, identifier = run.path / "folds.csv", recipe.data.id_column
+    if differ := sorted(set(table[identifier]) ^ set(essays[identifier])):
+        run.add("FAULT", f"{path}: {len(differ)} ids are only there or only in {run.data / 'train.csv'} {differ[:3]}")
+        return
+    made = fold_table(essays, make_folds(essays, recipe), identifier).set_index(identifier)[FOLD_COLUMN]
+    moved = table[made.loc[table[identifier]].to_numpy() != table[FOLD_COLUMN].to_numpy()]
+    if moved.empty:
+        return
+    text = f"{len(moved)} essays are in other folds than the recipe puts them, first {moved[identifier].iloc[0]}"
+    if set(made) == set(table[FOLD_COLUMN]) and _vouched(table, identifier, finished):
+        run.add("note", f"folds.csv: {text}; but so it was trained: another version of the splitter made it")
+    else:
+        run.add("FAULT", f"{path}: {text}; {run.again}")
+
+
+def _vouched(table: pd.DataFrame, identifier: str, finished: dict[int, Path]) -> bool:
+    """Whether every fold's own hash says that folds.csv is what it was trained with."""
+    folds = {number: rows[identifier] for number, rows in table.groupby(FOLD_COLUMN) if number >= 0}
+    return folds.keys() == finished.keys() and all(
+        read_json(finished[number] / FOLD_JSON).get("valid_ids_sha256") == ids_hash(ids)
+        for number, ids in folds.items()
+    )
+
+
+def _check_truths(run: "Checked", recipe: Recipe, essays: pd.DataFrame) -> None:
+    path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
+    found = read_table(path, [identifier, *[TRUTH + c for c in columns]])
+    found = found[found[identifier].isin(set(essays[identifier]))]  # the others were named with folds.csv
+    said = numbers(found, [TRUTH + c for c in columns], path, identifier)
+    true = essays.set_index(identifier).loc[found[identifier], columns].to_numpy(np.float64)
+    wrong = np.argwhere(said != true)  # both are float32's numbers
+    if len(wrong):
+        row, column = wrong[0]
+        raise Fb3Error(
+            f"{path}: {len(wrong)} truths are not those of {run.data / 'train.csv'}, first {columns[column]} of "
+            f"{found[identifier].iloc[row]}: {said[row, column]}, there {true[row, column]}; {run.again}, or give the "
+            "folder of the run's essays with --data DIR"
+        )

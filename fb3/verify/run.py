@@ -1,0 +1,243 @@
+"""A run, in its own folder or in a bundle, against its own hashes and scores."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fb3.bundle import Member
+from fb3.errors import Fb3Error
+from fb3.essays import FOLD_COLUMN, check_ids, read_table
+from fb3.files import read_json
+from fb3.foldinfo import ids_hash, is_finished
+from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, WEIGHTS, encoder_files
+from fb3.recipe import Recipe, load_recipe
+from fb3.scoring import TRUTH, numbers, scores_of
+from fb3.verify.essays import check_essays
+from fb3.verify.report import Kind, Report
+
+# oof.csv and scores.json hold every digit of a float, so that only the order of sums differs between machines: some
+# 1e-16. One prediction of a thousand that was changed by 1e-5 moves the score by more than this.
+TOLERANCE = 1e-9
+
+
+@dataclass
+class Checked:
+    """A run folder under check.
+
+    data: the folder of its train.csv, where known. recorded: environment.json; none in a bundle. digest: of a file,
+    none where it is missing; in a bundle the manifest's, for the files were held against that already. essays: of each
+    fold, to predict again. prefix: of the names in the report. packed: the fold folders that a bundle must have. half:
+    whether it packed the weights in fp16.
+    """
+
+    report: Report
+    path: Path
+    data: Path | None
+    recorded: dict[str, Any] | None
+    digest: Callable[[Path], str | None]
+    essays: int
+    prefix: str = ""
+    packed: list[Path] | None = None
+    half: bool = False
+
+    @property
+    def again(self) -> str:
+        """The mend of what is no longer the run's own."""
+        return "copy the run again" if self.packed is None else "build the bundle anew"
+
+    def part(self, text: str) -> AbstractContextManager[None]:
+        return self.report.part(self.prefix + text)
+
+    def add(self, kind: Kind, text: str) -> None:
+        self.report.add(kind, text if kind == "FAULT" else self.prefix + text)
+
+
+def check_run(run: Checked) -> None:
+    """All checks; one that rests on a file that is broken is said to be not made."""
+    recipe = table = None
+    with run.part(RECIPE):
+        recipe = load_recipe(run.path / RECIPE)
+    if recipe:
+        with run.part("folds.csv: each essay once, in the recipe's folds"):
+            table = _read_folds(run, recipe)
+        _check_encoder(run, recipe)
+    finished = _check_folds(run, recipe, table)
+    if recipe is None or table is None:
+        run.add("not made", f"{OOF}, scores.json, truths: for want of {RECIPE} or folds.csv")
+        return
+    if finished or (run.path / OOF).is_file():
+        before = len(run.report.faults)
+        with run.part(f"{OOF}: the validation essays of folds {[*finished]}, all numbers"):
+            _check_out_of_fold(run, recipe, table, finished)
+        if len(run.report.faults) == before:
+            with run.part(f"scores.json, {FOLD_JSON}: recompute from {OOF} within {TOLERANCE:g}"):
+                _check_scores(run, recipe, finished)
+        else:
+            run.add("not made", f"scores.json, {FOLD_JSON}: for want of a sound {OOF}")
+    if run.data is None:
+        where = f" ({ENVIRONMENT} says {run.recorded.get('data')})" if run.recorded else ""
+        again = ", predictions made again" if run.essays else ""
+        run.add(
+            "not made", f"train.csv by hash, its folds and truths{again}: not known where it is{where}; give --data"
+        )
+        return
+    check_essays(run, recipe, table, finished)
+    if run.essays:
+        _predict_again(run, recipe, finished)
+
+
+def _read_folds(run: Checked, recipe: Recipe) -> pd.DataFrame:
+    """folds.csv, its fold numbers as int."""
+    path = run.path / "folds.csv"
+    table = read_table(path, [recipe.data.id_column, FOLD_COLUMN])
+    check_ids(table[recipe.data.id_column], path)
+    if odd := sorted({cell for cell in table[FOLD_COLUMN] if not re.fullmatch(r"-1|\d+", cell)}):
+        raise Fb3Error(f"{path}: {odd[:3]} are no numbers of folds; {run.again}")
+    table = table.astype({FOLD_COLUMN: int})
+    there, count = sorted(set(table[FOLD_COLUMN])), recipe.folds.count
+    wanted = list(range(count)) if recipe.folds.holdout is None else [-1, 0]
+    if there == wanted:
+        return table
+    if recipe.folds.holdout is not None or there != list(range(len(there))):
+        raise Fb3Error(f"{path}: holds folds {there}, the recipe makes {wanted}; {run.again}")
+    if run.data is None:
+        run.add("not made", f"folds.csv: {len(there)} folds, folds.count={count}; right only for a `fold` column")
+    return table
+
+
+def _check_encoder(run: Checked, recipe: Recipe) -> None:
+    """The encoder's files, by hash where environment.json has theirs."""
+    hashes = (run.recorded or {}).get("encoder", {})
+    with run.part(f"{ENCODER}: {'by hash' if hashes else 'there'}"):
+        for name in encoder_files(bool(recipe.model.stitch)):
+            file = run.path / ENCODER / name
+            if (found := run.digest(file)) is None:
+                run.add("FAULT", f"{file}: missing; {run.again}")
+            elif found != hashes.get(name, found):
+                run.add("FAULT", f"{file}: not the file that {ENVIRONMENT} describes; {run.again}")
+
+
+def _check_folds(run: Checked, recipe: Recipe | None, table: pd.DataFrame | None) -> dict[int, Path]:
+    """Each fold's folder.
+
+    Returns:
+        Those that were trained to their end, by number.
+    """
+    there = [path for path in run.path.glob("fold*") if re.fullmatch(r"fold\d+", path.name) and path.is_dir()]
+    folders = {int(path.name[4:]): path for path in [*(run.packed or []), *there]}
+    known = None if table is None else sorted(set(table[FOLD_COLUMN]) - {-1})
+    finished = {}
+    for number, folder in sorted(folders.items()):
+        if known is not None and number not in known:
+            run.add("FAULT", f"{folder}: folds.csv knows no fold {number}; {run.again}")
+            continue
+        try:
+            whole = is_finished(folder)
+        except Fb3Error as error:
+            run.add("FAULT", str(error))
+            continue
+        if whole:
+            finished[number] = folder
+            with run.part(f"{folder.name}: weights, essays and seed are those of {FOLD_JSON}"):
+                _check_fold(run, folder, number, recipe, table)
+        elif run.packed is not None:
+            run.add("FAULT", f"{folder}: no fold that was trained to its end; {run.again}")
+        else:
+            _check_saves(run, folder)
+    if run.packed is None and (never := sorted(set(known or []) - folders.keys())):
+        run.add("note", f"folds {never}: not trained")
+    return finished
+
+
+def _check_fold(run: Checked, folder: Path, number: int, recipe: Recipe | None, table: pd.DataFrame | None) -> None:
+    info, described = read_json(folder / FOLD_JSON), folder / FOLD_JSON
+    mend = f"{run.again}, or delete {folder} and train it again" if run.packed is None else run.again
+    for file in [described, *sorted(folder.glob(f"step*/{FOLD_JSON}"))]:  # train.keep=all
+        weights = file.with_name(WEIGHTS)
+        if (found := run.digest(weights)) is None:
+            run.add("FAULT", f"{weights}: missing; {mend}")
+        elif found != read_json(file).get("sha256"):
+            run.add("FAULT", f"{weights}: not the file that {FOLD_JSON} describes; {mend}")
+    if info["fold"] != number:
+        run.add("FAULT", f"{described}: is of fold {info['fold']}; {mend}")
+    if recipe and info.get("seed") != recipe.train.seed + number:
+        wanted = recipe.train.seed + number
+        run.add("FAULT", f"{described}: seed {info.get('seed')}, {RECIPE} makes it {wanted}; {mend}")
+    if table is not None:
+        ids = table[table[FOLD_COLUMN] == number][recipe.data.id_column]
+        if ids_hash(ids) != info.get("valid_ids_sha256"):
+            run.add("FAULT", f"{folder}: validated on other essays than folds.csv says; {mend}")
+
+
+def _check_saves(run: Checked, folder: Path) -> None:
+    """Those of a fold that was not trained to its end."""
+    from fb3.training.resume import found, read_save
+
+    saves = found(folder / RESUME)
+    state = f"saves of steps {[int(save.name) for save in saves]}" if saves else "no save"
+    run.add("note", f"{folder.name}: not trained to its end, {state}; `fb3 train` goes on")
+    for save in saves:
+        with run.part(f"{folder.name}/{RESUME}/{save.name}: whole"):
+            try:
+                read_save(save)
+            except Fb3Error as error:
+                raise Fb3Error(f"{error}; delete {save}, `fb3 train` takes the one before") from None
+
+
+def _check_out_of_fold(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
+    path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
+    of_numbers = [*[TRUTH + column for column in columns], *columns]
+    found = read_table(path, [identifier, FOLD_COLUMN, *of_numbers])
+    check_ids(found[identifier], path)
+    have = set(zip(found[identifier], found[FOLD_COLUMN], strict=True))
+    rows = table[table[FOLD_COLUMN].isin(list(finished))]
+    want = set(zip(rows[identifier], rows[FOLD_COLUMN].astype(str), strict=True))
+    if have != want:
+        absent, extra = sorted(want - have), sorted(have - want)
+        mend = f"{run.again}{', or let `fb3 train` end the fold' if run.packed is None else ''}"
+        raise Fb3Error(
+            f"{path}: not the essays that folds.csv gives to the finished folds {[*finished]}: {len(absent)} missing "
+            f"{absent[:2]}, {len(extra)} too many {extra[:2]}; {mend}"
+        )
+    numbers(found, of_numbers, path, identifier)
+
+
+def _check_scores(run: Checked, recipe: Recipe, finished: dict[int, Path]) -> None:
+    again = scores_of(run.path, recipe)
+    files = {run.path / "scores.json": again}
+    files |= {folder / FOLD_JSON: again["folds"][str(number)] for number, folder in finished.items()}
+    for file, wanted in files.items():
+        said = read_json(file)
+        if file.name == FOLD_JSON:
+            said, wanted = ({key: each[key] for key in ("score", "columns")} for each in (said, wanted))
+        if differ := list(_differences(said, wanted)):
+            more = f" and {len(differ) - 2} more" if len(differ) > 2 else ""
+            run.add("FAULT", f"{file}: {'; '.join(differ[:2])}{more}; one of the two was changed, {run.again}")
+
+
+def _differences(said: Any, again: Any, key: str = "") -> Iterator[str]:
+    if isinstance(said, dict) and isinstance(again, dict):
+        for name in dict.fromkeys([*said, *again]):
+            if name in said and name in again:
+                yield from _differences(said[name], again[name], f"{key}.{name}".lstrip("."))
+            else:
+                yield f"{key}.{name} is only in {'the file' if name in said else OOF}".lstrip(".")
+    elif isinstance(said, float) and isinstance(again, float):
+        if not abs(said - again) <= TOLERANCE:
+            yield f"{key} is {said:.10g}, {OOF} gives {again:.10g}"
+    elif said != again:
+        yield f"{key} is {said!r}, {OOF} gives {again!r}"
+
+
+def _predict_again(run: Checked, recipe: Recipe, finished: dict[int, Path]) -> None:
+    from fb3.parity import replay_fold
+
+    member = Member(run.path.name, run.path, recipe, [*finished.values()])
+    for folder in finished.values():
+        with run.part(f"{folder.name}: {run.essays} essays predicted again as in {OOF}"):
+            replay_fold(member, folder, run.data, run.essays, run.half)
