@@ -58,7 +58,7 @@ def replay(data: Path | None, essays: int = ESSAYS) -> Check:
 def replay_fold(member: Member, folder: Path, data: Path, essays: int, half: bool = False) -> float:
     """The largest difference of some essays' predictions, made again by a fold where it lies, in a run or a bundle.
 
-    A bundle does not say in which precision its runs were trained: it is the recipe's, or bf16 where that leaves it open.
+    A bundle does not say in which precision its runs were trained: the recipe's, or bf16 where that leaves it open.
 
     Args:
         half: the weights were packed in fp16.
