@@ -49,7 +49,7 @@ def is_finished(folder: Path) -> bool:
     if not (folder / FOLD_JSON).is_file():
         return False
     info = read_json(folder / FOLD_JSON)
-    if not isinstance(info, dict) or not isinstance(info.get("fold"), int):
+    if type(info.get("fold")) is not int or f"fold{info['fold']}" != folder.name:
         raise Fb3Error(f"{folder / FOLD_JSON}: not a fold's description; train this fold again")
     return info.get("finished") is True
 
@@ -125,6 +125,8 @@ def assign_weights(scorer: Scorer, tensors: Mapping[str, Tensor], source: str) -
             f"{source}: not the weights of this recipe's model: {len(missing)} missing {missing[:3]}, "
             f"{len(extra)} unknown {extra[:3]}, {len(wrong)} of another shape {wrong[:3]}"
         )
+    if whole := sorted(name for name, tensor in tensors.items() if not tensor.is_floating_point()):
+        raise Fb3Error(f"{source}: {whole[:3]} hold {tensors[whole[0]].dtype}, not weights; copy the file again")
     new = {id(p): nn.Parameter(tensors[name].float(), p.requires_grad) for name, p in scorer.named_parameters()}
     buffers = dict(scorer.named_buffers())
     for module in scorer.modules():

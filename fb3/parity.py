@@ -13,7 +13,7 @@ import pandas as pd
 
 from fb3.bundle import Member
 from fb3.errors import Fb3Error
-from fb3.essays import read_table
+from fb3.essays import read_numbers, read_table
 from fb3.files import read_json
 from fb3.layout import ENVIRONMENT, OOF
 from fb3.packing import Check
@@ -60,11 +60,11 @@ def _replay_run(
 ) -> list[tuple[str, float]]:
     identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
     texts = _texts(run, member, data)
-    predicted = read_table(member.path / OOF, [identifier, "fold", *columns])
+    predicted = read_numbers(member.path / OOF, identifier, columns)
     made, replayed = _precisions(run)
     out = []
     for position, folder in enumerate(member.folds):
-        rows = predicted[predicted["fold"] == folder.name.removeprefix("fold")]
+        rows = predicted[predicted["fold"] == int(folder.name.removeprefix("fold"))]
         if rows.empty:
             raise Fb3Error(f"{run / OOF}: no row of {folder.name}; train this fold again")
         rows = _sample(rows, texts, identifier, essays, run)

@@ -27,7 +27,10 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
     predictions, truth = Path(predictions), Path(truth)
     predicted = read_table(predictions, [])
     identifier = predicted.columns[0]
-    true = read_table(truth, [identifier])
+    true = read_table(truth, [])
+    if identifier not in true.columns:
+        has = f"it has {list(true.columns)}"
+        raise Fb3Error(f"{truth}: no column {identifier!r}, which is the first of {predictions}, for the ids; {has}")
     check_ids(predicted[identifier], predictions)
     check_ids(true[identifier], truth)
     columns = [c for c in true.columns if c not in {identifier, FOLD_COLUMN} and _is_numeric(true[c])]

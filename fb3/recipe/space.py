@@ -19,8 +19,9 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError, nearest
+from fb3.files import read_utf8
 from fb3.recipe.groups import Group
-from fb3.recipe.load import check_key, overridden, parse, read_utf8
+from fb3.recipe.load import LARGEST, check_key, overridden, parse
 from fb3.recipe.recipe import Recipe, explain, known_keys
 
 _BUILTIN = files("fb3.recipe") / "spaces"
@@ -207,7 +208,7 @@ def read_space(source: str | Path) -> Space:
     if str(source) in built_in:
         text, name = built_in[str(source)].read_text(encoding="utf-8"), f"built-in space {source}"
     elif path.is_file():
-        text, name = read_utf8(path), str(path)
+        text, name = read_utf8(path, LARGEST), str(path)
     else:
         raise Fb3Error(f"{path}: no such space; give a YAML file or a built-in one, {', '.join(sorted(built_in))}")
     settings = parse(text, name)

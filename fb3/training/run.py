@@ -16,7 +16,7 @@ import torch
 from fb3.checkpoint import is_finished, mark_finished
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error, Stopped
-from fb3.essays import read_essays
+from fb3.essays import FOLD_COLUMN, read_essays, read_numbers, read_table
 from fb3.files import read_json, sha256, sweep, write_csv, write_json, write_text
 from fb3.folds import FoldSplit, fold_table, make_folds, read_folds
 from fb3.layout import ENVIRONMENT, FOLD_JSON, LOCK, OOF, RECIPE, RESUME
@@ -275,7 +275,7 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
     table.insert(0, identifier, predictions.ids)
     table.insert(1, "fold", split.fold)
     if path.is_file():
-        others = pd.read_csv(path, dtype={identifier: str}, keep_default_na=False, float_precision="round_trip")
+        others = read_numbers(path, identifier, [TRUTH + column for column in columns] + columns)
         others = others.query("fold != @split.fold")
         table = pd.concat([others, table])
     write_csv(table.sort_values(["fold", identifier]), path)
@@ -285,9 +285,7 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
 def scores_of(run: Path, recipe: Recipe) -> dict:
     """The content of scores.json, from oof.csv alone: the score of all rows, and of each fold."""
     columns = list(recipe.data.target_columns)
-    table = pd.read_csv(
-        run / OOF, dtype={recipe.data.id_column: str}, keep_default_na=False, float_precision="round_trip"
-    )
+    table = read_numbers(run / OOF, recipe.data.id_column, [TRUTH + column for column in columns] + columns)
 
     def score(rows: pd.DataFrame) -> dict:
         each = rmse_columns(rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy())
@@ -298,12 +296,29 @@ def scores_of(run: Path, recipe: Recipe) -> dict:
         }
 
     folds = {str(n): score(rows) for n, rows in table.groupby("fold")}
-    total = len(pd.read_csv(run / "folds.csv", dtype=str).query("fold != '-1'"))
+    total = int((read_table(run / "folds.csv", [FOLD_COLUMN])[FOLD_COLUMN] != "-1").sum())
     return {**score(table), "complete": len(table) == total, "folds": folds}
 
 
+def read_scores(path: Path) -> dict:
+    """scores.json, as `scores_of` makes it.
+
+    Raises:
+        Fb3Error: it is broken, or something else.
+    """
+    scores = read_json(path, {"score": (float, int), "columns": dict, "essays": int, "complete": bool, "folds": dict})
+    numbers = [scores["score"], *scores["columns"].values()]
+    for number, part in scores["folds"].items():
+        if not re.fullmatch("[0-9]{1,6}", number) or not isinstance(part, dict):
+            raise Fb3Error(f"{path}: folds: {number!r} is no fold's score; copy the run again")
+        numbers.append(part.get("score"))
+    if not all(isinstance(each, (float, int)) for each in numbers):
+        raise Fb3Error(f"{path}: holds a score that is no number; copy the run again")
+    return scores
+
+
 def _finish(session: Session) -> Run:
-    scores, run = read_json(session.out / "scores.json"), run_of(session.out)
+    scores, run = read_scores(session.out / "scores.json"), run_of(session.out)
     kind = "CV" if scores["complete"] else f"out-of-fold score of folds {run.folds}"
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     session.log.event(
@@ -319,5 +334,5 @@ def _finish(session: Session) -> Run:
 
 def run_of(out: Path) -> Run:
     """A run folder with a trained fold, as `train` returns it."""
-    scores = read_json(out / "scores.json")
-    return Run(out, Score(scores["score"], scores["columns"]), sorted(int(n) for n in scores["folds"]))
+    scores = read_scores(out / "scores.json")
+    return Run(out, Score(scores["score"], scores["columns"]), sorted(map(int, scores["folds"])))
