@@ -1,5 +1,6 @@
 """The dataset folder ("bundle"), read: its manifest names every file with size and hash."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def read_bundle(path: str | Path) -> Bundle:
 
 def _inside(name: str) -> bool:
     """Whether a name in the manifest is a plain way down, such as runs/a/recipe.yaml."""
-    plain = not set(name) & {"\\", ":", "\0"}
+    plain = not set(name) & ({"\0", "\\", ":"} if os.name == "nt" else {"\0"})
     return plain and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 

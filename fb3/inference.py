@@ -75,7 +75,8 @@ def infer(
             sample = _read_sample(Path(data), recipe)
             standing = _stand(sample, packed, recipe, out, summary)
         if recipe is None:
-            raise Fb3Error(f"{packed.path}: no run in it can be used: {summary.folds[0]['reason']}")
+            why = summary.folds[0]["reason"] if summary.folds else "there is none"
+            raise Fb3Error(f"{packed.path}: no run in it can be used: {why}")
         source = Path(test) if test is not None else Path(data) / "test.csv"
         essays = read_essays(source, recipe.data)
         if test is not None:

@@ -129,7 +129,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("\ufefftrain: {epochs: 3}", None),
         ("[]", "a mapping"),
         ("- 1", "a mapping"),
-        ("1: 2", "unknown key|valid"),
+        ("1: 2", "should be strings"),
         ("{[1]: 2}", "unhashable"),
         ("train: &t {epochs: 3}\ntrain: *t", "twice"),
         (BOMB, "more than"),

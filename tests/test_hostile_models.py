@@ -73,7 +73,7 @@ def test_a_manifest_of_any_form(data, packed, bundle):
     told(read, packed, "manifest.json")
 
 
-WAYS_OUT = ["../x", "/etc/passwd", "runs/../../x", "runs//x", "./x", "", "a\\..\\b", "C:/x", "a\0b", "runs/"]
+WAYS_OUT = ["../x", "/etc/passwd", "runs/../../x", "runs//x", "./x", "", "a\0b", "runs/"]
 
 
 @pytest.mark.parametrize("name", WAYS_OUT)
