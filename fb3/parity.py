@@ -85,7 +85,7 @@ def _texts(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
     """
     if data is None:
         recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
-        if recorded is None or not (Path(recorded) / "train.csv").is_file():
+        if not isinstance(recorded, str) or not (Path(recorded) / "train.csv").is_file():
             raise Fb3Error(
                 f"{run}: the essays it was trained on are not where {ENVIRONMENT} says ({recorded}), so its "
                 "predictions cannot be replayed; give their folder with --data DIR, or pack unproven with --no-parity"
@@ -111,7 +111,7 @@ def _sample(rows: pd.DataFrame, texts: pd.DataFrame, identifier: str, essays: in
 def _precisions(run: Path) -> tuple[Precision, Precision]:
     """Of the out-of-fold predictions, and of the replay: the same where this machine has it, else float32."""
     made = read_json(run / ENVIRONMENT).get("precision") if (run / ENVIRONMENT).is_file() else None
-    if made not in TOLERANCE:
+    if not isinstance(made, str) or made not in TOLERANCE:
         raise Fb3Error(
             f"{run / ENVIRONMENT}: does not say in which precision the run was trained, so its predictions cannot be "
             "replayed; copy the whole run folder, or pack unproven with --no-parity"

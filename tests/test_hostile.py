@@ -150,6 +150,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ('data: {id_column: "\\ud800"}', "surrogates"),
         ("data: {id_column: \0}", "not allowed"),
         (b"\xff\xfe{", "not UTF-8 at byte 0"),
+        ("data: {text: {template: '" + "{full_text}" * 1000 + "'}}", "11000 characters, at most 2000"),
         ("train: {epochs: " + "x" * 200_000 + "}", "epochs"),
     ],
 )
@@ -166,9 +167,12 @@ def test_hostile_yaml(content, words, tmp_path):
     told(lambda path: read_space(path).check(BASE), path)
 
 
-def test_an_alias_may_be_used(tmp_path):
+def test_an_alias_may_be_used_and_choices_have_a_number(tmp_path):
     text = "train.epochs: {choices: &c [1, 2]}\ntrain.batch_size: {choices: *c}"
     assert len(read_space(written(tmp_path, "s.yaml", text.encode())).entries) == 2
+    text = f"train.epochs: {{choices: {list(range(1, 9000))}}}"
+    with pytest.raises(Fb3Error, match=r"s\.yaml: train\.epochs: .*8999 choices, at most 200"):
+        read_space(written(tmp_path, "s.yaml", text.encode()))
 
 
 @pytest.mark.parametrize(
