@@ -1,13 +1,14 @@
 """The dataset folder ("bundle"), read: its manifest names every file with size and hash."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256
-from fb3.layout import MANIFEST, METADATA, RECIPE
+from fb3.layout import FOLD_JSON, MANIFEST, METADATA, RECIPE, WEIGHTS
 from fb3.recipe import Recipe, load_recipe
 
 FORMAT = 1
@@ -40,18 +41,40 @@ class Bundle:
         """The runs with their recipes."""
         return [Member(name, path, load_recipe(path / RECIPE), folds) for name, path, folds in self.runs()]
 
-    def files_below(self, folder: Path) -> list[str]:
-        """The names in the manifest of what lies in a folder."""
+    def check_fold(self, folder: Path) -> None:
+        """Compares a fold's files with the manifest.
+
+        Raises:
+            Fb3Error: as `check` does.
+        """
+        self.check_below(folder, [FOLD_JSON, WEIGHTS])
+
+    def check_below(self, folder: Path, wanted: Iterable[str]) -> None:
+        """Compares what lies in a folder with the manifest.
+
+        Args:
+            folder: in the bundle.
+            wanted: names of files in it that the manifest must have: what is read unchecked could be anything.
+
+        Raises:
+            Fb3Error: as `check` does.
+        """
         start = folder.relative_to(self.path).as_posix() + "/"
-        return [name for name in self.manifest["files"] if name.startswith(start)]
+        below = [name for name in self.manifest["files"] if name.startswith(start)]
+        for name in dict.fromkeys([*below, *(start + name for name in wanted)]):
+            self.check(name)
 
     def check(self, name: str) -> None:
         """Compares a file with the manifest.
 
         Raises:
-            Fb3Error: it is missing or is not the one that was packed.
+            Fb3Error: it is missing, is not the one that was packed, or would lie outside the bundle.
         """
-        file, entry = self.path / name, self.manifest["files"][name]
+        entry = self.manifest["files"].get(name)
+        if not _inside(name) or not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
+            what = f"{name!r} in it is missing, leads out of the bundle, or lacks size or sha256"
+            raise Fb3Error(f"{self.path / MANIFEST}: {what}; build the bundle anew")
+        file = self.path / name
         if not file.is_file():
             raise Fb3Error(f"{file}: missing from the bundle; upload it again")
         if file.stat().st_size != entry["size"]:
@@ -60,13 +83,18 @@ class Bundle:
             raise Fb3Error(f"{file}: its hash is not the packed file's; it was changed or damaged, upload it again")
 
     def faults(self) -> Iterator[Fb3Error]:
-        """What `check` has against each file."""
+        """What `check` has against each file; and links out of the bundle, though the hash is right."""
+        root = self.path.resolve()
         for name in self.manifest["files"]:
-            if name != METADATA:  # the user's to edit, and not mounted on Kaggle
-                try:
-                    self.check(name)
-                except Fb3Error as error:
-                    yield error
+            if name == METADATA:  # the user's to edit, and not mounted on Kaggle
+                continue
+            try:
+                self.check(name)
+            except Fb3Error as error:
+                yield error
+                continue
+            if not (self.path / name).resolve().is_relative_to(root):
+                yield Fb3Error(f"{self.path / name}: a link out of the bundle; put the file itself there")
 
     def extra(self) -> list[str]:
         """Files that the manifest does not name, without those that Python writes when it imports the source."""
@@ -85,16 +113,37 @@ def read_bundle(path: str | Path) -> Bundle:
     if not (path / MANIFEST).is_file():
         raise Fb3Error(f"{path}: no bundle (no {MANIFEST}); give the --out of build_dataset.py")
     manifest = read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise Fb3Error(f"{path / MANIFEST}: not a bundle's manifest of format {FORMAT}; build the bundle anew")
+    if not isinstance(manifest.get("files"), dict) or not _are_runs(manifest.get("runs")):
+        raise Fb3Error(
+            f"{path / MANIFEST}: want files by their names, and runs, each with the name of a folder of its own and "
+            "the numbers of its folds; build the bundle anew"
+        )
     return Bundle(path, manifest)
+
+
+def _inside(name: str) -> bool:
+    """Whether a name in the manifest is a plain way down, such as runs/a/recipe.yaml."""
+    plain = not set(name) & ({"\0", "\\", ":"} if os.name == "nt" else {"\0"})
+    return plain and all(part not in {"", ".", ".."} for part in name.split("/"))
+
+
+def _are_runs(runs: Any) -> bool:
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        return False
+    names, folds = [run.get("name") for run in runs], [run.get("folds") for run in runs]
+    if not all(isinstance(name, str) and "/" not in name and _inside(name) for name in names):
+        return False
+    numbers = all(isinstance(each, list) and all(type(n) is int and 0 <= n < 10**6 for n in each) for each in folds)
+    return numbers and len(set(names)) == len(names) and all(len(set(each)) == len(each) for each in folds)
 
 
 def verify_bundle(path: str | Path) -> Bundle:
     """Reads a bundle and checks every file's size and hash.
 
     Raises:
-        Fb3Error: a file is missing or is not the one that was packed; names it.
+        Fb3Error: a file is missing, is not the one that was packed, or is a link out of the bundle; names it.
     """
     bundle = read_bundle(path)
     for fault in bundle.faults():

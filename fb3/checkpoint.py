@@ -104,6 +104,8 @@ def assign_weights(scorer: Scorer, tensors: Mapping[str, Tensor], source: str) -
             f"{source}: not the weights of this recipe's model: {len(missing)} missing {missing[:3]}, "
             f"{len(extra)} unknown {extra[:3]}, {len(wrong)} of another shape {wrong[:3]}"
         )
+    if whole := sorted(name for name, tensor in tensors.items() if not tensor.is_floating_point()):
+        raise Fb3Error(f"{source}: {whole[:3]} hold {tensors[whole[0]].dtype}, not weights; copy the file again")
     new = {id(p): nn.Parameter(tensors[name].float(), p.requires_grad) for name, p in scorer.named_parameters()}
     buffers = dict(scorer.named_buffers())
     for module in scorer.modules():

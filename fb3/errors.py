@@ -3,9 +3,16 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 4000  # characters of a message: what it quotes may be a cell of any size
+
 
 class Fb3Error(ValueError):
     """Bad input or an impossible setting. The message names the file, the row or key, and the mend."""
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        half = _LONGEST // 2
+        super().__init__(text if len(text) <= _LONGEST else f"{text[:half]} […] {text[-half:]}")
 
 
 class Stopped(Exception):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
+from fb3.files import read_utf8
 from fb3.recipe import Recipe
 from fb3.recipe.groups import DataGroup, TaskGroup
 
 FOLD_COLUMN = "fold"
+LARGEST = 4 * 2**30  # bytes of a CSV; it becomes several times as large in memory
 
 
 def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
@@ -23,16 +26,10 @@ def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
             missing or there twice.
     """
     path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise Fb3Error(f"{path}: not UTF-8 at byte {error.start} ({error.reason}); save it as UTF-8") from None
-    except FileNotFoundError:
+    if not path.exists():
         beside = sorted(p.name for p in path.parent.glob("*.csv")) if path.parent.is_dir() else []
-        raise Fb3Error(f"{path}: no such file; CSV files in {path.parent}: {beside or 'none'}") from None
-    except OSError as error:
-        raise Fb3Error(f"{path}: cannot be read ({error.strerror})") from None
-    table = _parse(text, path)
+        raise Fb3Error(f"{path}: no such file; CSV files in {path.parent}: {beside or 'none'}")
+    table = _parse(read_utf8(path, LARGEST), path)
     missing = [column for column in wanted if column not in table.columns]
     if missing:
         raise Fb3Error(f"{path}: no column {missing}; it has {list(table.columns)}, wanted {list(wanted)}")
@@ -42,17 +39,22 @@ def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
 def _parse(text: str, path: Path) -> pd.DataFrame:
     """The csv module rather than pandas, which fills short rows and cuts long ones without a word."""
     csv.field_size_limit(2**31 - 1)
+    reader = filter(None, csv.reader(io.StringIO(text, newline=""), strict=True))
     try:
-        header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        header = next(reader, None)
+        if header is None:
+            raise Fb3Error(f"{path}: not a CSV table (the file is empty); download it again")
+        if twice := sorted(name for name, count in Counter(header).items() if count > 1):
+            raise Fb3Error(f"{path}: column {twice} stands there more than once")
+        rows = []
+        for number, row in enumerate(reader, 1):
+            if len(row) != len(header):
+                raise Fb3Error(
+                    f"{path}: row {number} has {len(row)} cells, the header {len(header)}; is a quote missing?"
+                )
+            rows.append(row)
     except csv.Error as error:
         raise Fb3Error(f"{path}: not a CSV table ({error}); download it again") from None
-    except ValueError:
-        raise Fb3Error(f"{path}: not a CSV table (the file is empty); download it again") from None
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise Fb3Error(f"{path}: column {twice} stands there more than once")
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise Fb3Error(f"{path}: row {number} has {len(row)} cells, the header {len(header)}; is a quote missing?")
     return pd.DataFrame(rows, columns=header, dtype=object)
 
 
@@ -117,6 +119,41 @@ def _numbers(table: pd.DataFrame, column: str, data: DataGroup, path: Path) -> p
             f"in row {row + 1} ({data.id_column} {table[data.id_column].iloc[row]})"
         )
     return numbers
+
+
+def whole_numbers(cells: pd.Series, path: Path) -> list[int]:
+    """Fold numbers as folds.csv and oof.csv hold them: from −1 up, written as digits.
+
+    Raises:
+        Fb3Error: naming the first cell that is none.
+    """
+    bad = np.flatnonzero(~cells.str.fullmatch(r"-1|[0-9]{1,6}").to_numpy(bool))
+    if len(bad):
+        raise Fb3Error(
+            f"{path}: {cells.iloc[bad[0]]!r} in row {bad[0] + 1}, column {cells.name}, is no fold's number; "
+            "copy the run again"
+        )
+    return [int(cell) for cell in cells]
+
+
+def read_numbers(path: Path, id_column: str, columns: Iterable[str]) -> pd.DataFrame:
+    """Ids, fold numbers and numbers of a run's oof.csv, as exact as they were written.
+
+    Raises:
+        Fb3Error: what `read_table` refuses; empty or duplicate ids; a cell that is no finite number.
+    """
+    columns = list(columns)
+    table = read_table(path, [id_column, FOLD_COLUMN, *columns])
+    check_ids(table[id_column], path)
+    out = pd.DataFrame({id_column: table[id_column], FOLD_COLUMN: whole_numbers(table[FOLD_COLUMN], path)})
+    for column in columns:
+        try:
+            out[column] = table[column].to_numpy().astype(np.float64)  # Python's own reading: pandas rounds
+        except ValueError as error:
+            raise Fb3Error(f"{path}: column {column}: {error}; copy the run again") from None
+        if not np.isfinite(out[column]).all():
+            raise Fb3Error(f"{path}: column {column} holds a NaN or an infinity; copy the run again")
+    return out
 
 
 def _check_range(essays: pd.DataFrame, data: DataGroup, task: TaskGroup, path: Path) -> None:

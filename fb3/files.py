@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,10 @@ from fb3.errors import Fb3Error
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Bytes up to which a text is read: a file from elsewhere may be of any size, and becomes ten to thirty times as large
+# in memory. Of what fb3 writes, a manifest of ten thousand files has 2 MB.
+LARGEST = 32 * 2**20
 
 
 def sha256(path: Path) -> str:
@@ -105,15 +110,54 @@ def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
         table.to_csv(aside, index=False, lineterminator="\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON.
+def read_utf8(path: Path, largest: int = LARGEST) -> str:
+    """The text of a file, without a byte order mark.
+
+    Args:
+        path: a plain file: a pipe or a device could be read without end.
+        largest: bytes that it may have.
 
     Raises:
-        Fb3Error: missing or broken, by name.
+        Fb3Error: it cannot be read, is too large, or is in another encoding.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Fb3Error(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Fb3Error(f"{path}: cannot be read (not a plain file)")
+        if found.st_size > largest:
+            size = f"{in_words(found.st_size)}, of such a file at most {in_words(largest)} are read"
+            raise Fb3Error(f"{path}: {size}; is it the right one?")
+        content = path.read_bytes()
+    except Fb3Error:
+        raise
+    except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
+        raise Fb3Error(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise Fb3Error(f"{path}: not UTF-8 at byte {error.start} ({error.reason}); save it as UTF-8") from None
+
+
+def read_json(path: Path, wanted: Mapping[str, type | tuple[type, ...]] | None = None) -> dict[str, Any]:
+    """Reads a JSON mapping.
+
+    Args:
+        path: the file.
+        wanted: keys that must be there, with the types of their values.
+
+    Raises:
+        Fb3Error: missing, broken, no mapping, or without one of the keys; names it.
+    """
+    text = read_utf8(path)
+    try:
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # half a pair, which no UTF-8 file and no path can hold
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
         raise Fb3Error(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise Fb3Error(f"{path}: want a mapping, got {type(content).__name__}; write it anew, or copy it again")
+    for key, kinds in (wanted or {}).items():
+        if not isinstance(content.get(key), kinds) or (isinstance(content[key], bool) and kinds is not bool):
+            raise Fb3Error(f"{path}: {key} is missing, or of the wrong form; write it anew, or copy it again")
+    return content

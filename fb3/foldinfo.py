@@ -24,6 +24,6 @@ def is_finished(folder: Path) -> bool:
     if not (folder / FOLD_JSON).is_file():
         return False
     info = read_json(folder / FOLD_JSON)
-    if not isinstance(info, dict) or not isinstance(info.get("fold"), int):
+    if type(info.get("fold")) is not int or f"fold{info['fold']}" != folder.name:
         raise Fb3Error(f"{folder / FOLD_JSON}: not a fold's description; train this fold again")
     return info.get("finished") is True

@@ -9,7 +9,7 @@ import pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 
 from fb3.errors import Fb3Error
-from fb3.essays import FOLD_COLUMN, check_ids, read_table
+from fb3.essays import FOLD_COLUMN, check_ids, read_table, whole_numbers
 from fb3.recipe import Recipe
 
 
@@ -93,7 +93,7 @@ def read_folds(path: Path, essays: pd.DataFrame, id_column: str) -> list[FoldSpl
     """
     table = read_table(path, [id_column, FOLD_COLUMN])
     check_ids(table[id_column], path)
-    numbers = dict(zip(table[id_column], table[FOLD_COLUMN].astype(int), strict=True))
+    numbers = dict(zip(table[id_column], whole_numbers(table[FOLD_COLUMN], path), strict=True))
     absent = [i for i in essays[id_column] if i not in numbers]
     if absent or len(numbers) != len(essays):
         raise Fb3Error(

@@ -10,9 +10,10 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from fb3.errors import Fb3Error
+from fb3.files import read_utf8
 
 RECORDED = Path(__file__).resolve().parent.parent / "wheels" / "images"
 _OWN = Path(__file__).with_name("requirements.txt")
@@ -84,9 +85,9 @@ def read_image(path: str | Path, python: str | None = None) -> Image:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Fb3Error(f"{path}: cannot be read ({error}); `fb3 image-freeze` writes such a list") from None
+        lines = read_utf8(path).splitlines()
+    except Fb3Error as error:
+        raise Fb3Error(f"{error}; `fb3 image-freeze` writes such a list") from None
     said = dict(re.findall(r"^#\s*(python|glibc)\s+(\d+(?:\.\d+)+)\s*$", "\n".join(lines), re.M))
     packages = {canonicalize_name(m[1]): m[2] for m in map(_PINNED.match, lines) if m}
     if not packages:
@@ -94,12 +95,17 @@ def read_image(path: str | Path, python: str | None = None) -> Image:
     for name, version in packages.items():
         try:
             Version(version)
-        except InvalidVersion:
+        except ValueError:  # InvalidVersion, or a number of thousands of digits
             raise Fb3Error(f"{path}: {name}=={version} is no version") from None
     python = python or said.get("python")
     if python is None:
         raise Fb3Error(f"{path}: does not say its Python; write a first line such as `# python 3.12.13`")
-    major, minor = said.get("glibc", ".".join(map(str, _GLIBC))).split(".")[:2]
+    if not re.fullmatch(r"3\.[0-9]{1,2}(\.[0-9]{1,3})?", python):  # tags are counted down from there
+        raise Fb3Error(f"{path}: Python {python} is none; write a first line such as `# python 3.12.13`")
+    glibc = said.get("glibc", ".".join(map(str, _GLIBC)))
+    if not re.fullmatch(r"2\.[0-9]{1,2}(\.[0-9]{1,3})*", glibc):
+        raise Fb3Error(f"{path}: glibc {glibc} is none; write a line such as `# glibc 2.35`")
+    major, minor = glibc.split(".")[:2]
     return Image(path.stem, python, (int(major), int(minor)), packages)
 
 
@@ -159,7 +165,7 @@ def parse_requirements(lines: Iterable[str], source: Path) -> list[Requirement]:
         if text and not text.startswith(("#", "-")):
             try:
                 out.append(Requirement(text))
-            except InvalidRequirement as error:
+            except (InvalidRequirement, RecursionError) as error:
                 raise Fb3Error(f"{source}: {text!r} is no requirement ({error})") from None
     return out
 

@@ -3,6 +3,7 @@
 The first file, of training means, is written before torch is imported; each fold then replaces it.
 """
 
+import math
 import time
 import traceback
 from pathlib import Path
@@ -14,7 +15,7 @@ from fb3.bundle import Bundle, Member, read_bundle
 from fb3.errors import Fb3Error
 from fb3.essays import check_ids, read_essays, read_table
 from fb3.files import read_json
-from fb3.layout import ENCODER, FOLD_JSON, RECIPE
+from fb3.layout import CONFIG, ENCODER, FOLD_JSON, RECIPE, SECOND, TOKENIZER
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.runtime import COMPETITION_MARKER, find_competition, hidden_rerun, parse_duration, session_seconds
@@ -74,7 +75,8 @@ def infer(
             sample = _read_sample(Path(data), recipe)
             standing = _stand(sample, packed, recipe, out, summary)
         if recipe is None:
-            raise Fb3Error(f"{packed.path}: no run in it can be used: {summary.folds[0]['reason']}")
+            why = summary.folds[0]["reason"] if summary.folds else "there is none"
+            raise Fb3Error(f"{packed.path}: no run in it can be used: {why}")
         source = Path(test) if test is not None else Path(data) / "test.csv"
         essays = read_essays(source, recipe.data)
         if test is not None:
@@ -112,14 +114,17 @@ def _whole_members(packed: Bundle, summary: Summary, strict: bool) -> list[Membe
     members = []
     for name, path, folds in packed.runs():
         try:
-            for file in [*packed.files_below(path / ENCODER), (path / RECIPE).relative_to(packed.path).as_posix()]:
-                packed.check(file)
-            members.append(Member(name, path, load_recipe(path / RECIPE), folds))
-        except (Fb3Error, OSError) as error:
+            packed.check((path / RECIPE).relative_to(packed.path).as_posix())
+            recipe = load_recipe(path / RECIPE)
+            two = recipe.model.stitch or (path / ENCODER / SECOND).is_dir()
+            towers = ["", f"{SECOND}/"] if two else [""]
+            packed.check_below(path / ENCODER, [tower + name for tower in towers for name in (CONFIG, TOKENIZER)])
+            members.append(Member(name, path, recipe, folds))
+        except Exception as error:
             if strict:
                 raise
             for fold in folds:
-                summary.left_out(f"{name}/{fold.name}", str(error))
+                summary.left_out(f"{name}/{fold.name}", str(error) or type(error).__name__)
     return members
 
 
@@ -130,7 +135,7 @@ def _stand(sample: pd.DataFrame, packed: Bundle, recipe: Recipe | None, out: Pat
     if recipe and set(columns) != set(recipe.data.target_columns):
         columns = list(recipe.data.target_columns)  # check_form refuses it, by name, when the essays are there
     bounds = (recipe.task.minimum, recipe.task.maximum) if recipe else (-np.inf, np.inf)
-    found = _training_means(packed)
+    found = _training_means(packed, columns)
     if not found:
         say(f"{packed.path}: no fold tells its training means; the middle of the range stands in")
     middle = (bounds[0] + bounds[1]) / 2 if recipe else 0.0
@@ -141,15 +146,20 @@ def _stand(sample: pd.DataFrame, packed: Bundle, recipe: Recipe | None, out: Pat
     return standing
 
 
-def _training_means(packed: Bundle) -> list[dict[str, float]]:
+def _training_means(packed: Bundle, columns: list[str]) -> list[dict[str, float]]:
     found = []
     for _, _, folds in packed.runs():
         for fold in folds:
             try:
                 packed.check((fold / FOLD_JSON).relative_to(packed.path).as_posix())
-                found.append(read_json(fold / FOLD_JSON)["target_means"])
-            except (Fb3Error, OSError) as error:
-                say(f"{error}: its means are not used")
+                means = read_json(fold / FOLD_JSON, {"target_means": dict})["target_means"]
+                numbers = {column: float(means[column]) for column in columns}
+                if not all(map(math.isfinite, numbers.values())):
+                    raise Fb3Error(f"{fold / FOLD_JSON}: target_means are {numbers}")
+                found.append(numbers)
+            except Exception as error:  # the first file is to stand whatever a fold says
+                why = error if isinstance(error, Fb3Error) else f"{fold / FOLD_JSON}: {error!r}"
+                say(f"{why}: its means are not used")
     return found
 
 

@@ -2,6 +2,7 @@
 
 RECIPE = "recipe.yaml"
 ENCODER = "encoder"  # a run's folder of config and tokenizer
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in it
 SECOND = "second"  # in it, those of the second encoder of a stitched model
 WEIGHTS = "model.safetensors"  # of a fold
 FOLD_JSON = "fold.json"  # score, seed, hash of a fold

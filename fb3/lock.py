@@ -9,6 +9,8 @@ from pathlib import Path
 from fb3.errors import Fb3Error
 from fb3.layout import LOCK
 
+_SHOWN = 200  # characters of what another process wrote
+
 
 @contextmanager
 def alone(folder: Path, command: str) -> Iterator[None]:
@@ -21,18 +23,27 @@ def alone(folder: Path, command: str) -> Iterator[None]:
     Raises:
         Fb3Error: there is one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fb3Error(f"{folder}: cannot be made ({error.strerror}); choose another --out") from None
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+    try:
+        # No link: in a folder from elsewhere it would have its target emptied.
+        number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        file = os.fdopen(number, "a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise Fb3Error(f"{folder / LOCK}: cannot be opened ({error.strerror or error}); delete it") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            who = file.read().strip()
+            who = file.read(_SHOWN).strip()
             raise Fb3Error(
                 f"{folder}: another {command} is at work there{f' ({who})' if who else ''}; wait for it, or choose "
                 "another --out"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fb3.errors import Fb3Error
+from fb3.files import read_utf8
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -46,7 +47,12 @@ def run_notebook(notebook: Path, cwd: Path, env: Mapping[str, str], timeout: flo
 
     cwd.mkdir(parents=True, exist_ok=True)
     cwd = cwd.resolve()
-    content = nbformat.read(notebook, as_version=4)
+    try:
+        content = nbformat.reads(read_utf8(notebook), as_version=4)
+    except Fb3Error:
+        raise
+    except Exception as error:  # not JSON, or of another form
+        raise Fb3Error(f"{notebook}: no notebook ({error})") from None
     executed = cwd / notebook.name
     # A short runtime folder, because a unix socket's path may have no more than 107 characters; and no folders of
     # kernel specs, so that "python3" is this very interpreter.

@@ -24,6 +24,7 @@ _COLUMNS = {  # what the runs of a bundle share, since test.csv is read once
     "the texts' columns (data.text_column, data.text.template)": lambda data: data.text_columns(),
 }
 _LENGTHS = range(6, 51)  # of a data set's slug and of its title
+_CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # what runs, or holds what runs
 Check = Callable[[list[Member], Path], dict[str, Any]]
 
 
@@ -135,7 +136,10 @@ def _pack_run(member: Member, out: Path, weights: str) -> None:
     out.mkdir(parents=True)
     for name in RUN_FILES:
         if (member.path / name).is_file():
+            _refuse_foreign(member.path / name, member.path)
             shutil.copyfile(member.path / name, out / name)
+    for file in (member.path / ENCODER).rglob("*"):
+        _refuse_foreign(file, member.path)
     shutil.copytree(member.path / ENCODER, out / ENCODER)
     for fold in member.folds:
         info = read_json(fold / FOLD_JSON)
@@ -151,6 +155,14 @@ def _pack_run(member: Member, out: Path, weights: str) -> None:
         else:
             shutil.copyfile(fold / WEIGHTS, target / WEIGHTS)
         write_json(info, target / FOLD_JSON)
+
+
+def _refuse_foreign(file: Path, run: Path) -> None:
+    """Refuses what a run from elsewhere could bring into a bundle: pickles, code, and links to this machine's files."""
+    if file.suffix.lower() in _CODE:
+        raise Fb3Error(f"{file}: may run code when it is read, and inference does not need it; delete it")
+    if not file.resolve().is_relative_to(run.resolve()):
+        raise Fb3Error(f"{file}: a link out of the run folder; put the file itself there")
 
 
 def _pack_source(out: Path) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from fb3.bundle import Member
 from fb3.errors import Fb3Error
-from fb3.essays import read_table
+from fb3.essays import read_numbers, read_table
 from fb3.files import read_json
 from fb3.layout import ENVIRONMENT, OOF
 from fb3.packing import Check
@@ -85,11 +85,11 @@ def _replay_run(
 ) -> list[tuple[str, float]]:
     identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
     texts = _texts(run, member, data)
-    predicted = read_table(member.path / OOF, [identifier, "fold", *columns])
+    predicted = read_numbers(member.path / OOF, identifier, columns)
     made, replayed = _precisions(run, made)
     out = []
     for position, folder in enumerate(member.folds):
-        rows = predicted[predicted["fold"] == folder.name.removeprefix("fold")]
+        rows = predicted[predicted["fold"] == int(folder.name.removeprefix("fold"))]
         if rows.empty:
             raise Fb3Error(f"{run / OOF}: no row of {folder.name}; train this fold again")
         rows = _sample(rows, texts, identifier, essays, run)
@@ -110,7 +110,7 @@ def _texts(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
     """
     if data is None:
         recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
-        if recorded is None or not (Path(recorded) / "train.csv").is_file():
+        if not isinstance(recorded, str) or not (Path(recorded) / "train.csv").is_file():
             raise Fb3Error(
                 f"{run}: the essays it was trained on are not where {ENVIRONMENT} says ({recorded}), so its "
                 "predictions cannot be replayed; give their folder with --data DIR, or pack unproven with --no-parity"
@@ -137,7 +137,7 @@ def _precisions(run: Path, made: Precision | None) -> tuple[Precision, Precision
     """Of the out-of-fold predictions, and of the replay: the same where this machine has it, else float32."""
     if made is None and (run / ENVIRONMENT).is_file():
         made = read_json(run / ENVIRONMENT).get("precision")
-    if made not in TOLERANCE:
+    if not isinstance(made, str) or made not in TOLERANCE:
         raise Fb3Error(
             f"{run / ENVIRONMENT}: does not say in which precision the run was trained, so its predictions cannot be "
             "replayed; copy the whole run folder, or pack unproven with --no-parity"

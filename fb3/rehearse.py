@@ -267,7 +267,7 @@ def _judge(
         refused = f"; not importable there: {', '.join(result['refused'])}" if result.get("refused") else ""
         report.failures.append(f"{where}: {result['error']}{refused}")
     try:
-        summary = read_json(working / "submission.report.json")
+        summary = read_json(working / "submission.report.json", {"folds": list, "phases": dict, "flops": dict})
         if summary["error"]:
             report.failures.append(f"{where}: inference failed ({summary['error']}); the training means were kept")
         for fold in summary["folds"]:
@@ -300,7 +300,10 @@ def _check_submission(member: Member, competition: Path, path: Path, copies: dic
     check_form(written[settings.id_column], sample, columns, str(path))
     if written[settings.id_column].tolist() != sample[settings.id_column].tolist():
         raise Fb3Error(f"{path}: its rows are in another order than the sample submission's")
-    written[columns] = written[columns].astype(float)
+    try:
+        written[columns] = written[columns].astype(float)
+    except ValueError as error:
+        raise Fb3Error(f"{path}: {error}") from None
     check_values(written[[settings.id_column, *columns]], task.minimum, task.maximum)
     values = written.set_index(settings.id_column)[columns]
     if copies:

@@ -1,12 +1,14 @@
 """Scores of files: predictions against truths, matched by id; and those of a run, from its oof.csv."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.essays import FOLD_COLUMN, check_ids, read_table
+from fb3.essays import FOLD_COLUMN, check_ids, read_numbers, read_table
+from fb3.files import read_json
 from fb3.layout import OOF
 from fb3.metrics import Score, rmse_columns
 from fb3.recipe import Recipe
@@ -31,7 +33,10 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
     predictions, truth = Path(predictions), Path(truth)
     predicted = read_table(predictions, [])
     identifier = predicted.columns[0]
-    true = read_table(truth, [identifier])
+    true = read_table(truth, [])
+    if identifier not in true.columns:
+        has = f"it has {list(true.columns)}"
+        raise Fb3Error(f"{truth}: no column {identifier!r}, which is the first of {predictions}, for the ids; {has}")
     check_ids(predicted[identifier], predictions)
     check_ids(true[identifier], truth)
     columns = [c for c in true.columns if c not in {identifier, FOLD_COLUMN} and _is_numeric(true[c])]
@@ -56,9 +61,7 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
 def scores_of(run: Path, recipe: Recipe) -> dict:
     """The content of scores.json, from oof.csv alone: the score of all rows, and of each fold."""
     columns = list(recipe.data.target_columns)
-    table = pd.read_csv(
-        run / OOF, dtype={recipe.data.id_column: str}, keep_default_na=False, float_precision="round_trip"
-    )
+    table = read_numbers(run / OOF, recipe.data.id_column, [TRUTH + column for column in columns] + columns)
 
     def score(rows: pd.DataFrame) -> dict:
         each = rmse_columns(rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy())
@@ -69,8 +72,25 @@ def scores_of(run: Path, recipe: Recipe) -> dict:
         }
 
     folds = {str(n): score(rows) for n, rows in table.groupby("fold")}
-    total = len(pd.read_csv(run / "folds.csv", dtype=str).query("fold != '-1'"))
+    total = int((read_table(run / "folds.csv", [FOLD_COLUMN])[FOLD_COLUMN] != "-1").sum())
     return {**score(table), "complete": len(table) == total, "folds": folds}
+
+
+def read_scores(path: Path) -> dict:
+    """scores.json, as `scores_of` makes it.
+
+    Raises:
+        Fb3Error: it is broken, or something else.
+    """
+    scores = read_json(path, {"score": (float, int), "columns": dict, "essays": int, "complete": bool, "folds": dict})
+    numbers = [scores["score"], *scores["columns"].values()]
+    for number, part in scores["folds"].items():
+        if not re.fullmatch("[0-9]{1,6}", number) or not isinstance(part, dict):
+            raise Fb3Error(f"{path}: folds: {number!r} is no fold's score; copy the run again")
+        numbers.append(part.get("score"))
+    if not all(isinstance(each, (float, int)) for each in numbers):
+        raise Fb3Error(f"{path}: holds a score that is no number; copy the run again")
+    return scores
 
 
 def _is_numeric(cells: pd.Series) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fb3.errors import Fb3Error
 from fb3.files import write_json
 from fb3.progress import say
 
@@ -61,7 +60,7 @@ class Summary:
         content = {"rows": rows, "error": self.error, "folds": self.folds, "phases": self.phases}
         try:
             write_json({**content, "flops": self.flops, "peak_memory": peak_memory()}, self.path)
-        except Fb3Error as error:  # a report is not worth a submission
+        except ValueError as error:  # an Fb3Error, or a name that is no UTF-8; a report is not worth a submission
             say(f"WARNING: {error}")
 
 

@@ -104,8 +104,7 @@ class Turns:
             self.summary.left_out(name, f"no time: about {wanted:.0f} s needed, {max(left, 0):.0f} s left", "skipped")
             return
         try:
-            for file in self.packed.files_below(member.folds[k]):
-                self.packed.check(file)
+            self.packed.check_fold(member.folds[k])
             predictions = self.workers.predict(member, k, self.encoded[member.name], self.ids, self.ends)
             if len(predictions.ids) < len(self.ids):
                 self._cut_off(name, predictions)

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from fb3.errors import Fb3Error
-from fb3.files import sha256
+from fb3.files import LARGEST, in_words, read_utf8, sha256
 from fb3.images import Image, own_requirements, parse_requirements
 
 _SOURCE = (".tar.gz", ".zip", ".tar.bz2", ".egg")
@@ -148,11 +148,7 @@ def locked(lock: Path) -> dict[str, str]:
     Raises:
         Fb3Error: it cannot be read, or a line has no hash.
     """
-    try:
-        lines = lock.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise Fb3Error(f"{lock}: cannot be read ({error.strerror})") from None
-    out = {}
+    lines, out = read_utf8(lock).splitlines(), {}
     for line in lines:
         for requirement in parse_requirements([line], lock):
             digest = re.search(r"--hash=sha256:([0-9a-f]{64})", line)
@@ -215,7 +211,13 @@ def _requirements_of(wheel: Path) -> list[Requirement]:
     try:
         with zipfile.ZipFile(wheel) as archive:
             inside = next(n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA"))
+            if archive.getinfo(inside).file_size > LARGEST:
+                raise Fb3Error(
+                    f"{wheel}: its METADATA has {in_words(archive.getinfo(inside).file_size)}; fetch it again"
+                )
             metadata = HeaderParser().parsestr(archive.read(inside).decode("utf-8"))
-    except (OSError, zipfile.BadZipFile, StopIteration, UnicodeDecodeError) as error:
+    except Fb3Error:
+        raise
+    except Exception as error:  # zipfile's are of many kinds: a broken stream, a password, an unknown method
         raise Fb3Error(f"{wheel}: no whole wheel ({error or 'no METADATA in it'}); fetch it again") from None
     return parse_requirements(metadata.get_all("Requires-Dist") or [], wheel)

@@ -139,7 +139,7 @@ DAMAGE = {
     ),
     "environment.json of another form": (
         lambda run: (run / "environment.json").write_text("[1]"),
-        [r"environment\.json: a file is not of the form"],
+        [r"environment\.json: want a mapping, got list"],
     ),
     "two at once": (
         lambda run: (flip(run / "fold0" / "model.safetensors"), edit_json(run / "scores.json", essays=1)),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fb3.errors import Fb3Error
+from fb3.files import read_utf8
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"(?<!\[)\b[^\W\d_]{2,}\b(?!\])")  # two letters at least; what stands in brackets is a token
@@ -54,11 +55,9 @@ def read_synonyms(path: str | Path) -> Synonyms:
         Fb3Error: no such file, not UTF-8, or a line with fewer than two words.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise Fb3Error(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except OSError as error:
-        raise Fb3Error(f"augment.synonyms.file={path}: cannot be read ({error.strerror})") from None
+        lines = read_utf8(Path(path)).splitlines()
+    except Fb3Error as error:
+        raise Fb3Error(f"augment.synonyms.file: {error}") from None
     found: Synonyms = {}
     for number, line in enumerate(lines, 1):
         words = [word.strip() for word in line.split(",") if word.strip()]

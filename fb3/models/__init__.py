@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from fb3.errors import Fb3Error
-from fb3.layout import SECOND
+from fb3.files import read_utf8
+from fb3.layout import CONFIG, SECOND, TOKENIZER
 from fb3.models.attention import use_blocked_attention
 from fb3.models.encoder import (
     KEY,
@@ -31,6 +32,7 @@ from fb3.recipe.groups import DataGroup, ModelGroup
 from fb3.texts import check_tokenizer
 from fb3.tokens import Encoded, special_tokens, tokenise
 
+_LARGEST = 256 * 2**20  # bytes of a tokenizer.json; those of 250,000 tokens have 30 MB
 __all__ = ["ModelOutput", "Scorer", "build_scorer", "encode_texts", "load_tokenizer"]
 
 
@@ -112,14 +114,21 @@ def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
     Raises:
         Fb3Error: a file is missing or broken.
     """
-    path = Path(folder) / "tokenizer.json"
+    path = Path(folder) / TOKENIZER
+    text = read_utf8(path, _LARGEST)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a missing or broken file
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.encode("a")  # some broken files fail here only
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # bare Exception for a broken file; a panic of the library's is no Exception
         raise Fb3Error(f"{path}: cannot be read ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer, int(read_config(Path(folder)).pad_token_id)
+    pad = read_config(Path(folder)).pad_token_id
+    if not isinstance(pad, int):
+        raise Fb3Error(f"{Path(folder) / CONFIG}: pad_token_id is {pad!r}; want the padding token's number")
+    return tokenizer, pad
 
 
 def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> Encoded:

@@ -11,6 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
 
 from fb3.errors import Fb3Error
+from fb3.files import read_json
+from fb3.layout import CONFIG
+from fb3.progress import say
 from fb3.recipe.groups import ModelGroup
 
 KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # as errors name them
@@ -37,6 +40,9 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_OF_PICKLES = ("weights_only", "pytorch checkpoint", "PytorchStreamReader")  # in the errors of a pytorch_model.bin
+# Of a config from elsewhere, whose buffers are made before any weight is read.
+_MOST_LAYERS, _LARGEST = 1000, 2**24
 # Where the families of transformers keep their layers, lowest first.
 _STACKS = (
     "encoder.layer",
@@ -88,11 +94,14 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = (), k
         if Path(settings.backbone).expanduser().is_dir()
         else settings.backbone
     )
-    try:
-        config = AutoConfig.from_pretrained(backbone)
-        tokenizer = AutoTokenizer.from_pretrained(backbone, use_fast=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise Fb3Error(f"{key}={settings.backbone}: {' '.join(str(error).split())[:400]}") from None
+    with _told(f"{key}={settings.backbone}"):
+        if Path(backbone).is_dir():
+            _check_config(Path(backbone))
+        config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(backbone, use_fast=True, trust_remote_code=False)
+    if getattr(config, "auto_map", None):
+        say(f"{key}={settings.backbone}: its code is not run (trust_remote_code is off), transformers' own is taken")
+        del config.auto_map
     if not tokenizer.is_fast:
         raise Fb3Error(f"{key}={settings.backbone}: no fast tokenizer; convert it to a tokenizer.json first")
     if config.pad_token_id is None:
@@ -127,7 +136,9 @@ def _set_dropout(config: PretrainedConfig, names: Sequence[str], key: str, rate:
 
 def read_config(folder: Path) -> PretrainedConfig:
     """The encoder's config from an encoder folder, without any look at the hub."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    _check_config(folder)
+    with _told(folder / CONFIG):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config.architectures = config.architectures or []  # some versions of from_config loop over it, None or not
     return config
 
@@ -142,11 +153,11 @@ def pretrained_encoder(settings: ModelGroup, folder: Path, key: str = KEY) -> nn
     backbone = Path(settings.backbone).expanduser()
     source = str(backbone) if backbone.is_dir() else settings.backbone
     wanted = config.vocab_size
-    try:
-        config.vocab_size = AutoConfig.from_pretrained(source).vocab_size
-        encoder, report = _auto_class(config).from_pretrained(source, config=config, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Fb3Error(f"{key}={settings.backbone}: {' '.join(str(error).split())[:400]}") from None
+    with _told(f"{key}={settings.backbone}"):
+        config.vocab_size = AutoConfig.from_pretrained(source, trust_remote_code=False).vocab_size
+        encoder, report = _auto_class(config).from_pretrained(
+            source, config=config, output_loading_info=True, trust_remote_code=False, weights_only=True
+        )
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
     if missing:
         raise Fb3Error(
@@ -170,14 +181,56 @@ def _add_embeddings(encoder: nn.Module, size: int) -> None:
 def random_encoder(folder: Path) -> nn.Module:
     """An encoder of random weights, float32, from the config of the encoder folder."""
     config = read_config(folder)
-    return _auto_class(config).from_config(config).float()
+    with _told(folder / CONFIG):
+        return _auto_class(config).from_config(config, trust_remote_code=False).float()
 
 
 def empty_encoder(folder: Path) -> nn.Module:
     """The same without any weights: parameters on the meta device, to be assigned; buffers are real."""
     config = read_config(folder)
-    with _parameters_on_meta():
-        return _auto_class(config).from_config(config)
+    with _told(folder / CONFIG), _parameters_on_meta():
+        return _auto_class(config).from_config(config, trust_remote_code=False)
+
+
+def _check_config(folder: Path) -> None:
+    """Refuses a config.json that is broken, or whose sizes no encoder has: buffers of that size would be made.
+
+    Raises:
+        Fb3Error: naming the key.
+    """
+    for key, value in read_json(folder / CONFIG).items():
+        if "theta" in key:  # of rotary positions: a period, not a size
+            continue
+        sizes = [size for size in (value if isinstance(value, list) else [value]) if isinstance(size, int | float)]
+        largest = _MOST_LAYERS if key.endswith(("layer", "layers", "blocks", "block_sizes")) else _LARGEST
+        if any(abs(size) > largest for size in sizes):
+            raise Fb3Error(f"{folder / CONFIG}: {key}={max(sizes, key=abs)}: more than {largest}; is it an encoder's?")
+
+
+@contextmanager
+def _told(source: object) -> Iterator[None]:
+    """What transformers, tokenizers and torch raise of any kind for a file that they cannot use, in one line.
+
+    Raises:
+        Fb3Error: naming `source`.
+    """
+    try:
+        yield
+    except (Fb3Error, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())[:400]
+        if "trust_remote_code" in words or "custom code" in words:
+            raise Fb3Error(
+                f"{source}: wants code of its own to be run (auto_map in config.json), and fb3 runs none: "
+                "trust_remote_code is off; take a backbone that transformers itself has"
+            ) from None
+        if any(mark in words for mark in _OF_PICKLES):
+            raise Fb3Error(
+                f"{source}: its pytorch_model.bin holds more than tensors, or is broken, and is read with "
+                f"weights_only=True; take the backbone's model.safetensors ({words[:150]})"
+            ) from None
+        raise Fb3Error(f"{source}: {words or type(error).__name__}") from None
 
 
 def _auto_class(config: PretrainedConfig) -> Any:

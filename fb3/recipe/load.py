@@ -1,6 +1,6 @@
 """Recipes from files, built-in names and `a.b=value` overrides."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,15 @@ from typing import Any
 import yaml
 
 from fb3.errors import Fb3Error, nearest
+from fb3.files import read_utf8
 from fb3.recipe.groups import Group
 from fb3.recipe.recipe import Recipe, known_keys
 
 _BUILTIN = files("fb3.recipe") / "builtin"
+LARGEST = 256 * 2**10  # bytes of a recipe or space; all settings written out have 5 kB, and YAML is read slowly
+_NODES = 20_000  # keys and values, those of an alias counted each time that it is used
+_DEPTH = 32  # of values within values; a recipe has five
+_DIGITS = 40  # of a whole number
 
 
 def builtin_names() -> list[str]:
@@ -44,7 +49,7 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if str(source) in builtin_names():
         text, name = builtin_text(str(source)), f"built-in recipe {source}"
     elif path.is_file():
-        text, name = read_utf8(path), str(path)
+        text, name = read_utf8(path, LARGEST), str(path)
     elif path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise Fb3Error(f"{path}: no such recipe file")
     else:
@@ -83,26 +88,54 @@ def differences(here: Recipe, there: Recipe) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which refuses a key that stands twice instead of dropping the first."""
+    """The safe loader, which refuses a key that stands twice instead of dropping the first, and a text that would
+    grow: aliases of aliases, of itself, values within values without end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth, self._count = 0, 0
+        self._sizes: dict[str, int] = {}  # nodes below an anchor
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        event, before = self.peek_event(), self._count
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in self.anchors and event.anchor not in self._sizes:
+                raise yaml.composer.ComposerError(None, None, f"*{event.anchor} holds itself", event.start_mark)
+            self._count += self._sizes.get(event.anchor, 0)
+        self._count, self._depth = self._count + 1, self._depth + 1
+        if self._count > _NODES or self._depth > _DEPTH:
+            reason = f"more than {_NODES} values, or {_DEPTH} within one another"
+            raise yaml.composer.ComposerError(None, None, reason, event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if event.anchor is not None and not isinstance(event, yaml.AliasEvent):
+            self._sizes[event.anchor] = self._count - before
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (place, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
+        keys: set[Any] = set()
+        for place, _ in node.value:
+            key = self.construct_object(place, deep=True)
+            if not isinstance(key, Hashable):
+                break  # which super() refuses
+            if key in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", place.start_mark)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: yaml.Node) -> str:
+        text = super().construct_scalar(node)
+        text.encode("utf-8")  # an escape may be half a pair, which no file can hold
+        return text
 
-def read_utf8(path: Path) -> str:
-    """The text of a file.
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > _DIGITS:
+            reason = f"a number of {len(node.value)} digits"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return super().construct_yaml_int(node)
 
-    Raises:
-        Fb3Error: it is in another encoding.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise Fb3Error(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse(text: str, name: str) -> Any:
@@ -115,6 +148,8 @@ def parse(text: str, name: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise Fb3Error(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # such as a 45th of a month
+        raise Fb3Error(f"{name}: not YAML: {error}") from None
 
 
 def _override(override: str) -> dict:

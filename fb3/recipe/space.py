@@ -10,6 +10,7 @@ regularise: {overrides: true, choices: [[], ["model.dropout=0.1", "task.r_drop={
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -19,10 +20,12 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError, nearest
+from fb3.files import read_utf8
 from fb3.recipe.groups import Group
-from fb3.recipe.load import check_key, overridden, parse, read_utf8
+from fb3.recipe.load import LARGEST, check_key, overridden, parse
 from fb3.recipe.recipe import Recipe, explain, known_keys
 
+_MOST_CHOICES = 200  # of an entry: each is tried on the recipe before a search begins
 _BUILTIN = files("fb3.recipe") / "spaces"
 # What decides how a score is made: those of two values do not compare, or differ by luck alone.
 _FIXED = (
@@ -101,6 +104,10 @@ class Choice(Group):
 
     @model_validator(mode="after")
     def _distinct(self) -> "Choice":
+        if len(self.choices) > _MOST_CHOICES:
+            raise ValueError(
+                f"{len(self.choices)} choices, at most {_MOST_CHOICES}; numbers are better given as a range"
+            )
         for choice in self.choices:
             if self.overrides and not (isinstance(choice, list) and all(isinstance(o, str) for o in choice)):
                 raise ValueError(f"with overrides, a choice is a list of key=value texts, not {choice!r}")
@@ -108,7 +115,7 @@ class Choice(Group):
             raise ValueError("a choice stands there twice")
         return self
 
-    @property
+    @cached_property
     def labelled(self) -> dict[str, Any]:
         """The choices by a text that says each."""
         if self.overrides:
@@ -207,7 +214,7 @@ def read_space(source: str | Path) -> Space:
     if str(source) in built_in:
         text, name = built_in[str(source)].read_text(encoding="utf-8"), f"built-in space {source}"
     elif path.is_file():
-        text, name = read_utf8(path), str(path)
+        text, name = read_utf8(path, LARGEST), str(path)
     else:
         raise Fb3Error(f"{path}: no such space; give a YAML file or a built-in one, {', '.join(sorted(built_in))}")
     settings = parse(text, name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fb3.errors import Fb3Error
-from fb3.files import replacing, write_text
+from fb3.files import replacing
 from fb3.progress import Advance, say
 
 
@@ -27,7 +27,7 @@ class RunLog:
         self._track = track
         self._offset, self._steps = 0, 0
         if main and path.is_file() and not path.read_bytes().endswith(b"\n"):  # killed in the middle of a line
-            write_text(b"".join(self._whole()).decode(), path)
+            self._keep(self._whole())
 
     def lines(self, fold: int) -> int:
         """How many lines there are of a fold."""
@@ -40,8 +40,11 @@ class RunLog:
             seen += _fold_of(line) == fold
             if _fold_of(line) != fold or seen <= lines:
                 kept.append(line)
+        self._keep(kept)
+
+    def _keep(self, lines: list[bytes]) -> None:
         with replacing(self._path) as aside:
-            aside.write_bytes(b"".join(kept))
+            aside.write_bytes(b"".join(lines))
 
     def _whole(self) -> list[bytes]:
         """The lines that were written to their end."""
@@ -110,7 +113,10 @@ class RunLog:
 
 
 def _fold_of(line: bytes) -> Any:
-    return json.loads(line).get("fold")
+    try:
+        return json.loads(line).get("fold")
+    except (ValueError, AttributeError, RecursionError):  # not a line of ours
+        return None
 
 
 def finite_or_none(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.essays import FOLD_COLUMN, read_table
+from fb3.essays import FOLD_COLUMN, check_ids, read_table, whole_numbers
 from fb3.files import link_or_copy, read_json, replacing_folder, sha256, write_csv, write_json
 from fb3.foldinfo import ids_hash, is_finished
 from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, SECOND, WEIGHTS
@@ -35,7 +35,8 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     table = read_table(runs[0] / "folds.csv", [recipe.data.id_column, FOLD_COLUMN])
     for other in runs[1:]:
         _check_same(runs[0], other, recipe, table)
-    homes = _homes(runs, sorted({int(number) for number in table[FOLD_COLUMN]} - {-1}))
+    check_ids(table[recipe.data.id_column], runs[0] / "folds.csv")
+    homes = _homes(runs, sorted({*whole_numbers(table[FOLD_COLUMN], runs[0] / "folds.csv")} - {-1}))
     for fold, run in homes.items():
         _check_fold(run / f"fold{fold}", table[table[FOLD_COLUMN] == str(fold)][recipe.data.id_column])
     with replacing_folder(out) as aside:

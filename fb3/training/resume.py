@@ -178,8 +178,13 @@ class Saves:
                 self._say(f"{error}; this save is not used")
                 broken.append(path)
                 continue
-            self._check(content["made_of"], path)
-            self._restore(loop, content["state"], path)
+            try:
+                self._check(content["made_of"], path)
+                self._restore(loop, content["state"], path)
+            except (Fb3Error, OSError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # whole by its hash, and yet not what a save holds
+                raise Fb3Error(f"{path}: not a save ({error!r}); delete {self.folder} to start the fold over") from None
             break
         accelerator.wait_for_everyone()  # all have read
         if accelerator.is_main_process:
@@ -243,7 +248,7 @@ def asked_to_stop(session: Session) -> str:
 
 def found(folder: Path) -> list[Path]:
     """The saves in a fold's folder of saves, the last one first."""
-    saves = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    saves = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
     return sorted(saves, key=lambda path: -int(path.name))
 
 
@@ -266,7 +271,7 @@ def read_save(path: Path) -> Tree:
     Raises:
         Fb3Error: it is not whole.
     """
-    sealed = read_json(path / _STATE)
+    sealed = read_json(path / _STATE, {"sha256": str, "content": dict})
     try:
         content = sealed["content"]
         if sealed["sha256"] != hashlib.sha256(json.dumps(content).encode()).hexdigest():
@@ -274,13 +279,15 @@ def read_save(path: Path) -> Tree:
         if not (path / _TENSORS).is_file() or sha256(path / _TENSORS) != content["tensors"]:
             raise Fb3Error(f"{path / _TENSORS}: damaged")
         if content["state"]["keeper"]["score"]:
-            best = read_json(path / FOLD_JSON)["sha256"]
+            best = read_json(path / FOLD_JSON, {"sha256": str})["sha256"]
             if not (path / WEIGHTS).is_file() or sha256(path / WEIGHTS) != best:
                 raise Fb3Error(f"{path / WEIGHTS}: damaged")
         # Copies: what was read lies in the file's memory, at any address.
         tensors = {name: tensor.clone() for name, tensor in read_weights(path / _TENSORS).items()}
         return {"made_of": content["made_of"], "state": joined(content["state"], tensors)}
-    except (KeyError, TypeError) as error:
+    except Fb3Error:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Fb3Error(f"{path / _STATE}: not a save ({error!r})") from None
 
 

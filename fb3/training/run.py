@@ -16,7 +16,7 @@ import torch
 import fb3
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error, Stopped
-from fb3.essays import read_essays, training_files
+from fb3.essays import read_essays, read_numbers, training_files
 from fb3.files import read_json, sha256, sweep, write_csv, write_json, write_text
 from fb3.foldinfo import is_finished, mark_finished
 from fb3.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
@@ -28,7 +28,7 @@ from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
 from fb3.runtime import parse_duration, session_seconds
-from fb3.scoring import TRUTH, scores_of
+from fb3.scoring import TRUTH, read_scores, scores_of
 from fb3.training.fold import run_fold
 from fb3.training.resume import asked_to_stop, drop_finished, found
 from fb3.training.session import OnEvaluation, Session, close_session, open_accelerator, open_session, versions
@@ -268,7 +268,7 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
     table.insert(0, identifier, predictions.ids)
     table.insert(1, "fold", split.fold)
     if path.is_file():
-        others = pd.read_csv(path, dtype={identifier: str}, keep_default_na=False, float_precision="round_trip")
+        others = read_numbers(path, identifier, [TRUTH + column for column in columns] + columns)
         others = others.query("fold != @split.fold")
         table = pd.concat([others, table])
     write_csv(table.sort_values(["fold", identifier]), path)
@@ -276,7 +276,7 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
 
 
 def _finish(session: Session) -> Run:
-    scores, run = read_json(session.out / "scores.json"), run_of(session.out)
+    scores, run = read_scores(session.out / "scores.json"), run_of(session.out)
     kind = "CV" if scores["complete"] else f"out-of-fold score of folds {run.folds}"
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     session.log.event(
@@ -292,5 +292,5 @@ def _finish(session: Session) -> Run:
 
 def run_of(out: Path) -> Run:
     """A run folder with a trained fold, as `train` returns it."""
-    scores = read_json(out / "scores.json")
-    return Run(out, Score(scores["score"], scores["columns"]), sorted(int(n) for n in scores["folds"]))
+    scores = read_scores(out / "scores.json")
+    return Run(out, Score(scores["score"], scores["columns"]), sorted(map(int, scores["folds"])))

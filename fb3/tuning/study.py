@@ -62,7 +62,12 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
             return lies_behind(trial.intermediate_values, [other.intermediate_values for other in others])
 
     storage = f"sqlite:///{(out / DATABASE).resolve()}"
-    study = optuna.create_study(storage=storage, study_name="fb3", load_if_exists=True, pruner=Pruner())
+    try:
+        study = optuna.create_study(storage=storage, study_name="fb3", load_if_exists=True, pruner=Pruner())
+        len(study.trials), study.user_attrs
+    except Exception as error:  # the data base's own, of many kinds
+        words = " ".join(str(error).split())[:300]
+        raise Fb3Error(f"{out / DATABASE}: no study that can be read ({words}); choose another --out") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optuna 4 calls multivariate an experiment
         study.sampler = Sampler(seed=seed + len(study.trials), multivariate=True, warn_independent_sampling=False)
@@ -117,6 +122,8 @@ def check_same(study: "Study", recipe: Recipe, space: Space, data: Path, folds: 
         study.set_user_attr(_MADE_OF, now)
         return
     then = study.user_attrs[_MADE_OF]
+    if not isinstance(then, dict) or not now.keys() <= then.keys():
+        raise Fb3Error(f"{out / DATABASE}: does not say what its trials were made of; choose another --out")
     old = Recipe.from_mapping(then["recipe"], f"{out}: its base recipe")
     differ = [f"recipe.{name}" for name in Recipe.model_fields if getattr(old, name) != getattr(recipe, name)]
     differ += [name for name in ("space", "train.csv", "folds") if then[name] != now[name]]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fb3.files import read_json, write_csv, write_text
+from fb3.files import write_csv, write_text
 from fb3.layout import RECIPE
 from fb3.recipe import load_recipe
+from fb3.scoring import read_scores
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -66,7 +67,7 @@ def _row(trial: "FrozenTrial", folder: Path, first: int, further: dict[str, Any]
         message = "stopped"
     scores = {first: trial.value} if state == "complete" else {}
     if scores and same is None and (folder / "scores.json").is_file():
-        scores |= {int(fold): part["score"] for fold, part in read_json(folder / "scores.json")["folds"].items()}
+        scores |= {int(fold): part["score"] for fold, part in read_scores(folder / "scores.json")["folds"].items()}
     return Row(
         number=trial.number,
         origin=attributes.get("origin", ""),

@@ -67,7 +67,7 @@ def upload_bundle(
     api = open_client()
     before = _version(api, reference)
     stage = packed.path.with_name(f".{packed.path.name}.upload")
-    _zip_folders(packed.path, stage)
+    _zip_folders(packed.path, stage, {*wanted, METADATA})
     say(f"uploading {sum(wanted.values()) / 1e6:.1f} MB to {reference}, {'version' if before else 'data set'} new")
     with told(f"upload of {packed.path} to {reference}"):
         if before is None:
@@ -91,7 +91,7 @@ def check_limits(bundle: Path) -> dict[str, Any]:
     """
     path = bundle / METADATA
     settings = read_json(path)
-    if not isinstance(settings, dict) or not isinstance(settings.get("id"), str):
+    if not isinstance(settings.get("id"), str):
         raise Fb3Error(f"{path}: no id in it; pack with --id owner/slug")
     title = settings.get("title")
     dataset_metadata(settings["id"], title if isinstance(title, str) else "")
@@ -105,14 +105,16 @@ def check_limits(bundle: Path) -> dict[str, Any]:
     return settings
 
 
-def _zip_folders(bundle: Path, stage: Path) -> None:
-    """Each folder as NAME.zip, which Kaggle unpacks to NAME/, beside the plain files.
+def _zip_folders(bundle: Path, stage: Path, names: set[str]) -> None:
+    """Each folder as NAME.zip, which Kaggle unpacks to NAME/, beside the plain files; of the files in `names` alone.
 
     The client takes an upload up again by path, size and time: so the place is always the same, and the time is made
     from the manifest's hash.
     """
     stage.mkdir(exist_ok=True)
-    entries = {f"{entry.name}.zip" if entry.is_dir() else entry.name: entry for entry in sorted(bundle.iterdir())}
+    top = {name.split("/")[0] for name in names}
+    listed = [entry for entry in sorted(bundle.iterdir()) if entry.name in top]
+    entries = {f"{entry.name}.zip" if entry.is_dir() else entry.name: entry for entry in listed}
     for left in [path for path in stage.iterdir() if path.name not in entries]:
         left.unlink()  # of an earlier try with another bundle
     stamp = 10**9 + int(sha256(bundle / MANIFEST)[:7], 16)
@@ -123,7 +125,7 @@ def _zip_folders(bundle: Path, stage: Path) -> None:
         if entry.is_dir():
             aside = target.with_suffix(".part")
             with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
-                for file in sorted(path for path in entry.rglob("*") if path.is_file()):
+                for file in sorted(path for path in entry.rglob("*") if path.relative_to(bundle).as_posix() in names):
                     info = zipfile.ZipInfo(file.relative_to(entry).as_posix(), _EPOCH)
                     info.file_size = file.stat().st_size
                     with file.open("rb") as source, archive.open(info, "w") as sink:
@@ -151,9 +153,11 @@ def _wait_ready(api: Any, reference: str, before: int | None, seconds: float, po
     status = "unknown"
     while time.monotonic() < ends:
         look = partial(api.dataset_status, reference, format="json")
-        found = json.loads(patiently(look, f"status of {reference}", ends, poll, also={403, 404}))  # not there yet
-        status = found["status"]
-        if status == "ready" and (found["current_version_number"] or 0) > (before or 0):
+        answer = patiently(look, f"status of {reference}", ends, poll, also={403, 404})  # not there yet
+        with told(f"status of {reference}"):
+            found = json.loads(answer)
+            status = found["status"]
+        if status == "ready" and (found.get("current_version_number") or 0) > (before or 0):
             return
         if status in {"error", "failed", "deleted"}:
             raise Fb3Error(f"{reference}: Kaggle could not process it (status {status}); upload it again")

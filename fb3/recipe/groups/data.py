@@ -46,6 +46,9 @@ class Augment(Group):
         return self
 
 
+_LONGEST_TEMPLATE = 2000  # characters: a column may be named in it any number of times
+
+
 class Text(Group):
     """What happens to a text before the tokenizer, in training and at inference alike."""
 
@@ -66,6 +69,8 @@ class Text(Group):
     def _plain_names(self) -> "Text":
         if self.template is None:
             return self
+        if len(self.template) > _LONGEST_TEMPLATE:
+            raise ValueError(f"template: {len(self.template)} characters, at most {_LONGEST_TEMPLATE}")
         parts = list(Formatter().parse(self.template))
         names = [name for _, name, _, _ in parts if name is not None]
         if not names or not all(name.isidentifier() for name in names) or any(s or c for _, _, s, c in parts):
