@@ -271,10 +271,10 @@ def test_a_save_of_any_form(data, trained):
     text = json.dumps(odd)
     sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": odd}
     (folder / "state.json").write_text(resume._sealed(content))
-    resume._read(folder)
+    resume.read_save(folder)
     (folder / "state.json").write_text(json.dumps(sealed))
     told(
-        lambda path: resume._read(path.parent),
+        lambda path: resume.read_save(path.parent),
         folder / "state.json",
         "state.safetensors",
         "model.safetensors",
