@@ -234,7 +234,9 @@ def test_without_a_whole_save_the_fold_starts_over(whole, competition, tmp_path,
     out = broken_run(recipe, competition, tmp_path / "run", monkeypatch)
     (out / "fold0" / "resume" / "3" / "state.json").write_text("{}")
     resumed = train(recipe, competition, out, folds=[0])
-    assert "not a save" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "state.json: " in said
+    assert "this save is not used" in said
     assert ended(resumed.path)["oof.csv"] == ended(whole)["oof.csv"]
 
 
@@ -351,10 +353,10 @@ def test_signals_save_and_stop(number, whole, competition, tmp_path, monkeypatch
 def test_a_second_ctrl_c_stops_at_once_and_a_watched_run_at_the_first(times, watch, competition, tmp_path, monkeypatch):
     plain = Loop.backward
 
-    def interrupted(self, *arguments):
+    def interrupted(self, *arguments, **more):
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
-        return plain(self, *arguments)
+        return plain(self, *arguments, **more)
 
     monkeypatch.setattr(Loop, "backward", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -39,9 +39,9 @@ def test_a_weight_goes_linearly_and_its_end_counts_without_progress(progress, we
 def test_batches_in_the_loop_say_how_far_the_run_is(competition, tmp_path, monkeypatch):
     seen, plain = [], loop_module.Loop.backward
 
-    def watched(self, step, weight):
-        seen.append(step.batch["progress"])
-        return plain(self, step, weight)
+    def watched(self, step, parts, syncs):
+        seen.extend(batch["progress"] for batch, _ in parts)
+        return plain(self, step, parts, syncs)
 
     monkeypatch.setattr(loop_module.Loop, "backward", watched)
     recipe = load_recipe("tiny", [*TINY, "data.sample=24", "train.batch_size=3", "train.accumulation=2"])
@@ -133,7 +133,7 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     ("overrides", "words"),
     [
         (["task.terms=[{kind: rank, end_weight: -1}]"], "greater than or equal to 0"),
-        (["task.terms=[{kind: rank}]", "train.accumulation=2"], "do not add up"),
+        (["task.terms=[{kind: rank}]", "train.accumulation=2"], "does not add up"),
         (["task.terms=[{kind: rank, end_weight: 0.5}]", "task.weighting=uncertainty"], "learns the terms' weights"),
         (["task.weighting=uncertainty", "tricks=[{kind: pgd}]"], "pgd drops the gradients"),
         (["task.weighting=uncertainty", "tricks=[{kind: awp, from_epoch: 0, form: perturb_first}]"], "awp drops"),
