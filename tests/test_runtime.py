@@ -3,7 +3,8 @@ import torch
 
 from fb3 import runtime
 from fb3.errors import Fb3Error
-from fb3.runtime import find_bundle, find_competition, on_kaggle, pick_device, pick_precision, secret
+from fb3.recipe import load_recipe
+from fb3.runtime import find_bundle, find_competition, on_kaggle, pick_device, pick_devices, pick_precision, secret
 
 LAYOUTS = [
     ("slug", "other"),
@@ -40,6 +41,19 @@ def test_no_input_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("FB3_INPUT", str(tmp_path / "none"))
     with pytest.raises(Fb3Error, match="--data DIR, or set FB3_INPUT"):
         find_bundle()
+
+
+@pytest.mark.parametrize("name", ["none", "a" * 5000, "a\0b", "cuda:-1", "cpu:99", "../..", "\ud800"])
+def test_a_notebooks_parameters_may_be_anything(name, tmp_path, monkeypatch):
+    """FB3_INPUT, FB3_DEVICE, FB3_RECIPE."""
+    monkeypatch.chdir(tmp_path)
+    for read in (find_bundle, find_competition, pick_devices, load_recipe):
+        try:
+            read(name)
+        except Fb3Error as error:
+            assert str(error)
+        else:
+            assert (read, name) == (pick_devices, "cpu:99"), "the CPU has no numbers that matter"
 
 
 def test_kaggle_is_told_by_its_variables(monkeypatch):
