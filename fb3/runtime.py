@@ -128,7 +128,7 @@ def _folders_with(marker: str, root: str | Path | None) -> list[Path]:
                 if child.is_dir():
                     yield from walk(child, depth - 1)
 
-    if root and not os.path.isdir(root):  # Path's own raises for a name that no file can have
+    if root and not os.path.isdir(root):  # noqa: PTH112 - Path's raises for impossible names
         raise Fb3Error(f"{root}: no such folder")
     return list(walk(Path(root) if root else input_root(), _MOUNT_DEPTH))
 

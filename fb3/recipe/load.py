@@ -49,7 +49,7 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     path = Path(source)
     if str(source) in builtin_names():
         text, name = builtin_text(str(source)), f"built-in recipe {source}"
-    elif os.path.isfile(path):  # Path's own raises for a name that no file can have
+    elif os.path.isfile(path):  # noqa: PTH113 - Path's raises for impossible names
         text, name = read_utf8(path, LARGEST), str(path)
     elif path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise Fb3Error(f"{path}: no such recipe file")
