@@ -28,7 +28,7 @@ def start(arguments: argparse.Namespace, out: Path) -> subprocess.Popen:
     """The same command each time."""
     command = [sys.executable, "-m", "fb3", "train", arguments.recipe, *USUAL, *arguments.overrides]
     command += ["--data", str(arguments.data), "--out", str(out), "--folds", "0"]
-    command += ["--resume"]  # killed after its last write, all is trained, and that is no error
+    command.append("--resume")  # one killed after its last write has trained all, and that is no error
     with (out.parent / "said.txt").open("a") as said:
         return subprocess.Popen(command, stderr=said)
 

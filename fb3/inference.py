@@ -15,7 +15,7 @@ from fb3.bundle import Bundle, Member, read_bundle
 from fb3.errors import Fb3Error
 from fb3.essays import check_ids, read_essays, read_table
 from fb3.files import read_json
-from fb3.layout import CONFIG, ENCODER, FOLD_JSON, RECIPE, SECOND, TOKENIZER
+from fb3.layout import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.runtime import COMPETITION_MARKER, find_competition, hidden_rerun, parse_duration, session_seconds
@@ -116,9 +116,8 @@ def _whole_members(packed: Bundle, summary: Summary, strict: bool) -> list[Membe
         try:
             packed.check((path / RECIPE).relative_to(packed.path).as_posix())
             recipe = load_recipe(path / RECIPE)
-            two = recipe.model.stitch or (path / ENCODER / SECOND).is_dir()
-            towers = ["", f"{SECOND}/"] if two else [""]
-            packed.check_below(path / ENCODER, [tower + name for tower in towers for name in (CONFIG, TOKENIZER)])
+            second = bool(recipe.model.stitch) or (path / ENCODER / SECOND).is_dir()
+            packed.check_below(path / ENCODER, encoder_files(second))
             members.append(Member(name, path, recipe, folds))
         except Exception as error:
             if strict:

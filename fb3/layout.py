@@ -20,6 +20,4 @@ def encoder_files(second: bool) -> list[str]:
     Args:
         second: of a stitched model.
     """
-    return [
-        f"{folder}{name}" for folder in ("", f"{SECOND}/")[: 1 + second] for name in ("config.json", "tokenizer.json")
-    ]
+    return [folder + name for folder in ("", f"{SECOND}/")[: 1 + second] for name in (CONFIG, TOKENIZER)]

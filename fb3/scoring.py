@@ -53,7 +53,7 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
         )
     true = true.set_index(identifier).loc[predicted[identifier]]
     each = rmse_columns(
-        numbers(true.reset_index(), columns, truth, identifier), numbers(predicted, columns, predictions, identifier)
+        _numbers(true.reset_index(), columns, truth, identifier), _numbers(predicted, columns, predictions, identifier)
     )
     return Score(float(each.mean()), dict(zip(columns, each.tolist(), strict=True)))
 
@@ -83,12 +83,12 @@ def read_scores(path: Path) -> dict:
         Fb3Error: it is broken, or something else.
     """
     scores = read_json(path, {"score": (float, int), "columns": dict, "essays": int, "complete": bool, "folds": dict})
-    numbers = [scores["score"], *scores["columns"].values()]
+    found = [scores["score"], *scores["columns"].values()]
     for number, part in scores["folds"].items():
         if not re.fullmatch("[0-9]{1,6}", number) or not isinstance(part, dict):
             raise Fb3Error(f"{path}: folds: {number!r} is no fold's score; copy the run again")
-        numbers.append(part.get("score"))
-    if not all(isinstance(each, (float, int)) for each in numbers):
+        found.append(part.get("score"))
+    if not all(isinstance(each, (float, int)) for each in found):
         raise Fb3Error(f"{path}: holds a score that is no number; copy the run again")
     return scores
 
@@ -98,7 +98,7 @@ def _is_numeric(cells: pd.Series) -> bool:
     return pd.to_numeric(cells, errors="coerce").notna().mean() > 0.5
 
 
-def numbers(table: pd.DataFrame, columns: list[str], path: Path, identifier: str) -> np.ndarray:
+def _numbers(table: pd.DataFrame, columns: list[str], path: Path, identifier: str) -> np.ndarray:
     """The cells of some columns as numbers, (N, K).
 
     Raises:

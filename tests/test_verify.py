@@ -92,7 +92,7 @@ DAMAGE = {
     ),
     "a prediction that is none": (
         lambda run: edit_csv(run / "oof.csv", 3, "syntax", "nan"),
-        [r"oof\.csv: 'nan' is no number"],
+        [r"oof\.csv: column .* holds a NaN"],
     ),
     "a row less": (
         lambda run: pd.read_csv(run / "oof.csv", dtype=str).iloc[1:].to_csv(run / "oof.csv", index=False),

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.essays import FOLD_COLUMN, read_essays, read_table, training_files
+from fb3.essays import FOLD_COLUMN, read_essays, read_numbers, training_files
 from fb3.files import read_json, sha256
 from fb3.foldinfo import ids_hash
 from fb3.layout import ENVIRONMENT, FOLD_JSON, OOF
 from fb3.recipe import Recipe
-from fb3.scoring import TRUTH, numbers
+from fb3.scoring import TRUTH
 
 if TYPE_CHECKING:
     from fb3.verify.run import Checked
@@ -75,9 +75,10 @@ def _vouched(table: pd.DataFrame, identifier: str, finished: dict[int, Path]) ->
 
 def _check_truths(run: "Checked", recipe: Recipe, essays: pd.DataFrame) -> None:
     path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
-    found = read_table(path, [identifier, *[TRUTH + c for c in columns]])
+    truths = [TRUTH + column for column in columns]
+    found = read_numbers(path, identifier, truths)
     found = found[found[identifier].isin(set(essays[identifier]))]  # the others were named with folds.csv
-    said = numbers(found, [TRUTH + c for c in columns], path, identifier)
+    said = found[truths].to_numpy()
     true = essays.set_index(identifier).loc[found[identifier], columns].to_numpy(np.float64)
     wrong = np.argwhere(said != true)  # both are float32's numbers
     if len(wrong):

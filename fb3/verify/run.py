@@ -11,12 +11,12 @@ import pandas as pd
 
 from fb3.bundle import Member
 from fb3.errors import Fb3Error
-from fb3.essays import FOLD_COLUMN, check_ids, read_table
+from fb3.essays import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
 from fb3.files import read_json
 from fb3.foldinfo import ids_hash, is_finished
 from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, WEIGHTS, encoder_files
 from fb3.recipe import Recipe, load_recipe
-from fb3.scoring import TRUTH, numbers, scores_of
+from fb3.scoring import TRUTH, scores_of
 from fb3.verify.essays import check_essays
 from fb3.verify.report import Kind, Report
 
@@ -96,9 +96,7 @@ def _read_folds(run: Checked, recipe: Recipe) -> pd.DataFrame:
     path = run.path / "folds.csv"
     table = read_table(path, [recipe.data.id_column, FOLD_COLUMN])
     check_ids(table[recipe.data.id_column], path)
-    if odd := sorted({cell for cell in table[FOLD_COLUMN] if not re.fullmatch(r"-1|\d+", cell)}):
-        raise Fb3Error(f"{path}: {odd[:3]} are no numbers of folds; {run.again}")
-    table = table.astype({FOLD_COLUMN: int})
+    table[FOLD_COLUMN] = whole_numbers(table[FOLD_COLUMN], path)
     there, count = sorted(set(table[FOLD_COLUMN])), recipe.folds.count
     wanted = list(range(count)) if recipe.folds.holdout is None else [-1, 0]
     if there == wanted:
@@ -191,12 +189,10 @@ def _check_saves(run: Checked, folder: Path) -> None:
 
 def _check_out_of_fold(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
     path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
-    of_numbers = [*[TRUTH + column for column in columns], *columns]
-    found = read_table(path, [identifier, FOLD_COLUMN, *of_numbers])
-    check_ids(found[identifier], path)
+    found = read_numbers(path, identifier, [*[TRUTH + column for column in columns], *columns])
     have = set(zip(found[identifier], found[FOLD_COLUMN], strict=True))
     rows = table[table[FOLD_COLUMN].isin(list(finished))]
-    want = set(zip(rows[identifier], rows[FOLD_COLUMN].astype(str), strict=True))
+    want = set(zip(rows[identifier], rows[FOLD_COLUMN], strict=True))
     if have != want:
         absent, extra = sorted(want - have), sorted(have - want)
         mend = f"{run.again}{', or let `fb3 train` end the fold' if run.packed is None else ''}"
@@ -204,7 +200,6 @@ def _check_out_of_fold(run: Checked, recipe: Recipe, table: pd.DataFrame, finish
             f"{path}: not the essays that folds.csv gives to the finished folds {[*finished]}: {len(absent)} missing "
             f"{absent[:2]}, {len(extra)} too many {extra[:2]}; {mend}"
         )
-    numbers(found, of_numbers, path, identifier)
 
 
 def _check_scores(run: Checked, recipe: Recipe, finished: dict[int, Path]) -> None:
