@@ -60,7 +60,8 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
     Returns:
         input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given. With windows, W inputs in all and
         at most V an essay: input_ids and attention_mask (W, T), windows (B, V), the inputs of each essay, and
-        window_mask (B, V), 1 where there is one. What a second encoder gets stands beside it, as second_input_ids.
+        window_mask (B, V), 1 where there is one. statistics (B, S) where the recipe wants them. What a second encoder
+        gets stands beside it, as second_input_ids.
     """
     import torch
 
@@ -73,6 +74,8 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
     batch["input_ids"], batch["attention_mask"] = _padded(inputs, encoded.pad)
     if truths is not None:
         batch["targets"] = truths
+    if encoded.statistics is not None:
+        batch["statistics"] = encoded.statistics[rows]
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
     if encoded.second:
         tensors |= {SECOND_ + name: tensor for name, tensor in collate(encoded.second, rows).items()}

@@ -47,7 +47,7 @@ class Encoded:
     """Essays as tokens: ragged rows of ids, the frame included; row i is essay i.
 
     lengths: (N,), tokens of each, those of all its windows. slicer: cuts the rows; none: an essay is one input.
-    second: the same essays as a second encoder's tokens.
+    second: the same essays as a second encoder's tokens. statistics: (N, S), of the texts; none: not wanted.
     """
 
     rows: Sequence[np.ndarray]
@@ -55,6 +55,7 @@ class Encoded:
     lengths: np.ndarray
     slicer: Slicer | None = None
     second: "Encoded | None" = None
+    statistics: np.ndarray | None = None
 
     @property
     def costs(self) -> np.ndarray:

@@ -28,7 +28,7 @@ FLOORS = [
         "guard",
         "summary",
     },
-    {"essays", "texts", "tokens", "batches", "models", "cost", "augmentation"},
+    {"essays", "texts", "statistics", "tokens", "batches", "models", "cost", "augmentation"},
     {"tasks", "prediction", "checkpoint", "foldinfo", "ensemble", "scoring"},
     {
         "training.log",

@@ -94,6 +94,7 @@ def augmented(
         pad=encoded.pad,
         lengths=encoded.lengths,
         slicer=encoded.slicer,
+        statistics=encoded.statistics,
         texts=texts,
         encoder=RowEncoder(tokenizer, encoded.pad, data),
         mask=mask,

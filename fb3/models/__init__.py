@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -26,14 +27,16 @@ from fb3.models.heads import build_head
 from fb3.models.mixout import mix_out
 from fb3.models.poolings import build_pooling, build_window_pooling
 from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer, Tower
+from fb3.models.statistics import Alone, StatisticsNet
 from fb3.models.surgery import operate, reinitialise
 from fb3.recipe import Recipe
 from fb3.recipe.groups import DataGroup, ModelGroup
-from fb3.texts import check_tokenizer
+from fb3.statistics import text_statistics
+from fb3.texts import check_tokenizer, input_texts
 from fb3.tokens import Encoded, special_tokens, tokenise
 
 _LARGEST = 256 * 2**20  # bytes of a tokenizer.json; those of 250,000 tokens have 30 MB
-__all__ = ["ModelOutput", "Scorer", "build_scorer", "encode_texts", "load_tokenizer"]
+__all__ = ["ModelOutput", "Scorer", "build_scorer", "encode_essays", "encode_texts", "load_tokenizer"]
 
 
 def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretrained", "config", "empty"]) -> Scorer:
@@ -57,10 +60,12 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
         second.encoder.requires_grad_(stitch.frozen == "none")
         if stitch.frozen == "both":
             tower.encoder.requires_grad_(False)
-    head = build_head(recipe.model.head, width, recipe.task.outputs(len(recipe.data.target_columns)))
+    beside = StatisticsNet(width) if recipe.data.text.statistics else Alone(width)
+    head = build_head(recipe.model.head, beside.width, recipe.task.outputs(len(recipe.data.target_columns)))
     if init == "empty":
+        _to_meta(beside)
         _to_meta(head)
-    return StitchedScorer(tower, second, head) if second else Scorer(tower, head)
+    return StitchedScorer(tower, second, beside, head) if second else Scorer(tower, beside, head)
 
 
 def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str, key: str) -> Tower:
@@ -129,6 +134,23 @@ def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
     if not isinstance(pad, int):
         raise Fb3Error(f"{Path(folder) / CONFIG}: pad_token_id is {pad!r}; want the padding token's number")
     return tokenizer, pad
+
+
+def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataGroup) -> Encoded:
+    """What a scorer reads of N essays: tokens, and the texts' statistics where the recipe wants them.
+
+    Args:
+        essays: as `read_essays` returns them.
+        folder: the encoder folder.
+        data: what happens to a text.
+
+    Raises:
+        Fb3Error: as in `encode_texts`.
+    """
+    encoded = encode_texts(input_texts(essays, data), folder, data)
+    if not data.text.statistics:
+        return encoded
+    return replace(encoded, statistics=text_statistics(essays[data.text_column].tolist()))
 
 
 def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> Encoded:

@@ -53,21 +53,24 @@ class Tower(nn.Module):
 
 
 class Scorer(Tower):
-    """Scores essays: encoder → pooling → head.
+    """Scores essays: encoder → pooling → what stands beside it → head.
 
     Args:
         tower: encoder and poolings, which become the scorer's own.
+        beside: joins the text's statistics to the vector, or nothing.
         head: the vector to scores.
     """
 
-    def __init__(self, tower: Tower, head: Linear) -> None:
+    def __init__(self, tower: Tower, beside: nn.Module, head: Linear) -> None:
         super().__init__(tower.encoder, tower.pooling, tower.over_windows)
+        self.beside = beside
         self.head = head
 
     def forward(self, batch: Mapping[str, Tensor]) -> ModelOutput:
         """A batch of `collate` to scores (B, outputs) and the pooled vectors (B, D)."""
         pooled = self.pool(batch)
         with torch.autocast(pooled.device.type, enabled=False):
+            pooled = self.beside(pooled, batch)
             return ModelOutput(self.head(pooled), pooled)
 
     def towers(self) -> dict[str, Tower]:
@@ -81,11 +84,12 @@ class StitchedScorer(Scorer):
     Args:
         tower: the first.
         second: the second.
-        head: (B, D1 + D2) to scores.
+        beside: joins the text's statistics to the vectors, or nothing.
+        head: the vectors to scores.
     """
 
-    def __init__(self, tower: Tower, second: Tower, head: Linear) -> None:
-        super().__init__(tower, head)
+    def __init__(self, tower: Tower, second: Tower, beside: nn.Module, head: Linear) -> None:
+        super().__init__(tower, beside, head)
         self.second = second
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:

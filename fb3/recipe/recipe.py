@@ -97,6 +97,12 @@ class Recipe(Group):
         return self
 
     @model_validator(mode="after")
+    def _statistics_are_of_whole_essays(self) -> "Recipe":
+        if self.data.text.statistics and self.data.augment and self.data.augment.mix:
+            raise ValueError("data.text.statistics are those of whole essays; leave them or data.augment.mix out")
+        return self
+
+    @model_validator(mode="after")
     def _stitched(self) -> "Recipe":
         stitch = self.model.stitch
         if not stitch:

@@ -47,6 +47,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     scorer = build_scorer(with_local_backbone(recipe, session.out), session.out / "encoder", init="pretrained")
     for tower, encoded in zip(scorer.towers().values(), (session.encoded, session.encoded.second), strict=False):
         tower.pooling.fit(encoded.rows[row] for row in split.train_rows)
+    if session.encoded.statistics is not None:
+        scorer.beside.fit(session.encoded.statistics[split.train_rows])
     task = build_task(recipe).to(accelerator.device)  # the fold's own: it may learn
     scorer.head.start_at(task.first_bias(torch.from_numpy(session.targets[split.train_rows])))
     scorer.to(accelerator.device)

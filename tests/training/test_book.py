@@ -103,6 +103,7 @@ PIECES = {
     "newlines": ["data.text.newlines=true"],
     "bert/capitals": ["data.text.capitals=true"],
     "repair": ["data.text.repair=true"],
+    "statistics": ["data.text.statistics=true"],
     "template": ["data.text.template='On {topic}: {full_text}'"],
     "names": ["data.text.prompt=names"],
     "tokens": ["data.text.prompt=tokens"],
@@ -145,17 +146,18 @@ PAIRS = [
     "windows+dropout/r_drop",
     "windows+mix",
     "windows+token_weighted",
-    "windows+stitch+newlines",
+    "windows+stitch+statistics",
     "windows/stride+tokens/target_tokens",
     "windows/attention+lstm_layers",
     "mix+ordinal",
     "newlines+shuffle+names",
-    "bert/capitals+typos",
+    "bert/capitals+typos+statistics",
     "accumulation+hierarchical_layers",
 ]
 
 # One override or several; words of the error.
 REFUSED = [
+    ("data.text.statistics=true | data.augment={mix: 0.3}", "those of whole essays"),
     ("tricks=[{kind: fgm}, {kind: fgm, epsilon: 2}]", "fgm stands 2 times"),
     ("tricks=[{kind: fgm}, {kind: awp}]", "both perturb along the gradient"),
     ("tricks=[{kind: ema}, {kind: swa}]", "both average the weights"),

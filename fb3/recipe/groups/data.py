@@ -61,6 +61,9 @@ class Text(Group):
     capitals: bool = False
     """[CAP] before a capitalised word, [UP] before one all in capitals (inline casing, Etchegoyhen & Gete 2020, LREC):
     for tokenizers that make everything lower case."""
+    statistics: bool = False
+    """Lengths, richness of words, punctuation and capitals, counted in the text as it came, beside the encoder's vector
+    (Uto et al. 2020, COLING 2020): what is cut off, made lower case or split into pieces is lost otherwise."""
     prompt: Literal["none", "names", "tokens"] = "none"
     """What stands before the text, and before each window: the targets' names as words, or a new token for each
     target, which model.pooling.kind=target_tokens reads."""

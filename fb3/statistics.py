@@ -1,0 +1,109 @@
+"""Statistics of a text: what an encoder of 512 lower-case tokens does not see of an essay.
+
+The handcrafted features of automated essay scoring, to stand beside the encoder's vector (Uto et al. 2020, "Neural
+Automated Essay Scoring Incorporating Handcrafted Features", COLING 2020). Plain counts of the raw text: no dictionary,
+nothing learned, and the same for an essay whatever stands around it.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_SENTENCE_END = re.compile(r"[.!?]+")
+_LONG = 8  # letters of a long word
+
+
+@dataclass(frozen=True)
+class _Essay:
+    """A text and what several statistics count in it."""
+
+    text: str
+
+    @cached_property
+    def words(self) -> list[str]:
+        return _WORD.findall(self.text)
+
+    @cached_property
+    def letters(self) -> np.ndarray:
+        """Letters of each word; of a text without words, one word of none."""
+        return np.array([len(word) for word in self.words] or [0])
+
+    @cached_property
+    def vocabulary(self) -> int:
+        return len({word.lower() for word in self.words})
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        return [part for part in map(str.strip, _SENTENCE_END.split(self.text)) if part] or [""]
+
+    @cached_property
+    def sentence_words(self) -> np.ndarray:
+        return np.array([len(sentence.split()) for sentence in self.sentences])
+
+    def a_word(self, count: int) -> float:
+        """A count by the essay's words."""
+        return count / max(1, len(self.words))
+
+    def a_sentence(self, count: int) -> float:
+        """A count by the essay's sentences."""
+        return count / len(self.sentences)
+
+    def found(self, pattern: str) -> float:
+        """How often a pattern stands in the text, by its words."""
+        return self.a_word(len(re.findall(pattern, self.text)))
+
+
+_STATISTICS: dict[str, Callable[[_Essay], float]] = {
+    # how long it is
+    "words": lambda e: len(e.words),
+    "log_words": lambda e: np.log1p(len(e.words)),
+    "sentences": lambda e: len(e.sentences),
+    "paragraphs": lambda e: len(re.findall(r"\n\s*\n", e.text)) + 1,
+    "line_breaks": lambda e: e.found("\n"),
+    # how rich its words are
+    "vocabulary": lambda e: e.vocabulary,
+    "type_token_ratio": lambda e: e.a_word(e.vocabulary),
+    "guiraud": lambda e: e.vocabulary / max(1, len(e.words)) ** 0.5,
+    "word_letters": lambda e: e.letters.mean(),
+    "word_letters_std": lambda e: e.letters.std(),
+    "long_words": lambda e: e.a_word(int((e.letters >= _LONG).sum())),
+    # how its sentences are
+    "sentence_words": lambda e: e.sentence_words.mean(),
+    "sentence_words_std": lambda e: e.sentence_words.std(),
+    # how it is punctuated
+    "commas": lambda e: e.found(","),
+    "full_stops": lambda e: e.found(r"\."),
+    "apostrophes": lambda e: e.found("['’]"),
+    "quotation_marks": lambda e: e.found('["“”]'),
+    "semicolons": lambda e: e.found(";"),
+    "exclamation_marks": lambda e: e.found("!"),
+    "question_marks": lambda e: e.found(r"\?"),
+    "digits": lambda e: e.found(r"\d"),
+    # how it is spaced
+    "space_before_mark": lambda e: e.found(r" [,.!?]"),
+    "no_space_after_mark": lambda e: e.found(r"[,.!?][^\W\d_]"),
+    "wide_spaces": lambda e: e.found(r"  +"),
+    # how it is capitalised
+    "capitals": lambda e: e.a_word(sum(map(str.isupper, e.text))),
+    "capitalised_words": lambda e: e.a_word(sum(word[0].isupper() for word in e.words)),
+    "lower_case_i": lambda e: e.a_word(e.words.count("i")),
+    "lower_case_starts": lambda e: e.a_sentence(sum(sentence[:1].islower() for sentence in e.sentences)),
+}
+NAMES = tuple(_STATISTICS)
+
+
+def text_statistics(texts: Sequence[str]) -> np.ndarray:
+    """The statistics of N texts, as they are, not yet standardised.
+
+    Returns:
+        (N, S) float32, in the order of `NAMES`; finite, of an empty text too.
+    """
+    table = np.empty((len(texts), len(NAMES)), np.float32)
+    for row, text in enumerate(texts):
+        essay = _Essay(text)
+        table[row] = [measure(essay) for measure in _STATISTICS.values()]
+    return table
