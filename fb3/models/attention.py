@@ -15,6 +15,8 @@ from transformers import modeling_utils
 
 _NAME = "fb3_blocked"
 _BLOCK_BYTES = 2**21  # of probabilities at a time; they should stay in a core's own cache
+_LOG2_E = math.log2(math.e)
+_SMALLEST, _LARGEST = 2.0**-100, 2.0**120  # sums of a row's powers that lose nothing
 
 
 def use_blocked_attention(encoder: nn.Module) -> bool:
@@ -74,15 +76,49 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     """
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return _Blocked.apply(query, key, value, bias, scale)
-    out = _like(query)
-    logits = query.new_empty(_heads_at_once(query), query.shape[2], query.shape[2])
-    probabilities = torch.empty_like(logits)
+    out, lengths, tokens = _like(query), _lengths(bias), query.shape[2]
+    query, key = (query * (scale * _LOG2_E)).contiguous(), key.contiguous()
+    room = query.new_empty(_heads_at_once(query) * tokens * tokens)
     for essay, heads, added in _blocks(query, bias):
-        at, size = (essay, heads), heads.stop - heads.start
-        torch.baddbmm(added, query[at], key[at].mT, alpha=scale, out=logits[:size])
-        torch.softmax(logits[:size], -1, out=probabilities[:size])
-        torch.bmm(probabilities[:size], value[at], out=out[at])
+        real = slice(lengths[essay] if lengths else tokens)
+        three = (states[essay, heads, real] for states in (query, key, value))
+        _attend(*three, None if lengths else added, room, out[essay, heads, real])
+        if real.stop < tokens:
+            out[essay, heads, real.stop :] = 0  # padding: nobody looks at it, but it is to be a number
     return out
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, room: Tensor, out: Tensor) -> None:
+    """softmax(ln 2 · query · keyᵀ + bias) · value of a block, (H, T, D), into `out`; `room` takes the logits.
+
+    Without the usual search for the largest logit, and normalised last, where there is least to divide: powers of two
+    reach from 2^-126 to 2^127, which real logits stay far within. Where a row does not, the usual way.
+    """
+    powers = _logits(query, key, bias, room).exp2_()
+    total = powers.sum(-1, keepdim=True)
+    if total.amin() > _SMALLEST and total.amax() < _LARGEST:
+        torch.div(torch.bmm(powers, value), total, out=out)
+        return
+    logits = _logits(query, key, bias, room).float() * math.log(2)
+    torch.bmm(logits.softmax(-1).to(value.dtype), value, out=out)
+
+
+def _logits(query: Tensor, key: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    heads, tokens = query.shape[:2]
+    logits = room[: heads * tokens * tokens].view(heads, tokens, tokens)
+    torch.bmm(query, key.mT, out=logits)
+    return logits if bias is None else logits.add_(bias, alpha=_LOG2_E)
+
+
+def _lengths(bias: Tensor) -> list[int] | None:
+    """Real tokens of each essay where the bias only hides padding on the right; then it need not be added."""
+    if bias.shape[1:3] != (1, 1):
+        return None
+    real = (bias == 0).flatten(1)  # (B, T)
+    lengths = real.sum(-1)
+    padded = torch.arange(real.shape[1]) < lengths[:, None]
+    hidden = bias.flatten(1)[~real] <= torch.finfo(bias.dtype).min
+    return lengths.tolist() if bool((padded == real).all() & hidden.all() & (lengths > 0).all()) else None
 
 
 class _Blocked(torch.autograd.Function):

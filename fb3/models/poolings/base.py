@@ -37,5 +37,5 @@ class Pooling(nn.Module):
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean over real tokens: (B, T, D), (B, T) -> (B, D)."""
-    weight = mask.to(states.dtype).unsqueeze(-1)  # (B, T, 1)
-    return (states * weight).sum(1) / weight.sum(1)
+    weight = mask.to(states.dtype).unsqueeze(1)  # (B, 1, T)
+    return (weight @ states).squeeze(1) / weight.sum(-1)
