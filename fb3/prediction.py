@@ -11,6 +11,7 @@ from fb3.batches import collate, inference_batches
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
+from fb3.models.packed import pack_linears
 from fb3.progress import progress, say
 from fb3.runtime import Precision, out_of_memory
 from fb3.tasks import Task
@@ -22,9 +23,9 @@ _TOKEN_BUDGET_GPU = 16384
 
 
 def lower_weights(scorer: Scorer, precision: Precision) -> Scorer:
-    """Casts the encoders' weights for inference, in place; pooling and head stay in float32."""
+    """Casts the encoders' weights for inference and packs those on a CPU, in place; pooling and head stay float32."""
     for tower in scorer.towers().values():
-        tower.encoder.to(_DTYPE[precision])
+        pack_linears(tower.encoder.to(_DTYPE[precision]))
     return scorer
 
 
