@@ -1,5 +1,6 @@
 """Where am I: input folders, the device that works, its precision, seeds. The only place that knows Kaggle's paths."""
 
+import ctypes
 import os
 import random
 import re
@@ -40,6 +41,7 @@ _NO_MEMORY = (
     "ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS found no room for its workspace
 )
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MOUNT_DEPTH = 7  # /kaggle/input/models/<owner>/<slug>/<framework>/<variation>/<version>/ is the deepest mount known
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -240,6 +242,20 @@ def out_of_memory(error: Exception) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep what tensors on a CPU free, for the next ones: of glibc, elsewhere nothing happens.
+
+    By default each tensor of some megabytes is mapped anew, and the system fills its pages with zeros at the first
+    touch: GELU on 3,328 tokens of 1,536 takes three to four times as long that way.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def seed_everything(seed: int) -> None:

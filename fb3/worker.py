@@ -14,12 +14,11 @@ from fb3.checkpoint import load_fold
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.layout import ENCODER
-from fb3.models import encode_texts
+from fb3.models import encode_essays
 from fb3.prediction import lower_weights, predict
 from fb3.progress import say
-from fb3.runtime import Precision, pick_precision
+from fb3.runtime import Precision, keep_freed_memory, pick_precision
 from fb3.tasks import build_task
-from fb3.texts import input_texts
 from fb3.tokens import Encoded
 
 _GRACE = 60.0  # seconds after the deadline in which a process may end its last batch; then it is killed
@@ -27,8 +26,7 @@ _GRACE = 60.0  # seconds after the deadline in which a process may end its last 
 
 def encode(member: Member, essays: pd.DataFrame) -> Encoded:
     """The essays as tokens of a run's encoder."""
-    data = member.recipe.data
-    return encode_texts(input_texts(essays, data), member.path / ENCODER, data)
+    return encode_essays(essays, member.path / ENCODER, member.recipe.data)
 
 
 def predict_fold(
@@ -57,6 +55,7 @@ def predict_fold(
     Raises:
         Fb3Error: a broken fold, or one that gives no number in fp32 either.
     """
+    keep_freed_memory()
     folder, place = member.folds[fold], torch.device(device)
     name = f"{member.name}/{folder.name}"
     first = precision or _precision(member, place, name)

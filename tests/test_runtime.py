@@ -1,3 +1,6 @@
+import platform
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -93,3 +96,22 @@ def test_precisions(monkeypatch):
     for capability, precision in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert pick_precision("auto", torch.device("cuda")) == precision
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to")
+def test_what_tensors_free_serves_the_next_ones():
+    """Told by the pages that the system hands out anew, in a process of its own."""
+    program = (
+        "import resource, sys, torch; from fb3.runtime import keep_freed_memory\n"
+        "keep_freed_memory() if sys.argv[1] == 'keep' else None\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): [torch.ones(2048, 1536) for _ in range(4)]\n"
+        "before = faults()\n"
+        "for _ in range(10): [torch.ones(2048, 1536) for _ in range(4)]\n"
+        "print(faults() - before)\n"
+    )
+    keep, usual = (
+        int(subprocess.run([sys.executable, "-c", program, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("keep", "usual")
+    )
+    assert keep * 10 < usual

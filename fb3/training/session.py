@@ -20,11 +20,11 @@ from fb3.errors import Fb3Error
 from fb3.files import replacing_folder
 from fb3.layout import ENCODER, SECOND
 from fb3.metrics import Score
-from fb3.models import encode_texts, load_tokenizer
+from fb3.models import encode_essays, load_tokenizer
 from fb3.models.encoder import SECOND_KEY, export_encoder
 from fb3.models.scratch import build_backbone
 from fb3.recipe import Recipe
-from fb3.runtime import Precision, pick_device, pick_precision, secret
+from fb3.runtime import Precision, keep_freed_memory, pick_device, pick_precision, secret
 from fb3.tasks import Task, build_task
 from fb3.texts import added_tokens, input_texts
 from fb3.tokens import Encoded
@@ -85,6 +85,7 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
         Fb3Error: a device or a precision that does not work here, or a loss that several processes cannot share.
     """
     transformers.utils.logging.disable_progress_bar()  # ours are enough
+    keep_freed_memory()
     device = pick_device(broken=recipe.train.broken_gpu)
     precision = pick_precision(recipe.train.precision, device)
     AcceleratorState._reset_state()  # it would keep the precision of an earlier run in this process
@@ -138,7 +139,7 @@ def open_session(
         task=build_task(recipe),
         tokenizer=load_tokenizer(out / ENCODER)[0],
         texts=texts,
-        encoded=encode_texts(texts, out / ENCODER, recipe.data),
+        encoded=encode_essays(essays, out / ENCODER, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
         unlabelled=None if unlabelled is None else _unlabelled(unlabelled, recipe, out),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
@@ -163,7 +164,7 @@ def close_session(session: Session) -> None:
 
 def _unlabelled(essays: pd.DataFrame, recipe: Recipe, out: Path) -> Unlabelled:
     texts = input_texts(essays, recipe.data)
-    return Unlabelled(texts, encode_texts(texts, out / ENCODER, recipe.data))
+    return Unlabelled(texts, encode_essays(essays, out / ENCODER, recipe.data))
 
 
 def _available(trackers: tuple[str, ...]) -> list[str] | None:
