@@ -67,6 +67,7 @@ PIECES = {
     "windows": ["data.max_length=1024", "data.windows={length: 256}"],
     "newlines": ["data.text.newlines=true"],
     "capitals": ["data.text.capitals=true"],
+    "statistics": ["data.text.statistics=true"],
     "target tokens": ["data.text.prompt=tokens", "model.pooling={kind: target_tokens}"],
     "mask 5 %": ["data.augment={mask: 0.05}"],
     "delete 5 %": ["data.augment={delete: 0.05}"],

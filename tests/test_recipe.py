@@ -17,6 +17,7 @@ EXPECTED = {
     "deberta-v2-xlarge",
     "deberta-v2-xlarge-mnli",
     "minilm-l6",
+    "minilm-l6-best",
     "tiny",
 }
 
