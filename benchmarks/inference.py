@@ -1,15 +1,24 @@
 #!/usr/bin/env python3
-"""fb3's inference against the plain notebook loop: same fold, same essays, fresh processes, in turn.
+"""fb3's inference against what others do with the same fold: same essays, fresh processes, in turn.
 
-    python benchmarks/inference.py RUN --data DIR [--essays N] [--repeats R] [--json FILE]
+    python benchmarks/inference.py RUN --data DIR [--kinds plain,trainer,fb3,openvino,onnx] [--essays N] [--rounds R]
+    python benchmarks/inference.py RUN --data DIR --shape deberta-v3-base     # random weights, RUN's tokenizer
 
-The plain loop pads every essay to max_length and predicts batches of 8 in fp32 under `torch.no_grad`, as notebooks do.
-A ratio counts only where the outputs agree within bf16; the table says how far they are apart.
+| kind | |
+|---|---|
+| plain | the notebooks' loop: padded to max_length, fp32 (fp16 autocast on a GPU), batches of 8, `torch.no_grad` |
+| trainer | transformers' Trainer.predict, bf16 where the chip has it, padded by batch, essays sorted by length before |
+| fb3 | `predict.backend: torch`, as `fb3 infer` runs it |
+| openvino, onnx | the other backends; optional extras |
+
+A ratio counts only where the outputs agree within the precision. MFU is of real tokens, against the largest rate of a
+bf16 matrix product in the same round.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,64 +28,175 @@ from pathlib import Path
 
 import numpy as np
 
+KINDS = ("plain", "trainer", "fb3", "openvino", "onnx")
 TOLERANCE = 0.03  # bf16 keeps 8 bits: about 0.4 % of an encoder's state, less of a score
+SHAPES = {
+    "bert-base": {"model_type": "bert"},
+    "deberta-v3-base": {
+        "model_type": "deberta-v2",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "max_relative_positions": -1,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+}
 
 
 def worker(kind: str, run: Path, data: Path, essays: int, out: Path) -> None:
     """One process: loads, tokenises, predicts; writes values and seconds."""
+    from fb3.essays import read_essays
+    from fb3.recipe import load_recipe
+
     start = time.perf_counter()
+    recipe = load_recipe(run / "recipe.yaml")
+    table = read_essays(data / "train.csv", recipe.data).iloc[:essays]
+    predicted = {"plain": plain, "trainer": trainer}.get(kind, backend)(kind, run, recipe, table)
+    np.save(out, predicted)
+    print(json.dumps({"seconds": time.perf_counter() - start}))
+
+
+def backend(kind, run, recipe, table):
+    """As `fb3 infer` runs a fold."""
+    from fb3.bundle import Member
+    from fb3.runtime import pick_device
+    from fb3.worker import encode, predict_fold
+
+    settings = recipe.predict.model_copy(update={"backend": "torch" if kind == "fb3" else kind})
+    member = Member("run", run, recipe.model_copy(update={"predict": settings}), [min(run.glob("fold*[0-9]"))])
+    ids = table[recipe.data.id_column].to_numpy()
+    return predict_fold(member, 0, encode(member, table), ids, str(pick_device()), shown=False).values
+
+
+def scorer_of(run, recipe):
+    """The fold in fp32, with the attention that transformers gives it."""
+    from fb3.checkpoint import load_fold
+    from fb3.models import attention
+    from fb3.runtime import pick_device
+
+    scorer = load_fold(recipe, run / "encoder", min(run.glob("fold*[0-9]"))).to(pick_device())
+    if getattr(scorer.encoder.config, "_attn_implementation", None) == attention._NAME:
+        scorer.encoder.set_attn_implementation("sdpa")
+    return scorer
+
+
+def plain(kind, run, recipe, table):
+    """The notebooks' loop."""
+    import torch
+    from transformers import AutoTokenizer
+
+    scorer, parts = scorer_of(run, recipe), []
+    device = next(scorer.parameters()).device
+    tokenizer = AutoTokenizer.from_pretrained(run / "encoder", local_files_only=True)
+    texts = table[recipe.data.text_column].tolist()
+    limits = {"padding": "max_length", "truncation": True, "max_length": recipe.data.max_length}
+    with torch.no_grad(), torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+        for first in range(0, len(texts), 8):
+            batch = tokenizer(texts[first : first + 8], return_tensors="pt", **limits).to(device)
+            parts.append(scorer(batch).scores.float().cpu())
+    return torch.cat(parts).numpy()
+
+
+def trainer(kind, run, recipe, table):
+    """transformers' Trainer, with sorting by length done for it."""
+    import torch
+    from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+
+    from fb3.runtime import pick_device, pick_precision
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, scorer):
+            super().__init__()
+            self.scorer = scorer
+
+        def forward(self, input_ids, attention_mask):
+            return {"logits": self.scorer({"input_ids": input_ids, "attention_mask": attention_mask}).scores}
+
+    device = pick_device()
+    tokenizer = AutoTokenizer.from_pretrained(run / "encoder", local_files_only=True)
+    encoded = tokenizer(table[recipe.data.text_column].tolist(), truncation=True, max_length=recipe.data.max_length)
+    order = np.argsort([-len(ids) for ids in encoded["input_ids"]], kind="stable")
+    rows = [{name: encoded[name][row] for name in ("input_ids", "attention_mask")} for row in order]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            folder,
+            per_device_eval_batch_size=8,
+            bf16=pick_precision("auto", device) == "bf16",
+            use_cpu=device.type == "cpu",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        model = Trainer(Wrapped(scorer_of(run, recipe)), settings, data_collator=DataCollatorWithPadding(tokenizer))
+        sorted_scores = model.predict(rows).predictions
+    scores = np.empty_like(sorted_scores)
+    scores[order] = sorted_scores
+    return scores
+
+
+def random_run(shape: str, run: Path, out: Path) -> Path:
+    """A run folder of random weights in a known shape, with the run's tokenizer and all else of its recipe."""
+    from transformers import AutoConfig
+
+    from fb3.checkpoint import save_fold
+    from fb3.models import build_scorer
+    from fb3.recipe import load_recipe
+    from fb3.runtime import seed_everything
+
+    recipe = load_recipe(run / "recipe.yaml", ["model.pooling={kind: mean}", "data.text.statistics=false"])
+    shutil.copytree(run / "encoder", out / "encoder")
+    before = json.loads((run / "encoder" / "config.json").read_text())
+    kept = {name: before[name] for name in ("vocab_size", "pad_token_id")}
+    known = dict(SHAPES[shape])
+    AutoConfig.for_model(known.pop("model_type"), **known, **kept).save_pretrained(out / "encoder")
+    (out / "recipe.yaml").write_text(recipe.to_yaml())
+    seed_everything(0)
+    save_fold(out / "fold0", build_scorer(recipe, out / "encoder", init="config"), {})
+    return out
+
+
+def peak() -> float:
+    """FLOP a second of the best bf16 matrix product, on the device that computes."""
     import torch
 
-    from fb3.checkpoint import load_fold
+    from fb3.runtime import pick_device
+
+    device, best = pick_device(), 0.0
+    size = 8192 if device.type == "cuda" else 1536
+    one, two = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(12):
+        start = time.perf_counter()
+        product = one @ two
+        float(product[0, 0])  # waits for a GPU
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def flops_of(run: Path, data: Path, essays: int) -> tuple[float, float]:
+    """Of all essays' real tokens, and tokens an essay."""
+    from fb3.cost import forward_flops
     from fb3.essays import read_essays
-    from fb3.models import load_tokenizer
-    from fb3.prediction import lower_weights, predict
+    from fb3.models import encode_texts
     from fb3.recipe import load_recipe
-    from fb3.runtime import pick_device, pick_precision
-    from fb3.tasks import build_task
-    from fb3.tokens import tokenise
 
     recipe = load_recipe(run / "recipe.yaml")
     table = read_essays(data / "train.csv", recipe.data).iloc[:essays]
-    texts, ids = table[recipe.data.text_column].tolist(), table[recipe.data.id_column].to_numpy()
-    device = pick_device()
-    scorer = load_fold(recipe, run / "encoder", min(run.glob("fold*"))).to(device)
-    loaded = time.perf_counter()
-    precision = "fp32"
-    if kind == "fb3":
-        precision = pick_precision(recipe.predict.precision, device)
-        encoded = tokenise(texts, *load_tokenizer(run / "encoder"), recipe.data)
-        tokens = int(encoded.lengths.sum())
-        values = predict(
-            lower_weights(scorer, precision), build_task(recipe), encoded, ids, precision=precision, shown=False
-        ).values
-    else:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(run / "encoder", local_files_only=True)
-        parts, tokens = [], 0
-        with torch.no_grad():
-            for first in range(0, len(texts), 8):
-                batch = tokenizer(
-                    texts[first : first + 8],
-                    padding="max_length",
-                    truncation=True,
-                    max_length=recipe.data.max_length,
-                    return_tensors="pt",
-                ).to(device)
-                tokens += int(batch["attention_mask"].sum())
-                parts.append(scorer(batch).scores.cpu())
-        values = torch.cat(parts).numpy()
-    end = time.perf_counter()
-    np.save(out, values)
-    print(json.dumps({"load": loaded - start, "predict": end - loaded, "tokens": tokens, "precision": precision}))
+    lengths = encode_texts(table[recipe.data.text_column].tolist(), run / "encoder", recipe.data).lengths
+    config = json.loads((run / "encoder" / "config.json").read_text())
+    return float(forward_flops(config, lengths).sum()), float(lengths.mean())
 
 
-def measure(kind: str, arguments: argparse.Namespace) -> tuple[dict, np.ndarray]:
+def measure(kind: str, run: Path, arguments: argparse.Namespace) -> tuple[dict, np.ndarray]:
     """Runs a worker in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "values.npy"
-        command = [sys.executable, __file__, str(arguments.run), "--data", str(arguments.data)]
+        command = [sys.executable, __file__, str(run), "--data", str(arguments.data)]
         command += ["--essays", str(arguments.essays), "--worker", kind, "--values", str(out)]
         start = time.perf_counter()
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -84,39 +204,55 @@ def measure(kind: str, arguments: argparse.Namespace) -> tuple[dict, np.ndarray]
         return {**json.loads(done.stdout.splitlines()[-1]), "whole": whole}, np.load(out)
 
 
+def table_of(rounds: list[dict], kinds: list[str], flops: float) -> tuple[list[str], bool]:
+    """The lines to print, and whether all outputs agree."""
+    lines, agree = [f"{'':<10}{'whole, s':>10}{'ratio':>8}{'MFU':>7}{'apart':>9}"], True
+    for kind in kinds:
+        whole = statistics.median(r[kind]["whole"] for r in rounds)
+        ratio = statistics.median(r[kinds[0]]["whole"] / r[kind]["whole"] for r in rounds)
+        mfu = statistics.median(flops / r[kind]["seconds"] / r["peak"] for r in rounds)
+        apart = max(r[kind]["apart"] for r in rounds)
+        agree &= apart <= TOLERANCE
+        lines.append(f"{kind:<10}{whole:>10.1f}{ratio:>7.2f}x{mfu:>7.0%}{apart:>9.4f}")
+    return lines, agree
+
+
 def main() -> None:
-    """Runs both in turn and prints the table."""
+    """Runs all kinds in turn and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run folder; its first fold is used")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FB3_DATA", "../shared/data/fb3")))
+    parser.add_argument("--kinds", default="plain,fb3", help=f"of {', '.join(KINDS)}; the first is compared with")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of the run's")
     parser.add_argument("--essays", type=int, default=10**9, help="only the first so many")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", choices=["plain", "fb3"], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--values", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.worker, arguments.run, arguments.data, arguments.essays, arguments.values)
         return
-    rounds = []
-    for number in range(arguments.repeats):
-        (plain, truth), (ours, values) = measure("plain", arguments), measure("fb3", arguments)
-        apart = float(np.abs(truth - values).max())
-        rounds.append({"plain": plain, "fb3": ours, "apart": apart})
-        print(f"round {number + 1}: plain {plain['predict']:.1f} s, fb3 {ours['predict']:.1f} s", file=sys.stderr)
-    essays = len(truth)
-    print(f"{essays} essays, {ours['tokens'] / essays:.0f} tokens each, fb3 in {ours['precision']}")
-    print(f"{'':<28}{'plain':>10}{'fb3':>10}{'ratio':>8}")
-    for key, label in (("predict", "tokenise and predict, s"), ("whole", "whole process, s")):
-        one, two = (statistics.median(r[kind][key] for r in rounds) for kind in ("plain", "fb3"))
-        ratio = statistics.median(r["plain"][key] / r["fb3"][key] for r in rounds)
-        print(f"{label:<28}{one:>10.1f}{two:>10.1f}{ratio:>7.2f}x")
-    worst = max(r["apart"] for r in rounds)
-    print(f"largest difference of a score: {worst:.4f} (agree: {worst <= TOLERANCE})")
+    kinds, rounds = arguments.kinds.split(","), []
+    with tempfile.TemporaryDirectory() as folder:
+        run = random_run(arguments.shape, arguments.run, Path(folder) / "run") if arguments.shape else arguments.run
+        flops, tokens = flops_of(run, arguments.data, arguments.essays)
+        for number in range(arguments.rounds):
+            found, truth = {"peak": peak()}, None
+            for kind in kinds:
+                measured, values = measure(kind, run, arguments)
+                truth = values if truth is None else truth
+                found[kind] = {**measured, "apart": float(np.abs(values - truth).max())}
+                print(f"round {number + 1}: {kind} {measured['whole']:.1f} s", file=sys.stderr)
+            rounds.append(found)
+    peaks = statistics.median(r["peak"] for r in rounds) / 1e12
+    print(f"{len(truth)} essays, {tokens:.0f} tokens each; bf16 products reach {peaks:.2f} TFLOP/s")
+    lines, agree = table_of(rounds, kinds, flops)
+    print("\n".join(lines))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"essays": essays, "rounds": rounds}, indent=1) + "\n")
-    if worst > TOLERANCE:
-        sys.exit("the outputs differ by more than bf16's precision: the ratio does not count")
+        arguments.json.write_text(json.dumps({"essays": len(truth), "flops": flops, "rounds": rounds}, indent=1) + "\n")
+    if not agree:
+        sys.exit("outputs differ by more than bf16's precision: those ratios do not count")
 
 
 if __name__ == "__main__":
