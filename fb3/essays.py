@@ -1,7 +1,6 @@
 """Essays: read and checked, with their scores where there are any."""
 
 import csv
-import io
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.files import read_utf8
+from fb3.files import reading_utf8
 from fb3.recipe import Recipe
 from fb3.recipe.groups import DataGroup, TaskGroup
 
 FOLD_COLUMN = "fold"
-LARGEST = 4 * 2**30  # bytes of a CSV; it becomes several times as large in memory
+LARGEST = 4 * 2**30  # bytes of a CSV; its cells become up to four times as large in memory
 
 
 def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
@@ -29,17 +28,18 @@ def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
     if not path.exists():
         beside = sorted(p.name for p in path.parent.glob("*.csv")) if path.parent.is_dir() else []
         raise Fb3Error(f"{path}: no such file; CSV files in {path.parent}: {beside or 'none'}")
-    table = _parse(read_utf8(path, LARGEST), path)
+    with reading_utf8(path, LARGEST) as lines:
+        table = _parse(lines, path)
     missing = [column for column in wanted if column not in table.columns]
     if missing:
         raise Fb3Error(f"{path}: no column {missing}; it has {list(table.columns)}, wanted {list(wanted)}")
     return table
 
 
-def _parse(text: str, path: Path) -> pd.DataFrame:
+def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
     """The csv module rather than pandas, which fills short rows and cuts long ones without a word."""
     csv.field_size_limit(2**31 - 1)
-    reader = filter(None, csv.reader(io.StringIO(text, newline=""), strict=True))
+    reader = filter(None, csv.reader(lines, strict=True))
     try:
         header = next(reader, None)
         if header is None:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fb3.errors import Fb3Error
 
@@ -120,22 +120,49 @@ def read_utf8(path: Path, largest: int = LARGEST) -> str:
     Raises:
         Fb3Error: it cannot be read, is too large, or is in another encoding.
     """
+    _check_plain(path, largest)
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise Fb3Error(f"{path}: cannot be read (not a plain file)")
-        if found.st_size > largest:
-            size = f"{in_words(found.st_size)}, of such a file at most {in_words(largest)} are read"
-            raise Fb3Error(f"{path}: {size}; is it the right one?")
         content = path.read_bytes()
-    except Fb3Error:
-        raise
-    except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
-        raise Fb3Error(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise Fb3Error(f"{path}: not UTF-8 at byte {error.start} ({error.reason}); save it as UTF-8") from None
+
+
+@contextmanager
+def reading_utf8(path: Path, largest: int = LARGEST) -> Iterator[TextIO]:
+    """The same, line by line with the line ends as they stand: never is the whole of it in memory.
+
+    Raises:
+        Fb3Error: as `read_utf8`, also while the lines are read.
+    """
+    _check_plain(path, largest)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except UnicodeDecodeError:
+        read_utf8(path, largest)  # counts from the file's first byte, not from the last that was read
+        raise
+
+
+def _check_plain(path: Path, largest: int) -> None:
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
+        raise _unreadable(path, error) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise Fb3Error(f"{path}: cannot be read (not a plain file)")
+    if found.st_size > largest:
+        size = f"{in_words(found.st_size)}, of such a file at most {in_words(largest)} are read"
+        raise Fb3Error(f"{path}: {size}; is it the right one?")
+
+
+def _unreadable(path: Path, error: Exception) -> Fb3Error:
+    return Fb3Error(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 def read_json(path: Path, wanted: Mapping[str, type | tuple[type, ...]] | None = None) -> dict[str, Any]:

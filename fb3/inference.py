@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fb3.bundle import Bundle, Member, read_bundle
+from fb3.bundle import Bundle, Checks, Member, in_turn, read_bundle
 from fb3.errors import Fb3Error
 from fb3.essays import check_ids, read_essays, read_table
 from fb3.files import read_json
@@ -83,9 +83,12 @@ def infer(
             sample = _sample_for(essays, data, recipe, source)
             standing = _stand(sample, packed, recipe, out, summary)
         check_form(essays[recipe.data.id_column], sample, list(recipe.data.target_columns), str(source))
+        checks = Checks(packed, [member.folds[k] for member, k in in_turn(members)])
         from fb3.turns import Turns  # torch and transformers, after the first file stands
 
-        Turns(packed, members, essays, standing, summary, ends, strict).run()
+        turns = Turns(checks, members, essays, standing, summary, ends, strict)
+        del essays  # they are tokens now; many texts are no small part of the memory
+        turns.run()
     except Exception as error:
         summary.error = str(error) or type(error).__name__
         if strict or standing is None or not hidden_rerun():

@@ -6,7 +6,7 @@ import traceback
 import numpy as np
 import pandas as pd
 
-from fb3.bundle import Bundle, Member
+from fb3.bundle import Checks, Member, in_turn
 from fb3.cost import forward_flops
 from fb3.ensemble import Predictions, average
 from fb3.errors import Fb3Error
@@ -26,7 +26,7 @@ class Turns:
     """Predicts fold by fold, the runs taking turns, so that each has its say when time runs out.
 
     Args:
-        packed: the bundle.
+        checks: of the folds' files.
         members: its runs that can be used.
         essays: ids and texts.
         standing: the submission.
@@ -37,7 +37,7 @@ class Turns:
 
     def __init__(
         self,
-        packed: Bundle,
+        checks: Checks,
         members: list[Member],
         essays: pd.DataFrame,
         standing: Standing,
@@ -46,16 +46,15 @@ class Turns:
         strict: bool,
     ) -> None:
         recipe = members[0].recipe
-        self.packed, self.standing, self.summary = packed, standing, summary
+        self.checks, self.standing, self.summary = checks, standing, summary
         self.ends, self.strict = ends, strict
         self.ids = essays[recipe.data.id_column].to_numpy()
-        self.essays = essays
         devices = [str(device) for device in pick_devices(broken=recipe.predict.broken_gpu)]
         self.workers = Workers(devices)
         say(f"{len(self.ids)} essays, {sum(len(m.folds) for m in members)} folds of {len(members)} runs, on {devices}")
         self.encoded: dict[str, Encoded] = {}
         self.clock = _Clock()
-        self.members = self._encode(members)
+        self.members = self._encode(members, essays)
         self.means: dict[str, Predictions] = {}
         self.counts = dict.fromkeys(self.encoded, 0)
 
@@ -65,17 +64,16 @@ class Turns:
         Raises:
             Fb3Error: no fold could be used.
         """
-        turns = sorted((k, m) for m, member in enumerate(self.members) for k in range(len(member.folds)))
         try:
-            for k, m in turns:
-                self._turn(self.members[m], k)
+            for member, k in in_turn(self.members):
+                self._turn(member, k)
         finally:
             self.workers.close()
         if not self.means and not self.summary.partial:
             why = self.summary.folds[0]["reason"] if self.summary.folds else "there is none"
             raise Fb3Error(f"no fold could be used ({why}); {self.standing.out} holds the training means")
 
-    def _encode(self, members: list[Member]) -> list[Member]:
+    def _encode(self, members: list[Member], essays: pd.DataFrame) -> list[Member]:
         """Tokenises, once for all runs that tokenise alike; a run that cannot be is left out."""
         made: dict[tuple, Encoded] = {}
         usable = []
@@ -85,7 +83,7 @@ class Turns:
                 tokenizers = sorted((member.path / ENCODER).rglob("tokenizer.json"))
                 alike = (*map(sha256, tokenizers), data.model_dump_json(exclude={"augment", "sample"}))
                 if alike not in made:
-                    made[alike] = encode(member, self.essays)
+                    made[alike] = encode(member, essays)
                 self.clock.add(member, made[alike])
             except Exception as error:
                 self._failed([f"{member.name}/{fold.name}" for fold in member.folds], error)
@@ -104,7 +102,7 @@ class Turns:
             self.summary.left_out(name, f"no time: about {wanted:.0f} s needed, {max(left, 0):.0f} s left", "skipped")
             return
         try:
-            self.packed.check_fold(member.folds[k])
+            self.checks.wait(member.folds[k])
             predictions = self.workers.predict(member, k, self.encoded[member.name], self.ids, self.ends)
             if len(predictions.ids) < len(self.ids):
                 self._cut_off(name, predictions)

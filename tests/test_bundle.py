@@ -1,12 +1,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from fb3.bundle import read_bundle, verify_bundle
+from fb3.bundle import Checks, Member, in_turn, read_bundle, verify_bundle
 from fb3.errors import Fb3Error
 from fb3.files import sha256
 from fb3.images import find_image
@@ -222,3 +223,39 @@ def test_the_script_packs_wheels_and_says_what_is_next(run, tmp_path):
     bare = script("--no-wheels", "--no-parity")
     assert bare.returncode == 0, bare.stderr
     assert verify_bundle(tmp_path / "out").manifest["parity"] == {"skipped": "not asked for"}
+
+
+def test_folds_are_checked_ahead_of_their_turns_and_each_fault_is_its_own(bundle, tmp_path):
+    packed = read_bundle(copied(bundle, tmp_path / "bundle"))
+    (member,) = packed.members()
+    folders = [member.folds[k] for _, k in in_turn([member])]
+    assert folders == member.folds
+    assert len(folders) == 2
+    weights = folders[1] / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    checks = Checks(packed, folders)
+    checks.wait(folders[0])
+    ahead = checks._begun[folders[1]]  # nobody has asked for it yet
+    ahead.join(60)
+    assert ahead.error is not None
+    for _ in range(2):
+        with pytest.raises(Fb3Error, match="its hash is not the packed file's"):
+            checks.wait(folders[1])
+
+
+def test_a_fold_is_checked_whatever_came_before_it(bundle):
+    packed = read_bundle(bundle)
+    (member,) = packed.members()
+    checks = Checks(packed, [])
+    checks.wait(member.folds[1])
+    assert checks._begun.keys() == {member.folds[1]}
+
+
+def test_runs_take_turns():
+    one, two = (
+        Member(name, Path(name), None, [Path(name, str(k)) for k in range(n)]) for name, n in (("a", 3), ("b", 1))
+    )
+    assert [(member.name, k) for member, k in in_turn([one, two])] == [("a", 0), ("b", 0), ("a", 1), ("a", 2)]
+    assert in_turn([]) == []

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fb3.batches import BUCKET_BATCHES, collate, inference_batches, steps_per_epoch, training_batches
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays
+from fb3.essays import read_essays, read_table
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.recipe.groups import DataGroup, RegressionTask
 from fb3.tokens import Encoded, special_tokens, tokenise, truncate
@@ -151,3 +153,29 @@ def test_collate_pads_to_the_longest_of_the_batch():
     assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
     assert batch["row"].tolist() == [1, 0]
     assert batch["targets"].tolist() == [[2.0], [1.0]]
+
+
+def test_a_large_table_is_read_within_its_own_size(tmp_path):
+    path = tmp_path / "large.csv"
+    path.write_text("id,text\n" + "".join(f"{n},{'word ' * 20_000}\n" for n in range(100)) + "last,😀\n", "utf-8")
+    tracemalloc.start()
+    table = read_table(path, ["id"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(table) == 101
+    assert peak < 1.5 * path.stat().st_size  # as one text it is four bytes a letter
+
+
+def test_a_byte_that_is_no_utf8_is_counted_from_the_start_of_the_file(tmp_path):
+    path = tmp_path / "latin.csv"
+    content = b"id,text\n" + b"".join(b"%d,plain words\n" % n for n in range(5000))
+    path.write_bytes(content + b"5000,caf\xe9\n")
+    with pytest.raises(Fb3Error, match=f"not UTF-8 at byte {len(content) + 8} "):
+        read_table(path, ["id"])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_any_system_between_rows_and_as_they_stand_within(tmp_path, end):
+    path = tmp_path / "ends.csv"
+    path.write_bytes(("\ufeff" + end.join(["id,text", f'1,"two{end}lines"', "2,one"]) + end).encode())
+    assert read_table(path, ["id"]).to_dict("list") == {"id": ["1", "2"], "text": [f"two{end}lines", "one"]}
