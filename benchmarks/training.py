@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """fb3's training against what others do: the same encoder, essays, rates and batch size, fresh processes, in turn.
 
-    python benchmarks/training.py RECIPE [--data DIR] [--kinds plain,trainer,fb3] [--essays N] [--rounds R] [KEY=VALUE ...]
+    python benchmarks/training.py RECIPE [KEY=VALUE ...] [--data DIR] [--essays N] [--rounds R]
 
 | kind | |
 |---|---|
@@ -10,8 +10,8 @@
 | fb3 | `fb3 train` |
 
 One epoch over N essays, then the score of N / 2 others, which all kinds should agree in: what a batch holds differs, so
-no more than that can be asked. The time is that of the steps. MFU is of real tokens, three times the forward pass's FLOPs
-a step, against the largest rate of a bf16 matrix product in the same round.
+no more than that can be asked. The time is that of the steps. MFU is of real tokens, three times the forward pass's
+FLOPs a step, against the largest rate of a bf16 matrix product in the same round.
 """
 
 import argparse
@@ -40,9 +40,9 @@ def worker(kind: str, recipe_file: Path, data: Path, out: Path) -> None:
     if kind == "fb3":
         from fb3.training.run import train
 
-        score = train(recipe, data, out, folds=[0]).score
-        steps = [line for line in map(json.loads, (out / "log.jsonl").open()) if line["event"] == "step"]
-        seconds = steps[-1]["elapsed"]
+        train(recipe, data, out, folds=[0])
+        last = {line["event"]: line for line in map(json.loads, (out / "log.jsonl").open())}
+        seconds, score = last["step"]["elapsed"], last["evaluation"]["score"]
     else:
         seconds, score = by_others(kind, recipe, data, out)
     print(json.dumps({"seconds": seconds, "score": score}))
@@ -102,7 +102,7 @@ def plain(recipe, scorer, task, optimizer, schedule, tokenizer, texts, targets):
             loss = task.loss(scorer, batch).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(scorer.parameters(), recipe.optimizer.clip_norm or 1e9)
+        torch.nn.utils.clip_grad_norm_(scorer.parameters(), recipe.optimizer.clip)
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
@@ -139,7 +139,7 @@ def trainer(recipe, scorer, task, optimizer, schedule, tokenizer, texts, targets
             bf16=pick_precision("auto", device) == "bf16",
             fp16=pick_precision("auto", device) == "fp16",
             use_cpu=device.type == "cpu",
-            max_grad_norm=recipe.optimizer.clip_norm or 0.0,
+            max_grad_norm=recipe.optimizer.clip,
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
