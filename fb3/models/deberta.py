@@ -40,6 +40,8 @@ def use_fused_disentangled_attention(encoder: nn.Module) -> bool:
     """
     if getattr(encoder.config, "model_type", None) != "deberta-v2":
         return False
+    if type(encoder.encoder) is FusedStack:
+        return True
     if obstacle := _obstacle(encoder):
         say(f"{type(encoder).__name__}: transformers' own, slower attention is taken ({obstacle})")
         return False

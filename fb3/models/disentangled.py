@@ -173,8 +173,8 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *tables = ctx.saved_tensors[:5]
-        kept = iter(ctx.saved_tensors[5:])
+        query, key, value, *rest = ctx.saved_tensors  # once: checkpointing allows no second look
+        tables, kept = rest[:2], iter(rest[2:])
         to_query, to_key, to_value = room_like(query), room_like(query), room_like(query)
         # Sums over all essays: in low precision, each would be rounded.
         to_tables = [
@@ -185,8 +185,8 @@ class _Blocked(torch.autograd.Function):
             weights = probabilities = next(kept)
             slope = torch.bmm(gradient[at], value[at].mT)
             if ctx.dropout:
-                drawn, rest = next(kept), 1 / (1 - ctx.dropout)
-                weights, slope = (torch.ops.aten.native_dropout_backward(t, drawn, rest) for t in (weights, slope))
+                drawn, up = next(kept), 1 / (1 - ctx.dropout)
+                weights, slope = (torch.ops.aten.native_dropout_backward(t, drawn, up) for t in (weights, slope))
             torch.bmm(weights.mT, gradient[at], out=to_value[at])
             slope = torch._softmax_backward_data(slope, probabilities, -1, slope.dtype)
             to_query[at] = torch.bmm(slope, key[at]).mul_(ctx.scale)
