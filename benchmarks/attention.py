@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
-from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Model
 
 from fb3.models.deberta import use_fused_disentangled_attention
 
@@ -44,7 +43,7 @@ V3_BASE = {
 PEERS = {"flashdeberta": "flashdeberta", "disentangled-flash": "disentangled_flash"}
 
 
-def encoders(layers: int, device: torch.device) -> dict[str, nn.Module]:
+def encoders(layers: int, length: int, kind: str, device: torch.device) -> dict[str, nn.Module]:
     """The contestants, of the same weights, in fp32."""
     torch.manual_seed(0)
     eager = AutoModel.from_config(AutoConfig.for_model("deberta-v2", num_hidden_layers=layers, **V3_BASE))
@@ -53,24 +52,24 @@ def encoders(layers: int, device: torch.device) -> dict[str, nn.Module]:
     fused = copy.deepcopy(eager)
     assert use_fused_disentangled_attention(fused)
     found = {"eager": eager, "fb3": fused}
-    for name, module in PEERS.items():
-        if importlib.util.find_spec(module) is None:
-            continue
-        peer = peer_model(module, eager)
-        if peer is not None:
-            found[name] = peer
+    if installed("flashdeberta"):
+        from flashdeberta import FlashDebertaV2Model
+
+        found["flashdeberta"] = FlashDebertaV2Model(copy.deepcopy(eager.config))
+        found["flashdeberta"].load_state_dict(eager.state_dict())
+    if installed("disentangled_flash") and device.type == "cuda":  # elsewhere it leaves the model as it is
+        import disentangled_flash
+
+        found["disentangled-flash"] = copy.deepcopy(eager).to(device)
+        if kind == "train":
+            disentangled_flash.optimize_deberta_training(found["disentangled-flash"])
+        else:
+            disentangled_flash.optimize_deberta(found["disentangled-flash"].eval(), sequence_lengths=[length])
     return {name: encoder.to(device).eval() for name, encoder in found.items()}
 
 
-def peer_model(module: str, eager: nn.Module) -> nn.Module | None:
-    """The peer's own model class with the eager one's weights, where it has one that takes them."""
-    classes = [value for name, value in vars(importlib.import_module(module)).items() if name.endswith("V2Model")]
-    for each in classes:
-        if isinstance(each, type) and issubclass(each, nn.Module) and each is not DebertaV2Model:
-            peer = each(copy.deepcopy(eager.config))
-            peer.load_state_dict(eager.state_dict())
-            return peer
-    return None
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def passes(kind: str, encoder: nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -91,13 +90,15 @@ def passes(kind: str, encoder: nn.Module, ids: torch.Tensor) -> Callable[[], tor
 
 
 def timed(call: Callable[[], torch.Tensor], device: torch.device) -> tuple[float, torch.Tensor]:
+    """Seconds and result. One thread is timed by its own clock, which other programs do not disturb."""
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     out = call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start, out.detach().float().clone()
+    return clock() - start, out.detach().float().clone()
 
 
 def race(layers: int, length: int, kind: str, tokens: int, repeats: int, device: torch.device) -> list[dict]:
@@ -107,7 +108,9 @@ def race(layers: int, length: int, kind: str, tokens: int, repeats: int, device:
     )
     rows, exact = [], None
     for dtype in (torch.float32, torch.bfloat16):
-        contestants = {name: passes(kind, e.to(dtype), ids) for name, e in encoders(layers, device).items()}
+        contestants = {
+            name: passes(kind, e.to(dtype), ids) for name, e in encoders(layers, length, kind, device).items()
+        }
         apart, seconds = {}, {name: [] for name in contestants}
         for name, call in contestants.items():
             out = timed(call, device)[1]
@@ -143,11 +146,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="writes all times there")
     options = parser.parse_args()
     for name, module in PEERS.items():
-        if importlib.util.find_spec(module) is None:
+        if not installed(module):
             print(f"{name}: not installed")
-    print(
-        f"{torch.cuda.get_device_name() if gpu else 'cpu'}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    print(f"{torch.cuda.get_device_name() if gpu else 'cpu'}, {torch.get_num_threads()} thread(s), {torch.__version__}")
     print("layers length essays kind     precision who                       ms  ratio     apart")
     rows = []
     for layers in options.layers:

@@ -156,8 +156,8 @@ class FusedStack(DebertaV2Encoder):
             return out
         if isinstance(out, tuple):
             return (out[0], (out[0],), *out[1:])
-        out.hidden_states = (out.last_hidden_state,)  # the model reads its result from there
-        return out
+        last = out.last_hidden_state  # the model reads its result from the states
+        return type(out)(last_hidden_state=last, hidden_states=(last,), attentions=out.attentions)
 
 
 class FusedAttention(DisentangledSelfAttention):
