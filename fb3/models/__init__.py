@@ -13,6 +13,7 @@ from fb3.errors import Fb3Error
 from fb3.files import read_utf8
 from fb3.layout import CONFIG, SECOND, TOKENIZER
 from fb3.models.attention import use_blocked_attention
+from fb3.models.deberta import use_fused_disentangled_attention
 from fb3.models.encoder import (
     KEY,
     SECOND_KEY,
@@ -83,6 +84,7 @@ def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str, 
     if init == "pretrained":
         mix_out(encoder, settings)  # after the freezing: only what trains has a start to go back to
     use_blocked_attention(encoder)
+    use_fused_disentangled_attention(encoder)
     pooling = build_pooling(
         settings.pooling,
         encoder.config.hidden_size,

@@ -76,9 +76,9 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     """
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return _Blocked.apply(query, key, value, bias, scale)
-    out, lengths, tokens = _like(query), _lengths(bias), query.shape[2]
+    out, lengths, tokens = room_like(query), _lengths(bias), query.shape[2]
     query, key = (query * (scale * _LOG2_E)).contiguous(), key.contiguous()
-    room = query.new_empty(_heads_at_once(query) * tokens * tokens)
+    room = query.new_empty(heads_at_once(query) * tokens * tokens)
     for essay, heads, added in _blocks(query, bias):
         real = slice(lengths[essay] if lengths else tokens)
         three = (states[essay, heads, real] for states in (query, key, value))
@@ -126,7 +126,7 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-        out, kept = _like(query), []
+        out, kept = room_like(query), []
         for essay, heads, added in _blocks(query, bias):
             at = (essay, heads)
             kept.append(torch.baddbmm(added, query[at], key[at].mT, alpha=scale).softmax(-1))
@@ -138,7 +138,7 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, bias, *kept = ctx.saved_tensors
-        to_query, to_key, to_value = _like(query), _like(query), _like(query)
+        to_query, to_key, to_value = room_like(query), room_like(query), room_like(query)
         for (essay, heads, _), probabilities in zip(_blocks(query, bias), kept, strict=True):
             at = (essay, heads)
             torch.bmm(probabilities.mT, gradient[at], out=to_value[at])
@@ -149,19 +149,19 @@ class _Blocked(torch.autograd.Function):
         return to_query, to_key, to_value, None, None
 
 
-def _like(states: Tensor) -> Tensor:
+def room_like(states: Tensor) -> Tensor:
     """Room for (B, H, T, D), laid out as (B, T, H, D), as the projections before and after have it."""
     return torch.empty_like(states.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
-def _heads_at_once(query: Tensor) -> int:
+def heads_at_once(query: Tensor) -> int:
     heads, tokens = query.shape[1:3]
     return min(heads, max(1, _BLOCK_BYTES // (tokens * tokens * query.element_size())))
 
 
 def _blocks(query: Tensor, bias: Tensor) -> list[tuple[int, slice, Tensor]]:
     """Essay, heads and what is added to their logits, for each block."""
-    size, heads = _heads_at_once(query), query.shape[1]
+    size, heads = heads_at_once(query), query.shape[1]
     return [
         (essay, block, added if added.shape[0] == 1 else added[block])
         for essay, added in enumerate(bias.expand(len(query), -1, -1, -1).unbind())

@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""DeBERTa-v3-base's attention: transformers' eager one against fb3's, in one process, in turn; random weights.
+
+    python benchmarks/attention.py [--tokens N] [--lengths T ...] [--layers N ...] [--repeats R] [--json FILE]
+
+Each row is the median of R repeats of one encoder's pass (or training step: forward and backward, no dropout) over a
+batch of N tokens without padding. "apart" is the largest difference of the last states from those of transformers' own
+in fp32, relative to their largest number; a training step's is that of the first layer's query weights' gradient.
+"""
+
+import argparse
+import copy
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from fb3.models.deberta import use_fused_disentangled_attention
+
+V3_BASE = {
+    "vocab_size": 1000,  # the embeddings are no part of it
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "max_relative_positions": -1,
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+PEERS = {"flashdeberta": "flashdeberta", "disentangled-flash": "disentangled_flash"}
+
+
+def encoders(layers: int, length: int, kind: str, device: torch.device) -> dict[str, nn.Module]:
+    """The contestants, of the same weights, in fp32."""
+    torch.manual_seed(0)
+    eager = AutoModel.from_config(AutoConfig.for_model("deberta-v2", num_hidden_layers=layers, **V3_BASE))
+    with torch.no_grad():
+        eager.encoder.rel_embeddings.weight.normal_()  # as large as the states, or positions would not count
+    fused = copy.deepcopy(eager)
+    assert use_fused_disentangled_attention(fused)
+    found = {"eager": eager, "fb3": fused}
+    if installed("flashdeberta"):
+        from flashdeberta import FlashDebertaV2Model
+
+        found["flashdeberta"] = FlashDebertaV2Model(copy.deepcopy(eager.config))
+        found["flashdeberta"].load_state_dict(eager.state_dict())
+    if installed("disentangled_flash") and device.type == "cuda":  # elsewhere it leaves the model as it is
+        import disentangled_flash
+
+        found["disentangled-flash"] = copy.deepcopy(eager).to(device)
+        if kind == "train":
+            disentangled_flash.optimize_deberta_training(found["disentangled-flash"])
+        else:
+            disentangled_flash.optimize_deberta(found["disentangled-flash"].eval(), sequence_lengths=[length])
+    return {name: encoder.to(device).eval() for name, encoder in found.items()}
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def passes(kind: str, encoder: nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """One timed pass, and what is compared."""
+    mask = torch.ones_like(ids)
+
+    def forward() -> torch.Tensor:
+        with torch.inference_mode():
+            return encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def train() -> torch.Tensor:
+        encoder.zero_grad()
+        states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        (states.float() * torch.linspace(-1, 1, states.shape[-1], device=ids.device)).sum().backward()
+        return encoder.encoder.layer[0].attention.self.query_proj.weight.grad
+
+    return train if kind == "train" else forward
+
+
+def timed(call: Callable[[], torch.Tensor], device: torch.device) -> tuple[float, torch.Tensor]:
+    """Seconds and result. One thread is timed by its own clock, which other programs do not disturb."""
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    out = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start, out.detach().float().clone()
+
+
+def race(layers: int, length: int, kind: str, tokens: int, repeats: int, device: torch.device) -> list[dict]:
+    """One row for each contestant and precision; in turn, after one pass each to warm up."""
+    ids = torch.randint(1, 1000, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
+    rows, exact = [], None
+    for dtype in (torch.float32, torch.bfloat16):
+        contestants = {
+            name: passes(kind, e.to(dtype), ids) for name, e in encoders(layers, length, kind, device).items()
+        }
+        apart, seconds = {}, {name: [] for name in contestants}
+        for name, call in contestants.items():
+            out = timed(call, device)[1]
+            exact = out if exact is None else exact
+            apart[name] = ((out - exact).abs().max() / exact.abs().max()).item()
+        for _ in range(repeats):
+            for name, call in contestants.items():
+                seconds[name].append(timed(call, device)[0])
+        eager = statistics.median(seconds["eager"])
+        for name, measured in seconds.items():
+            median = statistics.median(measured)
+            row = {"layers": layers, "length": length, "essays": len(ids), "kind": kind, "dtype": str(dtype)[6:]}
+            rows.append(
+                row | {"who": name, "ms": 1e3 * median, "ratio": eager / median, "apart": apart[name], "all": measured}
+            )
+            print(
+                f"{layers:6} {length:6} {len(ids):6} {kind:8} {row['dtype']:9} {name:18} {1e3 * median:9.1f} "
+                f"{eager / median:6.2f} {apart[name]:9.1e}",
+                flush=True,
+            )
+    return rows
+
+
+def main() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = device.type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, help="a batch; 4096, on a CPU less for what takes long")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512], help="tokens an essay")
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 12], help="of the encoder")
+    parser.add_argument("--kinds", nargs="+", choices=["forward", "train"], help="both; on a CPU one layer is trained")
+    parser.add_argument("--repeats", type=int, default=20 if gpu else 5, help="the median is taken")
+    parser.add_argument("--json", type=Path, help="writes all times there")
+    options = parser.parse_args()
+    for name, module in PEERS.items():
+        if not installed(module):
+            print(f"{name}: not installed")
+    print(f"{torch.cuda.get_device_name() if gpu else 'cpu'}, {torch.get_num_threads()} thread(s), {torch.__version__}")
+    print("layers length essays kind     precision who                       ms  ratio     apart")
+    rows = []
+    for layers in options.layers:
+        small = not gpu and layers > 1
+        for length in options.lengths:
+            for kind in options.kinds or (["forward"] if small else ["forward", "train"]):
+                tokens = options.tokens or (512 if small else 2048 if kind == "train" and not gpu else 4096)
+                rows += race(layers, length, kind, tokens, options.repeats, device)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
