@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 from fb3.errors import Fb3Error
-from fb3.images import RECORDED, read_image
+from fb3.images import BACKENDS, RECORDED, read_image
+from fb3.layout import RECIPE
 from fb3.packing import write_bundle
 from fb3.parity import replay
+from fb3.progress import say
+from fb3.recipe import load_recipe
 from fb3.upload import upload_bundle
 from fb3.wheels import fetch_wheels, find_wheels
 
@@ -38,13 +41,16 @@ def main() -> None:
     kaggle.add_argument("--public", action="store_true", help="make a new data set public")
     kaggle.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
     arguments = parser.parse_args()
+    wheels = [] if arguments.no_wheels else wheels_for_all_images(arguments.wheels)
+    for backend in backends_of(arguments.runs):
+        wheels += wheels_of_backend(backend, arguments.wheels, arguments.no_wheels)
     bundle = write_bundle(
         arguments.runs,
         arguments.out,
         id=arguments.id,
         title=arguments.title,
         weights=arguments.weights,
-        wheels=[] if arguments.no_wheels else wheels_for_all_images(arguments.wheels),
+        wheels={path.name: path for path in wheels}.values(),
         check=None if arguments.no_parity else replay(arguments.data),
     )
     size = sum(entry["size"] for entry in bundle.manifest["files"].values())
@@ -57,11 +63,29 @@ def main() -> None:
         upload_bundle(bundle.path, message=arguments.message, public=arguments.public, dry_run=arguments.dry_run)
 
 
-def wheels_for_all_images(folder: Path | None) -> list[Path]:
-    """Wheels and lock files for every recorded image, from a folder or fetched by hash."""
+def backends_of(runs: list[Path]) -> list[str]:
+    """The libraries that the runs' recipes name in predict.backend; what is no run is left to `write_bundle`."""
+    recipes = [load_recipe(run / RECIPE) for run in runs if (run / RECIPE).is_file()]
+    return sorted({recipe.predict.backend for recipe in recipes} & BACKENDS.keys())
+
+
+def wheels_of_backend(backend: str, folder: Path | None, without: bool) -> list[Path]:
+    """Wheels and lock files of a backend, where there are locks for it; else says so."""
+    if without or not all((WHEELS / f"{path.stem}-{backend}.lock").is_file() for path in RECORDED.glob("*.txt")):
+        why = "--no-wheels" if without else f"no lock of it; `fb3 wheels-lock IMAGE --backend {backend}` writes one"
+        say(f"predict.backend={backend}: its wheels are not packed ({why}); where they are missing, torch computes")
+        return []
+    return wheels_for_all_images(folder, f"-{backend}")
+
+
+def wheels_for_all_images(folder: Path | None, suffix: str = "") -> list[Path]:
+    """Wheels and lock files for every recorded image, from a folder or fetched by hash.
+
+    suffix: of the lock files' stems.
+    """
     files = {}
     for listed in sorted(RECORDED.glob("*.txt")):
-        image, lock = read_image(listed), WHEELS / f"{listed.stem}.lock"
+        image, lock = read_image(listed), WHEELS / f"{listed.stem}{suffix}.lock"
         found = find_wheels(lock, folder, image) if folder else fetch_wheels(lock, WHEELS, image)
         files |= {path.name: path for path in (*found, lock)}
     return list(files.values())

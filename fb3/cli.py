@@ -190,13 +190,14 @@ def image_freeze(
 def wheels_lock(
     image: Annotated[Path, typer.Argument(help="An image's list, such as wheels/images/py312.txt.")],
     out: Annotated[Path | None, typer.Option(help="The lock to write; printed where left out.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Of predict.backend, whose wheels it is to have too.")] = None,
 ) -> None:
     """Resolve what training and inference need beyond an image, with hashes."""
     from fb3.files import write_text
     from fb3.images import read_image
     from fb3.wheels import lock_text
 
-    text = lock_text(read_image(image))
+    text = lock_text(read_image(image), backend)
     print(text, end="") if out is None else write_text(text, out)
 
 

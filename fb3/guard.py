@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+_INSTALLED = "fb3-wheels-"  # in the name of the folder into which the notebook installs the bundle's wheels
 _STDLIB = str(Path(os.__file__).parent)  # holds modules that sys.stdlib_module_names leaves out, too
 
 
@@ -25,6 +26,9 @@ class GuardedFinder:
         found = importlib.machinery.PathFinder.find_spec(name, path, target)
         if found is None or path is not None or self._allowed(name, found):
             return found
+        carried = importlib.machinery.PathFinder.find_spec(name, [place for place in sys.path if _INSTALLED in place])
+        if carried is not None:
+            return carried
         with open(self.log, "a", encoding="utf-8") as file:  # noqa: PTH123
             file.write(name + "\n")
         return None

@@ -17,6 +17,8 @@ from fb3.files import read_utf8
 
 RECORDED = Path(__file__).resolve().parent.parent / "wheels" / "images"
 _OWN = Path(__file__).with_name("requirements.txt")
+# What predict.backend wants beyond fb3's own requirements; setup.cfg names the same as extras.
+BACKENDS = {"openvino": ("openvino>=2025.0",), "onnx": ("onnx>=1.17", "onnxruntime>=1.20")}
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s;#]+)")
 _GLIBC = (2, 35)  # of the images since 2023
 
@@ -148,9 +150,10 @@ def installed_closure(requirements: Iterable[Requirement]) -> dict[str, str]:
     return found
 
 
-def own_requirements() -> list[Requirement]:
-    """What fb3 needs to train and to infer."""
-    return parse_requirements(_OWN.read_text(encoding="utf-8").splitlines(), _OWN)
+def own_requirements(backend: str | None = None) -> list[Requirement]:
+    """What fb3 needs to train and to infer; with a backend of predict.backend, that too."""
+    own = parse_requirements(_OWN.read_text(encoding="utf-8").splitlines(), _OWN)
+    return [*own, *map(Requirement, BACKENDS[backend] if backend else ())]
 
 
 def parse_requirements(lines: Iterable[str], source: Path) -> list[Requirement]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fb3.backends import tell_backends
 from fb3.bundle import Member
 from fb3.errors import Fb3Error
 from fb3.essays import read_numbers, read_table
@@ -43,6 +44,7 @@ def replay(data: Path | None, essays: int = ESSAYS) -> Check:
 
     def check(members: list[Member], packed: Path) -> dict[str, Any]:
         found = {}
+        tell_backends((member.recipe for member in members), pick_device())
         total = sum(len(member.folds) for member in members)
         with progress("parity", total) as advance:
             for member in members:

@@ -6,6 +6,7 @@ import traceback
 import numpy as np
 import pandas as pd
 
+from fb3.backends import tell_backends
 from fb3.bundle import Checks, Member, in_turn
 from fb3.cost import forward_flops
 from fb3.ensemble import Predictions, average
@@ -50,6 +51,7 @@ class Turns:
         self.ends, self.strict = ends, strict
         self.ids = essays[recipe.data.id_column].to_numpy()
         devices = [str(device) for device in pick_devices(broken=recipe.predict.broken_gpu)]
+        tell_backends((member.recipe for member in members), devices[0], strict)
         self.workers = Workers(devices)
         say(f"{len(self.ids)} essays, {sum(len(m.folds) for m in members)} folds of {len(members)} runs, on {devices}")
         self.encoded: dict[str, Encoded] = {}

@@ -16,7 +16,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from fb3.errors import Fb3Error
 from fb3.files import LARGEST, in_words, read_utf8, sha256
-from fb3.images import Image, own_requirements, parse_requirements
+from fb3.images import BACKENDS, Image, own_requirements, parse_requirements
 
 _SOURCE = (".tar.gz", ".zip", ".tar.bz2", ".egg")
 
@@ -52,10 +52,17 @@ def resolve(image: Image, requirements: Sequence[Requirement] | None = None) -> 
     return {name: line for name, (_, line) in sorted(pins.items())}
 
 
-def lock_text(image: Image) -> str:
-    """The content of the image's lock file."""
-    head = f"# What fb3 needs beyond the image {image.name} (Python {image.python}). Written by `fb3 wheels-lock`."
-    return "\n".join([head, *resolve(image).values()]) + "\n"
+def lock_text(image: Image, backend: str | None = None) -> str:
+    """The content of the image's lock file, or of its lock file for a backend.
+
+    Raises:
+        Fb3Error: as `resolve` does, or there is no such backend.
+    """
+    if backend and backend not in BACKENDS:
+        raise Fb3Error(f"--backend {backend}: not known; there are {', '.join(BACKENDS)}")
+    what = f"fb3 with predict.backend={backend}" if backend else "fb3"
+    head = f"# What {what} needs beyond the image {image.name} (Python {image.python}). Written by `fb3 wheels-lock`."
+    return "\n".join([head, *resolve(image, own_requirements(backend)).values()]) + "\n"
 
 
 def _settled(image: Image, requirement: Requirement, asker: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fb3.backends import pick_backend, use_backend
 from fb3.bundle import Member
 from fb3.checkpoint import load_fold
 from fb3.ensemble import Predictions
@@ -63,15 +64,17 @@ def predict_fold(
     position = {identifier: row for row, identifier in enumerate(ids)}
     values = np.full((len(ids), len(member.recipe.data.target_columns)), np.nan, np.float32)
     left = rows
-    for each in dict.fromkeys([first, "fp32"]):
-        scorer = lower_weights(load_fold(member.recipe, member.path / ENCODER, folder).to(place), each)
+    backend, _ = pick_backend(member.recipe.predict.backend, place)
+    for each, computes in dict.fromkeys([(first, backend), ("fp32", "torch")]):
+        scorer = load_fold(member.recipe, member.path / ENCODER, folder).to(place)
+        backed = use_backend(scorer, computes, each, name)
         part = predict(
-            scorer,
+            scorer if backed else lower_weights(scorer, each),
             build_task(member.recipe),
             encoded,
             ids,
             rows=left,
-            precision=each,
+            precision="fp32" if backed else each,  # of what is left to torch
             token_budget=member.recipe.predict.token_budget,
             until=until,
             name=name,

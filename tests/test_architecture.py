@@ -29,7 +29,7 @@ FLOORS = [
         "summary",
     },
     {"essays", "texts", "statistics", "tokens", "batches", "models", "cost", "augmentation"},
-    {"tasks", "prediction", "checkpoint", "foldinfo", "ensemble", "scoring"},
+    {"tasks", "prediction", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
     {
         "training.log",
         "training.loop",
@@ -136,6 +136,9 @@ def test_no_circles():
         ("pydantic", {"recipe."}),
         ("kaggle", {"upload"}),
         ("optuna", {"tuning.study"}),
+        ("openvino", {"backends.openvino"}),
+        ("onnx", {"backends.onnx"}),
+        ("onnxruntime", {"backends.onnx"}),
     ],
 )
 def test_a_package_is_known_in_one_place(package, rooms):

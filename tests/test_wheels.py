@@ -5,17 +5,28 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+import build_dataset
 from fb3 import wheels
 from fb3.errors import Fb3Error
 from fb3.files import sha256
-from fb3.images import RECORDED, Image, differing_versions, find_image, freeze_image, own_requirements, read_image
+from fb3.images import (
+    BACKENDS,
+    RECORDED,
+    Image,
+    differing_versions,
+    find_image,
+    freeze_image,
+    own_requirements,
+    read_image,
+)
 from fb3.wheels import check_wheels, fetch_wheels, find_wheels, resolve
-from tests.conftest import ROOT
+from tests.conftest import ROOT, copied
 
 IMAGES = Path(os.environ.get("FB3_IMAGES", ROOT.parent / "shared" / "images"))
 PYTHONS = {"py312": "3.12", "py313": "3.13"}
@@ -205,3 +216,29 @@ def test_the_wheels_install_without_network_into_an_empty_target(name, tmp_path,
     done = subprocess.run([*without_network, *command], capture_output=True, text=True, env=env)
     assert done.returncode != 0
     assert "HASH" in done.stderr.upper()
+
+
+def test_the_extras_are_the_backends_requirements_and_openvino_is_locked_for_all_images():
+    extras = ConfigParser()
+    extras.read(ROOT / "setup.cfg")
+    for backend, wanted in BACKENDS.items():
+        assert tuple(extras["options.extras_require"][backend].split()) == wanted
+    for name in PYTHONS:
+        lock = wheels.locked(ROOT / "wheels" / f"{name}-openvino.lock")
+        assert lock.items() >= wheels.locked(ROOT / "wheels" / f"{name}.lock").items()
+        assert "openvino" in lock
+    with pytest.raises(Fb3Error, match="there are openvino, onnx"):
+        wheels.lock_text(find_image("py312"), "tensorrt")
+
+
+def test_a_backend_whose_wheels_are_not_packed_is_told(run, tmp_path, capsys):
+    assert build_dataset.backends_of([run, tmp_path]) == []
+    other = copied(run, tmp_path / "other")
+    recipe = (other / "recipe.yaml").read_text()
+    (other / "recipe.yaml").write_text(recipe.replace("backend: auto", "backend: openvino"))
+    assert build_dataset.backends_of([run, other]) == ["openvino"]
+    assert build_dataset.wheels_of_backend("openvino", None, without=True) == []
+    assert build_dataset.wheels_of_backend("onnx", None, without=False) == []
+    said = capsys.readouterr().err
+    assert "openvino: its wheels are not packed (--no-wheels); where they are missing, torch computes" in said
+    assert "`fb3 wheels-lock IMAGE --backend onnx` writes one" in said

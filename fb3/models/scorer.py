@@ -41,8 +41,9 @@ class Tower(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         self.over_windows = over_windows
-        self._read = _READ[pooling.reads]
-        self._arguments: dict[str, Any] = {"output_hidden_states": True} if pooling.reads == "layers" else {}
+        self.reads = pooling.reads
+        self._read = _READ[self.reads]
+        self._arguments: dict[str, Any] = {"output_hidden_states": True} if self.reads == "layers" else {}
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
         """A batch of `collate` to vectors (B, D)."""

@@ -1,0 +1,67 @@
+"""An encoder as a function of its weights, so that one conversion serves all folds."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+_ATTRIBUTE = {"last": "last_hidden_state", "layers": "hidden_states", "pooler": "pooler_output"}
+
+
+def as_output(reads: str, states: Sequence[Tensor]) -> SimpleNamespace:
+    """An encoder's output that has only what the pooling reads."""
+    return SimpleNamespace(**{_ATTRIBUTE[reads]: tuple(states) if reads == "layers" else states[0]})
+
+
+class Bare(nn.Module):
+    """`forward(input_ids, attention_mask, *weights)` gives the states that a pooling reads, a tuple.
+
+    The encoder is no child of it: a trace then holds neither its weights nor its module tree, which takes most of the
+    time. Its blocked attention is torch's own in fp32, so that it can be traced as it is.
+
+    Args:
+        encoder: in float32, on the CPU, in eval mode.
+        reads: what the pooling reads of it.
+    """
+
+    def __init__(self, encoder: nn.Module, reads: str) -> None:
+        super().__init__()
+        self._encoder = (encoder,)
+        self.reads = reads
+        buffers = (buffer for buffer in encoder.buffers() if buffer.is_floating_point())
+        self.weights = [weight.detach() for weight in (*encoder.parameters(), *buffers)]
+        shapes = [tuple(weight.shape) for weight in self.weights]
+        self.key = f"{reads} {shapes} {encoder.config.to_json_string(use_diff=False)}"  # encoders that convert alike
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        """As the class says; without weights, the encoder's own."""
+        encoder = self._encoder[0]
+        with _replaced(encoder, weights):
+            more = {"output_hidden_states": True} if self.reads == "layers" else {}
+            out = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **more)
+        states = getattr(out, _ATTRIBUTE[self.reads])
+        return tuple(states) if self.reads == "layers" else (states,)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """Token ids and mask to trace with; padding, so that no mask is optimised away."""
+        mask = torch.ones(2, 9, dtype=torch.long)
+        mask[1, 5:] = 0
+        return mask * 3 % self._encoder[0].config.vocab_size, mask
+
+
+@contextmanager
+def _replaced(encoder: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Puts tensors in the place of the parameters and floating-point buffers; torch.func refuses to be traced."""
+    buffers = (buffer for buffer in encoder.buffers() if buffer.is_floating_point())
+    old = (*encoder.parameters(), *buffers) if weights else ()
+    new = {id(tensor): weight for tensor, weight in zip(old, weights, strict=True)}
+    places = [(d, name, t) for m in encoder.modules() for d in (m._parameters, m._buffers) for name, t in d.items()]
+    try:
+        for held, name, tensor in places:
+            held[name] = new.get(id(tensor), tensor)
+        yield
+    finally:
+        for held, name, tensor in places:
+            held[name] = tensor
