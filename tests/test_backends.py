@@ -21,6 +21,7 @@ from fb3.models.poolings.layers import ConcatLayersPooling
 from fb3.models.poolings.tokens import MeanPooling, PoolerPooling
 from fb3.models.poolings.windows import OneInput
 from fb3.models.scorer import Scorer, StitchedScorer, Tower
+from fb3.models.statistics import Alone
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe
@@ -81,7 +82,7 @@ def tower(family, reads="last", seed=0):
 
 def scorer(family, reads="last", seed=0):
     made = tower(family, reads, seed)
-    return Scorer(made, Linear(made.pooling.width, 6)).eval()
+    return Scorer(made, Alone(made.pooling.width), Linear(made.pooling.width, 6)).eval()
 
 
 def batch(essays, tokens, seed=0):
@@ -120,7 +121,7 @@ def test_every_fold_scores_as_with_torch_and_one_conversion_serves_all(backend, 
 
 def test_two_stitched_encoders_are_both_taken(backend):
     first, second = tower("bert"), tower("deberta-v2", "layers", 1)
-    model = StitchedScorer(first, second, Linear(first.pooling.width + second.pooling.width, 6)).eval()
+    model = StitchedScorer(first, second, Alone(0), Linear(first.pooling.width + second.pooling.width, 6)).eval()
     both = batch(3, 20) | {f"second_{name}": value for name, value in batch(3, 31, 1).items()}
     want = outputs(model, [both])
     assert use_backend(model, backend, "fp32", "fold")

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from fb3.models.deberta import eager_attention
+
 _ATTRIBUTE = {"last": "last_hidden_state", "layers": "hidden_states", "pooler": "pooler_output"}
 
 
@@ -19,7 +21,7 @@ class Bare(nn.Module):
     """`forward(input_ids, attention_mask, *weights)` gives the states that a pooling reads, a tuple.
 
     The encoder is no child of it: a trace then holds neither its weights nor its module tree, which takes most of the
-    time. Its blocked attention is torch's own in fp32, so that it can be traced as it is.
+    time. Its blocked attention is torch's own in fp32, so that it can be traced as it is; a DeBERTa's fused one is not.
 
     Args:
         encoder: in float32, on the CPU, in eval mode.
@@ -38,7 +40,7 @@ class Bare(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """As the class says; without weights, the encoder's own."""
         encoder = self._encoder[0]
-        with _replaced(encoder, weights):
+        with _replaced(encoder, weights), eager_attention(encoder):
             more = {"output_hidden_states": True} if self.reads == "layers" else {}
             out = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **more)
         states = getattr(out, _ATTRIBUTE[self.reads])

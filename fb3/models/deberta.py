@@ -7,7 +7,8 @@ built; and the states of layers that nobody reads are not kept.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +54,20 @@ def use_fused_disentangled_attention(encoder: nn.Module) -> bool:
     if not getattr(encoder, "z_steps", 0) > 1:
         encoder.register_forward_pre_hook(_note_wanted_states, with_kwargs=True)
     return True
+
+
+@contextmanager
+def eager_attention(encoder: nn.Module) -> Iterator[None]:
+    """Within it, transformers' own attention computes: the fused one cannot be traced for another library."""
+    own = {FusedStack: DebertaV2Encoder, FusedAttention: DisentangledSelfAttention}
+    fused = [(module, type(module)) for module in encoder.modules() if type(module) in own]
+    for module, kind in fused:
+        module.__class__ = own[kind]
+    try:
+        yield
+    finally:
+        for module, kind in fused:
+            module.__class__ = kind
 
 
 def _obstacle(encoder: nn.Module) -> str | None:
