@@ -241,8 +241,8 @@ def test_one_batch_a_step_however_often_a_trick_asks(competition, tmp_path, monk
 
 
 def test_the_essays_are_tokenised_once_a_run_and_the_folds_draw_apart(competition, tmp_path, monkeypatch):
-    tokenised, seeds, encode, begin = [], [], session.encode_texts, Consistent.__init__
-    monkeypatch.setattr(session, "encode_texts", lambda *given: tokenised.append(len(given[0])) or encode(*given))
+    tokenised, seeds, encode, begin = [], [], session.encode_essays, Consistent.__init__
+    monkeypatch.setattr(session, "encode_essays", lambda *given: tokenised.append(len(given[0])) or encode(*given))
     monkeypatch.setattr(Consistent, "__init__", lambda *given: seeds.append(given[5]) or begin(*given))
     train(load_recipe("tiny", [*SMALL_RUN, uda("test.csv")]), competition, tmp_path / "run")
     assert tokenised == [24, 20]
