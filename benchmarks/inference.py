@@ -78,13 +78,21 @@ def backend(kind, run, recipe, table):
 def scorer_of(run, recipe):
     """The fold in fp32, with the attention that transformers gives it."""
     from fb3.checkpoint import load_fold
-    from fb3.models import attention
     from fb3.runtime import pick_device
 
     scorer = load_fold(recipe, run / "encoder", min(run.glob("fold*[0-9]"))).to(pick_device())
-    if getattr(scorer.encoder.config, "_attn_implementation", None) == attention._NAME:
-        scorer.encoder.set_attn_implementation("sdpa")
+    restore_attention(scorer.encoder)
     return scorer
+
+
+def restore_attention(encoder):
+    """Gives an encoder back the attention that transformers built it with."""
+    from fb3.models import attention
+    from fb3.models.deberta import eager_attention
+
+    eager_attention(encoder).__enter__()
+    if getattr(encoder.config, "_attn_implementation", None) == attention._NAME:
+        encoder.set_attn_implementation("sdpa")
 
 
 def plain(kind, run, recipe, table):
@@ -162,19 +170,22 @@ def random_run(shape: str, run: Path, out: Path) -> Path:
 
 
 def peak() -> float:
-    """FLOP a second of the best bf16 matrix product, on the device that computes."""
+    """FLOP a second of the best bf16 matrix product, on the device that computes; on a CPU the packed one's."""
     import torch
 
+    from fb3.models.packed import PackedLinear
     from fb3.runtime import pick_device
 
     device, best = pick_device(), 0.0
     size = 8192 if device.type == "cuda" else 1536
-    one, two = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(12):
-        start = time.perf_counter()
-        product = one @ two
-        float(product[0, 0])  # waits for a GPU
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    layer = torch.nn.Linear(size, size, bias=False, device=device, dtype=torch.bfloat16)
+    layer = layer if device.type == "cuda" else PackedLinear(layer)
+    states = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        for _ in range(20):
+            start = time.perf_counter()
+            float(layer(states)[0, 0])  # waits for a GPU
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
 
 

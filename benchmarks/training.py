@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from inference import flops_of, peak
+from inference import flops_of, peak, restore_attention
 
 KINDS = ("plain", "trainer", "fb3")
 TOLERANCE = 0.05  # between two scores: of a few dozen essays after one short epoch
@@ -55,7 +55,7 @@ def by_others(kind, recipe, data, out):
 
     from fb3.batches import steps_per_epoch
     from fb3.essays import read_essays
-    from fb3.models import attention, build_scorer, encode_texts
+    from fb3.models import build_scorer, encode_texts
     from fb3.models.encoder import export_encoder
     from fb3.prediction import predict
     from fb3.runtime import pick_device, seed_everything
@@ -69,8 +69,7 @@ def by_others(kind, recipe, data, out):
     texts = essays[recipe.data.text_column].to_numpy()
     seed_everything(recipe.train.seed)
     scorer = build_scorer(recipe, out / "encoder", init="pretrained")
-    if getattr(scorer.encoder.config, "_attn_implementation", None) == attention._NAME:
-        scorer.encoder.set_attn_implementation("sdpa")
+    restore_attention(scorer.encoder)
     task = build_task(recipe)
     scorer.head.start_at(task.first_bias(targets[~held]))
     scorer.to(pick_device()).train()

@@ -82,6 +82,13 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
     return tensors
 
 
+def on_device(batch: Batch, device: "torch.device") -> Batch:
+    """The batch where it is to be computed; to a GPU from pinned memory, so that nobody waits for the copy."""
+    if device.type != "cuda":
+        return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
+
+
 def _padded(inputs: list[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask, (B, T)."""
     longest = max(map(len, inputs))

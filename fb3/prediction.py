@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from fb3.batches import collate, inference_batches
+from fb3.batches import collate, inference_batches, on_device
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
@@ -102,7 +102,7 @@ def _predict_batch(
 ) -> np.ndarray | None:
     """(B, K), or none where memory ran out; what the failed attempt held is free again by then."""
     try:
-        batch = {key: value.to(device) for key, value in collate(encoded, rows).items()}
+        batch = on_device(collate(encoded, rows), device)
         return task.predict(scorer, batch).float().cpu().numpy()
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

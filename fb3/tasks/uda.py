@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fb3.batches import Batch, collate, training_batches
+from fb3.batches import Batch, collate, on_device, training_batches
 from fb3.recipe.groups import Uda
 from fb3.tasks.base import Model, StepOutput, Task, Wrapper
 from fb3.tokens import Encoded
@@ -84,8 +84,5 @@ class Consistent(Wrapper):
         rows, self._count = next(self._batches), self._count + 1
         mine = rows[self._share]
         mine = mine if len(mine) else rows[:1]
-        plain, changed = (
-            {name: value.to(device) for name, value in collate(encoded, mine).items()}
-            for encoded in (self._plain, self._changed)
-        )
+        plain, changed = (on_device(collate(encoded, mine), device) for encoded in (self._plain, self._changed))
         return changed, model(plain).scores

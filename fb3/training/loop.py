@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fb3.batches import Batch, collate, training_batches
+from fb3.batches import Batch, collate, on_device, training_batches
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.progress import Advance, progress
@@ -182,8 +182,8 @@ class Loop:
         for part in np.array_split(mine, min(self.parts.number, len(mine))) if len(mine) else [mine]:
             batch = collate(self.encoded, part if len(part) else rows[:1], self.targets)
             batch["progress"] = torch.tensor(done)
-            on_device = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-            shares.append((on_device, len(part) * self.accelerator.num_processes / essays))
+            weight = len(part) * self.accelerator.num_processes / essays
+            shares.append((on_device(batch, self.accelerator.device), weight))
         return shares
 
 
