@@ -1,7 +1,6 @@
 """A run against the essays it was trained on."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,12 +12,10 @@ from fb3.foldinfo import ids_hash
 from fb3.layout import ENVIRONMENT, FOLD_JSON, OOF
 from fb3.recipe import Recipe
 from fb3.scoring import TRUTH
-
-if TYPE_CHECKING:
-    from fb3.verify.run import Checked
+from fb3.verify.checked import Checked
 
 
-def check_essays(run: "Checked", recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
+def check_essays(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
     """train.csv by hash, where environment.json has it; its essays and split against folds.csv, its scores against the
     truths in oof.csv.
 
@@ -45,7 +42,7 @@ def check_essays(run: "Checked", recipe: Recipe, table: pd.DataFrame, finished: 
 
 
 def _check_split(
-    run: "Checked", recipe: Recipe, essays: pd.DataFrame, table: pd.DataFrame, finished: dict[int, Path]
+    run: Checked, recipe: Recipe, essays: pd.DataFrame, table: pd.DataFrame, finished: dict[int, Path]
 ) -> None:
     from fb3.folds import fold_table, make_folds
 
@@ -73,7 +70,7 @@ def _vouched(table: pd.DataFrame, identifier: str, finished: dict[int, Path]) ->
     )
 
 
-def _check_truths(run: "Checked", recipe: Recipe, essays: pd.DataFrame) -> None:
+def _check_truths(run: Checked, recipe: Recipe, essays: pd.DataFrame) -> None:
     path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
     truths = [TRUTH + column for column in columns]
     found = read_numbers(path, identifier, truths)

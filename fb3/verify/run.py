@@ -1,9 +1,7 @@
 """A run, in its own folder or in a bundle, against its own hashes and scores."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +15,12 @@ from fb3.foldinfo import ids_hash, is_finished
 from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, WEIGHTS, encoder_files
 from fb3.recipe import Recipe, load_recipe
 from fb3.scoring import TRUTH, scores_of
+from fb3.verify.checked import Checked
 from fb3.verify.essays import check_essays
-from fb3.verify.report import Kind, Report
 
 # oof.csv and scores.json hold every digit of a float, so that only the order of sums differs between machines: some
 # 1e-16. One prediction of a thousand that was changed by 1e-5 moves the score by more than this.
 TOLERANCE = 1e-9
-
-
-@dataclass
-class Checked:
-    """A run folder under check.
-
-    data: the folder of its train.csv, where known. recorded: environment.json; none in a bundle. digest: of a file,
-    none where it is missing; in a bundle the manifest's, for the files were held against that already. essays: of each
-    fold, to predict again. prefix: of the names in the report. packed: the fold folders that a bundle must have. half:
-    whether it packed the weights in fp16.
-    """
-
-    report: Report
-    path: Path
-    data: Path | None
-    recorded: dict[str, Any] | None
-    digest: Callable[[Path], str | None]
-    essays: int
-    prefix: str = ""
-    packed: list[Path] | None = None
-    half: bool = False
-
-    @property
-    def again(self) -> str:
-        """The mend of what is no longer the run's own."""
-        return "copy the run again" if self.packed is None else "build the bundle anew"
-
-    def part(self, text: str) -> AbstractContextManager[None]:
-        return self.report.part(self.prefix + text)
-
-    def add(self, kind: Kind, text: str) -> None:
-        self.report.add(kind, text if kind == "FAULT" else self.prefix + text)
 
 
 def check_run(run: Checked) -> None:
