@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-import fb3
+from fb3 import version
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error, Stopped
 from fb3.essays import read_essays, read_numbers, training_files
@@ -245,7 +245,7 @@ def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: 
         "precision": session.precision,
         "processes": session.accelerator.num_processes,
         "seeds": {"train": recipe.train.seed, "folds": recipe.folds.seed},  # a fold's: train's and its number
-        "git": {"here": git_state(Path()), "fb3": git_state(Path(fb3.__file__).parent, tracked="version.py")},
+        "git": {"here": git_state(Path()), "fb3": git_state(Path(version.__file__).parent, tracked="version.py")},
         "data": str(data.resolve()),
         **digests,
         "command": sys.argv,
