@@ -133,7 +133,8 @@ class Checks:
             Fb3Error: as `Bundle.check` does.
         """
         check = self._begin(folder)
-        check.join()
+        if check.is_alive():
+            check.join()
         if folder in self._next:
             self._begin(self._next[folder])
         if check.error:
@@ -141,8 +142,11 @@ class Checks:
 
     def _begin(self, folder: Path) -> "_Check":
         if folder not in self._begun:
-            self._begun[folder] = _Check(self._packed, folder)
-            self._begun[folder].start()
+            self._begun[folder] = check = _Check(self._packed, folder)
+            try:
+                check.start()
+            except RuntimeError:  # no thread to be had
+                check.run()
         return self._begun[folder]
 
 

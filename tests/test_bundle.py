@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -259,3 +260,18 @@ def test_runs_take_turns():
     )
     assert [(member.name, k) for member, k in in_turn([one, two])] == [("a", 0), ("b", 0), ("a", 1), ("a", 2)]
     assert in_turn([]) == []
+
+
+def test_where_no_thread_is_to_be_had_folds_are_checked_all_the_same(bundle, tmp_path, monkeypatch):
+    def refuses(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    packed = read_bundle(copied(bundle, tmp_path / "bundle"))
+    (member,) = packed.members()
+    with (member.folds[1] / "model.safetensors").open("r+b") as file:
+        file.write(b"other")
+    checks = Checks(packed, member.folds)
+    checks.wait(member.folds[0])
+    with pytest.raises(Fb3Error, match="its hash is not the packed file's"):
+        checks.wait(member.folds[1])

@@ -86,6 +86,18 @@ def test_the_net_sees_what_is_standardised_by_the_training_essays():
     assert out[:, 5:].std(0).min() > 0
 
 
+@pytest.mark.parametrize("same", [0.0, 1 / 3, 7.3, 1e4])
+def test_what_is_the_same_in_all_training_essays_says_nothing_anywhere(same):
+    table = np.random.default_rng(0).normal(50.0, 9.0, (400, len(NAMES))).astype(np.float32)
+    table[:, 3] = same
+    net, essays = StatisticsNet(1), torch.from_numpy(table[:2].copy())
+    net.fit(table)
+    usual = net(torch.zeros(2, 1), {"statistics": essays})
+    essays[:, 3] += 5.0
+    torch.testing.assert_close(net(torch.zeros(2, 1), {"statistics": essays}), usual, rtol=1e-3, atol=1e-3)
+    assert net.std.half().isfinite().all()
+
+
 def test_an_essay_beyond_all_others_is_held_near():
     net = StatisticsNet(1)
     far = [torch.full((1, len(NAMES)), value) for value in (1e3, 1e30)]

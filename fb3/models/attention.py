@@ -1,9 +1,9 @@
 """Attention in bf16 on a CPU: one essay and a few heads at a time, so that their probabilities stay in the cache.
 
 There torch's fused kernel gains nothing from bf16. For 8 essays of 512 tokens, on two AVX-512 cores, it takes 31 ms at
-12 heads of width 32 (57 ms at width 64), this one 18 ms (26 ms); with the backward pass 107 ms against 36 ms. It goes
-through transformers' attention interface, so encoders outside that (DeBERTa, T5, and all before transformers 4.56 or
-so) keep their own.
+12 heads of width 32 (57 ms at width 64), this one at most 18 ms (26 ms); with the backward pass 107 ms against 36 ms.
+It goes through transformers' attention interface, so encoders outside that (T5, and all before transformers 4.56 or so)
+keep their own; DeBERTa has `fb3.models.deberta`.
 """
 
 import math
@@ -92,7 +92,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, room
     """softmax(ln 2 · query · keyᵀ + bias) · value of a block, (H, T, D), into `out`; `room` takes the logits.
 
     Without the usual search for the largest logit, and normalised last, where there is least to divide: powers of two
-    reach from 2^-126 to 2^127, which real logits stay far within. Where a row does not, the usual way.
+    reach from 2^-126 to 2^127, which real logits stay far within. Where a row does not, or sees nothing, the usual way.
     """
     powers = _logits(query, key, bias, room).exp2_()
     total = powers.sum(-1, keepdim=True)
@@ -107,7 +107,10 @@ def _logits(query: Tensor, key: Tensor, bias: Tensor | None, room: Tensor) -> Te
     heads, tokens = query.shape[:2]
     logits = room[: heads * tokens * tokens].view(heads, tokens, tokens)
     torch.bmm(query, key.mT, out=logits)
-    return logits if bias is None else logits.add_(bias, alpha=_LOG2_E)
+    if bias is None:
+        return logits
+    # Finite still when multiplied: a padding token that may look nowhere is to get a number, as others look at it.
+    return logits.add_(bias.clamp(min=torch.finfo(bias.dtype).min / 2), alpha=_LOG2_E)
 
 
 def _lengths(bias: Tensor) -> list[int] | None:

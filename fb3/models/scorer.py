@@ -12,7 +12,10 @@ from fb3.models.poolings import Pooling
 
 
 class ModelOutput(NamedTuple):
-    """scores (B, outputs) and pooled (B, D), both float32. The task knows what the outputs are: K scores, or logits."""
+    """scores (B, outputs) and pooled (B, D), what the head read, both float32.
+
+    The task knows what the outputs are: K scores, or logits.
+    """
 
     scores: Tensor
     pooled: Tensor
@@ -68,7 +71,7 @@ class Scorer(Tower):
         self.head = head
 
     def forward(self, batch: Mapping[str, Tensor]) -> ModelOutput:
-        """A batch of `collate` to scores (B, outputs) and the pooled vectors (B, D)."""
+        """A batch of `collate` to scores (B, outputs) and what the head read, (B, D)."""
         pooled = self.pool(batch)
         with torch.autocast(pooled.device.type, enabled=False):
             pooled = self.beside(pooled, batch)

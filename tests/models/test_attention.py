@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from fb3.models import attention
 from fb3.models.attention import blocked_attention, use_blocked_attention
@@ -85,3 +85,32 @@ def test_the_saved_config_does_not_name_it(tmp_path):
     use_blocked_attention(encoder)
     encoder.config.save_pretrained(tmp_path)
     assert "fb3" not in (tmp_path / "config.json").read_text()
+
+
+def test_a_token_that_sees_nothing_gets_a_number():
+    """As a padding token far from all others does, under a sliding window; others multiply what it gets by nought."""
+    states = [state.detach().bfloat16() for state in leaves(2, 12, 3, 8)]
+    hidden = torch.zeros(2, 1, 12, 12, dtype=torch.bfloat16)
+    hidden[1, :, 9:] = torch.finfo(torch.bfloat16).min
+    with torch.inference_mode():
+        out = blocked_attention(*states, hidden, 0.3)
+    query, key, value = (state.float() for state in states)
+    plain = (0.3 * query @ key.mT).softmax(-1) @ value
+    assert out.isfinite().all()
+    torch.testing.assert_close(out[1, :, :9].float(), plain[1, :, :9], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.skipif("modernbert" not in CONFIG_MAPPING, reason="this transformers has no ModernBERT")
+def test_sliding_windows_beside_much_padding():
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "modernbert", vocab_size=50, pad_token_id=0, local_attention=8, **SMALL | {"num_hidden_layers": 4}
+    )
+    encoder = AutoModel.from_config(config).eval()
+    ids, mask = torch.randint(3, 50, (2, 40)), torch.ones(2, 40, dtype=torch.long)
+    mask[1, 10:] = 0
+    with torch.inference_mode():
+        exact = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        use_blocked_attention(encoder)
+        found = encoder.bfloat16()(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+    torch.testing.assert_close(found[mask.bool()], exact[mask.bool()], rtol=0.1, atol=0.1)
