@@ -1,7 +1,6 @@
 """Fused disentangled attention: as transformers' eager one, in real encoders from configs, forward and backward."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -346,12 +345,12 @@ def test_after_a_prediction_it_can_be_trained_and_copied():
     with torch.inference_mode():
         states(fused.eval(), batch(31))
     assert fused.encoder.kept._kept is not None
-    for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        assert copied.encoder.kept._kept is None
-        _step(copied)
-        with torch.inference_mode():
-            assert torch.equal(states(fused, batch(31)), before)
-            assert not torch.equal(states(copied, batch(31)), before)
+    copied = copy.deepcopy(fused)
+    assert copied.encoder.kept._kept is None
+    _step(copied)
+    with torch.inference_mode():
+        assert torch.equal(states(fused, batch(31)), before)
+        assert not torch.equal(states(copied, batch(31)), before)
 
 
 def test_names_and_weights_stay():
