@@ -73,6 +73,22 @@ def test_an_encoder_in_bf16_stays_as_near_to_fp32_as_with_torchs_attention(famil
     assert not calls, "fp32 stays with torch's own"
 
 
+@settings(deadline=None, max_examples=40)
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), room=st.integers(0, 5), seed=st.integers(0, 99))
+def test_padding_on_the_right_is_seen_by_nobody(lengths, room, seed):
+    tokens = max(lengths) + room
+    query, key, value = (states.detach() for states in leaves(len(lengths), tokens, 3, 6, seed=seed))
+    bias = torch.zeros(len(lengths), 1, 1, tokens)
+    for essay, length in enumerate(lengths):
+        bias[essay, ..., length:] = torch.finfo(bias.dtype).min
+    with torch.inference_mode():
+        out = blocked_attention(query, key, value, bias, 0.3)
+    plain = (0.3 * query @ key.mT + bias).softmax(-1) @ value
+    for essay, length in enumerate(lengths):
+        torch.testing.assert_close(out[essay, :, :length], plain[essay, :, :length])
+    assert out.isfinite().all()
+
+
 def test_an_encoder_with_attention_of_its_own_is_left_alone():
     config = AutoConfig.for_model("deberta-v2", vocab_size=50, **SMALL)
     encoder = AutoModel.from_config(config)
