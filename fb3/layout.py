@@ -6,6 +6,7 @@ CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in it
 SECOND = "second"  # in it, those of the second encoder of a stitched model
 WEIGHTS = "model.safetensors"  # of a fold
 FOLD_JSON = "fold.json"  # score, seed, hash of a fold
+INT8 = "int8.safetensors"  # of a packed fold, scales for linear layers in int8
 OOF = "oof.csv"
 RESUME = "resume"  # a fold's folder of saves, as long as it trains
 LOCK = "lock"  # of a folder in which a process is at work

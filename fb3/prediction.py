@@ -11,6 +11,7 @@ from fb3.batches import collate, inference_batches, on_device
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
+from fb3.models.int8 import Scales, quantise
 from fb3.models.packed import pack_linears
 from fb3.progress import progress, say
 from fb3.runtime import Precision, out_of_memory
@@ -22,10 +23,18 @@ _TOKEN_BUDGET = {"cpu": 4096}  # measured: larger batches fall out of a CPU's ca
 _TOKEN_BUDGET_GPU = 16384
 
 
-def lower_weights(scorer: Scorer, precision: Precision) -> Scorer:
-    """Casts the encoders' weights for inference and packs those on a CPU, in place; pooling and head stay float32."""
-    for tower in scorer.towers().values():
-        pack_linears(tower.encoder.to(_DTYPE[precision]))
+def lower_weights(scorer: Scorer, precision: Precision, scales: Scales | None = None) -> Scorer:
+    """Casts the encoders' weights for inference and packs those on a CPU, in place; pooling and head stay float32.
+
+    Args:
+        scorer: as `load_fold` gives it.
+        precision: of the encoders.
+        scales: with them their linear layers are in int8, where that can be.
+    """
+    encoders = [tower.encoder.to(_DTYPE[precision]) for tower in scorer.towers().values()]
+    if not (scales and quantise(scorer, scales)):
+        for encoder in encoders:
+            pack_linears(encoder)
     return scorer
 
 
