@@ -8,18 +8,16 @@ import numpy as np
 import torch
 
 from fb3.batches import collate, inference_batches, on_device
+from fb3.budget import open_budget
 from fb3.ensemble import Predictions
-from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.models.packed import pack_linears
-from fb3.progress import progress, say
+from fb3.progress import progress
 from fb3.runtime import Precision, out_of_memory
 from fb3.tasks import Task
 from fb3.tokens import Encoded
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_TOKEN_BUDGET = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache
-_TOKEN_BUDGET_GPU = 16384
 
 
 def lower_weights(scorer: Scorer, precision: Precision) -> Scorer:
@@ -62,7 +60,7 @@ def predict(
         ids: all essays' ids, (N,).
         rows: which essays, none: all.
         precision: of the encoder.
-        token_budget: tokens a batch, padding included; none: by device.
+        token_budget: tokens a batch, padding included; none: by device, see `fb3.budget`.
         until: no batch is begun after this time, by time.monotonic(); the essays left are not in the result.
         name: of the result, and of the progress bar.
         shown: False hides the progress.
@@ -75,23 +73,27 @@ def predict(
     """
     rows = np.arange(len(encoded.rows)) if rows is None else np.asarray(rows)
     device = next(scorer.parameters()).device
-    budget = token_budget or _TOKEN_BUDGET.get(device.type, _TOKEN_BUDGET_GPU)
+    budget = open_budget(scorer, device, precision, int(encoded.costs[rows].max(initial=0)), token_budget)
     values = np.full((len(encoded.rows), len(task.columns)), np.nan, np.float32)
     reached = np.zeros(len(encoded.rows), bool)
-    batches = deque(inference_batches(encoded.costs, rows, budget))
-    was_training = scorer.training
+    batches = deque(inference_batches(encoded.costs, rows, budget.tokens))
+    was_training, title = scorer.training, name or "predict"
     scorer.eval()
-    with progress(name or "predict", len(rows), shown) as advance, _autocast(scorer, device, precision):
+    with progress(title, len(rows), shown) as advance, _autocast(scorer, device, precision):
         while batches and (until is None or time.monotonic() < until):
-            batch_rows = batches[0]
+            batch_rows, planned = batches[0], budget.tokens
+            lengths = encoded.costs[batch_rows]
+            budget.begin()
             predicted = _predict_batch(scorer, task, encoded, batch_rows, device)
             if predicted is None:
-                budget = _halved(budget, encoded.costs[batch_rows], name)
-                batches = deque(inference_batches(encoded.costs, np.concatenate(batches), budget))
-                continue
-            values[batch_rows], reached[batch_rows] = predicted, True
-            batches.popleft()
-            advance(len(batch_rows))
+                budget.halve(lengths, title)
+            else:
+                budget.end(int(lengths.max()) * len(lengths))
+                values[batch_rows], reached[batch_rows] = predicted, True
+                batches.popleft()
+                advance(len(batch_rows))
+            if batches and budget.tokens != planned:
+                batches = deque(inference_batches(encoded.costs, np.concatenate(batches), budget.tokens))
     scorer.train(was_training)
     rows = rows[reached[rows]]
     return Predictions(np.asarray(ids)[rows], values[rows], task.columns, name)
@@ -110,13 +112,3 @@ def _predict_batch(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
-
-
-def _halved(budget: int, lengths: np.ndarray, name: str) -> int:
-    """Half the budget, or less where a single essay overshot it."""
-    longest = int(lengths.max())
-    if len(lengths) == 1:
-        raise Fb3Error(f"{name or 'predict'}: memory does not suffice for one essay of {longest} tokens")
-    half = max(1, min(budget, int(longest * len(lengths))) // 2)
-    say(f"{name or 'predict'}: out of memory with {len(lengths)} essays of {longest} tokens; now {half} tokens a batch")
-    return half

@@ -29,7 +29,7 @@ FLOORS = [
         "summary",
     },
     {"essays", "texts", "statistics", "tokens", "batches", "models", "cost", "augmentation"},
-    {"tasks", "prediction", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
+    {"tasks", "prediction", "budget", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
     {
         "training.log",
         "training.loop",

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fb3 import inference, prediction, runtime, turns, worker
+from fb3 import budget, inference, prediction, runtime, turns, worker
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.files import read_json, write_json
@@ -200,7 +200,7 @@ def test_a_deadline_within_the_first_fold_keeps_what_was_reached(bundle, competi
         return real(*arguments)
 
     monkeypatch.setattr(prediction, "_predict_batch", slow)
-    monkeypatch.setattr(prediction, "_TOKEN_BUDGET", {"cpu": 512})
+    monkeypatch.setattr(budget, "_TOKENS", {"cpu": 512})
     submission = infer(bundle, competition, tmp_path / "s.csv", deadline="2s")
     reached = np.isclose(values(submission), values(one), atol=1e-5).all(1)
     assert 0 < reached.sum() < len(submission)
