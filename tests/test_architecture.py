@@ -12,6 +12,7 @@ PACKAGE = Path(fb3.__file__).parent
 FLOORS = [
     {
         "recipe",
+        "ahead",
         "errors",
         "files",
         "metrics",

@@ -103,18 +103,36 @@ def test_on_a_cpu_nothing_is_measured_or_remembered(parts):  # noqa: F811
         assert open_budget(parts[0], torch.device("cpu"), "fp32", 512, wish).tokens == tokens
 
 
-def test_the_first_batch_is_part_of_the_work_and_the_others_fill_the_memory(parts, monkeypatch):  # noqa: F811
+def test_on_cuda_it_is_measured_for_each_kind_of_encoder_once(parts, monkeypatch):  # noqa: F811
+    """Up to the GPU itself: opening asks nothing of it."""
+    scorer, device, found = parts[0], torch.device("cuda:0"), {}
+    monkeypatch.setattr(Budget.__init__, "__defaults__", (*Budget.__init__.__defaults__[:-1], found))
+    budget = open_budget(scorer, device, "bf16", 512)
+    assert budget.tokens == 8192
+    assert budget.measures
+    budget._settle(50_000)
+    assert open_budget(scorer, device, "bf16", 400).tokens == 50_000
+    other = [(torch.device("cuda:1"), "bf16", 512), (device, "fp32", 512), (device, "bf16", 513)]
+    assert [open_budget(scorer, *each).measures for each in other] == [True] * 3
+    wished = open_budget(scorer, device, "bf16", 512, 20_000)
+    assert wished.tokens == 20_000
+    assert not wished.measures
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_the_first_batch_is_part_of_the_work_and_the_others_fill_the_memory(parts, ahead, monkeypatch):  # noqa: F811
     scorer, task, encoded, ids = parts
     plain = predict(scorer, task, encoded, ids, shown=False)
-    memory, sizes, real = Memory(1000, 10**9), [], prediction._predict_batch
+    memory, sizes, real = Memory(1000, 10**9), [], prediction._begin
     longest, found = int(encoded.costs.max()), {}
 
-    def counted(scorer, task, encoded, rows, device):
-        memory.tokens = len(rows) * int(encoded.costs[rows].max())
-        sizes.append(len(rows))
-        return real(scorer, task, encoded, rows, device)
+    def counted(scorer, task, batch, device):
+        memory.tokens = batch["input_ids"].numel()
+        sizes.append(len(batch["row"]))
+        return real(scorer, task, batch, device)
 
-    monkeypatch.setattr(prediction, "_predict_batch", counted)
+    monkeypatch.setattr(prediction, "_begin", counted)
+    monkeypatch.setitem(prediction._AHEAD, "cpu", ahead)
     monkeypatch.setattr(prediction, "open_budget", lambda *_: Budget(3 * longest, longest, memory, "tiny", found))
     for expected in ([3, len(ids) - 3], [len(ids)]):
         sizes.clear()
