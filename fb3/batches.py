@@ -86,7 +86,12 @@ def on_device(batch: Batch, device: "torch.device") -> Batch:
     """The batch where it is to be computed; to a GPU from pinned memory, so that nobody waits for the copy."""
     if device.type != "cuda":
         return {name: value.to(device) for name, value in batch.items()}
-    return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
+    return {name: value.to(device, non_blocking=True) for name, value in pinned(batch).items()}
+
+
+def pinned(batch: Batch) -> Batch:
+    """The batch where a GPU can fetch it; what is there already stays."""
+    return {name: value.pin_memory() for name, value in batch.items()}
 
 
 def _padded(inputs: list[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,25 +2,30 @@
 
 import time
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from fb3.batches import collate, inference_batches, on_device
+from fb3.ahead import made_ahead
+from fb3.batches import Batch, collate, inference_batches, on_device, pinned
+from fb3.budget import Budget, open_budget
 from fb3.ensemble import Predictions
-from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.models.int8 import Scales, quantise
 from fb3.models.packed import pack_linears
-from fb3.progress import progress, say
+from fb3.progress import progress
 from fb3.runtime import Precision, out_of_memory
 from fb3.tasks import Task
 from fb3.tokens import Encoded
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_TOKEN_BUDGET = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache
-_TOKEN_BUDGET_GPU = 16384
+_AHEAD = {"cuda": 1}  # batches that are begun before one is fetched; elsewhere there is nobody to wait for
+_Result = Callable[[], np.ndarray | None]
+_T = TypeVar("_T")
 
 
 def lower_weights(scorer: Scorer, precision: Precision, scales: Scales | None = None) -> Scorer:
@@ -71,8 +76,9 @@ def predict(
         ids: all essays' ids, (N,).
         rows: which essays, none: all.
         precision: of the encoder.
-        token_budget: tokens a batch, padding included; none: by device.
-        until: no batch is begun after this time, by time.monotonic(); the essays left are not in the result.
+        token_budget: tokens a batch, padding included; none: by device, see `fb3.budget`.
+        until: no batch is begun after this time, by time.monotonic(); the essays left are not in the result. On a GPU
+            two batches may have been begun by then.
         name: of the result, and of the progress bar.
         shown: False hides the progress.
 
@@ -84,48 +90,99 @@ def predict(
     """
     rows = np.arange(len(encoded.rows)) if rows is None else np.asarray(rows)
     device = next(scorer.parameters()).device
-    budget = token_budget or _TOKEN_BUDGET.get(device.type, _TOKEN_BUDGET_GPU)
+    budget = open_budget(scorer, device, precision, int(encoded.costs[rows].max(initial=0)), token_budget)
     values = np.full((len(encoded.rows), len(task.columns)), np.nan, np.float32)
     reached = np.zeros(len(encoded.rows), bool)
-    batches = deque(inference_batches(encoded.costs, rows, budget))
-    was_training = scorer.training
+    was_training, title, left = scorer.training, name or "predict", rows
     scorer.eval()
-    with progress(name or "predict", len(rows), shown) as advance, _autocast(scorer, device, precision):
-        while batches and (until is None or time.monotonic() < until):
-            batch_rows = batches[0]
-            predicted = _predict_batch(scorer, task, encoded, batch_rows, device)
-            if predicted is None:
-                budget = _halved(budget, encoded.costs[batch_rows], name)
-                batches = deque(inference_batches(encoded.costs, np.concatenate(batches), budget))
-                continue
-            values[batch_rows], reached[batch_rows] = predicted, True
-            batches.popleft()
-            advance(len(batch_rows))
+    with progress(title, len(rows), shown) as advance, _autocast(scorer, device, precision):
+        while len(left) and not _over(until):
+            with closing(_attempts(scorer, task, encoded, left, budget, device, until)) as attempts:
+                for batch_rows, predicted in attempts:
+                    if predicted is None:
+                        budget.halve(encoded.costs[batch_rows], title)
+                        break
+                    values[batch_rows], reached[batch_rows] = predicted, True
+                    advance(len(batch_rows))
+            left = rows[~reached[rows]]
     scorer.train(was_training)
     rows = rows[reached[rows]]
     return Predictions(np.asarray(ids)[rows], values[rows], task.columns, name)
 
 
-def _predict_batch(
-    scorer: Scorer, task: Task, encoded: Encoded, rows: np.ndarray, device: torch.device
-) -> np.ndarray | None:
-    """(B, K), or none where memory ran out; what the failed attempt held is free again by then."""
+def _over(until: float | None) -> bool:
+    return until is not None and time.monotonic() >= until
+
+
+def _attempts(
+    scorer: Scorer,
+    task: Task,
+    encoded: Encoded,
+    rows: np.ndarray,
+    budget: Budget,
+    device: torch.device,
+    until: float | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Rows (B,) of batch after batch, and their predictions (B, K), or none where memory ran out.
+
+    On a GPU a batch is collated while the one before it computes, and begun before that one is fetched: neither waits
+    for the other. Ends where the time is over, and after a batch by which the budget is measured.
+    """
+    plan = inference_batches(encoded.costs, rows, budget.tokens)[: 1 if budget.measures else None]
+    ahead, begun = _AHEAD.get(device.type, 0), deque[tuple[np.ndarray, _Result]]()
+    make = partial(_collated, encoded, device)
+    with closing(made_ahead(make, plan) if ahead else (make(batch_rows) for batch_rows in plan)) as batches:
+        for batch_rows in plan:
+            if _over(until):
+                break
+            lengths = encoded.costs[batch_rows]
+            budget.begin()
+            result = _within_memory(lambda: _begin(scorer, task, next(batches), device), device)
+            begun.append((batch_rows, result or _failed))
+            if result is None:
+                break
+            budget.end(int(lengths.max()) * len(lengths))
+            if len(begun) > ahead:
+                done, result = begun.popleft()
+                yield done, _within_memory(result, device)
+        for done, result in begun:
+            yield done, _within_memory(result, device)
+
+
+def _collated(encoded: Encoded, device: torch.device, rows: np.ndarray) -> Batch:
+    batch = collate(encoded, rows)
+    return pinned(batch) if device.type == "cuda" else batch
+
+
+def _begin(scorer: Scorer, task: Task, batch: Batch, device: torch.device) -> _Result:
+    """Begins a batch; what is returned waits for its predictions, (B, K).
+
+    The copy to the host is queued at once, behind this batch alone: asked for later, it would wait for the next, too.
+    """
+    predicted = task.predict(scorer, on_device(batch, device)).float()
+    if device.type != "cuda":
+        return predicted.cpu().numpy
+    host, copied = predicted.to("cpu", non_blocking=True), torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(device))
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait
+
+
+def _failed() -> None:
+    """The result of a batch for which memory did not suffice."""
+
+
+def _within_memory(attempt: Callable[[], _T], device: torch.device) -> _T | None:
+    """What an attempt gives, or none where memory ran out; what it held is free again by then."""
     try:
-        batch = on_device(collate(encoded, rows), device)
-        return task.predict(scorer, batch).float().cpu().numpy()
+        return attempt()
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
-
-
-def _halved(budget: int, lengths: np.ndarray, name: str) -> int:
-    """Half the budget, or less where a single essay overshot it."""
-    longest = int(lengths.max())
-    if len(lengths) == 1:
-        raise Fb3Error(f"{name or 'predict'}: memory does not suffice for one essay of {longest} tokens")
-    half = max(1, min(budget, int(longest * len(lengths))) // 2)
-    say(f"{name or 'predict'}: out of memory with {len(lengths)} essays of {longest} tokens; now {half} tokens a batch")
-    return half

@@ -12,6 +12,7 @@ PACKAGE = Path(fb3.__file__).parent
 FLOORS = [
     {
         "recipe",
+        "ahead",
         "errors",
         "files",
         "metrics",
@@ -29,7 +30,7 @@ FLOORS = [
         "summary",
     },
     {"essays", "texts", "statistics", "tokens", "batches", "models", "cost", "augmentation"},
-    {"tasks", "prediction", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
+    {"tasks", "prediction", "budget", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
     {
         "training.log",
         "training.loop",

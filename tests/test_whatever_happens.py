@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fb3 import inference, prediction, runtime, turns, worker
+from fb3 import budget, inference, prediction, runtime, turns, worker
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.files import read_json, write_json
@@ -192,15 +192,15 @@ def test_folds_that_no_longer_fit_are_skipped(bundle, competition, tmp_path, one
 
 
 def test_a_deadline_within_the_first_fold_keeps_what_was_reached(bundle, competition, tmp_path, one, monkeypatch):
-    real, calls = prediction._predict_batch, []
+    real, calls = prediction._begin, []
 
     def slow(*arguments):
         calls.append(1)
         time.sleep(0.0 if len(calls) < 3 else 3.0)
         return real(*arguments)
 
-    monkeypatch.setattr(prediction, "_predict_batch", slow)
-    monkeypatch.setattr(prediction, "_TOKEN_BUDGET", {"cpu": 512})
+    monkeypatch.setattr(prediction, "_begin", slow)
+    monkeypatch.setattr(budget, "_TOKENS", {"cpu": 512})
     submission = infer(bundle, competition, tmp_path / "s.csv", deadline="2s")
     reached = np.isclose(values(submission), values(one), atol=1e-5).all(1)
     assert 0 < reached.sum() < len(submission)

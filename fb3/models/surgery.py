@@ -1,5 +1,7 @@
 """What a recipe changes in a pretrained encoder before the training, in place."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,16 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
         raise Fb3Error("model.reinit_layers and freeze_layers meet: a random layer would stay so; lower one of them")
     if settings.layer_drop:
         _drop_layers(_some_layers(encoder, 1, "layer_drop"), settings.layer_drop)
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing and not getattr(encoder, "supports_gradient_checkpointing", False):
+        raise Fb3Error(f"model.gradient_checkpointing: {name} cannot do it; set it to false")
+    if settings.gradient_checkpointing is True:
+        recompute_activations(encoder)
+
+
+def recompute_activations(encoder: nn.Module) -> None:
+    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), from the next forward pass on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # late versions 5 prefer another name, which early ones lack
         encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 

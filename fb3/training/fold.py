@@ -71,7 +71,14 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         settings=recipe.train,
         optimizer_settings=recipe.optimizer,
         evaluate=keeper.evaluate,
-        parts=Parts(split.fold, not recipe.task.of_batches(), accelerator.num_processes, session.log),
+        parts=Parts(
+            split.fold,
+            scorer,
+            recipe.model.gradient_checkpointing,
+            not recipe.task.of_batches(),
+            accelerator.num_processes,
+            session.log,
+        ),
         log=session.log,
         pause=saves.pause,
     )

@@ -122,7 +122,7 @@ class Loop:
             Fb3Error: memory does not suffice, however small the parts.
         """
         while (loss := self.gradients(step, batches)) is None:
-            self.parts.halve(step.number + 1, max(map(len, batches)))
+            self.parts.relieve(step.number + 1, max(map(len, batches)))
         if self.unscale:
             self.accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)

@@ -124,7 +124,9 @@ def build_optimizer(
             if device != "cuda":
                 raise Fb3Error("optimizer.kind=adamw_8bit wants a GPU; take adamw, or adafactor to save memory")
             return _library("bitsandbytes", settings).optim.AdamW8bit(groups, **moments)
-    optimizer = torch.optim.AdamW(groups, fused=device in {"cpu", "cuda"} and not scaled, **moments)
+    # Not fused is left open, not refused: by fused=False torch would take one tensor after the other, on a GPU too.
+    fused = True if device in {"cpu", "cuda"} and not scaled else None
+    optimizer = torch.optim.AdamW(groups, fused=fused, **moments)
     if not settings.bias_correction:
         _before_each_step(optimizer, _as_after_many_steps)
     return optimizer

@@ -62,6 +62,7 @@ def shared_state(loop: "Loop") -> Tree:
         "scaler": scaler.state_dict() if scaler else None,
         "tricks": [trick.state() for trick in loop.tricks],
         "parts": loop.parts.number,
+        "recomputes": loop.parts.recomputes,
     }
 
 
@@ -96,6 +97,8 @@ def load_shared(loop: "Loop", state: Tree) -> None:
     for trick, own in zip(loop.tricks, state["tricks"], strict=True):
         trick.load(own)
     loop.parts.number = state["parts"]
+    if state.get("recomputes"):  # earlier versions did not save it
+        loop.parts.recompute()
     place = state["step"]
     loop.step.number, loop.step.epoch, loop.step.progress = place["number"], place["epoch"], place["progress"]
     loop.step.score = score_of(place["score"])

@@ -179,6 +179,17 @@ def test_what_an_encoder_lacks_is_refused(backbone, tmp_path):
         build("bert", "model.pooling={kind: concat_layers, layers: 3}")
 
 
+@pytest.mark.parametrize("wish", ["true", "auto"])
+def test_checkpointing_where_it_cannot_be_is_refused(backbone, tmp_path, monkeypatch, wish):
+    recipe = recipe_for(backbone("bert"), f"model.gradient_checkpointing={wish}")
+    export_encoder(recipe.model, tmp_path / "encoder")
+    encoder = build_scorer(recipe, tmp_path / "encoder", init="pretrained").encoder
+    assert encoder.is_gradient_checkpointing == (wish == "true")
+    monkeypatch.setattr(type(encoder), "supports_gradient_checkpointing", False)
+    with pytest.raises(Fb3Error, match="gradient_checkpointing: BertModel cannot do it; set it to false"):
+        build_scorer(recipe, tmp_path / "encoder", init="pretrained")
+
+
 def test_freezing_dropout_and_checkpointing(backbone, tmp_path):
     extra = ["model.freeze_embeddings=true", "model.freeze_layers=1", "model.gradient_checkpointing=true"]
     recipe = recipe_for(backbone("deberta-v3"), *extra, "model.dropout=0.3", "model.attention_dropout=0.2")

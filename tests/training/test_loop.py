@@ -13,10 +13,12 @@ from fb3.checkpoint import read_weights
 from fb3.errors import Fb3Error, Stopped
 from fb3.essays import read_essays
 from fb3.folds import make_folds
-from fb3.models import Scorer
+from fb3.models import Scorer, build_scorer
+from fb3.models.encoder import layer_stack
 from fb3.recipe import load_recipe
 from fb3.training import loop as loop_module
 from fb3.training.optim import build_optimizer
+from fb3.training.parts import Parts
 from fb3.training.run import train
 
 BASE = ["train.precision=fp32", "train.epochs=1", "data.sample=24", "train.log_every_steps=1"]
@@ -50,14 +52,15 @@ def test_accumulation_is_one_step_on_the_whole_batch(competition, tmp_path, monk
 
 @pytest.fixture
 def scarce(monkeypatch):
-    """A memory that holds so many essays at a time, backward pass included."""
+    """A memory that holds so many essays at a time, backward pass included; more where activations are recomputed."""
 
-    def holds(essays, at="forward"):
+    def holds(essays, at="forward", recomputed=0):
         real, large = Scorer.forward, count(1)
 
         def forward(self, batch):
             out = real(self, batch)
-            if self.training and len(batch["row"]) > essays and (at != "a later forward" or next(large) % 2 == 0):
+            room = max(essays, recomputed * self.encoder.is_gradient_checkpointing)
+            if self.training and len(batch["row"]) > room and (at != "a later forward" or next(large) % 2 == 0):
                 if at != "backward":
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
                 out.scores.register_hook(fails)
@@ -126,6 +129,69 @@ def test_a_resumed_run_remembers_the_parts(competition, tmp_path, scarce, capsys
     assert len(events(resumed.path, "out_of_memory")) == len(events(whole.path, "out_of_memory")) == 2
     for name, tensor in weights(whole.path).items():
         assert torch.equal(tensor, weights(resumed.path)[name]), name
+
+
+AUTO = "model.gradient_checkpointing=auto"
+
+
+@pytest.mark.parametrize("at", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("recomputed", "told"), [(6, [(True, 6)]), (2, [(True, 6), (True, 3), (True, 2)])], ids=["enough", "not enough"]
+)
+@pytest.mark.parametrize("more", [["task.loss=mse"], ["tricks=[{kind: pgd, steps: 2}, {kind: ema, decay: 0.5}]"]])
+def test_activations_are_recomputed_once_memory_runs_out(
+    competition, tmp_path, capsys, scarce, recomputed, told, more, at
+):
+    base = [*BASE, "train.batch_size=6", *more]
+    whole = train(load_recipe("tiny", base), competition, tmp_path / "whole", folds=[0])
+    scarce(1, at, recomputed)
+    auto = train(load_recipe("tiny", [*base, AUTO]), competition, tmp_path / "auto", folds=[0])
+    happened = events(auto.path, "out_of_memory")
+    assert [(event["recomputes"], event["essays"]) for event in happened] == told
+    assert capsys.readouterr().err.count("from here on activations are recomputed") == 1
+    for one, two in zip(events(whole.path, "step"), events(auto.path, "step"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
+    assert auto.score.overall == pytest.approx(whole.score.overall, abs=1e-4)
+
+
+def test_recomputing_saves_a_loss_that_cannot_be_parted(competition, tmp_path, scarce):
+    scarce(1, recomputed=6)
+    base = [*BASE, "train.batch_size=6", "task.loss=mcrmse"]
+    assert train(load_recipe("tiny", [*base, AUTO]), competition, tmp_path / "auto", folds=[0]).score
+    with pytest.raises(Fb3Error, match=r"train\.batch_size, model\.gradient_checkpointing=true or"):
+        train(load_recipe("tiny", base), competition, tmp_path / "never", folds=[0])
+    scarce(1)
+    with pytest.raises(Fb3Error, match=r"try a smaller train\.batch_size, a smaller data\.max_length"):
+        train(load_recipe("tiny", [*base, AUTO]), competition, tmp_path / "none", folds=[0])
+
+
+def test_a_resumed_run_goes_on_recomputing(competition, tmp_path, scarce, monkeypatch):
+    recipe = load_recipe("tiny", [*BASE, "train.batch_size=6", "train.save_every_steps=1", AUTO])
+    scarce(1, recomputed=6)
+    whole = train(recipe, competition, tmp_path / "whole", folds=[0])
+    with suppress(Stopped):
+        train(recipe, competition, tmp_path / "run", folds=[0], stop_after="0.01s")
+    resumed = train(recipe, competition, tmp_path / "run", folds=[0])
+    assert [event["step"] for event in events(resumed.path, "resume")] == [1]
+    assert len(events(resumed.path, "out_of_memory")) == len(events(whole.path, "out_of_memory")) == 1
+    for name, tensor in weights(whole.path).items():
+        assert torch.equal(tensor, weights(resumed.path)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("wish", "processes", "at_once"), [(False, 2, False), (True, 1, True), ("auto", 1, False), ("auto", 2, True)]
+)
+def test_several_processes_cannot_wait_for_one_to_run_out(run, tiny, wish, processes, at_once):
+    model = tiny.model.model_copy(update={"gradient_checkpointing": wish})
+    scorer = build_scorer(tiny.model_copy(update={"model": model}), run / "encoder", init="config")
+    parts = Parts(0, scorer, wish, divisible=True, processes=processes, log=None)
+    assert parts.recomputes == scorer.encoder.is_gradient_checkpointing == at_once
+    layer, calls = layer_stack(scorer.encoder)[0], []
+    layer.attention.register_forward_hook(lambda *_: calls.append(1))
+    ids = torch.ones(2, 8, dtype=torch.long)
+    scorer.train()({"input_ids": ids, "attention_mask": ids}).scores.sum().backward()
+    assert len(calls) == 1 + at_once
 
 
 def test_the_schedule_counts_optimizer_steps(competition, tmp_path):

@@ -177,7 +177,8 @@ class PredictGroup(Group):
     """Inference, out of fold and on the test essays alike."""
 
     token_budget: Annotated[int, Field(ge=1)] | None = None
-    """Tokens a batch, padding included; none: 4,096 on a CPU, 16,384 on a GPU."""
+    """Tokens a batch, padding included; none: 4,096 on a CPU, on a GPU as many as its memory holds, 8,192 to
+    131,072."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Of the encoder on test essays; auto: by what the chip there really does, as in train.precision."""
     backend: Literal["auto", "torch", "openvino", "onnx"] = "auto"

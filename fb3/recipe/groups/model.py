@@ -168,9 +168,9 @@ class ModelGroup(Group):
     """Mixout (Lee et al. 2020, arXiv:1909.11299): probability of each weight of the encoder's linear layers to be the
     one that it started as, in training, scaled so that the expectation is the weight. Not on reinit_layers. A copy of
     those weights, and some time."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): a third more time, far less
-    memory."""
+    memory. auto: only once memory has run out, before a batch is computed in parts; in several processes always."""
 
     def second(self) -> "ModelGroup":
         """The second encoder of a stitched model, as a model of its own."""

@@ -45,6 +45,8 @@ class AWP(Trick):
 
     @torch.no_grad()
     def _move(self, matrix: nn.Parameter) -> None:
-        move = direction(matrix.grad, self.settings.rate * float(matrix.norm()))
+        norm = matrix.norm()  # not as a number: for that each matrix would wait for the device
+        wide = norm if norm.is_mps else norm.double()  # as numbers are multiplied; MPS has no double
+        move = direction(matrix.grad, (self.settings.rate * wide).to(norm.dtype))
         bound = self.settings.epsilon * matrix.abs()
         matrix.add_(torch.minimum(torch.maximum(move, -bound), bound))

@@ -23,14 +23,14 @@ def word_embeddings(step: Step, trick: str) -> nn.Parameter:
 
 
 @torch.no_grad()
-def direction(gradient: Tensor, length: float) -> Tensor:
+def direction(gradient: Tensor, length: float | Tensor) -> Tensor:
     """The gradient's direction, `length` long.
 
     A gradient of 0 has no direction, one that overflowed is a step that the scaler skips: both give 0. That of a scaled
     loss serves too, since only the direction counts.
     """
     norm = gradient.norm()
-    scale = torch.where(torch.isfinite(norm) & (norm > 0), length / norm, 0.0)
+    scale = torch.where(torch.isfinite(norm) & (norm > 0), norm.reciprocal() * length, 0.0)
     return torch.nan_to_num(gradient, 0.0, 0.0, 0.0) * scale
 
 

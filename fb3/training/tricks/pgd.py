@@ -41,4 +41,4 @@ class PGD(Trick):
 
     def _projected(self, move: Tensor) -> Tensor:
         norm = move.norm()
-        return move if norm <= self.settings.epsilon else move * (self.settings.epsilon / norm)
+        return move * torch.where(norm <= self.settings.epsilon, 1.0, self.settings.epsilon / norm)
