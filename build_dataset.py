@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from fb3.calibration import calibrate
 from fb3.errors import Fb3Error
 from fb3.images import BACKENDS, RECORDED, read_image
 from fb3.layout import RECIPE
@@ -29,6 +30,9 @@ def main() -> None:
     parser.add_argument("--id", metavar="OWNER/SLUG", help="of the data set")
     parser.add_argument("--title", help="of the data set, 6-50 characters; default: the slug")
     parser.add_argument("--weights", choices=["fp32", "fp16"], default="fp32", help="fp16 halves the size")
+    parser.add_argument(
+        "--int8", action="store_true", help="let CPUs compute in int8, where the CV stays within 0.0005"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--wheels", type=Path, metavar="DIR", help="take the wheels from here, not from PyPI")
     source.add_argument("--no-wheels", action="store_true", help="carry none; inference needs none")
@@ -51,6 +55,7 @@ def main() -> None:
         title=arguments.title,
         weights=arguments.weights,
         wheels={path.name: path for path in wheels}.values(),
+        int8=calibrate(arguments.data) if arguments.int8 else None,
         check=None if arguments.no_parity else replay(arguments.data),
     )
     size = sum(entry["size"] for entry in bundle.manifest["files"].values())

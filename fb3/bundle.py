@@ -10,7 +10,7 @@ from typing import Any
 
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256
-from fb3.layout import FOLD_JSON, MANIFEST, METADATA, RECIPE, WEIGHTS
+from fb3.layout import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, WEIGHTS
 from fb3.recipe import Recipe, load_recipe
 
 FORMAT = 1
@@ -44,25 +44,26 @@ class Bundle:
         return [Member(name, path, load_recipe(path / RECIPE), folds) for name, path, folds in self.runs()]
 
     def check_fold(self, folder: Path) -> None:
-        """Compares a fold's files with the manifest.
+        """Compares a fold's files with the manifest, but for its int8 scales, without which it predicts as well.
 
         Raises:
             Fb3Error: as `check` does.
         """
-        self.check_below(folder, [FOLD_JSON, WEIGHTS])
+        self.check_below(folder, [FOLD_JSON, WEIGHTS], besides=INT8)
 
-    def check_below(self, folder: Path, wanted: Iterable[str]) -> None:
+    def check_below(self, folder: Path, wanted: Iterable[str], besides: str = "") -> None:
         """Compares what lies in a folder with the manifest.
 
         Args:
             folder: in the bundle.
             wanted: names of files in it that the manifest must have: what is read unchecked could be anything.
+            besides: a file that is left to who reads it.
 
         Raises:
             Fb3Error: as `check` does.
         """
         start = folder.relative_to(self.path).as_posix() + "/"
-        below = [name for name in self.manifest["files"] if name.startswith(start)]
+        below = [name for name in self.manifest["files"] if name.startswith(start) and name != start + besides]
         for name in dict.fromkeys([*below, *(start + name for name in wanted)]):
             self.check(name)
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.files import in_words, replacing, sha256, write_json
-from fb3.layout import FOLD_JSON, WEIGHTS
+from fb3.files import in_words, read_json, replacing, sha256, write_json
+from fb3.layout import FOLD_JSON, INT8, WEIGHTS
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe
 
@@ -88,6 +88,31 @@ def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
     scorer = build_scorer(recipe, encoder, init="empty")
     assign_weights(scorer, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
     return scorer.eval()
+
+
+def save_scales(folder: Path, scales: Mapping[str, Tensor]) -> None:
+    """Writes the int8 scales of a packed fold, and their hash into its fold.json."""
+    write_weights(scales, folder / INT8)
+    write_json({**read_json(folder / FOLD_JSON), "int8": sha256(folder / INT8)}, folder / FOLD_JSON)
+
+
+def drop_scales(folder: Path) -> None:
+    """Takes back what `save_scales` wrote."""
+    (folder / INT8).unlink()
+    write_json(
+        {name: value for name, value in read_json(folder / FOLD_JSON).items() if name != "int8"}, folder / FOLD_JSON
+    )
+
+
+def read_scales(folder: Path) -> dict[str, Tensor]:
+    """The int8 scales of a packed fold.
+
+    Raises:
+        Fb3Error: they are not those that were packed.
+    """
+    if sha256(folder / INT8) != read_json(folder / FOLD_JSON).get("int8"):
+        raise Fb3Error(f"{folder / INT8}: its hash is not the one in {FOLD_JSON}; upload it again")
+    return read_weights(folder / INT8)
 
 
 def assign_weights(scorer: Scorer, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -36,6 +36,7 @@ def write_bundle(
     title: str | None = None,
     weights: Literal["fp32", "fp16"] = "fp32",
     wheels: Iterable[Path] = (),
+    int8: Check | None = None,
     check: Check | None = None,
 ) -> Bundle:
     """Packs run folders with fb3's own source.
@@ -47,6 +48,7 @@ def write_bundle(
         title: of the data set; none: the slug.
         weights: fp16 halves the size.
         wheels: wheel and lock files to carry.
+        int8: adds to the packed folder what inference in int8 needs; what it returns stands in the manifest as "int8".
         check: looks at the runs and at the packed folder before it takes its place, and refuses it by an error; what it
             returns stands in the manifest as "parity".
 
@@ -69,10 +71,12 @@ def write_bundle(
             (aside / "wheels").mkdir(exist_ok=True)
             shutil.copyfile(wheel, aside / "wheels" / wheel.name)
         write_json(metadata, aside / METADATA)
+        added = {"int8": int8(members, aside)} if int8 else {}
         manifest = {
             "format": FORMAT,
             "fb3": __version__,
             "weights": weights,
+            **added,
             "parity": check(members, aside) if check else {"skipped": "not asked for"},
             "runs": [{"name": m.name, "folds": [read_json(f / FOLD_JSON)["fold"] for f in m.folds]} for m in members],
             "files": {

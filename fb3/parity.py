@@ -86,7 +86,7 @@ def _replay_run(
     verdict: str = "not packed, because the packed files do not",
 ) -> list[tuple[str, float]]:
     identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
-    texts = _texts(run, member, data)
+    texts = training_essays(run, member, data)
     predicted = read_numbers(member.path / OOF, identifier, columns)
     made, replayed = _precisions(run, made)
     out = []
@@ -104,7 +104,7 @@ def _replay_run(
     return out
 
 
-def _texts(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
+def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
     """The training essays by id.
 
     Raises:
@@ -123,13 +123,22 @@ def _texts(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
     return table.set_index(settings.id_column)[list(settings.text_columns())]
 
 
-def _sample(rows: pd.DataFrame, texts: pd.DataFrame, identifier: str, essays: int, run: Path) -> pd.DataFrame:
-    """Some rows in random order, the one with the longest essay among them."""
-    if absent := sorted(set(rows[identifier]) - set(texts.index)):
+def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:
+    """Refuses texts that are not all there.
+
+    Raises:
+        Fb3Error: ids of a run's oof.csv are not among them.
+    """
+    if absent := sorted(set(ids) - set(texts.index)):
         raise Fb3Error(
             f"{run / OOF}: {len(absent)} of its ids are not in train.csv {absent[:5]}; give the folder of the essays "
             "it was trained on with --data DIR"
         )
+
+
+def _sample(rows: pd.DataFrame, texts: pd.DataFrame, identifier: str, essays: int, run: Path) -> pd.DataFrame:
+    """Some rows in random order, the one with the longest essay among them."""
+    check_known(rows[identifier], texts, run)
     longest = texts.loc[rows[identifier]].iloc[:, 0].str.len().to_numpy().argmax()
     chosen = rows.drop(rows.index[longest]).sample(min(essays, len(rows)) - 1, random_state=0)
     return pd.concat([rows.iloc[[longest]], chosen]).sample(frac=1, random_state=1)

@@ -230,11 +230,21 @@ def pick_precision(wish: str, device: "torch.device", key: str = "train.precisio
 
 def _cpu_has_bf16() -> bool:
     """torch emulates bf16 on any AVX-512 chip, slower than fp32; only the chip's own flags tell."""
+    return _cpu_has("avx512_bf16", "amx_bf16")
+
+
+def cpu_has_int8() -> bool:
+    """Whether the chip multiplies int8 numbers faster than others."""
+    return _cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def _cpu_has(*wanted: str) -> bool:
+    """One of some flags, as the system names them."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return any(flag in flags for flag in wanted)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -4,6 +4,7 @@ import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,14 @@ import torch
 
 from fb3.backends import pick_backend, use_backend
 from fb3.bundle import Member
-from fb3.checkpoint import load_fold
+from fb3.checkpoint import load_fold, read_scales
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
-from fb3.layout import ENCODER
+from fb3.layout import ENCODER, INT8
 from fb3.models import encode_essays
 from fb3.prediction import lower_weights, predict
 from fb3.progress import say
-from fb3.runtime import Precision, keep_freed_memory, pick_precision
+from fb3.runtime import Precision, cpu_has_int8, keep_freed_memory, pick_precision
 from fb3.tasks import build_task
 from fb3.tokens import Encoded
 
@@ -50,7 +51,8 @@ def predict_fold(
         encoded, ids, rows: as in `predict`.
         device: where to compute.
         until: by time.monotonic(), which all processes of a machine share; the essays left then are given up.
-        precision: of the encoder; none: the recipe's for inference, on this device.
+        precision: of the encoder; none: the recipe's for inference, on this device, and on a CPU its linear layers in
+            int8 where the fold was packed with scales.
         shown: False hides the progress.
 
     Raises:
@@ -65,11 +67,13 @@ def predict_fold(
     values = np.full((len(ids), len(member.recipe.data.target_columns)), np.nan, np.float32)
     left = rows
     backend, _ = pick_backend(member.recipe.predict.backend, place)
-    for each, computes in dict.fromkeys([(first, backend), ("fp32", "torch")]):
+    scales = None if precision or backend != "torch" else _scales(member, folder, place, name)
+    ways = [(first, backend, scales), ("fp32", "torch", None)]
+    for each, computes, in_int8 in ways[ways[0] == ways[1] :]:
         scorer = load_fold(member.recipe, member.path / ENCODER, folder).to(place)
         backed = use_backend(scorer, computes, each, name)
         part = predict(
-            scorer if backed else lower_weights(scorer, each),
+            scorer if backed else lower_weights(scorer, each, in_int8),
             build_task(member.recipe),
             encoded,
             ids,
@@ -96,6 +100,18 @@ def _precision(member: Member, device: torch.device, name: str) -> Precision:
         say(f"{name}: predict.precision=fp16 is for GPUs; taking what is fast on this CPU")
         wish = "auto"
     return pick_precision(wish, device, "predict.precision")
+
+
+def _scales(member: Member, folder: Path, device: torch.device, name: str) -> dict[str, torch.Tensor] | None:
+    """Those for int8, where a fold was packed with them, nothing else is wished, and the chip is fast at it."""
+    wanted = device.type == "cpu" and member.recipe.predict.precision == "auto" and cpu_has_int8()
+    if not wanted or not (folder / INT8).is_file():
+        return None
+    try:
+        return read_scales(folder)
+    except Fb3Error as error:
+        say(f"{name}: not in int8 ({error})")
+        return None
 
 
 class Workers:

@@ -55,6 +55,7 @@ FLOORS = [
         "inference",
         "rehearse",
         "parity",
+        "calibration",
         "verify",
         "notebook",
         "stage",

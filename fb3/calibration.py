@@ -1,0 +1,112 @@
+"""int8 scales of packed folds: measured on training essays, kept where the fold's out-of-fold score stays as it was."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fb3.bundle import Member
+from fb3.checkpoint import drop_scales, load_fold, save_scales
+from fb3.errors import Fb3Error
+from fb3.essays import read_numbers
+from fb3.layout import ENCODER, OOF
+from fb3.metrics import rmse_columns
+from fb3.models.int8 import SHIFT, Scales, Shifted, observe
+from fb3.packing import Check
+from fb3.parity import check_known, training_essays
+from fb3.prediction import lower_weights, predict
+from fb3.progress import progress, say
+from fb3.runtime import cpu_has_int8, pick_precision
+from fb3.scoring import TRUTH
+from fb3.tasks import build_task
+from fb3.worker import encode, predict_fold
+
+ESSAYS = 32  # to measure on; twice as many moved no score by more than rounding does
+TOLERANCE = 0.0005  # of the out-of-fold MCRMSE
+
+
+def calibrate(data: Path | None, essays: int = ESSAYS) -> Check:
+    """A step for `write_bundle`: gives each packed fold the scales that inference on a CPU needs for int8.
+
+    The out-of-fold essays are predicted once more, in int8. A fold whose score gets worse by more than the tolerance
+    gets none, and that is said.
+
+    Args:
+        data: the folder with the train.csv of the runs; none: the one that each run recorded.
+        essays: to measure on, for each fold, of those it was trained on.
+
+    Returns:
+        A function that takes the runs and the packed folder, and returns each fold's MCRMSE in int8 less the one
+        in oof.csv.
+    """
+
+    def step(members: list[Member], packed: Path) -> dict[str, Any]:
+        if not cpu_has_int8():
+            raise Fb3Error("--int8: this CPU has no fast int8 instructions to measure with; pack elsewhere, or without")
+        found: dict[str, Any] = {}
+        with progress("int8", sum(len(member.folds) for member in members)) as advance:
+            for member in members:
+                folder = packed / "runs" / member.name
+                inside = Member(member.name, folder, member.recipe, [folder / fold.name for fold in member.folds])
+                if member.recipe.predict.precision != "auto":
+                    raise Fb3Error(
+                        f"{member.path}: predict.precision={member.recipe.predict.precision} leaves no room for int8; "
+                        "set it to auto, or pack without --int8"
+                    )
+                texts = training_essays(member.path, member, data)
+                for position, fold in enumerate(inside.folds):
+                    worse = _calibrate_fold(inside, position, texts, essays)
+                    found[f"{member.name}/{fold.name}"] = round(worse, 5)
+                    advance()
+        return {"essays": essays, "worse": found}
+
+    return step
+
+
+def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: int) -> float:
+    """Writes the scales of a fold, and takes them back where they cost too much; by how much its score is worse."""
+    folder, name = member.folds[position], f"{member.name}/{member.folds[position].name}"
+    identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
+    truths = [TRUTH + column for column in columns]
+    oof = read_numbers(member.path / OOF, identifier, [*columns, *truths])
+    own = oof[oof["fold"] == int(folder.name.removeprefix("fold"))]
+    check_known(own[identifier], texts, member.path)
+    others = texts[~texts.index.isin(own[identifier])]
+    save_scales(folder, measure_scales(member, folder, others.sample(min(essays, len(others)), random_state=0)))
+    ids = own[identifier]
+    again = predict_fold(member, position, encode(member, texts.loc[ids]), ids.to_numpy(), "cpu", shown=False).values
+    again = np.clip(again, member.recipe.task.minimum, member.recipe.task.maximum)
+    before, after = (rmse_columns(own[truths].to_numpy(), each).mean() for each in (own[columns].to_numpy(), again))
+    if not after - before <= TOLERANCE:
+        drop_scales(folder)
+        say(f"{name}: int8 costs {after - before:.4f} of its MCRMSE of {before:.4f}; it is packed without")
+    return float(after - before)
+
+
+def measure_scales(member: Member, folder: Path, essays: pd.DataFrame) -> Scales:
+    """Scales of a fold, and the shift that its rounding asks for.
+
+    Args:
+        member: the run.
+        folder: the fold's.
+        essays: of those it was trained on, by id.
+
+    Raises:
+        Fb3Error: torch cannot compute it in int8 here.
+    """
+    task, ids = build_task(member.recipe), essays.index.to_numpy()
+    encoded = encode(member, essays)
+
+    def seen(scales: Scales | None) -> tuple[Scales, Any]:
+        scorer = load_fold(member.recipe, member.path / ENCODER, folder)
+        precision = "fp32"
+        if scales:
+            precision = pick_precision("auto", next(scorer.parameters()).device)
+            if not isinstance(lower_weights(scorer, precision, scales).beside, Shifted):
+                raise Fb3Error(f"{folder}: --int8: cannot be computed so here; pack it without")
+        return observe(scorer, lambda: predict(scorer, task, encoded, ids, precision=precision, shown=False))
+
+    scales, exact = seen(None)
+    _, rounded = seen(scales | {SHIFT: exact * 0})
+    return scales | {SHIFT: exact - rounded}
