@@ -19,11 +19,12 @@ from fb3.progress import say
 
 _DEVICES = ("cuda",)
 _OLDEST = (8, 0)  # compute capability
-_LONGEST = 8192  # tokens; the kernels promise no more
+_SHORT, _LONGEST = 63, 8192  # tokens: up to one more all are of one length for the kernels; they promise no more
 _ALIGNED = 8  # rows of a table; products with other numbers of rows are slow
+_GAPS = "there is padding between an essay's tokens"
 
 _faults: dict[tuple, str | None] = {}  # why not, by case
-_said: set[str] = set()
+_said: set[tuple] = set()
 _last: tuple[weakref.ref, Tensor | None] | None = None  # a forward's mask and its pieces, the same for all layers
 
 
@@ -39,11 +40,11 @@ def flash_runs(query: Tensor, kinds: tuple[bool, bool], scale: float, dropout: f
         return False
     case = _case(query, kinds, dropout)
     if case not in _faults:
-        _faults[case] = None
-        if _absent(query.device):
+        if _absent(query.device):  # then there is nothing to be said: it is optional
             _faults[case] = "absent"
-        elif fault := fault_of(_attend, query, kinds, scale, dropout, table_scale(query.dtype, scale)):
-            _give_up(case, fault)
+        else:
+            _faults[case] = fault_of(_attend, query, kinds, scale, dropout, table_scale(query.dtype, scale))
+            _say(query, _faults[case])
     return _faults[case] is None
 
 
@@ -78,35 +79,33 @@ def flash_attention(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        kinds = tuple(table is not None for table in tables)
-        _give_up(_case(query, kinds, dropout), words(error))
+        case = _case(query, tuple(table is not None for table in tables), dropout)
+        _faults[case] = words(error)
+        _say(query, _faults[case])
         return None
     if out is None:
-        _say(query.device, query.dtype, "an essay's tokens have gaps of padding between them")
+        _say(query, _GAPS)
     return out
 
 
 def _case(query: Tensor, kinds: tuple[bool, bool], dropout: float) -> tuple:
-    """Other kernels are compiled for each."""
-    return query.device, query.dtype, query.shape[3], kinds, torch.is_grad_enabled(), dropout > 0
+    """Other kernels are compiled for each; for lengths, about each doubling."""
+    doublings = max(_SHORT, query.shape[2] - 1).bit_length()
+    return query.device, query.dtype, query.shape[3], doublings, kinds, torch.is_grad_enabled(), dropout > 0
 
 
 def _absent(device: torch.device) -> bool:
-    """Then there is nothing to be said: it is optional, and torch's kernel the usual one."""
     there = all(importlib.util.find_spec(name) for name in ("triton", "disentangled_flash"))
     return not there or torch.cuda.get_device_capability(device) < _OLDEST
 
 
-def _give_up(case: tuple, why: str) -> None:
-    _faults[case] = why
-    _say(*case[:2], why)
-
-
-def _say(device: torch.device, dtype: torch.dtype, why: str) -> None:
-    line = f"DeBERTa's attention on {device} in {str(dtype)[6:]}: torch's kernel, not disentangled-flash's ({why})"
-    if line not in _said:
-        _said.add(line)
-        say(line)
+def _say(query: Tensor, why: str | None) -> None:
+    """Once for a device and precision, whatever else is wrong there."""
+    case = query.device, query.dtype, why == _GAPS
+    if why and case not in _said:
+        _said.add(case)
+        where = f"DeBERTa's attention on {query.device} in {str(query.dtype)[6:]}"
+        say(f"{where}: torch's kernel, not disentangled-flash's ({why})")
 
 
 def _attend(

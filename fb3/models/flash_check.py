@@ -11,7 +11,8 @@ from fb3.models.disentangled import Tables, disentangled_attention, rows_by_dist
 Span = tuple[int, int, int]  # half of a table's rows, buckets, farthest distance, as `rows_by_distance` takes them
 Attend = Callable[[Tensor, Tensor, Tensor, Tables], Tensor]  # queries, keys, values, unscaled tables to (B, T, H · D)
 _SPAN = (24, 20, 64)  # so that some distances are beyond the tables, where there are tokens enough
-_HEADS, _FEWEST = 2, 32  # heads; tokens: of very few the true gradient is near zero, and all of it rounding
+_HEADS = 2
+_FEWEST, _MOST = 32, 2048  # tokens: of very few the true gradient is near zero, all found is rounding; else for memory
 _TIMES, _LEAST = 3, 1e-5  # how far off it may be: times our own rounding, and of the exact numbers' norm
 _DEVIATIONS = 6  # of the share that is dropped
 _NAMES = ("query", "key", "value", "to_keys", "to_queries")
@@ -47,7 +48,7 @@ def fault_of(
         torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t),  # checkpointing is not to see any of it
     ):
         torch.manual_seed(0)
-        tokens = max(like.shape[2], _FEWEST)
+        tokens = min(max(like.shape[2], _FEWEST), _MOST)
         given = {name: t.to(device, dtype) for name, t in _operands(tokens, like.shape[3], kinds).items()}
         mask = torch.ones(2, 1, 1, tokens, device=device)
         mask[1, ..., tokens // 2 + 1 :] = 0
@@ -59,7 +60,7 @@ def fault_of(
 
         try:
             found = _results(theirs, given, mask, dtype)
-            kept = _weights(theirs, given).detach() != 0 if dropout else None
+            kept = _weights(theirs, given, like.shape[3]).detach() != 0 if dropout else None
             own = partial(_own, mask=mask, scale=scale, kept=kept, dropout=dropout)
             exact, rounded = (_results(own, given, mask, kind) for kind in (torch.float64, dtype))
         except torch.OutOfMemoryError:
@@ -100,9 +101,9 @@ def _results(attend: Attend, given: dict[str, Tensor], mask: Tensor, dtype: torc
     return results
 
 
-def _weights(attend: Attend, given: dict[str, Tensor]) -> Tensor:
-    """(B, H, T, T): what the values are weighed with, read off from what becomes of unit vectors."""
-    essays, heads, tokens, width = given["value"].shape
+def _weights(attend: Attend, given: dict[str, Tensor], width: int) -> Tensor:
+    """(B, H, T, T): what the values are weighed with, read off from what becomes of unit vectors, of some width."""
+    essays, heads, tokens, _ = given["value"].shape
     units = torch.eye(tokens, -(-tokens // width) * width, dtype=given["value"].dtype, device=given["value"].device)
     found = [
         _call(attend, given | {"value": some.expand(essays, heads, -1, -1)}).unflatten(2, (heads, width))
@@ -135,7 +136,7 @@ def _own(
     if kept is None:
         return attend(query, key, value, tables)
     given = dict(zip(_NAMES, (query, key, value, *tables), strict=True))
-    return ((_weights(attend, given) * kept / (1 - dropout)) @ value).transpose(1, 2).flatten(2)
+    return ((_weights(attend, given, query.shape[2]) * kept / (1 - dropout)) @ value).transpose(1, 2).flatten(2)
 
 
 def _difference(

@@ -227,6 +227,8 @@ def test_the_check_draws_nothing_and_is_made_once(calls):
     assert len(calls) == 1
     assert flash.flash_runs(query, (True, True), 0.1, 0.0)
     assert len(calls) == 1
+    assert flash.flash_runs(torch.empty(1, 2, 65, 32, device=DEVICE), (True, True), 0.1, 0.0)
+    assert len(calls) == 2, "longer ones have other kernels"
     assert torch.equal(torch.rand(3), expected[0])
     assert torch.equal(torch.rand(3, device=DEVICE), expected[1])
 
@@ -262,6 +264,30 @@ def test_autocast_and_inference_mode_at_the_first_call(calls, capsys):
     assert {case[1] for case in flash._faults} == {torch.bfloat16, torch.float32}
     assert all(calls)
     assert capsys.readouterr().err == ""
+
+
+def test_a_gpu_is_waited_for_once_a_forward(monkeypatch, calls):
+    _, fused = pair(num_hidden_layers=3, **WIDE)
+    fused, found = fused.to(DEVICE), []
+    find = flash._find_pieces
+    monkeypatch.setattr(flash, "_find_pieces", lambda seen: found.append(seen) or find(seen))
+    gradients(fused, on_device(batch(12)))
+    found.clear()
+    for tokens in (12, 12, 20):
+        gradients(fused, on_device(batch(tokens)))
+    assert [seen.shape[1] for seen in found] == [12, 12, 20]
+    with torch.inference_mode():
+        states(fused.eval(), on_device(batch(12)))
+    assert len(found) == 3, "and never without gradients"
+
+
+def test_the_check_that_runs_out_of_memory_is_made_again(monkeypatch):
+    query = torch.empty(1, 2, 9, 32, device=DEVICE)
+    monkeypatch.setattr(flash, "fault_of", _out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        flash.flash_runs(query, (True, True), 0.1, 0.0)
+    monkeypatch.setattr(flash, "fault_of", lambda *given: "wrong")
+    assert not flash.flash_runs(query, (True, True), 0.1, 0.0)
 
 
 def test_what_is_wrong_is_said_once_and_ours_computes(monkeypatch, capsys):
