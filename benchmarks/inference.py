@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """fb3's inference against what others do with the same fold: same essays, fresh processes, in turn.
 
-    python benchmarks/inference.py RUN --data DIR [--kinds plain,trainer,fb3,openvino,onnx] [--essays N] [--rounds R]
+    python benchmarks/inference.py RUN --data DIR [--kinds plain,trainer,sentence,fb3,openvino,onnx] [--essays N]
     python benchmarks/inference.py RUN --data DIR --shape deberta-v3-base     # random weights, RUN's tokenizer
 
 | kind | |
 |---|---|
 | plain | the notebooks' loop: padded to max_length, fp32 (fp16 autocast on a GPU), batches of 8, `torch.no_grad` |
 | trainer | transformers' Trainer.predict, bf16 where the chip has it, padded by batch, essays sorted by length before |
+| sentence | sentence-transformers' `encode`: sorted by length, padded by batch, encoder in bf16 where the chip has it |
 | fb3 | `predict.backend: torch`, as `fb3 infer` runs it |
 | int8 | the same, packed by `build_dataset.py --int8` |
 | openvino, onnx | the other backends; optional extras |
@@ -17,6 +18,7 @@ bf16 matrix product in the same round.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -25,11 +27,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-KINDS = ("plain", "trainer", "fb3", "int8", "openvino", "onnx")
+KINDS = ("plain", "trainer", "sentence", "fb3", "int8", "openvino", "onnx")
 TOLERANCE = 0.03  # bf16 keeps 8 bits: about 0.4 % of an encoder's state, less of a score
 TOLERANCE_INT8 = 0.15  # of single scores; what counts there is the CV, which the packing holds within 0.0005
 SHAPES = {
@@ -52,16 +55,17 @@ SHAPES = {
 }
 
 
-def worker(kind: str, run: Path, data: Path, essays: int, out: Path) -> None:
+def worker(kind: str, run: Path, arguments: argparse.Namespace) -> None:
     """One process: loads, tokenises, predicts; writes values and seconds."""
     from fb3.essays import read_essays
     from fb3.recipe import load_recipe
 
     start = time.perf_counter()
     recipe = load_recipe(run / "recipe.yaml")
-    table = read_essays(data / "train.csv", recipe.data).iloc[:essays]
-    predicted = {"plain": plain, "trainer": trainer}.get(kind, backend)(kind, run, recipe, table)
-    np.save(out, predicted)
+    table = read_essays(arguments.data / "train.csv", recipe.data).iloc[: arguments.essays]
+    others = {"plain": plain, "trainer": partial(trainer, batch=arguments.batch)}
+    others["sentence"] = partial(sentence, batch=arguments.batch, exported=arguments.exported)
+    np.save(arguments.values, others.get(kind, backend)(kind, run, recipe, table))
     print(json.dumps({"seconds": time.perf_counter() - start}))
 
 
@@ -114,7 +118,7 @@ def plain(kind, run, recipe, table):
     return torch.cat(parts).numpy()
 
 
-def trainer(kind, run, recipe, table):
+def trainer(kind, run, recipe, table, batch):
     """transformers' Trainer, with sorting by length done for it."""
     import torch
     from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
@@ -137,7 +141,7 @@ def trainer(kind, run, recipe, table):
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder,
-            per_device_eval_batch_size=8,
+            per_device_eval_batch_size=batch,
             bf16=pick_precision("auto", device) == "bf16",
             use_cpu=device.type == "cpu",
             report_to=[],
@@ -148,6 +152,60 @@ def trainer(kind, run, recipe, table):
     scores = np.empty_like(sorted_scores)
     scores[order] = sorted_scores
     return scores
+
+
+def sentence(kind, run, recipe, table, batch, exported):
+    """sentence-transformers: its own encoder, and the fold's pooling and head as a module of the kind it asks for."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Module, Transformer
+
+    from fb3.checkpoint import load_fold
+    from fb3.runtime import pick_device, pick_precision
+
+    device = pick_device()
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision("auto", device), torch.float32)
+    scorer = load_fold(recipe, run / "encoder", min(run.glob("fold*[0-9]")))
+    del scorer.encoder  # its weights are mapped, and not read unless used
+    scorer.to(device)
+
+    class Scores(Module):
+        """The scorer is no part of it, or it would be made bf16 with the encoder."""
+
+        def forward(self, features):
+            layers = features.get("all_layer_embeddings", ())
+            states = [layer.float() for layer in layers] or features["token_embeddings"].float()
+            pooled = scorer.pooling(states, scorer.pooling.token_weights(features))
+            features["sentence_embedding"] = scorer.head(pooled)
+            return features
+
+        def save(self, *args, **kwargs):
+            raise NotImplementedError
+
+    encoder = Transformer(
+        str(exported),
+        max_seq_length=recipe.data.max_length,
+        model_kwargs={"dtype": precision},
+        config_kwargs={"output_hidden_states": scorer.reads == "layers"},
+    )
+    model = SentenceTransformer(modules=[encoder, Scores()], device=str(device))
+    texts = table[recipe.data.text_column].tolist()
+    return model.encode(texts, batch_size=batch, show_progress_bar=False, convert_to_numpy=True)
+
+
+def export(run: Path, out: Path) -> Path:
+    """The first fold's encoder as `from_pretrained` reads it; before the clock runs."""
+    from fb3.checkpoint import load_fold
+    from fb3.recipe import load_recipe
+
+    recipe = load_recipe(run / "recipe.yaml")
+    scorer = load_fold(recipe, run / "encoder", min(run.glob("fold*[0-9]")))
+    if scorer.reads == "pooler" or recipe.data.windows or recipe.data.text.statistics or recipe.model.stitch:
+        sys.exit("sentence: reads token states of one encoder only; leave this kind out")
+    restore_attention(scorer.encoder)
+    shutil.copytree(run / "encoder", out)
+    scorer.encoder.save_pretrained(out)
+    return out
 
 
 def random_run(shape: str, run: Path, out: Path) -> Path:
@@ -229,6 +287,7 @@ def measure(kind: str, run: Path, arguments: argparse.Namespace) -> tuple[dict, 
         out = Path(folder) / "values.npy"
         command = [sys.executable, __file__, str(run), "--data", str(arguments.data)]
         command += ["--essays", str(arguments.essays), "--worker", kind, "--values", str(out)]
+        command += ["--batch", str(arguments.batch), "--exported", str(arguments.exported)]
         start = time.perf_counter()
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         whole = time.perf_counter() - start
@@ -256,20 +315,26 @@ def main() -> None:
     parser.add_argument("--kinds", default="plain,fb3", help=f"of {', '.join(KINDS)}; the first is compared with")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of the run's")
     parser.add_argument("--essays", type=int, default=10**9, help="only the first so many")
+    parser.add_argument("--batch", type=int, default=8, help="essays at once, of trainer and sentence")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--values", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--exported", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.worker, arguments.run, arguments.data, arguments.essays, arguments.values)
+        worker(arguments.worker, arguments.run, arguments)
         return
     kinds, rounds = arguments.kinds.split(","), []
+    if "sentence" in kinds and not importlib.util.find_spec("sentence_transformers"):
+        sys.exit("sentence: not installed; pip install 'sentence-transformers>=6'")
     with tempfile.TemporaryDirectory() as folder:
         run = random_run(arguments.shape, arguments.run, Path(folder) / "run") if arguments.shape else arguments.run
         runs = dict.fromkeys(kinds, run)
         if "int8" in kinds:
             runs["int8"] = with_scales(run, arguments.data, Path(folder) / "int8")
+        if "sentence" in kinds:
+            arguments.exported = export(run, Path(folder) / "exported")
         flops, tokens = flops_of(run, arguments.data, arguments.essays)
         for number in range(arguments.rounds):
             found, truth = {"peak": peak()}, None

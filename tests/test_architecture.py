@@ -141,6 +141,7 @@ def test_no_circles():
         ("openvino", {"backends.openvino"}),
         ("onnx", {"backends.onnx"}),
         ("onnxruntime", {"backends.onnx"}),
+        ("disentangled_flash", {"models.flash"}),
     ],
 )
 def test_a_package_is_known_in_one_place(package, rooms):

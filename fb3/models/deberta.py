@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.models.disentangled import Tables, disentangled_attention, make_log_bucket_position, rows_by_distance
+from fb3.models.flash import flash_attention, flash_runs, table_scale
 from fb3.progress import say
 
 try:
@@ -115,9 +116,14 @@ class Kept:
         self._kept = None
 
     def get(
-        self, owner: nn.Module, weights: Iterable[Tensor], compute: Callable[[], Any], given: Tensor | None = None
+        self,
+        owner: nn.Module,
+        weights: Iterable[Tensor],
+        compute: Callable[[], Any],
+        given: Tensor | None = None,
+        scale: float = 1.0,
     ) -> Any:
-        """What `compute` makes of the weights, and of what is `given` where it needs more."""
+        """What `compute` makes of the weights, and of what is `given` and the scale where it needs more."""
         if torch.is_grad_enabled() or owner.training:
             self.clear()
             return compute()
@@ -127,7 +133,7 @@ class Kept:
         sources = weights if given is None else [*weights, given]
         kind = sources[0].device.type
         autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        stamp = [autocast, *(_stamp(source) for source in sources)]
+        stamp = [autocast, scale, *(_stamp(source) for source in sources)]
         kept = self._kept
         if kept is None or kept[0] != stamp:
             self._kept = kept = stamp, [source.detach() for source in sources], compute()
@@ -202,13 +208,16 @@ class FusedAttention(DisentangledSelfAttention):
         query, key, value = (
             self._heads(project(hidden_states)) for project in (self.query_proj, self.key_proj, self.value_proj)
         )
-        projections = self._position_projections()
-        weights = [p for module in projections if module is not None for p in module.parameters()]
         scale = 1 / math.sqrt(self.attention_head_size * (1 + len(set(self.pos_att_type))))
-        tables = self.kept.get(self, weights, lambda: self._tables(projections, rel_embeddings, scale), rel_embeddings)
-        shape = (query.shape[2], self.pos_ebd_size, self.position_buckets, self.max_relative_positions)
-        rows = rows_by_distance(*shape, query.device)
+        span = (self.pos_ebd_size, self.position_buckets, self.max_relative_positions)
         dropout = self.dropout.p if self.training else 0.0
+        if flash_runs(query, ("c2p" in self.pos_att_type, "p2c" in self.pos_att_type), scale, dropout):
+            tables = self._kept_tables(rel_embeddings, table_scale(query.dtype, scale))
+            out = flash_attention(query, key, value, tables, span, attention_mask, scale, dropout)
+            if out is not None:
+                return out, None
+        tables = self._kept_tables(rel_embeddings, scale)
+        rows = rows_by_distance(query.shape[2], *span, query.device)
         out = disentangled_attention(query, key, value, tables, rows, attention_mask[:, 0, 0], scale, dropout)
         return out.transpose(1, 2).flatten(2), None
 
@@ -224,8 +233,13 @@ class FusedAttention(DisentangledSelfAttention):
             (self.query_proj if shared else self.pos_query_proj) if "p2c" in self.pos_att_type else None,
         )
 
-    def _tables(self, projections: tuple[nn.Module | None, ...], embeddings: Tensor, scale: float) -> Tables:
+    def _kept_tables(self, embeddings: Tensor, scale: float) -> Tables:
         """Position embeddings (R, D) to keys and queries (R, H, D / H), scaled."""
+        projections = self._position_projections()
+        weights = [p for module in projections if module is not None for p in module.parameters()]
+        return self.kept.get(self, weights, lambda: self._tables(projections, embeddings, scale), embeddings, scale)
+
+    def _tables(self, projections: tuple[nn.Module | None, ...], embeddings: Tensor, scale: float) -> Tables:
         embeddings = self.pos_dropout(embeddings[: 2 * self.pos_ebd_size])
         return tuple(
             None if project is None else (project(embeddings) * scale).unflatten(-1, (self.num_attention_heads, -1))

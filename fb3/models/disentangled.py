@@ -40,7 +40,7 @@ def disentangled_attention(
     """Attention with relative positions.
 
     Args:
-        query, key, value: (B, H, T, D).
+        query, key, value: (B, H, T, D); values may be of another width.
         tables: position keys and queries (R, H, D), each or none, with the scale already in them.
         rows: of the tables, for each distance, from `rows_by_distance`.
         mask: keys that may be seen, (B, T).
@@ -130,7 +130,7 @@ def _by_blocks(
     """The same, one essay and a few heads at a time, so that their probabilities stay in the cache."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value, *tables)):
         return _Blocked.apply(query, key, value, *tables, hidden, scale, dropout)
-    out = room_like(query)
+    out = room_like(value)
     logits = query.new_empty(heads_at_once(query), query.shape[2], query.shape[2])
     probabilities = torch.empty_like(logits)
     for at, padding in _blocks(query, hidden):
@@ -156,7 +156,7 @@ class _Blocked(torch.autograd.Function):
         scale: float,
         dropout: float,
     ) -> Tensor:
-        out, kept = room_like(query), []
+        out, kept = room_like(value), []
         for at, padding in _blocks(query, hidden):
             size = at[1].stop - at[1].start
             logits = query.new_empty(size, query.shape[2], query.shape[2])
@@ -175,7 +175,7 @@ class _Blocked(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *rest = ctx.saved_tensors  # once: checkpointing allows no second look
         tables, kept = rest[:2], iter(rest[2:])
-        to_query, to_key, to_value = room_like(query), room_like(query), room_like(query)
+        to_query, to_key, to_value = room_like(query), room_like(query), room_like(value)
         # Sums over all essays: in low precision, each would be rounded.
         to_tables = [
             None if t is None else torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))

@@ -186,6 +186,16 @@ def test_its_gradient_is_that_of_its_values(dropout, way):
     assert torch.autograd.gradcheck(lambda *given: attend(given, mask, dropout, 0), leaves)
 
 
+def test_values_of_another_width(way):
+    leaves, mask = operands()
+    leaves[2] = torch.randn(2, 6, 3, 7, dtype=torch.float64).transpose(1, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda *given: attend(given, mask, 0.0, 0), leaves)
+    with torch.no_grad():
+        whole = attend(leaves, mask, 0.0, 0)
+        parts = [attend([*leaves[:2], some, *leaves[3:]], mask, 0.0, 0) for some in leaves[2].split([4, 3], 3)]
+        close(torch.cat(parts, 3), whole)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_dropout_keeps_the_mean_and_obeys_the_seed(grad, way):
     leaves, mask = operands(dtype=torch.float32)

@@ -1,0 +1,358 @@
+"""disentangled-flash's kernels in DeBERTa: on a GPU where there is one, else by Triton's interpreter on the CPU."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fb3.models import flash
+from fb3.models.flash_check import fault_of
+from tests.models.test_deberta import BOTH, batch, close, distance, gradients, pair, states
+
+MISSING = [name for name in ("triton", "disentangled_flash") if not importlib.util.find_spec(name)]
+GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
+SPAN = (8, 8, 32)
+WIDE = {"hidden_size": 64, "num_attention_heads": 2}  # its narrowest heads have 32
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+
+def on_device(inputs):
+    return {name: t.to(DEVICE) for name, t in inputs.items()}
+
+
+def _dot(builder):
+    """The interpreter's product, which would take bf16's bits for integers, as a GPU makes it."""
+    import triton.language as tl
+
+    dot = builder.create_dot
+
+    def in_fp32(self, a, b, *rest):
+        if a.dtype.scalar == tl.bfloat16:
+            a, b = (self.cast_impl(each, tl.float32) for each in (a, b))
+        return dot(self, a, b, *rest)
+
+    return in_fp32
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch):
+    """The kernels' calls; on a CPU the library is told that this is its GPU."""
+    flash._plan.cache_clear()
+    for name, empty in (("_faults", {}), ("_said", set()), ("_last", None)):
+        monkeypatch.setattr(flash, name, empty)
+    if not GPU:
+        from disentangled_flash import tuning
+        from disentangled_flash.training import _kernels
+        from triton.runtime import interpreter
+
+        resources = tuning.DeviceResources(shared_memory_per_block=166912, multiprocessor_count=108)
+        monkeypatch.setattr(tuning, "_device_resources", lambda index: resources)
+        monkeypatch.setattr(tuning, "_device_index", lambda device: 0)
+        monkeypatch.setattr(flash, "_DEVICES", ("cpu",))
+        monkeypatch.setattr(flash, "_absent", lambda device: False)
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot(interpreter.InterpreterBuilder))
+        for function in (_kernels.training_attention, _kernels.training_attention_packed):
+            code = function.__code__
+            consts = tuple("cpu" if const == "cuda" else const for const in code.co_consts)
+            monkeypatch.setattr(function, "__code__", code.replace(co_consts=consts))
+    made, attend = [], flash._attend
+
+    def counted(*args):
+        out = attend(*args)
+        made.append(out is not None)
+        return out
+
+    monkeypatch.setattr(flash, "_attend", counted)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kinds", "buckets"),
+    [(t, kinds, b) for t in (1, 9) for kinds in (BOTH, ["c2p"], ["p2c"]) for b in (8, -1)] + [(70, BOTH, 256)],
+    ids=str,
+)
+def test_it_equals_transformers_own_with_all_gradients(tokens, kinds, buckets, calls, capsys):
+    eager, fused = (e.to(DEVICE) for e in pair(pos_att_type=kinds, position_buckets=buckets, **WIDE))
+    inputs = on_device(batch(tokens))
+    (mine, my_slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
+    close(mine, theirs)
+    for name, slope in their_slopes.items():
+        close(my_slopes[name], slope, name)
+    for _ in range(2):  # the second time with the tables that were kept
+        with torch.inference_mode():
+            close(states(fused.eval(), inputs), theirs)
+    assert calls
+    assert all(calls)
+    assert list(flash._faults.values()) == [None, None], "with gradients and without"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_low_precision_it_stays_as_near_to_fp32_as_transformers_own(dtype, calls):
+    eager, fused = (e.to(DEVICE) for e in pair(share_att_key=False, **WIDE))
+    inputs = on_device(batch(30))
+    exact, slopes = gradients(eager, inputs)
+    eager.to(dtype)
+    fused.to(dtype)
+    (mine, my_slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
+    with torch.inference_mode():
+        silent = states(fused.eval(), inputs)
+    assert calls
+    assert all(calls)
+    assert 0 < distance(mine, exact) < 1.5 * distance(theirs, exact)
+    assert 0 < distance(silent, exact) < 1.5 * distance(theirs, exact)
+    for name in ("input", "encoder.rel_embeddings.weight", *(n for n in slopes if "_proj.weight" in n)):
+        assert distance(my_slopes[name], slopes[name]) < 1.5 * distance(their_slopes[name], slopes[name]), name
+
+
+def test_fp16_with_large_queries_does_not_overflow():
+    scale = 96**-0.5
+    query, key, value = (torch.randn(1, 9, 2, 32, device=DEVICE).transpose(1, 2) for _ in range(3))
+    tables = [torch.randn(16, 2, 32, device=DEVICE) * 240 for _ in range(2)]
+    assert (query.transpose(1, 2)[0, :, 0] * 120 @ tables[0][:, 0].T).abs().max() > 65504, "it would"
+    scaled = tuple((t * flash.table_scale(torch.float16, scale)).half() for t in tables)
+    mask = torch.ones(1, 1, 1, 9, device=DEVICE)
+    with torch.no_grad():
+        out = flash._attend((query * 120).half(), (key * 120).half(), value.half(), scaled, SPAN, mask, scale, 0.0)
+    assert out.isfinite().all()
+
+
+def fault(attend, kinds=(True, True), dropout=0.0, tokens=40, dtype=torch.float32):
+    like = torch.empty(2, 2, tokens, 32, device=DEVICE, dtype=dtype)
+    scale = 96**-0.5
+    return fault_of(attend, like, kinds, scale, dropout, flash.table_scale(dtype, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_check_finds_no_fault_in_it(dropout, dtype, calls):
+    assert fault(flash._attend, dropout=dropout, dtype=dtype) is None
+    with torch.no_grad():
+        assert fault(flash._attend, (False, True), dropout, 33, dtype) is None
+    assert all(calls)
+
+
+class Slanted(torch.autograd.Function):
+    """Right values, wrong gradients."""
+
+    @staticmethod
+    def forward(ctx, given):
+        return given.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * 1.001
+
+
+def _swapped(q, k, v, tables, span, mask, scale, dropout):
+    return flash._attend(q, k, v, tables[::-1], span, mask, scale, dropout)
+
+
+def _backwards(q, k, v, tables, span, mask, scale, dropout):
+    return flash._attend(q, k, v, tuple(t.flip(0) for t in tables), span, mask, scale, dropout)
+
+
+def _scaled(q, k, v, tables, span, mask, scale, dropout):
+    return flash._attend(q, k, v, tables, span, mask, scale * 1.001, dropout)
+
+
+def _unmasked(q, k, v, tables, span, mask, scale, dropout):
+    return flash._attend(q, k, v, tables, span, torch.ones_like(mask), scale, dropout)
+
+
+def _other_buckets(q, k, v, tables, span, mask, scale, dropout):
+    return flash._attend(q, k, v, tables, (span[0], span[1] - 2, span[2]), mask, scale, dropout)
+
+
+def _slanted(q, k, v, tables, *rest):
+    return flash._attend(q, k, v, (tables[0], Slanted.apply(tables[1])), *rest)
+
+
+def _no_number(*given):
+    return flash._attend(*given) * torch.nan
+
+
+def _less_dropped(*given):
+    return flash._attend(*given[:-1], given[-1] * 0.8)
+
+
+def _never_dropped(*given):
+    return flash._attend(*given[:-1], 0.0)
+
+
+def _dropped_at_will(*given):
+    torch.manual_seed(torch.seed())
+    return flash._attend(*given)
+
+
+def _dropped_too_often(q, k, v, tables, span, mask, scale, dropout):
+    return flash._attend(q, k, v, tables, span, mask, scale, 1.5 * dropout) * (1 - 1.5 * dropout) / (1 - dropout)
+
+
+def _not_scaled_up(*given):
+    return flash._attend(*given) * (1 - given[-1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "dropout", "what"),
+    [
+        (_swapped, 0.0, "in the values"),
+        (_backwards, 0.0, "in the values"),
+        (_scaled, 0.0, "in the values"),
+        (_unmasked, 0.0, "in the values"),
+        (_other_buckets, 0.0, "in the values"),
+        (_slanted, 0.0, "in the gradient of to_queries"),
+        (_no_number, 0.0, "off by nan in the values"),
+        (_less_dropped, 0.3, "in the values"),
+        (_never_dropped, 0.3, "in the values"),
+        (_dropped_at_will, 0.3, "in the values"),
+        (_dropped_too_often, 0.3, "drops 0.4"),
+        (_not_scaled_up, 0.3, "in the values"),
+    ],
+)
+def test_the_check_finds_what_is_wrong(wrong, dropout, what):
+    assert what in fault(wrong, dropout=dropout)
+
+
+def test_the_check_draws_nothing_and_is_made_once(calls):
+    query = torch.empty(1, 2, 9, 32, device=DEVICE)
+    torch.manual_seed(0)
+    expected = torch.rand(3), torch.rand(3, device=DEVICE)
+    torch.manual_seed(0)
+    assert flash.flash_runs(query, (True, True), 0.1, 0.0)
+    assert len(calls) == 1
+    assert flash.flash_runs(query, (True, True), 0.1, 0.0)
+    assert len(calls) == 1
+    assert flash.flash_runs(torch.empty(1, 2, 65, 32, device=DEVICE), (True, True), 0.1, 0.0)
+    assert len(calls) == 2, "longer ones have other kernels"
+    assert torch.equal(torch.rand(3), expected[0])
+    assert torch.equal(torch.rand(3, device=DEVICE), expected[1])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_in_training_dropout_obeys_the_seed_also_when_checkpointed(checkpointing, calls, capsys):
+    _, fused = pair(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.3, **WIDE)
+    fused, inputs = fused.to(DEVICE).train(), on_device(batch(12))
+    torch.manual_seed(0)
+    if checkpointing:  # the check falls into the first forward
+        fused.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    out, slopes = gradients(fused, inputs)
+    fused.gradient_checkpointing_disable()
+    torch.manual_seed(0)
+    again, whole = gradients(fused, inputs)
+    close(again, out)
+    for name, slope in whole.items():
+        close(slopes[name], slope, name)
+    other, _ = gradients(fused, inputs)
+    assert not torch.allclose(other, out)
+    assert all(calls)
+    assert capsys.readouterr().err == ""
+
+
+def test_autocast_and_inference_mode_at_the_first_call(calls, capsys):
+    eager, fused = (e.to(DEVICE).eval() for e in pair(**WIDE))
+    inputs = on_device(batch(12))
+    with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
+        mine, theirs = states(fused, inputs), states(eager, inputs)
+    torch.testing.assert_close(mine, theirs, atol=0.05, rtol=0.05)
+    mine, slopes = gradients(fused.train(), inputs)
+    assert slopes["encoder.rel_embeddings.weight"].abs().sum() > 0
+    assert {case[1] for case in flash._faults} == {torch.bfloat16, torch.float32}
+    assert all(calls)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_gpu_is_waited_for_once_a_forward(monkeypatch, calls):
+    _, fused = pair(num_hidden_layers=3, **WIDE)
+    fused, found = fused.to(DEVICE), []
+    find = flash._find_pieces
+    monkeypatch.setattr(flash, "_find_pieces", lambda seen: found.append(seen) or find(seen))
+    gradients(fused, on_device(batch(12)))
+    found.clear()
+    for tokens in (12, 12, 20):
+        gradients(fused, on_device(batch(tokens)))
+    assert [seen.shape[1] for seen in found] == [12, 12, 20]
+    with torch.inference_mode():
+        states(fused.eval(), on_device(batch(12)))
+    assert len(found) == 3, "and never without gradients"
+
+
+def test_the_check_that_runs_out_of_memory_is_made_again(monkeypatch):
+    query = torch.empty(1, 2, 9, 32, device=DEVICE)
+    monkeypatch.setattr(flash, "fault_of", _out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        flash.flash_runs(query, (True, True), 0.1, 0.0)
+    monkeypatch.setattr(flash, "fault_of", lambda *given: "wrong")
+    assert not flash.flash_runs(query, (True, True), 0.1, 0.0)
+
+
+def test_what_is_wrong_is_said_once_and_ours_computes(monkeypatch, capsys):
+    eager, fused = (e.to(DEVICE) for e in pair(**WIDE))
+    inputs = on_device(batch(12))
+    monkeypatch.setattr(flash, "_attend", _swapped_tables(flash._attend))
+    theirs, their_slopes = gradients(eager, inputs)
+    for _ in range(2):
+        mine, slopes = gradients(fused, inputs)
+        close(mine, theirs)
+        close(slopes["input"], their_slopes["input"])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"DeBERTa's attention on {DEVICE} in float32: torch's kernel, not disentangled-flash's (")
+
+
+def _swapped_tables(attend):
+    return lambda q, k, v, tables, *rest: attend(q, k, v, tables[::-1], *rest)
+
+
+def test_a_later_failure_is_said_once_and_ours_computes_from_there(monkeypatch, calls, capsys):
+    eager, fused = (e.to(DEVICE).eval() for e in pair(**WIDE))
+    inputs = on_device(batch(12))
+    with torch.inference_mode():
+        theirs = states(eager, inputs)
+        close(states(fused, inputs), theirs)  # its tables are kept
+        monkeypatch.setattr(flash, "_attend", _out_of_resources)
+        for _ in range(2):
+            close(states(fused, inputs), theirs)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+    monkeypatch.setattr(flash, "_attend", _out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        states(fused, inputs)
+
+
+def _out_of_resources(*given):
+    raise RuntimeError("out of resource: shared memory")
+
+
+def _out_of_memory(*given):
+    raise torch.OutOfMemoryError
+
+
+def test_masks_with_gaps(calls, capsys):
+    eager, fused = (e.to(DEVICE) for e in pair(**WIDE))
+    inputs = on_device(batch(12))
+    inputs["attention_mask"][1, :2] = 0
+    (mine, slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
+    close(mine, theirs)
+    close(slopes["encoder.rel_embeddings.weight"], their_slopes["encoder.rel_embeddings.weight"])
+    assert calls[0], "the check's own mask has none"
+    assert not any(calls[1:])
+    calls.clear()
+    with torch.inference_mode():
+        close(states(fused.eval(), inputs), theirs)
+    assert all(calls), "without gradients it can"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU")
+def test_without_a_gpu_nothing_of_it_is_imported():
+    script = (
+        "import sys, torch; from tests.models.test_deberta import batch, pair, states\n"
+        "states(pair(hidden_size=64, num_attention_heads=2)[1], batch(9))\n"
+        "assert 'disentangled_flash' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
