@@ -7,6 +7,8 @@ keep their own; DeBERTa has `fb3.models.deberta`.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,9 +37,20 @@ def use_blocked_attention(encoder: nn.Module) -> bool:
     if not possible or encoder.config._attn_implementation != "sdpa":
         return False
     modeling_utils.ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, sdpa_mask)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, partial(_mask, sdpa_mask))
     encoder.set_attn_implementation(_NAME)
     return encoder.config._attn_implementation == _NAME
+
+
+def _mask(make: Callable[..., Tensor | None], *args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' mask, (B, 1, T, T), or (B, 1, 1, T) where all queries of an essay look at the same keys.
+
+    Made once a forward pass, and read by each layer.
+    """
+    mask = make(*args, **kwargs)
+    if mask is None or mask.device.type != "cpu" or not bool((mask == mask[:, :, :1]).all()):
+        return mask
+    return mask[:, :, :1]
 
 
 def _attention(
@@ -56,7 +69,7 @@ def _bias(mask: Tensor | None, query: Tensor) -> Tensor:
     """What is added to the logits, (B, 1, 1 or T, T): 0 where a token may look, a huge negative number elsewhere."""
     if mask is None:
         return query.new_zeros(()).expand(len(query), 1, 1, query.shape[2])
-    if mask.stride(2) == 0 or mask.shape[2] == 1:
+    if mask.stride(2) == 0:
         mask = mask[:, :, :1]  # all queries look at the same keys
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)

@@ -34,10 +34,14 @@ class Quantiser:
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, float, int, Tensor] | None = None
+        self._room = torch.empty(0)  # kept: new memory of that size costs more than the arithmetic
 
     def __call__(self, states: Tensor, by: Tensor, scale: float, zero: int) -> Tensor:
         if self._last is None or self._last[0] is not states or self._last[1:3] != (scale, zero):
-            made = torch.quantize_per_tensor(states.float().mul_(by), scale, zero, torch.quint8)
+            if self._room.numel() < states.numel():
+                self._room = torch.empty(states.numel())
+            exact = self._room[: states.numel()].view(states.shape).copy_(states).mul_(by)
+            made = torch.quantize_per_tensor(exact, scale, zero, torch.quint8)
             # What lies in memory; int_repr() would copy it, which takes longer than all before.
             bare = torch.empty(0, dtype=torch.uint8).set_(made.untyped_storage(), 0, made.shape, made.stride())
             self._last = states, scale, zero, bare

@@ -23,7 +23,7 @@ class ModelOutput(NamedTuple):
 
 _READ = {
     "last": lambda out: out.last_hidden_state.float(),
-    "layers": lambda out: tuple(states.float() for states in out.hidden_states),
+    "layers": lambda out: out.hidden_states,  # made float32 one by one: all at once fall out of a CPU's cache
     "pooler": lambda out: out.pooler_output.float(),
 }
 

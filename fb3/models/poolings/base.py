@@ -1,7 +1,7 @@
 """What all poolings share: token states to one vector an essay. None of them sees padding.
 
 Each class says in `reads` what it wants of the encoder: "last" (states of the last layer, (B, T, D)), "layers" (all
-layers' states, a tuple of (B, T, D), lowest first) or "pooler" (the encoder's own pooled output, (B, D)).
+layers' states, a tuple of (B, T, D), lowest first, in the encoder's own precision) or "pooler" (the encoder's own pooled output, (B, D)).
 Shapes: B essays, T tokens, D width of the encoder, L layers. `mask` is (B, T), 1 on real tokens.
 """
 
@@ -36,6 +36,6 @@ class Pooling(nn.Module):
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over real tokens: (B, T, D), (B, T) -> (B, D)."""
-    weight = mask.to(states.dtype).unsqueeze(1)  # (B, 1, T)
-    return (weight @ states).squeeze(1) / weight.sum(-1)
+    """Mean over real tokens, in float32: (B, T, D), (B, T) -> (B, D)."""
+    weight = mask.float().unsqueeze(1)  # (B, 1, T)
+    return (weight @ states.float()).squeeze(1) / weight.sum(-1)

@@ -80,7 +80,7 @@ class RecurrentLayersPooling(Pooling):
         self.net = net(hidden, hidden, batch_first=True)
 
     def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-        firsts = torch.stack([layer[:, 0] for layer in states[-self.layers :]], dim=1)  # (B, n, D)
+        firsts = torch.stack([layer[:, 0].float() for layer in states[-self.layers :]], dim=1)  # (B, n, D)
         return self.net(firsts)[0][:, -1]
 
 
@@ -96,6 +96,6 @@ class AttentionLayersPooling(Pooling):
         self.out = nn.Linear(hidden, hidden)
 
     def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-        firsts = torch.stack([layer[:, 0] for layer in states[-self.layers :]], dim=1)  # (B, n, D)
+        firsts = torch.stack([layer[:, 0].float() for layer in states[-self.layers :]], dim=1)  # (B, n, D)
         weights = torch.softmax(firsts @ self.query, dim=-1)  # (B, n)
         return self.out(torch.einsum("bn,bnd->bd", weights, firsts))
