@@ -147,6 +147,7 @@ def _pack_run(member: Member, out: Path, weights: str) -> None:
     shutil.copytree(member.path / ENCODER, out / ENCODER)
     for fold in member.folds:
         info = read_json(fold / FOLD_JSON)
+        info.pop("int8", None)  # a run out of a bundle, whose scales are measured anew
         if not (fold / WEIGHTS).is_file() or sha256(fold / WEIGHTS) != info.get("sha256"):
             raise Fb3Error(
                 f"{fold / WEIGHTS}: missing, or not the file that fold.json describes; train this fold again"

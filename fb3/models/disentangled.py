@@ -71,10 +71,10 @@ def rows_by_distance(
         return upward.flip(0), upward
 
 
-def _skewed(products: Tensor, tokens: int) -> Tensor:
-    """Products (N, n, n + T − 1) of n tokens in a row with a table to (N, n, T): token i's begin at n − 1 − i."""
+def _skewed(products: Tensor, tokens: int, begin: int) -> Tensor:
+    """Products (N, n, W) of n tokens in a row with a table to (N, n, T): token i's stand from `begin` − i on."""
     count, some, width = products.shape
-    return products.as_strided((count, some, tokens), (some * width, width - 1, 1), some - 1)
+    return products.as_strided((count, some, tokens), (some * width, width - 1, 1), begin)
 
 
 class _Bias(torch.autograd.Function):
@@ -99,7 +99,7 @@ class _Bias(torch.autograd.Function):
     def view(products: Tensor, essays: int) -> Tensor:
         """(H, B · T, 2T − 1) to (B, H, T, T), in place."""
         tokens = products.shape[1] // essays
-        by_essay = _skewed(products.view(-1, tokens, products.shape[2]), tokens)
+        by_essay = _skewed(products.view(-1, tokens, products.shape[2]), tokens, tokens - 1)
         return by_essay.unflatten(0, (len(products), essays)).transpose(0, 1)
 
     @staticmethod
@@ -130,15 +130,30 @@ def _by_blocks(
     """The same, one essay and a few heads at a time, so that their probabilities stay in the cache."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value, *tables)):
         return _Blocked.apply(query, key, value, *tables, hidden, scale, dropout)
-    out = room_like(value)
-    logits = query.new_empty(heads_at_once(query), query.shape[2], query.shape[2])
-    probabilities = torch.empty_like(logits)
-    for at, padding in _blocks(query, hidden):
-        size = at[1].stop - at[1].start
-        _logits(query[at], key[at], _of(tables, at), padding, scale, logits[:size])
-        torch.softmax(logits[:size], -1, out=probabilities[:size])
-        torch.bmm(F.dropout(probabilities[:size], dropout) if dropout else probabilities[:size], value[at], out=out[at])
+    out, lengths, tokens = room_like(value), _lengths(hidden, query), query.shape[2]
+    # As products want them, once: bmm would copy a strided block each time.
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    tables = tuple(None if table is None else table.permute(1, 2, 0).contiguous() for table in tables)
+    room = query.new_empty(2, heads_at_once(query) * tokens * tokens)
+    for (essay, heads), padding in _blocks(query, hidden if lengths is None else None):
+        real = tokens if lengths is None else lengths[essay]
+        at, shape = (essay, heads, slice(real)), (heads.stop - heads.start, real, real)
+        logits, probabilities = (each[: shape[0] * real * real].view(shape) for each in room)
+        _logits(query[at], key[at], tuple(t if t is None else t[heads] for t in tables), padding, scale, logits)
+        torch.softmax(logits, -1, out=probabilities)
+        torch.bmm(F.dropout(probabilities, dropout) if dropout else probabilities, value[at], out=out[at])
+        if real < tokens:
+            out[essay, heads, real:] = 0  # padding: nobody looks at it, but it is to be a number
     return out
+
+
+def _lengths(hidden: Tensor | None, query: Tensor) -> list[int] | None:
+    """Real tokens of each essay (B,), where nothing but padding on the right is hidden."""
+    if hidden is None:
+        return [query.shape[2]] * len(query)
+    lengths = (~hidden).sum(-1)
+    right = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
+    return lengths.tolist() if bool((right == hidden).all() & (lengths > 0).all()) else None
 
 
 class _Blocked(torch.autograd.Function):
@@ -222,24 +237,28 @@ def _of(tables: Tables, at: tuple[int, slice]) -> Tables:
     return tuple(None if table is None else table[:, at[1]].permute(1, 2, 0) for table in tables)
 
 
-def _tiles(states: Tensor) -> list[tuple[slice, slice]]:
-    """Some tokens, and the distances from them to all: few, since n of them need n + T − 1 products each."""
-    tokens = states.shape[1]
-    some = _TILE.get(states.dtype, _TILE_LOW)
+def _tiles(states: Tensor, distances: int) -> list[tuple[slice, slice, int]]:
+    """Some tokens, the distances from them to all of a table's, and where the first token's begin among them.
+
+    Few tokens, since n of them need n + T − 1 products each; one tile takes the table as it lies in memory.
+    """
+    tokens, farthest, some = states.shape[1], distances // 2, _TILE.get(states.dtype, _TILE_LOW)
+    if tokens <= some:
+        return [(slice(0, tokens), slice(0, distances), farthest)]
     ends = [(start, min(start + some, tokens)) for start in range(0, tokens, some)]
-    return [(slice(start, end), slice(tokens - end, 2 * tokens - 1 - start)) for start, end in ends]
+    return [(slice(start, end), slice(farthest + 1 - end, distances - start), end - start - 1) for start, end in ends]
 
 
 def _logits(query: Tensor, key: Tensor, tables: Tables, hidden: Tensor | None, scale: float, out: Tensor) -> None:
     """Queries and keys (N, T, D), tables (N, D, 2T − 1) to logits (N, T, T), in place."""
     to_keys, to_queries = tables
     tokens = query.shape[1]
-    for some, distances in _tiles(query):
-        if to_queries is not None:
-            out[:, :, some] = _skewed(torch.bmm(key[:, some], to_queries[..., distances]), tokens).mT
-    for some, distances in _tiles(query):
-        if to_keys is not None:
-            bias = _skewed(torch.bmm(query[:, some], to_keys[..., distances]), tokens)
+    if to_queries is not None:
+        for some, distances, begin in _tiles(key, to_queries.shape[2]):
+            out[:, :, some] = _skewed(torch.bmm(key[:, some], to_queries[..., distances]), tokens, begin).mT
+    if to_keys is not None:
+        for some, distances, begin in _tiles(query, to_keys.shape[2]):
+            bias = _skewed(torch.bmm(query[:, some], to_keys[..., distances]), tokens, begin)
             out[:, some].copy_(bias) if to_queries is None else out[:, some].add_(bias)
     out.baddbmm_(query, key.mT, alpha=scale)
     if hidden is not None:
@@ -248,8 +267,8 @@ def _logits(query: Tensor, key: Tensor, tables: Tables, hidden: Tensor | None, s
 
 def _back(slope: Tensor, states: Tensor, table: Tensor, to_states: Tensor, to_table: Tensor) -> None:
     """A bias' slope (N, T, T) to that of the states (N, T, D) and the table (2T − 1, N, D), added in place."""
-    for some, distances in _tiles(states):
+    for some, distances, begin in _tiles(states, len(table)):
         products = slope.new_zeros(len(slope), some.stop - some.start, distances.stop - distances.start)
-        _skewed(products, states.shape[1]).copy_(slope[:, some])
+        _skewed(products, states.shape[1], begin).copy_(slope[:, some])
         to_states[:, some] += torch.bmm(products, table[distances].transpose(0, 1))
         to_table[distances] += torch.bmm(products.mT, states[:, some]).transpose(0, 1)

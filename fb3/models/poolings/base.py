@@ -1,7 +1,8 @@
 """What all poolings share: token states to one vector an essay. None of them sees padding.
 
 Each class says in `reads` what it wants of the encoder: "last" (states of the last layer, (B, T, D)), "layers" (all
-layers' states, a tuple of (B, T, D), lowest first, in the encoder's own precision) or "pooler" (the encoder's own pooled output, (B, D)).
+layers' states, a tuple of (B, T, D), lowest first, in the encoder's own precision) or "pooler" (the encoder's own
+pooled output, (B, D)).
 Shapes: B essays, T tokens, D width of the encoder, L layers. `mask` is (B, T), 1 on real tokens.
 """
 

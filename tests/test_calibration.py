@@ -1,0 +1,127 @@
+"""Packing for int8: scales are kept where the score stays, used on CPUs, and cost nothing where they are damaged."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fb3 import calibration
+from fb3.bundle import read_bundle, verify_bundle
+from fb3.calibration import calibrate
+from fb3.errors import Fb3Error
+from fb3.essays import read_essays
+from fb3.files import read_json
+from fb3.inference import infer
+from fb3.models.int8 import Int8Linear
+from fb3.packing import write_bundle
+from fb3.parity import replay
+from fb3.recipe import load_recipe
+from fb3.training.run import train
+from fb3.worker import encode, predict_fold
+
+
+@pytest.fixture(scope="module")
+def run(competition, tmp_path_factory):
+    """A run that leaves the precision of inference open."""
+    recipe = load_recipe("tiny", ["train.precision=fp32", "train.epochs=1"])
+    return train(recipe, competition, tmp_path_factory.mktemp("auto") / "tiny").path
+
+
+@pytest.fixture(scope="module")
+def packed(run, tmp_path_factory):
+    return write_bundle([run], tmp_path_factory.mktemp("int8") / "bundle", int8=calibrate(None), check=replay(None))
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """Notes the layers that compute in int8."""
+    calls = []
+    real = Int8Linear.forward
+    monkeypatch.setattr(Int8Linear, "forward", lambda *given: calls.append(1) or real(*given))
+    return calls
+
+
+def predicted(bundle, competition, **settings):
+    member = read_bundle(bundle).members()[0]
+    essays = read_essays(competition / "test.csv", member.recipe.data)
+    ids = essays["text_id"].to_numpy()
+    return predict_fold(member, 0, encode(member, essays), ids, "cpu", shown=False, **settings).values
+
+
+def test_scales_are_packed_and_used(packed, competition, tmp_path, used):
+    told = packed.manifest["int8"]
+    assert set(told["worse"]) == {"tiny/fold0", "tiny/fold1"}
+    assert all(worse <= calibration.TOLERANCE for worse in told["worse"].values())
+    verify_bundle(packed.path)
+    exact = predicted(packed.path, competition, precision="fp32")
+    assert not used
+    rounded = predicted(packed.path, competition)
+    assert used
+    assert 0 < np.abs(rounded - exact).max() < 0.05
+    table = infer(packed.path, competition, tmp_path / "s.csv", strict=True)
+    assert table.iloc[:, 1:].notna().all(axis=None)
+
+
+def test_damaged_scales_cost_no_fold(packed, competition, tmp_path, used, capsys):
+    bundle = write_bundle([read_bundle(packed.path).path / "runs" / "tiny"], tmp_path / "bundle").path
+    assert not list(bundle.rglob("int8.safetensors")), "another packing does not take them over"
+    assert "int8" not in read_json(bundle / "runs/tiny/fold0/fold.json")
+    for folder in packed.path.glob("runs/tiny/fold?"):
+        for name in ("int8.safetensors", "fold.json"):
+            (bundle / "runs/tiny" / folder.name / name).write_bytes((folder / name).read_bytes())
+    predicted(bundle, competition)
+    assert used
+    used.clear()
+    scales = bundle / "runs/tiny/fold0/int8.safetensors"
+    scales.write_bytes(scales.read_bytes()[:-1] + b"x")
+    plain = predicted(bundle, competition)
+    assert not used
+    assert "int8.safetensors: its hash is not the one in fold.json" in capsys.readouterr().err
+    assert np.isfinite(plain).all()
+
+
+def test_a_damaged_file_of_scales_is_no_reason_to_leave_the_fold_out(packed, competition, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(packed.path, copy)
+    for scales in copy.rglob("int8.safetensors"):
+        scales.write_bytes(b"")
+    infer(copy, competition, tmp_path / "s.csv", strict=True)
+    with pytest.raises(Fb3Error, match=r"int8\.safetensors"):
+        verify_bundle(copy)
+
+
+def test_where_the_score_gets_worse_there_are_none(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(calibration, "TOLERANCE", -1.0)
+    bundle = write_bundle([run], tmp_path / "bundle", int8=calibrate(None))
+    assert not list(bundle.path.rglob("int8.safetensors"))
+    assert "int8" not in read_json(bundle.path / "runs/tiny/fold0/fold.json")
+    assert capsys.readouterr().err.count("it is packed without") == 2
+    verify_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("missing", ["chip", "kernels", "precision"])
+def test_what_cannot_be_measured_is_refused(run, tmp_path, missing, monkeypatch, competition):
+    if missing == "chip":
+        monkeypatch.setattr(calibration, "cpu_has_int8", lambda: False)
+    elif missing == "kernels":
+
+        def none(*given):
+            raise NotImplementedError("no such kernel")
+
+        monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", none)
+    else:
+        recipe = load_recipe("tiny", ["predict.precision=fp32", "train.epochs=1"])
+        run = train(recipe, competition, tmp_path / "fp32", folds=[0]).path
+    with pytest.raises(Fb3Error, match="int8"):
+        write_bundle([run], tmp_path / "bundle", int8=calibrate(None))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_other_essays_are_refused(run, competition, tmp_path):
+    other = tmp_path / "data"
+    other.mkdir()
+    pd.read_csv(competition / "train.csv").iloc[:20].to_csv(other / "train.csv", index=False)
+    with pytest.raises(Fb3Error, match=r"ids are not in train\.csv"):
+        write_bundle([run], tmp_path / "bundle", int8=calibrate(other))
