@@ -270,8 +270,8 @@ def peak() -> float:
 def flops_of(run: Path, data: Path, essays: int) -> tuple[float, float]:
     """Of all essays' real tokens, and tokens an essay."""
     from fb3.cost import forward_flops
+    from fb3.encoding import encode_texts
     from fb3.essays import read_essays
-    from fb3.models import encode_texts
     from fb3.recipe import load_recipe
 
     recipe = load_recipe(run / "recipe.yaml")

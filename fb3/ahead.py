@@ -17,7 +17,7 @@ def made_ahead(make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Mad
     try:
         coming: Future[Made] | None = None
         for job in jobs:
-            ready, coming = coming, _begun(pool, make, job)
+            ready, coming = coming, begun(pool, make, job)
             if ready:
                 yield ready.result()
         if coming:
@@ -26,10 +26,11 @@ def made_ahead(make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Mad
         pool.shutdown(cancel_futures=True)
 
 
-def _begun(pool: ThreadPoolExecutor, make: Callable[[Job], Made], job: Job) -> Future[Made]:
+def begun(pool: ThreadPoolExecutor, make: Callable[[Job], Made], job: Job) -> Future[Made]:
+    """A piece that is made in a thread, or at once where there is none to be had."""
     try:
         return pool.submit(make, job)
-    except RuntimeError:  # no thread to be had
+    except RuntimeError:
         done: Future[Made] = Future()
         try:
             done.set_result(make(job))

@@ -2,23 +2,24 @@
 
 import time
 import traceback
+from concurrent.futures import Future
 
 import numpy as np
-import pandas as pd
 
 from fb3.backends import tell_backends
 from fb3.bundle import Checks, Member, in_turn
 from fb3.cost import forward_flops
 from fb3.ensemble import Predictions, average
 from fb3.errors import Fb3Error
-from fb3.files import read_json, sha256
+from fb3.files import read_json
 from fb3.layout import ENCODER, SECOND
 from fb3.progress import say
 from fb3.runtime import pick_devices
 from fb3.submission import Standing
 from fb3.summary import Summary
+from fb3.tokenising import Tokens
 from fb3.tokens import Encoded
-from fb3.worker import Workers, encode
+from fb3.worker import Workers
 
 _UNSURE = 1.5  # a run that was not measured yet is taken to need so many times what another's speed promises
 
@@ -29,7 +30,8 @@ class Turns:
     Args:
         checks: of the folds' files.
         members: its runs that can be used.
-        essays: ids and texts.
+        ids: of the essays, (N,).
+        tokens: of the essays, for each run; may still be under way.
         standing: the submission.
         summary: takes what happens.
         ends: the deadline, by time.monotonic().
@@ -40,7 +42,8 @@ class Turns:
         self,
         checks: Checks,
         members: list[Member],
-        essays: pd.DataFrame,
+        ids: np.ndarray,
+        tokens: Future[Tokens],
         standing: Standing,
         summary: Summary,
         ends: float,
@@ -49,14 +52,14 @@ class Turns:
         recipe = members[0].recipe
         self.checks, self.standing, self.summary = checks, standing, summary
         self.ends, self.strict = ends, strict
-        self.ids = essays[recipe.data.id_column].to_numpy()
+        self.ids = ids
         devices = [str(device) for device in pick_devices(broken=recipe.predict.broken_gpu)]
         tell_backends((member.recipe for member in members), devices[0], strict)
         self.workers = Workers(devices)
         say(f"{len(self.ids)} essays, {sum(len(m.folds) for m in members)} folds of {len(members)} runs, on {devices}")
         self.encoded: dict[str, Encoded] = {}
         self.clock = _Clock()
-        self.members = self._encode(members, essays)
+        self.members = self._encoded(members, tokens.result())
         self.means: dict[str, Predictions] = {}
         self.counts = dict.fromkeys(self.encoded, 0)
 
@@ -75,22 +78,19 @@ class Turns:
             why = self.summary.folds[0]["reason"] if self.summary.folds else "there is none"
             raise Fb3Error(f"no fold could be used ({why}); {self.standing.out} holds the training means")
 
-    def _encode(self, members: list[Member], essays: pd.DataFrame) -> list[Member]:
-        """Tokenises, once for all runs that tokenise alike; a run that cannot be is left out."""
-        made: dict[tuple, Encoded] = {}
+    def _encoded(self, members: list[Member], tokens: Tokens) -> list[Member]:
+        """Notes the runs' tokens; a run that has none is left out."""
         usable = []
         for member in members:
-            data = member.recipe.data
+            encoded = tokens[member.name]
             try:
-                tokenizers = sorted((member.path / ENCODER).rglob("tokenizer.json"))
-                alike = (*map(sha256, tokenizers), data.model_dump_json(exclude={"augment", "sample"}))
-                if alike not in made:
-                    made[alike] = encode(member, essays)
-                self.clock.add(member, made[alike])
+                if isinstance(encoded, Exception):
+                    raise encoded
+                self.clock.add(member, encoded)
             except Exception as error:
                 self._failed([f"{member.name}/{fold.name}" for fold in member.folds], error)
                 continue
-            self.encoded[member.name] = made[alike]
+            self.encoded[member.name] = encoded
             usable.append(member)
         self.summary.flops = self.clock.flops
         self.summary.phase("tokens")

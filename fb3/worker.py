@@ -13,10 +13,10 @@ import torch
 from fb3.backends import pick_backend, use_backend
 from fb3.bundle import Member
 from fb3.checkpoint import load_fold, read_scales
+from fb3.encoding import encode_essays
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.layout import ENCODER, INT8
-from fb3.models import encode_essays
 from fb3.prediction import lower_weights, predict
 from fb3.progress import say
 from fb3.runtime import Precision, cpu_has_int8, keep_freed_memory, pick_precision

@@ -29,7 +29,7 @@ FLOORS = [
         "guard",
         "summary",
     },
-    {"essays", "texts", "statistics", "tokens", "batches", "models", "cost", "augmentation"},
+    {"essays", "texts", "statistics", "tokens", "encoding", "batches", "models", "cost", "augmentation"},
     {"tasks", "prediction", "budget", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
     {
         "training.log",
@@ -61,6 +61,7 @@ FLOORS = [
         "stage",
         "upload",
         "turns",
+        "tokenising",
     },
     {"cli", "demo", "__main__"},
 ]

@@ -1,17 +1,13 @@
 """Models: encoder → pooling → head, built from a recipe and an encoder folder (config and tokenizer)."""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-from tokenizers import Tokenizer
 from torch import nn
 
+from fb3.encoding import load_tokenizer
 from fb3.errors import Fb3Error
-from fb3.files import read_utf8
-from fb3.layout import CONFIG, SECOND, TOKENIZER
+from fb3.layout import SECOND
 from fb3.models.attention import use_blocked_attention
 from fb3.models.deberta import use_fused_disentangled_attention
 from fb3.models.encoder import (
@@ -22,7 +18,6 @@ from fb3.models.encoder import (
     longest_input,
     pretrained_encoder,
     random_encoder,
-    read_config,
 )
 from fb3.models.heads import build_head
 from fb3.models.mixout import mix_out
@@ -31,13 +26,10 @@ from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer, Tower
 from fb3.models.statistics import Alone, StatisticsNet
 from fb3.models.surgery import operate, reinitialise
 from fb3.recipe import Recipe
-from fb3.recipe.groups import DataGroup, ModelGroup
-from fb3.statistics import text_statistics
-from fb3.texts import check_tokenizer, input_texts
-from fb3.tokens import Encoded, special_tokens, tokenise
+from fb3.recipe.groups import ModelGroup
+from fb3.tokens import special_tokens
 
-_LARGEST = 256 * 2**20  # bytes of a tokenizer.json; those of 250,000 tokens have 30 MB
-__all__ = ["ModelOutput", "Scorer", "build_scorer", "encode_essays", "encode_texts", "load_tokenizer"]
+__all__ = ["ModelOutput", "Scorer", "build_scorer"]
 
 
 def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretrained", "config", "empty"]) -> Scorer:
@@ -113,57 +105,3 @@ def _to_meta(module: nn.Module) -> None:
         for name, parameter in each._parameters.items():
             if parameter is not None:
                 each._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-
-
-def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
-    """The fast tokenizer of an encoder folder, read without transformers, and the padding id.
-
-    Raises:
-        Fb3Error: a file is missing or broken.
-    """
-    path = Path(folder) / TOKENIZER
-    text = read_utf8(path, _LARGEST)
-    try:
-        tokenizer = Tokenizer.from_str(text)
-        tokenizer.encode("a")  # some broken files fail here only
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # bare Exception for a broken file; a panic of the library's is no Exception
-        raise Fb3Error(f"{path}: cannot be read ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    pad = read_config(Path(folder)).pad_token_id
-    if not isinstance(pad, int):
-        raise Fb3Error(f"{Path(folder) / CONFIG}: pad_token_id is {pad!r}; want the padding token's number")
-    return tokenizer, pad
-
-
-def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataGroup) -> Encoded:
-    """What a scorer reads of N essays: tokens, and the texts' statistics where the recipe wants them.
-
-    Args:
-        essays: as `read_essays` returns them.
-        folder: the encoder folder.
-        data: what happens to a text.
-
-    Raises:
-        Fb3Error: as in `encode_texts`.
-    """
-    encoded = encode_texts(input_texts(essays, data), folder, data)
-    if not data.text.statistics:
-        return encoded
-    return replace(encoded, statistics=text_statistics(essays[data.text_column].tolist()))
-
-
-def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> Encoded:
-    """N texts as tokens of an encoder folder, and as those of its second encoder where it has one.
-
-    Raises:
-        Fb3Error: a file is missing or broken; the recipe asks of a tokenizer what it cannot do.
-    """
-    tokenizer, pad = load_tokenizer(folder)
-    check_tokenizer(tokenizer, data)
-    encoded = tokenise(texts, tokenizer, pad, data)
-    if not (Path(folder) / SECOND).is_dir():
-        return encoded
-    return replace(encoded, second=encode_texts(texts, Path(folder) / SECOND, data))

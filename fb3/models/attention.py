@@ -89,25 +89,29 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     """
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return _Blocked.apply(query, key, value, bias, scale)
-    out, lengths, tokens = room_like(query), _lengths(bias), query.shape[2]
+    out, lengths = room_like(query), _lengths(bias)
     query, key = (query * (scale * _LOG2_E)).contiguous(), key.contiguous()
-    room = query.new_empty(heads_at_once(query) * tokens * tokens)
+    room = query.new_empty(heads_at_once(query) * query.shape[2] ** 2)
     for essay, heads, added in _blocks(query, bias):
-        real = slice(lengths[essay] if lengths else tokens)
-        three = (states[essay, heads, real] for states in (query, key, value))
-        _attend(*three, None if lengths else added, room, out[essay, heads, real])
-        if real.stop < tokens:
-            out[essay, heads, real.stop :] = 0  # padding: nobody looks at it, but it is to be a number
+        three = (states[essay, heads] for states in (query, key, value))
+        _attend(*three, added, lengths[essay] if lengths else None, room, out[essay, heads])
     return out
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, room: Tensor, out: Tensor) -> None:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, length: int | None, room: Tensor, out: Tensor
+) -> None:
     """softmax(ln 2 · query · keyᵀ + bias) · value of a block, (H, T, D), into `out`; `room` takes the logits.
+
+    Where the bias hides what comes after `length` and nothing else, that is zeroed, and nothing added. It is not cut
+    off: for each new shape oneDNN makes its kernels anew.
 
     Without the usual search for the largest logit, and normalised last, where there is least to divide: powers of two
     reach from 2^-126 to 2^127, which real logits stay far within. Where a row does not, or sees nothing, the usual way.
     """
-    powers = _logits(query, key, bias, room).exp2_()
+    powers = _logits(query, key, None if length else bias, room).exp2_()
+    if length:
+        powers[..., length:] = 0
     total = powers.sum(-1, keepdim=True)
     if total.amin() > _SMALLEST and total.amax() < _LARGEST:
         torch.div(torch.bmm(powers, value), total, out=out)

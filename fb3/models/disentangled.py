@@ -21,6 +21,7 @@ except ImportError:  # of another make; `use_fused_disentangled_attention` refus
     make_log_bucket_position = None
 
 Tables = tuple[Tensor | None, Tensor | None]  # position keys for the queries, position queries for the keys
+Hidden = slice | Tensor | None  # an essay's hidden keys: its padding, or others as (T,), or none
 _BLOCKED = ("cpu",)  # devices whose cache decides; the others take torch's fused kernel with the bias as its mask
 _ALIGNED = 8  # numbers; torch's memory-efficient kernel copies a mask with other rows
 _TILE = {torch.float32: 128, torch.float64: 128}  # tokens at a time, measured; in low precision products are cheaper
@@ -71,10 +72,10 @@ def rows_by_distance(
         return upward.flip(0), upward
 
 
-def _skewed(products: Tensor, tokens: int, begin: int) -> Tensor:
-    """Products (N, n, W) of n tokens in a row with a table to (N, n, T): token i's stand from `begin` − i on."""
+def _skewed(products: Tensor, tokens: int) -> Tensor:
+    """Products (N, n, n + T − 1) of n tokens in a row with a table to (N, n, T): token i's begin at n − 1 − i."""
     count, some, width = products.shape
-    return products.as_strided((count, some, tokens), (some * width, width - 1, 1), begin)
+    return products.as_strided((count, some, tokens), (some * width, width - 1, 1), some - 1)
 
 
 class _Bias(torch.autograd.Function):
@@ -99,7 +100,7 @@ class _Bias(torch.autograd.Function):
     def view(products: Tensor, essays: int) -> Tensor:
         """(H, B · T, 2T − 1) to (B, H, T, T), in place."""
         tokens = products.shape[1] // essays
-        by_essay = _skewed(products.view(-1, tokens, products.shape[2]), tokens, tokens - 1)
+        by_essay = _skewed(products.view(-1, tokens, products.shape[2]), tokens)
         return by_essay.unflatten(0, (len(products), essays)).transpose(0, 1)
 
     @staticmethod
@@ -130,30 +131,17 @@ def _by_blocks(
     """The same, one essay and a few heads at a time, so that their probabilities stay in the cache."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value, *tables)):
         return _Blocked.apply(query, key, value, *tables, hidden, scale, dropout)
-    out, lengths, tokens = room_like(value), _lengths(hidden, query), query.shape[2]
+    out, tokens = room_like(value), query.shape[2]
     # As products want them, once: bmm would copy a strided block each time.
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     tables = tuple(None if table is None else table.permute(1, 2, 0).contiguous() for table in tables)
-    room = query.new_empty(2, heads_at_once(query) * tokens * tokens)
-    for (essay, heads), padding in _blocks(query, hidden if lengths is None else None):
-        real = tokens if lengths is None else lengths[essay]
-        at, shape = (essay, heads, slice(real)), (heads.stop - heads.start, real, real)
-        logits, probabilities = (each[: shape[0] * real * real].view(shape) for each in room)
+    room = query.new_empty(2, heads_at_once(query), tokens, tokens)
+    for (essay, heads), padding in _blocks(query, hidden):
+        at, (logits, probabilities) = (essay, heads), room[:, : heads.stop - heads.start]
         _logits(query[at], key[at], tuple(t if t is None else t[heads] for t in tables), padding, scale, logits)
         torch.softmax(logits, -1, out=probabilities)
         torch.bmm(F.dropout(probabilities, dropout) if dropout else probabilities, value[at], out=out[at])
-        if real < tokens:
-            out[essay, heads, real:] = 0  # padding: nobody looks at it, but it is to be a number
     return out
-
-
-def _lengths(hidden: Tensor | None, query: Tensor) -> list[int] | None:
-    """Real tokens of each essay (B,), where nothing but padding on the right is hidden."""
-    if hidden is None:
-        return [query.shape[2]] * len(query)
-    lengths = (~hidden).sum(-1)
-    right = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
-    return lengths.tolist() if bool((right == hidden).all() & (lengths > 0).all()) else None
 
 
 class _Blocked(torch.autograd.Function):
@@ -221,12 +209,17 @@ class _Blocked(torch.autograd.Function):
         )
 
 
-def _blocks(query: Tensor, hidden: Tensor | None) -> list[tuple[tuple[int, slice], Tensor | None]]:
-    """Essay and heads of each block, and the essay's hidden keys (T,) where it has some."""
+def _blocks(query: Tensor, hidden: Tensor | None) -> list[tuple[tuple[int, slice], Hidden]]:
+    """Essay and heads of each block, and the essay's hidden keys."""
     size, (essays, heads) = heads_at_once(query), query.shape[:2]
-    padded = [False] * essays if hidden is None else hidden.any(1).tolist()
+    places: list[Hidden] = [None] * essays
+    if hidden is not None:
+        lengths = (~hidden).sum(1)
+        padding = (hidden == (torch.arange(hidden.shape[1]) >= lengths[:, None])).all(1)
+        ends = zip(lengths.tolist(), padding.tolist(), hidden, strict=True)
+        places = [slice(length, None) if plain else keys for length, plain, keys in ends]
     return [
-        ((essay, slice(start, min(start + size, heads))), hidden[essay] if padded[essay] else None)
+        ((essay, slice(start, min(start + size, heads))), places[essay])
         for essay in range(essays)
         for start in range(0, heads, size)
     ]
@@ -237,38 +230,34 @@ def _of(tables: Tables, at: tuple[int, slice]) -> Tables:
     return tuple(None if table is None else table[:, at[1]].permute(1, 2, 0) for table in tables)
 
 
-def _tiles(states: Tensor, distances: int) -> list[tuple[slice, slice, int]]:
-    """Some tokens, the distances from them to all of a table's, and where the first token's begin among them.
-
-    Few tokens, since n of them need n + T − 1 products each; one tile takes the table as it lies in memory.
-    """
-    tokens, farthest, some = states.shape[1], distances // 2, _TILE.get(states.dtype, _TILE_LOW)
-    if tokens <= some:
-        return [(slice(0, tokens), slice(0, distances), farthest)]
+def _tiles(states: Tensor) -> list[tuple[slice, slice]]:
+    """Some tokens, and the distances from them to all: few, since n of them need n + T − 1 products each."""
+    tokens = states.shape[1]
+    some = _TILE.get(states.dtype, _TILE_LOW)
     ends = [(start, min(start + some, tokens)) for start in range(0, tokens, some)]
-    return [(slice(start, end), slice(farthest + 1 - end, distances - start), end - start - 1) for start, end in ends]
+    return [(slice(start, end), slice(tokens - end, 2 * tokens - 1 - start)) for start, end in ends]
 
 
-def _logits(query: Tensor, key: Tensor, tables: Tables, hidden: Tensor | None, scale: float, out: Tensor) -> None:
+def _logits(query: Tensor, key: Tensor, tables: Tables, hidden: Hidden, scale: float, out: Tensor) -> None:
     """Queries and keys (N, T, D), tables (N, D, 2T − 1) to logits (N, T, T), in place."""
     to_keys, to_queries = tables
     tokens = query.shape[1]
-    if to_queries is not None:
-        for some, distances, begin in _tiles(key, to_queries.shape[2]):
-            out[:, :, some] = _skewed(torch.bmm(key[:, some], to_queries[..., distances]), tokens, begin).mT
-    if to_keys is not None:
-        for some, distances, begin in _tiles(query, to_keys.shape[2]):
-            bias = _skewed(torch.bmm(query[:, some], to_keys[..., distances]), tokens, begin)
+    for some, distances in _tiles(query):
+        if to_queries is not None:
+            out[:, :, some] = _skewed(torch.bmm(key[:, some], to_queries[..., distances]), tokens).mT
+    for some, distances in _tiles(query):
+        if to_keys is not None:
+            bias = _skewed(torch.bmm(query[:, some], to_keys[..., distances]), tokens)
             out[:, some].copy_(bias) if to_queries is None else out[:, some].add_(bias)
     out.baddbmm_(query, key.mT, alpha=scale)
     if hidden is not None:
-        out.masked_fill_(hidden, torch.finfo(out.dtype).min)
+        out[..., hidden] = torch.finfo(out.dtype).min
 
 
 def _back(slope: Tensor, states: Tensor, table: Tensor, to_states: Tensor, to_table: Tensor) -> None:
     """A bias' slope (N, T, T) to that of the states (N, T, D) and the table (2T − 1, N, D), added in place."""
-    for some, distances, begin in _tiles(states, len(table)):
+    for some, distances in _tiles(states):
         products = slope.new_zeros(len(slope), some.stop - some.start, distances.stop - distances.start)
-        _skewed(products, states.shape[1], begin).copy_(slope[:, some])
+        _skewed(products, states.shape[1]).copy_(slope[:, some])
         to_states[:, some] += torch.bmm(products, table[distances].transpose(0, 1))
         to_table[distances] += torch.bmm(products.mT, states[:, some]).transpose(0, 1)

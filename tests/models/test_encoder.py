@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.checkpoint import load_fold
+from fb3.encoding import load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.inference import infer
-from fb3.models import build_scorer, load_tokenizer
+from fb3.models import build_scorer
 from fb3.models.encoder import check_backbone, depth_of_parameters, export_encoder, layer_stack
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.packing import write_bundle

@@ -7,11 +7,12 @@ import torch
 from accelerate import Accelerator
 
 from fb3.augmentation import augmented
+from fb3.encoding import encode_texts, load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays
 from fb3.folds import make_folds
 from fb3.inference import infer
-from fb3.models import build_scorer, encode_texts, load_tokenizer
+from fb3.models import build_scorer
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe
