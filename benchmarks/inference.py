@@ -236,12 +236,15 @@ def with_scales(run: Path, data: Path, out: Path) -> Path:
     from fb3.checkpoint import save_scales
     from fb3.essays import read_essays
     from fb3.recipe import load_recipe
+    from fb3.runtime import cpu_has_int8, pick_device
 
     fold = min(run.glob("fold*[0-9]"))
-    for kept in (run / "recipe.yaml", *(run / "encoder").iterdir(), *fold.glob("*.*")):
-        (out / kept.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(kept, out / kept.relative_to(run))
-    recipe = load_recipe(out / "recipe.yaml")
+    shutil.copytree(run / "encoder", out / "encoder")
+    shutil.copytree(fold, out / fold.name)
+    recipe = load_recipe(run / "recipe.yaml", ["predict.precision=auto", "predict.backend=auto"])
+    (out / "recipe.yaml").write_text(recipe.to_yaml())
+    if not cpu_has_int8() or str(pick_device()) != "cpu":
+        sys.exit("int8: only on a CPU with int8 instructions")
     essays = read_essays(data / "train.csv", recipe.data).set_index(recipe.data.id_column).iloc[-ESSAYS:]
     save_scales(out / fold.name, measure_scales(Member("run", out, recipe, [out / fold.name]), out / fold.name, essays))
     return out

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from fb3.bundle import Member
 from fb3.checkpoint import drop_scales, load_fold, save_scales
@@ -12,12 +14,13 @@ from fb3.errors import Fb3Error
 from fb3.essays import read_numbers
 from fb3.layout import ENCODER, OOF
 from fb3.metrics import rmse_columns
+from fb3.models import Scorer
 from fb3.models.int8 import SHIFT, Scales, Shifted, observe
 from fb3.packing import Check
 from fb3.parity import check_known, training_essays
 from fb3.prediction import lower_weights, predict
 from fb3.progress import progress, say
-from fb3.runtime import cpu_has_int8, pick_precision
+from fb3.runtime import Precision, cpu_has_int8, pick_precision
 from fb3.scoring import TRUTH
 from fb3.tasks import build_task
 from fb3.worker import encode, predict_fold
@@ -42,18 +45,12 @@ def calibrate(data: Path | None, essays: int = ESSAYS) -> Check:
     """
 
     def step(members: list[Member], packed: Path) -> dict[str, Any]:
-        if not cpu_has_int8():
-            raise Fb3Error("--int8: this CPU has no fast int8 instructions to measure with; pack elsewhere, or without")
+        _check_wishes(members)
         found: dict[str, Any] = {}
         with progress("int8", sum(len(member.folds) for member in members)) as advance:
             for member in members:
                 folder = packed / "runs" / member.name
                 inside = Member(member.name, folder, member.recipe, [folder / fold.name for fold in member.folds])
-                if member.recipe.predict.precision != "auto":
-                    raise Fb3Error(
-                        f"{member.path}: predict.precision={member.recipe.predict.precision} leaves no room for int8; "
-                        "set it to auto, or pack without --int8"
-                    )
                 texts = training_essays(member.path, member, data)
                 for position, fold in enumerate(inside.folds):
                     worse = _calibrate_fold(inside, position, texts, essays)
@@ -62,6 +59,26 @@ def calibrate(data: Path | None, essays: int = ESSAYS) -> Check:
         return {"essays": essays, "worse": found}
 
     return step
+
+
+def _check_wishes(members: list[Member]) -> None:
+    """Refuses what would never compute in int8, here or later.
+
+    Raises:
+        Fb3Error: names the recipe's key, or the chip.
+    """
+    if not cpu_has_int8():
+        raise Fb3Error("--int8: this CPU has no fast int8 instructions to measure with; pack elsewhere, or without")
+    for member in members:
+        wishes = member.recipe.predict
+        for key, wish, fitting in (
+            ("precision", wishes.precision, ("auto",)),
+            ("backend", wishes.backend, ("auto", "torch")),
+        ):
+            if wish not in fitting:
+                raise Fb3Error(
+                    f"{member.path}: predict.{key}={wish} leaves no room for int8; set it to auto, or drop --int8"
+                )
 
 
 def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: int) -> float:
@@ -74,10 +91,10 @@ def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: 
     check_known(own[identifier], texts, member.path)
     others = texts[~texts.index.isin(own[identifier])]
     save_scales(folder, measure_scales(member, folder, others.sample(min(essays, len(others)), random_state=0)))
-    ids = own[identifier]
-    again = predict_fold(member, position, encode(member, texts.loc[ids]), ids.to_numpy(), "cpu", shown=False).values
-    again = np.clip(again, member.recipe.task.minimum, member.recipe.task.maximum)
-    before, after = (rmse_columns(own[truths].to_numpy(), each).mean() for each in (own[columns].to_numpy(), again))
+    ids, truth = own[identifier], own[truths].to_numpy()
+    again = predict_fold(member, position, encode(member, texts.loc[ids]), ids.to_numpy(), "cpu", shown=False)
+    before = rmse_columns(truth, own[columns].to_numpy()).mean()
+    after = rmse_columns(truth, np.clip(again.values, member.recipe.task.minimum, member.recipe.task.maximum)).mean()
     if not after - before <= TOLERANCE:
         drop_scales(folder)
         say(f"{name}: int8 costs {after - before:.4f} of its MCRMSE of {before:.4f}; it is packed without")
@@ -98,15 +115,14 @@ def measure_scales(member: Member, folder: Path, essays: pd.DataFrame) -> Scales
     task, ids = build_task(member.recipe), essays.index.to_numpy()
     encoded = encode(member, essays)
 
-    def seen(scales: Scales | None) -> tuple[Scales, Any]:
-        scorer = load_fold(member.recipe, member.path / ENCODER, folder)
-        precision = "fp32"
-        if scales:
-            precision = pick_precision("auto", next(scorer.parameters()).device)
-            if not isinstance(lower_weights(scorer, precision, scales).beside, Shifted):
-                raise Fb3Error(f"{folder}: --int8: cannot be computed so here; pack it without")
+    def observed(scorer: Scorer, precision: Precision) -> tuple[Scales, Tensor]:
         return observe(scorer, lambda: predict(scorer, task, encoded, ids, precision=precision, shown=False))
 
-    scales, exact = seen(None)
-    _, rounded = seen(scales | {SHIFT: exact * 0})
+    scales, exact = observed(load_fold(member.recipe, member.path / ENCODER, folder), "fp32")
+    scorer = load_fold(member.recipe, member.path / ENCODER, folder)
+    precision = pick_precision("auto", next(scorer.parameters()).device)
+    lower_weights(scorer, precision, scales | {SHIFT: torch.zeros_like(exact)})
+    if not isinstance(scorer.beside, Shifted):
+        raise Fb3Error(f"{folder}: --int8: cannot be computed so here; pack it without")
+    _, rounded = observed(scorer, precision)
     return scales | {SHIFT: exact - rounded}

@@ -21,7 +21,6 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.runtime import COMPETITION_MARKER, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.submission import Standing, check_form
 from fb3.summary import Summary
-from fb3.tokenising import begin_tokens
 
 _MARGIN = 0.05  # share of the limit that is kept for what comes after
 _LIMIT_HOURS = 9.0  # where no recipe can be read
@@ -85,9 +84,11 @@ def infer(
             standing = _stand(sample, packed, recipe, out, summary)
         check_form(essays[recipe.data.id_column], sample, list(recipe.data.target_columns), str(source))
         checks = Checks(packed, [member.folds[k] for member, k in in_turn(members)])
+        from fb3.tokenising import begin_tokens  # this and what follows after the first file stands
+
         tokens, ids = begin_tokens(members, essays), essays[recipe.data.id_column].to_numpy()
         del essays  # once they are tokens; many texts are no small part of the memory
-        from fb3.turns import Turns  # torch and transformers, after the first file stands
+        from fb3.turns import Turns  # torch and transformers
 
         Turns(checks, members, ids, tokens, standing, summary, ends, strict).run()
     except Exception as error:

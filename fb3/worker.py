@@ -68,8 +68,10 @@ def predict_fold(
     left = rows
     backend, _ = pick_backend(member.recipe.predict.backend, place)
     scales = None if precision or backend != "torch" else _scales(member, folder, place, name)
-    ways = [(first, backend, scales), ("fp32", "torch", None)]
-    for each, computes, in_int8 in ways[ways[0] == ways[1] :]:
+    ways = [(first, backend, scales)]
+    if (first, backend, scales) != (last := ("fp32", "torch", None)):
+        ways.append(last)
+    for each, computes, in_int8 in ways:
         scorer = load_fold(member.recipe, member.path / ENCODER, folder).to(place)
         backed = use_backend(scorer, computes, each, name)
         part = predict(
@@ -109,7 +111,7 @@ def _scales(member: Member, folder: Path, device: torch.device, name: str) -> di
         return None
     try:
         return read_scales(folder)
-    except Fb3Error as error:
+    except (Fb3Error, OSError) as error:
         say(f"{name}: not in int8 ({error})")
         return None
 

@@ -119,6 +119,22 @@ def test_every_fold_scores_as_with_torch_and_one_conversion_serves_all(backend, 
         assert model.encoder.run is not None, "torch took over"
 
 
+def test_a_window_beyond_the_texts_of_the_conversion_is_kept(backend):
+    pytest.importorskip("transformers.models.modernbert")
+    torch.manual_seed(0)
+    # One token sees eight on each side: of the nine that a conversion sees, all.
+    config = AutoConfig.for_model("modernbert", **SMALL, local_attention=16, global_attn_every_n_layers=2)
+    encoder = AutoModel.from_config(config).eval()
+    use_blocked_attention(encoder)
+    model = Scorer(Tower(encoder, MeanPooling(32), OneInput()), Alone(32), Linear(32, 6)).eval()
+    want = outputs(model, [batch(2, 70)])
+    taken = use_backend(model, backend, "fp32", "fold")
+    assert taken or backend == "openvino", "its conversion gives NaN, which is found"
+    torch.testing.assert_close(outputs(model, [batch(2, 70)]), want, atol=1e-4, rtol=1e-4)
+    if taken:
+        assert model.encoder.run is not None, "torch took over"
+
+
 def test_two_stitched_encoders_are_both_taken(backend):
     first, second = tower("bert"), tower("deberta-v2", "layers", 1)
     model = StitchedScorer(first, second, Alone(0), Linear(first.pooling.width + second.pooling.width, 6)).eval()

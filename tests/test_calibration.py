@@ -92,6 +92,16 @@ def test_a_damaged_file_of_scales_is_no_reason_to_leave_the_fold_out(packed, com
         verify_bundle(copy)
 
 
+def test_scales_that_cannot_be_read_cost_no_fold(packed, competition, used, monkeypatch, capsys):
+    def broken(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("fb3.checkpoint.sha256", broken)
+    assert np.isfinite(predicted(packed.path, competition)).all()
+    assert not used
+    assert "not in int8 ([Errno 5]" in capsys.readouterr().err
+
+
 def test_where_the_score_gets_worse_there_are_none(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(calibration, "TOLERANCE", -1.0)
     bundle = write_bundle([run], tmp_path / "bundle", int8=calibrate(None))
@@ -101,7 +111,7 @@ def test_where_the_score_gets_worse_there_are_none(run, tmp_path, monkeypatch, c
     verify_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("missing", ["chip", "kernels", "precision"])
+@pytest.mark.parametrize("missing", ["chip", "kernels", "precision", "backend"])
 def test_what_cannot_be_measured_is_refused(run, tmp_path, missing, monkeypatch, competition):
     if missing == "chip":
         monkeypatch.setattr(calibration, "cpu_has_int8", lambda: False)
@@ -112,8 +122,9 @@ def test_what_cannot_be_measured_is_refused(run, tmp_path, missing, monkeypatch,
 
         monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", none)
     else:
-        recipe = load_recipe("tiny", ["predict.precision=fp32", "train.epochs=1"])
-        run = train(recipe, competition, tmp_path / "fp32", folds=[0]).path
+        wish = {"precision": "fp32", "backend": "openvino"}[missing]
+        recipe = load_recipe("tiny", [f"predict.{missing}={wish}", "train.epochs=1"])
+        run = train(recipe, competition, tmp_path / "other", folds=[0]).path
     with pytest.raises(Fb3Error, match="int8"):
         write_bundle([run], tmp_path / "bundle", int8=calibrate(None))
     assert not (tmp_path / "bundle").exists()

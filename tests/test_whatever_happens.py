@@ -57,7 +57,7 @@ import fb3.inference, fb3.submission
 real = fb3.submission.Standing.__init__
 def stop(self, *arguments):
     real(self, *arguments)
-    assert "torch" not in sys.modules and "transformers" not in sys.modules
+    assert not {"torch", "transformers", "tokenizers"} & set(sys.modules)
     raise SystemExit(7)
 fb3.submission.Standing.__init__ = stop
 fb3.inference.infer(*sys.argv[1:])

@@ -45,10 +45,12 @@ def use_blocked_attention(encoder: nn.Module) -> bool:
 def _mask(make: Callable[..., Tensor | None], *args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' mask, (B, 1, T, T), or (B, 1, 1, T) where all queries of an essay look at the same keys.
 
-    Made once a forward pass, and read by each layer.
+    Made once a forward pass, and read by each layer. What is being traced must not depend on this one batch.
     """
     mask = make(*args, **kwargs)
-    if mask is None or mask.device.type != "cpu" or not bool((mask == mask[:, :, :1]).all()):
+    if mask is None or mask.device.type != "cpu" or torch.jit.is_tracing():
+        return mask
+    if not bool((mask == mask[:, :, :1]).all()):
         return mask
     return mask[:, :, :1]
 

@@ -11,6 +11,7 @@ The rest of the encoder stays in the precision it has.
 
 import warnings
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +30,34 @@ _TINY = torch.finfo(torch.float32).tiny
 _FLATTEST = 1e-3  # of the largest channel: a dead one is not to blow its weights up
 
 
+class Input(NamedTuple):
+    """How a layer's input becomes uint8: states · by / scale + zero; `by` is (C,)."""
+
+    by: Tensor
+    scale: float
+    zero: int
+
+    def same(self, other: "Input") -> bool:
+        return self[1:] == other[1:] and torch.equal(self.by, other.by)
+
+
 class Quantiser:
     """Float states to uint8. Query, key and value read the same states, so the last ones are remembered."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, float, int, Tensor] | None = None
+        self._last: tuple[Tensor, Input, Tensor] | None = None
         self._room = torch.empty(0)  # kept: new memory of that size costs more than the arithmetic
 
-    def __call__(self, states: Tensor, by: Tensor, scale: float, zero: int) -> Tensor:
-        if self._last is None or self._last[0] is not states or self._last[1:3] != (scale, zero):
+    def __call__(self, states: Tensor, how: Input) -> Tensor:
+        if self._last is None or self._last[0] is not states or not self._last[1].same(how):
             if self._room.numel() < states.numel():
                 self._room = torch.empty(states.numel())
-            exact = self._room[: states.numel()].view(states.shape).copy_(states).mul_(by)
-            made = torch.quantize_per_tensor(exact, scale, zero, torch.quint8)
+            exact = self._room[: states.numel()].view(states.shape).copy_(states).mul_(how.by)
+            made = torch.quantize_per_tensor(exact, how.scale, how.zero, torch.quint8)
             # What lies in memory; int_repr() would copy it, which takes longer than all before.
             bare = torch.empty(0, dtype=torch.uint8).set_(made.untyped_storage(), 0, made.shape, made.stride())
-            self._last = states, scale, zero, bare
-        return self._last[3]
+            self._last = states, how, bare
+        return self._last[2]
 
 
 class Int8Linear(nn.Module):
@@ -73,19 +85,21 @@ class Int8Linear(nn.Module):
         largest = bounds.abs().amax(0)
         smooth = (largest / largest.amax().clamp(min=_TINY)).clamp(min=_FLATTEST).sqrt()
         weight = linear.weight.detach().float() * smooth
-        self._rows = weight.abs().amax(1).clamp(min=_TINY) / 127, torch.zeros(self.out_features, dtype=torch.int64)
-        rounded = (weight / self._rows[0][:, None]).round().to(torch.int8)
+        self._scales = weight.abs().amax(1).clamp(min=_TINY) / 127  # one a row
+        self._zeros = torch.zeros(self.out_features, dtype=torch.int64)
+        rounded = (weight / self._scales[:, None]).round().to(torch.int8)
         self._weight = torch.ops.onednn.qlinear_prepack(rounded, [TOKENS, self.in_features])
         self._bias = None if linear.bias is None else linear.bias.detach().float()
-        self._by, self._in = 1 / smooth, _scale_and_zero(bounds / smooth)
+        self._in = Input(1 / smooth, *_scale_and_zero(bounds / smooth))
         self._quantiser, self._activation = quantiser, activation
         self._out = (1.0, 0, linear.weight.dtype) if out is None else (*_scale_and_zero(out), torch.uint8)
 
     def forward(self, states: Tensor) -> Tensor:
         if states.dtype != torch.uint8:
-            states = self._quantiser(states, self._by, *self._in)
-        given = states, *self._in, self._weight, *self._rows, self._bias
-        return torch.ops.onednn.qlinear_pointwise(*given, *self._out, self._activation, [], "none")
+            states = self._quantiser(states, self._in)
+        given = states, self._in.scale, self._in.zero
+        weights = self._weight, self._scales, self._zeros, self._bias
+        return torch.ops.onednn.qlinear_pointwise(*given, *weights, *self._out, self._activation, [], "none")
 
 
 class Shifted(nn.Module):
@@ -199,11 +213,11 @@ def _in_int8(encoder: nn.Module, scales: Scales, prefix: str) -> dict[str, nn.Mo
     """What takes the places of an encoder's linear layers, and of GELU where its output goes on in uint8."""
     linears, quantiser = linears_of(encoder), Quantiser()
     bounds = {name: scales[prefix + name] for name in linears if prefix + name in scales}
-    made: dict[str, nn.Module] = {name: Int8Linear(linears[name], each, quantiser) for name, each in bounds.items()}
-    for name, activation in before_gelu(encoder):
-        if name in bounds and _next(name) in bounds:
-            fused = Int8Linear(linears[name], bounds[name], quantiser, "gelu", bounds[_next(name)])
-            made |= {name: fused, activation: nn.Identity()}
+    gelus = {name: at for name, at in before_gelu(encoder) if name in bounds and _next(name) in bounds}
+    made: dict[str, nn.Module] = {at: nn.Identity() for at in gelus.values()}
+    for name, each in bounds.items():
+        more = ("gelu", bounds[_next(name)]) if name in gelus else ()
+        made[name] = Int8Linear(linears[name], each, quantiser, *more)
     return made
 
 

@@ -47,9 +47,10 @@ def pack_linears(encoder: nn.Module) -> None:
     if not weights or any(w.dtype != torch.bfloat16 or w.device.type != "cpu" for w in weights):
         return
     try:
-        packed: dict[str, nn.Module] = {name: PackedLinear(linear) for name, linear in linears.items()}
-        for name, activation in before_gelu(encoder):
-            packed |= {name: PackedLinear(linears[name], "gelu"), activation: nn.Identity()}
+        gelus = dict(before_gelu(encoder))
+        packed: dict[str, nn.Module] = {at: nn.Identity() for at in gelus.values()}
+        for name, linear in linears.items():
+            packed[name] = PackedLinear(linear, "gelu" if name in gelus else "none")
         replace(encoder, packed)
     except Exception as error:  # the encoder's own code runs here, for no more than speed
         say(f"{type(encoder).__name__}: its linear layers stay as they are ({' '.join(str(error).split())[:200]})")

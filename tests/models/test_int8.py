@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 from fb3.models.attention import use_blocked_attention
 from fb3.models.deberta import use_fused_disentangled_attention
 from fb3.models.heads import Linear
-from fb3.models.int8 import SHIFT, Int8Linear, Quantiser, observe, quantise
+from fb3.models.int8 import SHIFT, Input, Int8Linear, Quantiser, observe, quantise
 from fb3.models.poolings import build_pooling, build_window_pooling
 from fb3.models.scorer import Scorer, StitchedScorer, Tower
 from fb3.models.statistics import Alone
@@ -108,12 +108,20 @@ def test_gelu_goes_on_in_uint8():
 
 def test_what_was_quantised_last_is_taken_for_nothing_else():
     quantiser, one, two = Quantiser(), torch.randn(3, 8), torch.randn(3, 8)
-    by = torch.ones(8)
-    first = quantiser(one, by, 0.05, 100)
-    assert quantiser(one, by, 0.05, 100) is first
-    assert not torch.equal(quantiser(two, by, 0.05, 100), first)
-    assert not torch.equal(quantiser(one, by, 0.1, 100), first)
-    assert torch.equal(first.float(), (one / 0.05).round().add(100).clamp(0, 255)), "still as it was"
+    how = Input(torch.ones(8), 0.05, 100)
+    first = quantiser(one, how)
+    kept = first.clone()
+    assert quantiser(one, Input(torch.ones(8), 0.05, 100)) is first
+    for states, other in (
+        (two, how),
+        (one, how._replace(scale=0.1)),
+        (one, how._replace(zero=90)),
+        (one, how._replace(by=torch.full((8,), 2.0))),
+    ):
+        exact = (states * other.by / other.scale).round().add(other.zero).clamp(0, 255)
+        assert not torch.equal(quantiser(states, other), kept)
+        assert torch.equal(quantiser(states, other).float(), exact)
+    assert torch.equal(first, kept), "still as it was"
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "deberta-v2", "distilbert"])
@@ -139,11 +147,17 @@ def test_the_vectors_are_right_on_average():
 
 
 def test_an_essay_is_scored_alike_whoever_stands_beside_it():
-    scorer = in_int8(scorer_of(), scales_of(scorer_of))
-    together = vectors(scorer)
+    scorer = in_int8(scorer_of(), scales_of(scorer_of, nn.Module.float), nn.Module.float)
+    embeddings = scorer.encoder.get_input_embeddings().weight
+    embeddings.data[49] *= 30  # the last essay is far from all others
+    batch = {name: value.clone() for name, value in BATCH.items()}
+    batch["input_ids"][:5] = batch["input_ids"][:5] % 48 + 1
+    batch["input_ids"][5, ::2] = 49
+    batch["attention_mask"][0, 10:] = 0
+    together = vectors(scorer, batch)
     for essay in range(6):
-        alone = vectors(scorer, {name: value[essay : essay + 1] for name, value in BATCH.items()})
-        assert (alone[0] - together[essay]).norm() < 0.01 * together[essay].norm()
+        alone = vectors(scorer, {name: value[essay : essay + 1] for name, value in batch.items()})
+        torch.testing.assert_close(alone[0], together[essay], rtol=1e-4, atol=1e-5)
 
 
 def test_two_encoders_have_scales_of_their_own():
