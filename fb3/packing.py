@@ -11,6 +11,7 @@ from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256, write_json
 from fb3.foldinfo import is_finished
 from fb3.layout import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
+from fb3.metadata import dataset_metadata, default_slug, safe_file_name
 from fb3.progress import say
 from fb3.recipe import load_recipe
 from fb3.version import __version__
@@ -23,7 +24,6 @@ _COLUMNS = {  # what the runs of a bundle share, since test.csv is read once
     "data.target_columns": lambda data: data.target_columns,
     "the texts' columns (data.text_column, data.text.template)": lambda data: data.text_columns(),
 }
-_LENGTHS = range(6, 51)  # of a data set's slug and of its title
 _CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # what runs, or holds what runs
 Check = Callable[[list[Member], Path], dict[str, Any]]
 
@@ -60,7 +60,7 @@ def write_bundle(
     if out.exists() and not _may_replace(out):
         raise Fb3Error(f"{out}: is there and is no bundle; choose another --out")
     members = _read_runs([Path(run) for run in runs])
-    metadata = dataset_metadata(id or f"your-name/{_slug(out.name)}", title)
+    metadata = dataset_metadata(id or f"your-name/{default_slug(out.name)}", title)
     aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -119,9 +119,11 @@ def _read_runs(paths: list[Path]) -> list[Member]:
             raise Fb3Error(f"{path}: no fold in it was trained to its end; run `fb3 train` first")
         if len(folds) < len(started):
             say(f"{path}: left out {sorted(f.name for f in set(started) - set(folds))}, not trained to their end")
-        name, taken = path.resolve().name, {member.name for member in members}
-        while name in taken:
-            name = _next_name(name, path.resolve().name)
+        name = first = safe_file_name(path.resolve().name)
+        if first != path.resolve().name:
+            say(f"{path}: is {first!r} in the bundle; Kaggle refuses the name that it has")
+        while name in {member.name for member in members}:
+            name = _next_name(name, first)
         members.append(Member(name, path, load_recipe(path / RECIPE), folds))
     for member in members[1:]:
         for what, columns in _COLUMNS.items():
@@ -173,24 +175,3 @@ def _refuse_foreign(file: Path, run: Path) -> None:
 def _pack_source(out: Path) -> None:
     source = Path(__file__).parent
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
-
-
-def _slug(name: str) -> str:
-    """A slug of Kaggle's form from a folder's name."""
-    slug = "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in name.lower()).split())
-    return (slug if len(slug) in _LENGTHS else f"fb3-{slug or 'bundle'}-data")[:50].rstrip("-")
-
-
-def dataset_metadata(id: str, title: str | None) -> dict[str, Any]:
-    """The content of dataset-metadata.json.
-
-    Raises:
-        Fb3Error: an id that is not owner/slug, or a slug or title that is not 6 to 50 characters long.
-    """
-    owner, slash, slug = id.partition("/")
-    if not owner or not slash or not all(c.isascii() and (c.isalnum() or c == "-") for c in slug):
-        raise Fb3Error(f"--id {id}: want owner/slug, the slug of letters, digits and hyphens")
-    for what, text in (("--id: the slug", slug), ("--title", title if title is not None else slug)):
-        if len(text) not in _LENGTHS:
-            raise Fb3Error(f"{what} {text!r} has {len(text)} characters; Kaggle wants 6 to 50")
-    return {"id": id, "title": title if title is not None else slug, "licenses": [{"name": "other"}]}

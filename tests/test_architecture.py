@@ -24,6 +24,7 @@ FLOORS = [
         "version",
         "layout",
         "lock",
+        "metadata",
         "git",
         "images",
         "guard",

@@ -13,7 +13,8 @@ from fb3.errors import Fb3Error
 from fb3.files import sha256
 from fb3.images import find_image
 from fb3.inference import infer
-from fb3.packing import dataset_metadata, write_bundle
+from fb3.metadata import check_file_names
+from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.recipe.groups import Text
 from fb3.training.run import train
@@ -164,27 +165,14 @@ def test_an_older_bundle_is_replaced_and_anything_else_is_not(run, tmp_path):
     assert (tmp_path / "thesis" / "chapter.txt").is_file()
 
 
-@pytest.mark.parametrize(
-    ("id", "title", "words"),
-    [
-        ("fb3", None, "owner/slug"),
-        ("me/fb3", None, "has 3 characters"),
-        ("me/with space", None, "owner/slug"),
-        ("me/a-good-slug", "x" * 51, "51 characters"),
-        ("me/a-good-slug", "", "0 characters"),
-    ],
-)
-def test_what_kaggle_would_refuse(id, title, words):
-    with pytest.raises(Fb3Error, match=words):
-        dataset_metadata(id, title)
-
-
-def test_metadata():
-    assert dataset_metadata("me/a-good-slug", "A title") == {
-        "id": "me/a-good-slug",
-        "title": "A title",
-        "licenses": [{"name": "other"}],
-    }
+def test_run_folders_whose_names_kaggle_refuses(run, tmp_path, capsys):
+    names = ["exp@2e-5", "exp&2e-5", "модель"]
+    packed = write_bundle([copied(run, tmp_path / name) for name in names], tmp_path / "bundle")
+    assert [each["name"] for each in packed.manifest["runs"]] == ["exp-2e-5", "exp-2e-5-2", "run"]
+    said = capsys.readouterr().err
+    assert "exp@2e-5: is 'exp-2e-5' in the bundle; Kaggle refuses the name that it has" in said
+    check_file_names(packed.manifest["files"])
+    assert verify_bundle(packed.path)
 
 
 def test_no_bundle(tmp_path):

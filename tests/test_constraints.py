@@ -1,4 +1,4 @@
-"""constraints.txt: what the README's two commands install, one exact version each, for every Python that fb3 supports."""
+"""constraints.txt: one exact version of what both README commands install, on every Python that fb3 supports."""
 
 import configparser
 import re
