@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.models.encoder import layer_stack
+from fb3.models.encoder import layer_stack, parts_by_depth
 from fb3.recipe.groups import ModelGroup
 
 
@@ -24,12 +24,7 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
         encoder.pooler = None  # its weights would get no gradient
     if hasattr(settings.pooling, "layers") and encoder.config.model_type == "funnel":
         raise Fb3Error(f"model.pooling.kind={settings.pooling.kind}: Funnel's layers differ in length; take mean")
-    if settings.freeze_embeddings:
-        encoder.get_input_embeddings().requires_grad_(False)
-        if isinstance(embeddings := getattr(encoder, "embeddings", None), nn.Module):
-            embeddings.requires_grad_(False)
-    for layer in _some_layers(encoder, settings.freeze_layers, "freeze_layers")[: settings.freeze_layers]:
-        layer.requires_grad_(False)
+    _freeze(encoder, settings)
     if settings.reinit_layers and settings.reinit_layers + settings.freeze_layers > len(layer_stack(encoder)):
         raise Fb3Error("model.reinit_layers and freeze_layers meet: a random layer would stay so; lower one of them")
     if settings.layer_drop:
@@ -38,6 +33,14 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
         raise Fb3Error(f"model.gradient_checkpointing: {name} cannot do it; set it to false")
     if settings.gradient_checkpointing is True:
         recompute_activations(encoder)
+
+
+def _freeze(encoder: nn.Module, settings: ModelGroup) -> None:
+    _some_layers(encoder, settings.freeze_layers, "freeze_layers")
+    embeddings, *layers = parts_by_depth(encoder)
+    for part in [embeddings] * settings.freeze_embeddings + layers[: settings.freeze_layers]:
+        for parameter in part:
+            parameter.requires_grad_(False)
 
 
 def recompute_activations(encoder: nn.Module) -> None:

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
 from fb3.errors import Fb3Error
-from fb3.models.encoder import layer_stack
+from fb3.models.encoder import depth_of_parameters, layer_stack
 from fb3.models.surgery import operate, reinitialise
 from fb3.recipe.groups import ModelGroup, PlainPooling
 
@@ -96,3 +96,112 @@ def test_blocks_cannot_be_dropped():
 def test_a_random_layer_is_not_frozen():
     with pytest.raises(Fb3Error, match="meet"):
         operate(encoder_of("bert"), ModelGroup(reinit_layers=2, freeze_layers=2, pooling=PlainPooling(kind="mean")))
+
+
+# Each with what stands outside of its layers or is shared by them; the numbers are the depths of parts of names.
+DEPTHS = {
+    "bert": {"embeddings.": 0, "encoder.layer.0.": 1, "encoder.layer.2.": 3, "pooler.": 3},
+    "deberta": {"embeddings.": 0, "encoder.rel_embeddings.": 0, "encoder.layer.0.": 1},
+    "deberta-v2": {
+        "embeddings.": 0,
+        "encoder.rel_embeddings.": 0,
+        "encoder.LayerNorm.": 0,
+        "encoder.conv.": 1,
+        "encoder.layer.0.": 1,
+        "encoder.layer.1.": 2,
+    },
+    "xlm-roberta-xl": {"embeddings.": 0, "encoder.layer.0.": 1, "encoder.LayerNorm.": 3},
+    "electra": {"embeddings_project.": 0, "encoder.layer.0.": 1},
+    "mpnet": {"encoder.relative_attention_bias.": 0, "encoder.layer.0.": 1},
+    "t5": {
+        "shared.": 0,
+        "relative_attention_bias.": 0,
+        "encoder.block.0.layer.0.SelfAttention.q.": 1,
+        "encoder.block.2.": 3,
+        "encoder.final_layer_norm.": 3,
+    },
+    "umt5": {"block.0.layer.0.SelfAttention.relative_attention_bias.": 1, "encoder.block.1.": 2},
+    "esm": {"embeddings.": 0, "encoder.emb_layer_norm_after.": 3},
+    "albert": {"embeddings.": 0, "encoder.embedding_hidden_mapping_in.": 0, "encoder.albert_layer_groups.": 1},
+    "funnel": {"embeddings.": 0, "encoder.blocks.0.": 1, "encoder.blocks.1.": 2, "decoder.": 2},
+}
+T5 = {"d_model": 16, "num_layers": 3, "num_heads": 2, "d_kv": 8, "d_ff": 16}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
+SIZES = {
+    "deberta": {**SMALL, **RELATIVE},
+    "deberta-v2": {**SMALL, **RELATIVE, "conv_kernel_size": 3, "norm_rel_ebd": "layer_norm", "share_att_key": True},
+    "electra": {**SMALL, "embedding_size": 8},
+    "t5": T5,
+    "umt5": T5,
+    "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16},
+}
+
+
+def sized(family):
+    config = AutoConfig.for_model(
+        family, vocab_size=50, pad_token_id=0, architectures=[], **SIZES.get(family, SMALL), layer_norm_eps=1e-6
+    )
+    torch.manual_seed(0)
+    auto = AutoModelForTextEncoding if config.is_encoder_decoder or family == "t5" else AutoModel
+    return auto.from_config(config)
+
+
+@pytest.mark.parametrize("family", DEPTHS)
+def test_every_part_has_the_depth_of_what_it_feeds(family):
+    depths, top = depth_of_parameters(sized(family))
+    assert top == {"albert": 1, "funnel": 2}.get(family, 3)
+    for part, depth in DEPTHS[family].items():
+        found = {number for name, number in depths.items() if part in name}
+        assert found == {depth}, part
+
+
+# What is left to train above the first two of three layers, by the beginning of its name.
+LEFT = {
+    "bert": ("encoder.layer.2.",),
+    "deberta": ("encoder.layer.2.",),
+    "deberta-v2": ("encoder.layer.2.",),
+    "electra": ("encoder.layer.2.",),
+    "mpnet": ("encoder.layer.2.",),
+    "t5": ("encoder.block.2.", "encoder.final_layer_norm."),
+    "umt5": ("encoder.block.2.", "encoder.final_layer_norm."),
+}
+
+
+@pytest.mark.parametrize("family", LEFT)
+def test_below_what_is_frozen_no_gradient_is_kept(family):
+    encoder = sized(family)
+    operate(encoder, ModelGroup(freeze_embeddings=True, freeze_layers=2, pooling=PlainPooling(kind="mean")))
+    layers, kept = layer_stack(encoder), []
+    for layer in layers:
+        layer.register_forward_hook(lambda _, inputs, output: kept.append(output[0].requires_grad))
+    encoder(input_ids=torch.randint(1, 50, (2, 9))).last_hidden_state.square().sum().backward()
+    assert kept == [False, False, True]
+    with_gradient = {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert with_gradient == {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert with_gradient == {name for name, _ in encoder.named_parameters() if name.startswith(LEFT[family])}
+
+
+@pytest.mark.parametrize(
+    ("family", "embeddings", "layer"),
+    [
+        (
+            "deberta-v2",
+            ("embeddings.", "encoder.rel_embeddings.", "encoder.LayerNorm."),
+            ("encoder.conv.", "encoder.layer.0."),
+        ),
+        ("t5", ("shared.", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias."), ("encoder.block.0.",)),
+        ("albert", ("embeddings.", "encoder.embedding_hidden_mapping_in."), None),
+    ],
+)
+def test_embeddings_and_layers_are_frozen_apart(family, embeddings, layer):
+    def frozen(**settings):
+        encoder = sized(family)
+        operate(encoder, ModelGroup(**settings, pooling=PlainPooling(kind="mean")))
+        return {name for name, p in encoder.named_parameters() if not p.requires_grad}
+
+    of_embeddings = {name for name, _ in sized(family).named_parameters() if name.startswith(embeddings)}
+    assert frozen(freeze_embeddings=True) == of_embeddings
+    if layer:
+        of_layer = {name for name, _ in sized(family).named_parameters() if name.startswith(layer)} - of_embeddings
+        assert frozen(freeze_layers=1) == of_layer
+        assert frozen(freeze_layers=1, freeze_embeddings=True) == of_layer | of_embeddings

@@ -87,6 +87,8 @@ def test_two_processes_stop_together_and_go_on(competition, tmp_path):
     resumed, said = run(launcher(), competition, tmp_path / "run", noise, *fold)
     assert "goes on after step 5 of 10" in said
     assert resumed == whole
+    losses = [[step["loss"] for step in steps(tmp_path / name)] for name in ("run", "whole")]
+    assert losses[0] == losses[1], "each goes on with its own masks"
     assert (tmp_path / "run" / "oof.csv").read_bytes() == (tmp_path / "whole" / "oof.csv").read_bytes()
 
 

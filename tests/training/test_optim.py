@@ -44,6 +44,7 @@ def test_rates_are_the_geometric_series_and_the_head_has_its_own(scorer):
     named = dict(scorer.named_parameters())
     assert of[id(named["encoder.embeddings.word_embeddings.weight"])] == "encoder.0.decay"
     assert of[id(named["encoder.encoder.rel_embeddings.weight"])] == "encoder.0.decay"
+    assert of[id(named["encoder.encoder.LayerNorm.weight"])] == "encoder.0.plain", "it is the table's"
     assert of[id(named["encoder.encoder.layer.0.attention.self.query_proj.weight"])] == "encoder.1.decay"
     assert of[id(named["encoder.encoder.layer.1.output.LayerNorm.weight"])] == "encoder.2.plain"
 
