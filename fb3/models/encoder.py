@@ -304,6 +304,16 @@ def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
     return {name: depth.get(id(p), top) for name, p in encoder.named_parameters()}, top
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter is a bias, by its name: `bias`, and `q_bias` of DeBERTa or `r_w_bias` of XLNet."""
+    return "bias" in name.rsplit(".", 1)[-1].split("_")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation, by its class's name, for each family has classes of its own."""
+    return "Norm" in type(module).__name__
+
+
 def longest_input(encoder: nn.Module) -> int | None:
     """Tokens for which the encoder has absolute positions; none where positions are relative only."""
     for name, module in encoder.named_modules():

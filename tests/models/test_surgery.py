@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+from transformers import AutoConfig, AutoModel
 
 from fb3.errors import Fb3Error
 from fb3.models.encoder import depth_of_parameters, layer_stack
 from fb3.models.surgery import operate, reinitialise
 from fb3.recipe.groups import ModelGroup, PlainPooling
+from tests.models.sized import SMALL, sized
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 FAMILIES = ["bert", "deberta-v2", "electra", "roberta"]
 
 
@@ -70,19 +70,60 @@ def _first_layers(encoder, ids):
         yield states[0], states[1]
 
 
-@pytest.mark.parametrize("family", ["t5", "modernbert"])
+@pytest.mark.parametrize("family", ["t5", "modernbert", "deberta", "deberta-v2", "convbert", "funnel", "xlnet"])
 def test_every_weight_starts_as_the_encoder_itself_starts_it(family):
-    t5 = {"d_model": 64, "num_layers": 2, "num_heads": 2, "d_kv": 32, "d_ff": 128}
-    small = t5 if family == "t5" else {**SMALL, "hidden_size": 64, "num_hidden_layers": 2}
-    config = AutoConfig.for_model(family, vocab_size=50, pad_token_id=0, **small)
-    auto = AutoModelForTextEncoding if family == "t5" else AutoModel
-    torch.manual_seed(0)
-    encoder = auto.from_config(config)
-    own = {name: p.std().item() for name, p in layer_stack(encoder)[-1].named_parameters() if p.ndim > 1}
+    encoder = sized(family)
+    own = {name: p.detach().clone() for name, p in layer_stack(encoder)[-1].named_parameters()}
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.fill_(0.5)  # as what a pretraining left
     reinitialise(encoder, 1)
     for name, p in layer_stack(encoder)[-1].named_parameters():
-        if p.ndim > 1:
-            assert p.std().item() == pytest.approx(own[name], rel=0.15), name
+        if own[name].std() == 0:
+            assert torch.equal(p, own[name]), name
+        else:
+            assert p.std().item() == pytest.approx(own[name].std().item(), rel=0.5), name
+
+
+def test_a_norm_or_bias_that_the_encoders_rule_passes_over_starts_anew(monkeypatch):
+    """Early versions of transformers start linear layers and embeddings of a DeBERTa, and nothing else."""
+    encoder = sized("deberta")
+    rule = encoder._init_weights
+    known = (torch.nn.Linear, torch.nn.Embedding)
+    monkeypatch.setattr(encoder, "_init_weights", lambda module: rule(module) if isinstance(module, known) else None)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.fill_(0.5)
+    reinitialise(encoder, 1)
+    own = dict(layer_stack(encoder)[-1].named_parameters())
+    assert {name for name in own if name.endswith(("q_bias", "v_bias"))}
+    for name, p in own.items():
+        if p.ndim == 1:
+            assert (p == (1 if name.endswith("LayerNorm.weight") else 0)).all(), name
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "deberta-v2", "t5", "squeezebert"])
+def test_who_looks_within_the_layers_forward_sees_that_it_is_dropped(family):
+    """Version 5.0 of transformers takes the states that layer poolings read from there."""
+    encoder = sized(family)
+    kind = "pooler" if getattr(encoder, "pooler", None) else "mean"
+    operate(encoder, ModelGroup(layer_drop=0.999999, pooling=PlainPooling(kind=kind)))
+    top, seen = layer_stack(encoder)[-1], []
+    forward = top.forward
+
+    def recorded(*inputs, **named):
+        output = forward(*inputs, **named)
+        first = next(iter(output.values())) if isinstance(output, dict) else output
+        seen.append((inputs[0], first[0] if isinstance(first, tuple) else first))
+        return output
+
+    top.forward = recorded
+    ids = torch.randint(1, 50, (2, 7))
+    encoder.train()(input_ids=ids)
+    encoder.eval()(input_ids=ids)
+    (given, handed_on), (before, after) = seen
+    assert torch.equal(given, handed_on)
+    assert not torch.equal(before, after)
 
 
 def test_blocks_cannot_be_dropped():
@@ -125,25 +166,6 @@ DEPTHS = {
     "albert": {"embeddings.": 0, "encoder.embedding_hidden_mapping_in.": 0, "encoder.albert_layer_groups.": 1},
     "funnel": {"embeddings.": 0, "encoder.blocks.0.": 1, "encoder.blocks.1.": 2, "decoder.": 2},
 }
-T5 = {"d_model": 16, "num_layers": 3, "num_heads": 2, "d_kv": 8, "d_ff": 16}
-RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
-SIZES = {
-    "deberta": {**SMALL, **RELATIVE},
-    "deberta-v2": {**SMALL, **RELATIVE, "conv_kernel_size": 3, "norm_rel_ebd": "layer_norm", "share_att_key": True},
-    "electra": {**SMALL, "embedding_size": 8},
-    "t5": T5,
-    "umt5": T5,
-    "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16},
-}
-
-
-def sized(family):
-    config = AutoConfig.for_model(
-        family, vocab_size=50, pad_token_id=0, architectures=[], **SIZES.get(family, SMALL), layer_norm_eps=1e-6
-    )
-    torch.manual_seed(0)
-    auto = AutoModelForTextEncoding if config.is_encoder_decoder or family == "t5" else AutoModel
-    return auto.from_config(config)
 
 
 @pytest.mark.parametrize("family", DEPTHS)
