@@ -268,24 +268,50 @@ def layer_stack(encoder: nn.Module) -> list[nn.Module]:
     return []
 
 
+def parts_by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of the embeddings, then those of each layer, lowest first, where the layers are known.
+
+    To the embeddings belong their norms and projections, and positions that all layers share: DeBERTa's table, with
+    the norm beside it, and T5's, which stands in the lowest block; a table that each layer has for itself is the
+    layer's. DeBERTa's convolution joins the output of the first layer, and is its. Left out is what stands above.
+    """
+    named = dict(encoder.named_parameters())
+    below = {name for name in named if any("embed" in part or "_emb" in part for part in name.split(".")[:2])}
+    if "encoder.rel_embeddings.weight" in named:
+        below |= {name for name in named if name.startswith("encoder.LayerNorm.")}
+    tables = {name for name in named if name.endswith("relative_attention_bias.weight")}
+    below |= tables if len(tables) == 1 else set()
+    embeddings = [*encoder.get_input_embeddings().parameters(), *(named[name] for name in sorted(below))]
+    taken = {id(p) for p in embeddings}
+    layers = [[p for p in layer.parameters() if id(p) not in taken] for layer in layer_stack(encoder)]
+    if layers:
+        layers[0] += [p for name, p in named.items() if name.startswith("encoder.conv.")]
+    return [embeddings, *layers]
+
+
 def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
     """Depth of each parameter, by name, and the number of layers n.
 
-    0 for the embeddings (relative positions included), 1 to n for the layers, n for what stands above or beside them.
+    0 for the embeddings, 1 to n for the layers, as `parts_by_depth` tells them apart, n for what stands above.
 
     Raises:
         Fb3Error: the layers of this encoder are not known.
     """
-    layers = layer_stack(encoder)
-    if not layers:
+    parts = parts_by_depth(encoder)
+    if not (top := len(parts) - 1):
         raise Fb3Error(f"{type(encoder).__name__}: its layers are not known; set optimizer.layer_decay=1.0")
-    depth = {id(p): number for number, layer in enumerate(layers, 1) for p in layer.parameters()}
-    depth |= {id(p): 0 for p in encoder.get_input_embeddings().parameters()}
-    below = ("embed", "mask_emb", "relative_attention_bias")
-    return {
-        name: depth.get(id(p), 0 if any(word in name for word in below) else len(layers))
-        for name, p in encoder.named_parameters()
-    }, len(layers)
+    depth = {id(p): number for number, part in enumerate(parts) for p in part}
+    return {name: depth.get(id(p), top) for name, p in encoder.named_parameters()}, top
+
+
+def is_bias(name: str) -> bool:
+    """Whether a parameter is a bias, by its name: `bias`, and `q_bias` of DeBERTa or `r_w_bias` of XLNet."""
+    return "bias" in name.rsplit(".", 1)[-1].split("_")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation, by its class's name, for each family has classes of its own."""
+    return "Norm" in type(module).__name__
 
 
 def longest_input(encoder: nn.Module) -> int | None:

@@ -29,6 +29,7 @@ from fb3.training.state import Tree, score_of, score_state
 from fb3.training.tricks import Step, build_tricks
 
 _APART = 2**31  # above the recipe's seeds: essays without scores have draws of their own
+_OTHER_PROCESS = 2**32  # from one process's seed to the next one's; the first has the recipe's
 
 
 def run_fold(session: Session, split: FoldSplit) -> Predictions:
@@ -82,6 +83,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         log=session.log,
         pause=saves.pause,
     )
+    if accelerator.process_index:  # the model is built, the same everywhere; from here on each draws its own masks
+        torch.manual_seed(_own_seed(session, seed))
     done = saves.restore(loop)
     device = f"{accelerator.device.type} {session.precision}"
     session.log.fold(split.fold, len(split.train_rows), len(split.valid_rows), steps, device, done)
@@ -93,11 +96,17 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     return keeper.best
 
 
+def _own_seed(session: Session, seed: int) -> int:
+    """What this process draws by for its own share of a batch: dropout's masks, changes of essays."""
+    return seed + _OTHER_PROCESS * session.accelerator.process_index
+
+
 def _training_essays(session: Session, seed: int) -> Encoded:
     data = session.recipe.data
     if not data.augment:
         return session.encoded
-    return augmented(session.encoded, session.texts, session.tokenizer, data, data.augment, seed)
+    own = _own_seed(session, seed)
+    return augmented(session.encoded, session.texts, session.tokenizer, data, data.augment, own)
 
 
 def _training_task(session: Session, task: Task, seed: int) -> Task:
@@ -105,7 +114,8 @@ def _training_task(session: Session, task: Task, seed: int) -> Task:
     data, settings, essays = session.recipe.data, session.recipe.task.uda, session.unlabelled
     if not settings:
         return task
-    changed = augmented(essays.encoded, essays.texts, session.tokenizer, data, settings.augment, seed + _APART)
+    own = _own_seed(session, seed + _APART)
+    changed = augmented(essays.encoded, essays.texts, session.tokenizer, data, settings.augment, own)
     at, of = session.accelerator.process_index, session.accelerator.num_processes
     return Consistent(task, settings, essays.encoded, changed, seed + _APART, at, of)
 

@@ -93,7 +93,9 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device.type == "cpu",
         # Some encoders have parameters that a plain forward leaves out (XLNet's mask, Longformer's global attention).
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        # No buffer changes in training, and one that is written again between two passes breaks the backward pass of
+        # both on some versions of torch.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         log_with=_available(recipe.train.trackers),
         project_dir=out,
     )
