@@ -66,6 +66,7 @@ def in_process(step: tuple, work: Path, small: bool) -> None:
     said = os.open(work / f"{name_of(step)}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     wished = dict(each.split("=") for each in os.environ.get(BREAK, "").split(",") if each)
     match wished.get(name_of(step)):
         case "raise":
@@ -144,17 +145,18 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="seconds, on any machine")
     arguments = parser.parse_args()
     ends = time.monotonic() + 60 * arguments.minutes
+    known = list(dict.fromkeys(map(name_of, [*STEPS, *SMALL])))
+    if unknown := set(arguments.steps or []) - set(known):
+        parser.error(f"--steps: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     import torch
 
     gpu = torch.cuda.is_available()
     small = arguments.small or not gpu
-    if small and not gpu:  # the steps inherit what takes long to import; a process with CUDA cannot be forked
+    if not gpu:  # the steps inherit what takes long to import; a process with CUDA cannot be forked
         import fb3.training.run  # noqa: F401
     context = multiprocessing.get_context("spawn" if gpu else "fork")
     table = SMALL if small else STEPS
     chosen = {name_of(step): step for step in table}
-    if unknown := set(arguments.steps or []) - set(chosen):
-        parser.error(f"--steps: {', '.join(sorted(unknown))}; there are {', '.join(chosen)}")
     results: dict[str, Any] = {"small": small, "minutes": arguments.minutes, "steps": {}}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:

@@ -154,12 +154,12 @@ def _outcomes(process: subprocess.Popen, quiet: float) -> Iterator[tuple[str, st
             return
         print(part, end="", flush=True)
         *whole, text = (text + part).split("\n")
-        for line in whole:
+        for line in (*whole, text):
             if found := re.match(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line):
                 yield found[1], found[2]
-        if (found := re.match(r"(\S+::.+?) ?$", text)) and found[1] != begun:
-            begun = found[1]
-            yield begun, None
+            elif (found := re.match(r"(\S+::.+?)(?: Fatal Python error.*)? ?$", line)) and found[1] != begun:
+                begun = found[1]
+                yield begun, None
 
 
 def _summed(outcomes: dict[str, str]) -> dict[str, Any]:
