@@ -215,17 +215,24 @@ def pick_precision(wish: str, device: "torch.device", key: str = "train.precisio
         key: of the recipe, named in the error.
 
     Raises:
-        Fb3Error: fp16 on a CPU, where it is hundreds of times slower than fp32.
+        Fb3Error: fp16 on a CPU, where it is hundreds of times slower than fp32; bf16 on a GPU that has to emulate it.
     """
-    import torch
-
     if wish != "auto":
         if wish == "fp16" and device.type == "cpu":
             raise Fb3Error(f"{key}=fp16: not on a CPU; use auto, bf16 or fp32")
+        if wish == "bf16" and emulates_bf16(device):
+            raise Fb3Error(f"{key}=bf16: this GPU has no bf16, and emulates it slowly; use auto or fp16")
         return wish
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+        return "fp16" if emulates_bf16(device) else "bf16"
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def emulates_bf16(device: "torch.device") -> bool:
+    """Whether it is a GPU older than sm_80, such as a T4: torch computes bf16 there too, several times slower."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8
 
 
 def _cpu_has_bf16() -> bool:

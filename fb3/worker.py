@@ -19,7 +19,7 @@ from fb3.errors import Fb3Error
 from fb3.layout import ENCODER, INT8
 from fb3.prediction import lower_weights, predict
 from fb3.progress import say
-from fb3.runtime import Precision, cpu_has_int8, keep_freed_memory, pick_precision
+from fb3.runtime import Precision, cpu_has_int8, emulates_bf16, keep_freed_memory, pick_precision
 from fb3.tasks import build_task
 from fb3.tokens import Encoded
 
@@ -100,6 +100,9 @@ def _precision(member: Member, device: torch.device, name: str) -> Precision:
     wish = member.recipe.predict.precision
     if wish == "fp16" and device.type == "cpu":
         say(f"{name}: predict.precision=fp16 is for GPUs; taking what is fast on this CPU")
+        wish = "auto"
+    if wish == "bf16" and emulates_bf16(device):
+        say(f"{name}: predict.precision=bf16, but {device} has no bf16 and emulates it slowly; taking fp16")
         wish = "auto"
     return pick_precision(wish, device, "predict.precision")
 

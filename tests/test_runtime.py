@@ -6,7 +6,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fb3 import runtime
+from fb3 import runtime, worker
+from fb3.bundle import Member
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runtime import find_bundle, find_competition, on_kaggle, pick_device, pick_devices, pick_precision, secret
@@ -96,6 +97,23 @@ def test_precisions(monkeypatch):
     for capability, precision in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert pick_precision("auto", torch.device("cuda")) == precision
+
+
+@pytest.mark.parametrize(("capability", "taken"), [((7, 5), "fp16"), ((8, 0), "bf16")])
+def test_bf16_is_not_emulated(capability, taken, run, monkeypatch, capsys):
+    """Training refuses it on a T4, prediction takes fp16 and says so: nobody sits before it to change the recipe."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda:1")
+    recipe = load_recipe(run / "recipe.yaml", ["predict.precision=bf16"])
+    assert worker._precision(Member("run", run, recipe, []), device, "run/fold0") == taken
+    said = capsys.readouterr().err
+    if taken == "bf16":
+        assert pick_precision("bf16", device) == "bf16"
+        assert not said
+        return
+    assert said == "run/fold0: predict.precision=bf16, but cuda:1 has no bf16 and emulates it slowly; taking fp16\n"
+    with pytest.raises(Fb3Error, match=r"^train\.precision=bf16: this GPU has no bf16, .*; use auto or fp16$"):
+        pick_precision("bf16", device)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to")
