@@ -115,7 +115,7 @@ def test_a_place_aside_is_named_as_what_it_will_be(tmp_path):
     ("size", "scratch", "line"),
     [
         (20_000, True, r"/scratch: cannot be written .* it needs 0\.\d MB, \S+ has"),
-        (20_000, False, r": cannot be written \(File too large\): \S+ has"),  # the tokenizer
+        (4_000, False, r": cannot be written \(File too large\): \S+ has"),  # the tokenizer
         (200_000, False, r"/fold0/model\.safetensors: cannot be written .* it needs 0\.\d MB, \S+ has"),
     ],
 )
