@@ -15,6 +15,7 @@ from fb3.batches import BUCKET_BATCHES, collate, inference_batches, steps_per_ep
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays, read_table
 from fb3.files import write_csv
+from fb3.inference import infer
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.recipe.groups import DataGroup, RegressionTask
 from fb3.tokens import Encoded, special_tokens, tokenise, truncate
@@ -246,3 +247,10 @@ def test_numbers_are_written_as_pandas_writes_them(tmp_path):
     write_csv(table, tmp_path / "ours.csv")
     table.to_csv(tmp_path / "theirs.csv", index=False, lineterminator="\n")
     assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "theirs.csv").read_bytes()
+
+
+def test_ids_of_every_form_come_out_of_inference_as_they_went_in(bundle, tmp_path):
+    essays = pd.DataFrame({"text_id": IDS, "full_text": [f"Essay {n}." for n in range(len(IDS))]})
+    write_csv(essays, tmp_path / "test.csv")
+    infer(bundle, out=tmp_path / "submission.csv", test=tmp_path / "test.csv", strict=True)
+    assert read_table(tmp_path / "submission.csv", [])["text_id"].tolist() == IDS

@@ -7,6 +7,7 @@ from threading import Thread
 import pandas as pd
 import pytest
 
+from fb3.cli import app
 from fb3.errors import Fb3Error
 from fb3.files import check_place, read_json, replacing, replacing_folder, sha256, write_csv, write_json, write_text
 
@@ -160,3 +161,16 @@ def test_a_socket_is_refused(tmp_path, monkeypatch):
         server.bind("s")
         with pytest.raises(Fb3Error, match="s: not a plain file; give a file"):
             write_text("x", "s")
+
+
+@pytest.mark.parametrize("command", ["infer", "image-freeze"])
+def test_the_commands_refuse_what_is_no_file(command, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    places = {"new/": "is a folder", "list.gz": "no compressed file"}
+    if command == "infer":
+        places["pipe"] = "not a plain file, and it is written more than once"
+    for name, words in places.items():
+        arguments = [command, *(["bundle"] if command == "infer" else []), "--out", f"{tmp_path}/{name}"]
+        with pytest.raises(Fb3Error, match=words):
+            app(arguments, standalone_mode=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
