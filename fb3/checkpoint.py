@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.files import in_words, read_json, replacing, sha256, write_json
+from fb3.files import read_json, replacing, sha256, write_json
 from fb3.layout import FOLD_JSON, INT8, WEIGHTS
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe
+from fb3.room import cannot_write
 
 
 def weights_of(scorer: Scorer) -> dict[str, Tensor]:
@@ -37,15 +38,13 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes a safetensors file.
 
     Raises:
-        Fb3Error: the place cannot be written, or is full.
+        Fb3Error: the place cannot be written, or is full: NoRoom, with the bytes that it needs.
     """
     with replacing(path) as aside:
         try:
             save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"format": "pt"})
         except (SafetensorError, OSError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            size = in_words(sum(tensor.nbytes for tensor in tensors.values()))
-            raise Fb3Error(f"{path}: cannot be written ({reason}); it needs {size}, make room") from None
+            raise cannot_write(path, error, sum(tensor.nbytes for tensor in tensors.values())) from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

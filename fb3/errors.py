@@ -13,6 +13,10 @@ class Fb3Error(ValueError):
         super().__init__(shortened(str(message), _LONGEST))
 
 
+class NoRoom(Fb3Error):
+    """A disk, or a quota of it, is full. The message says where, and how much room there is."""
+
+
 class Stopped(Exception):
     """A training was asked to stop and stands saved. The message says where, and how to go on."""
 

@@ -14,6 +14,7 @@ from fb3.layout import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIG
 from fb3.metadata import dataset_metadata, default_slug, safe_file_name
 from fb3.progress import say
 from fb3.recipe import load_recipe
+from fb3.room import cannot_write, check_room, in_room
 from fb3.version import __version__
 
 # What inference and a later look at the scores need. Left out: log.jsonl and environment.json, which name places of the
@@ -28,6 +29,7 @@ _CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # what runs,
 Check = Callable[[list[Member], Path], dict[str, Any]]
 
 
+@in_room("out")
 def write_bundle(
     runs: Sequence[str | Path],
     out: str | Path,
@@ -63,6 +65,8 @@ def write_bundle(
     metadata = dataset_metadata(id or f"your-name/{default_slug(out.name)}", title)
     aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
+    source = sum(file.stat().st_size for file in Path(__file__).parent.rglob("*.py"))
+    check_room(out, source + sum(_size(member, weights) for member in members))
     try:
         for member in members:
             _pack_run(member, aside / "runs" / member.name, weights)
@@ -92,7 +96,7 @@ def write_bundle(
         aside.rename(out)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise Fb3Error(f"{out}: cannot be written ({error.strerror or error})") from None
+        raise cannot_write(out, error) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Bundle(out, manifest)
@@ -162,6 +166,13 @@ def _pack_run(member: Member, out: Path, weights: str) -> None:
         else:
             shutil.copyfile(fold / WEIGHTS, target / WEIGHTS)
         write_json(info, target / FOLD_JSON)
+
+
+def _size(member: Member, weights: str) -> int:
+    """Bytes of a packed run, as far as they count."""
+    folds = sum((fold / WEIGHTS).stat().st_size for fold in member.folds if (fold / WEIGHTS).is_file())
+    encoder = sum(file.stat().st_size for file in (member.path / ENCODER).rglob("*") if file.is_file())
+    return encoder + folds // (2 if weights == "fp16" else 1)
 
 
 def _refuse_foreign(file: Path, run: Path) -> None:

@@ -24,6 +24,7 @@ from fb3.files import read_json, write_csv, write_json
 from fb3.images import Image, differing_versions, installed_closure, own_requirements
 from fb3.notebook import find_notebook
 from fb3.progress import say
+from fb3.room import in_room
 from fb3.runtime import MOUNTS, RERUN_VARIABLES, pick_device, pick_devices
 from fb3.submission import check_form, check_values
 
@@ -85,6 +86,7 @@ class Rehearsal:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+@in_room("keep")
 def rehearse(
     bundle: str | Path, data: str | Path, image: Image, *, rows: int = 2600, keep: str | Path | None = None
 ) -> Rehearsal:

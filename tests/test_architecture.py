@@ -17,6 +17,7 @@ FLOORS = [
         "files",
         "metrics",
         "progress",
+        "room",
         "runtime",
         "submission",
         "wheels",

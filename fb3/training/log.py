@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fb3.errors import Fb3Error
 from fb3.files import replacing
 from fb3.progress import Advance, say
+from fb3.room import cannot_write
 
 
 class RunLog:
@@ -79,7 +79,7 @@ class RunLog:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line_of_json)
         except OSError as error:
-            raise Fb3Error(f"{self._path}: cannot be written ({error.strerror})") from None
+            raise cannot_write(self._path, error) from None
         if line:
             say(line)
 

@@ -27,6 +27,7 @@ from fb3.metrics import Score
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
+from fb3.room import in_room
 from fb3.runtime import parse_duration, session_seconds
 from fb3.scoring import TRUTH, read_scores, scores_of
 from fb3.training.fold import run_fold
@@ -49,6 +50,7 @@ class Run:
     folds: list[int]
 
 
+@in_room("out")
 def train(
     recipe: Recipe | str | Path,
     data: str | Path,
@@ -126,6 +128,7 @@ def _train_folds(session: Session, chosen: list[FoldSplit]) -> None:
         accelerator.wait_for_everyone()
 
 
+@in_room("out")
 def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str | Path) -> Predictions:
     """Trains one fold into `out`/fold<n> and returns its out-of-fold predictions (not clipped).
 
