@@ -11,6 +11,12 @@ from fb3.errors import Fb3Error, RuleError, nearest
 from fb3.recipe import groups
 from fb3.recipe.groups import Group
 
+DEBUG: dict[str, dict[str, int | None]] = {
+    "data": {"sample": 100},
+    "folds": {"count": 2, "holdout": None},
+    "train": {"epochs": 2},
+}
+
 
 class Recipe(Group):
     """Everything that decides a run. The one saved in the run folder is the only truth at inference."""
@@ -184,6 +190,17 @@ class Recipe(Group):
             ruled = all(e["type"] == "value_error" for e in error.errors())
             message = f"{source}: " + "; ".join(explain(cls, e) for e in error.errors())
             raise (RuleError if ruled else Fb3Error)(message) from None
+
+    def debug(self) -> "Recipe":
+        """The recipe as --debug trains it: a hundred essays, two folds, two epochs."""
+        settings = self.model_dump(mode="json")
+        for group, values in DEBUG.items():
+            settings[group] |= values
+        return Recipe.from_mapping(settings, "debug mode")
+
+    def is_debug(self) -> bool:
+        """Whether these are --debug's settings; whoever gave them by hand trained the same run."""
+        return all(getattr(getattr(self, group), key) == v for group, vs in DEBUG.items() for key, v in vs.items())
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""
