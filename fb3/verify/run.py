@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def check_run(run: Checked) -> None:
     if recipe is None or table is None:
         run.add("not made", f"{OOF}, scores.json, truths: for want of {RECIPE} or folds.csv")
         return
-    with run.part("the score's name"):
+    with suppress(Fb3Error):  # which is a fault already
         for caveat in caveats(run.path, recipe) if finished else ():
             run.add("note", f"its score is no CV: {caveat}")
     if finished or (run.path / OOF).is_file():
