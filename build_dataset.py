@@ -14,7 +14,7 @@ from fb3.errors import Fb3Error
 from fb3.images import BACKENDS, RECORDED, read_image
 from fb3.layout import RECIPE
 from fb3.packing import Check, write_bundle
-from fb3.progress import say
+from fb3.progress import as_command, escape_output, say
 from fb3.recipe import load_recipe
 from fb3.upload import upload_bundle
 from fb3.wheels import fetch_wheels, find_wheels
@@ -44,6 +44,7 @@ def main() -> None:
     kaggle.add_argument("--message", default="", help="of the new version")
     kaggle.add_argument("--public", action="store_true", help="make a new data set public")
     kaggle.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
+    escape_output()
     arguments = parser.parse_args()
     bundle = write_bundle(
         arguments.runs,
@@ -60,7 +61,7 @@ def main() -> None:
     print(f"{bundle.path}: {folds} folds of {len(bundle.manifest['runs'])} runs, {size / 1e6:.1f} MB")
     if not arguments.id:
         print(f"set your Kaggle name in {bundle.path / 'dataset-metadata.json'}, or pack with --id owner/slug")
-    print(f"next: fb3 rehearse {bundle.path} --data DIR")
+    print(f"next: {as_command(['fb3', 'rehearse', bundle.path])} --data DIR")
     if arguments.upload or arguments.dry_run:
         upload_bundle(bundle.path, message=arguments.message, public=arguments.public, dry_run=arguments.dry_run)
 

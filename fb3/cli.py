@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fb3.errors import Fb3Error, Stopped
+from fb3.progress import escape_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -275,6 +276,7 @@ def _fold_numbers(text: str | None) -> list[int] | None:
 
 def main() -> None:
     """The entry point: what the user can mend becomes one line and exit status 1, a stop that can go on status 75."""
+    escape_output()
     try:
         app()
     except Stopped as stopped:

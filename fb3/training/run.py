@@ -28,7 +28,7 @@ from fb3.git import git_state
 from fb3.layout import CONFIG, ENCODER, ENVIRONMENT, FOLD_JSON, LOCK, OOF, RECIPE, RESUME, encoder_files
 from fb3.lock import alone
 from fb3.metrics import Score
-from fb3.progress import say
+from fb3.progress import as_command, say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
 from fb3.runtime import is_main_process, parse_duration, session_seconds
@@ -309,7 +309,8 @@ def _finish(session: "Session") -> Run:
     )
     watched = session.on_evaluation is not None  # by a caller who knows what comes next
     if session.accelerator.is_main_process and not scores["complete"] and not watched:
-        say(f"train the other folds with --folds, or pack these: python build_dataset.py {session.out} --out bundle")
+        pack = as_command(["python", "build_dataset.py", session.out, "--out", "bundle"])
+        say(f"train the other folds with --folds, or pack these: {pack}")
     return run
 
 

@@ -82,7 +82,7 @@ def tune(
     known = fold_numbers(recipe, data)
     if not folds or len(set(folds)) < len(folds) or set(folds) - set(known):
         raise Fb3Error(f"--folds {','.join(map(str, folds))}: want different ones of {known}")
-    drawn_from = read_space(space)
+    drawn_from = read_space(space).fitting(recipe)
     drawn_from.check(recipe)
     starts = {BASE: []} | {text: _overrides_of(text, recipe) for text in tries}
     there = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
@@ -141,7 +141,7 @@ class _Search:
         return rows_of(self.study, self.out, self.folds[0])
 
     def outcome(self, interrupted: bool = False) -> Outcome:
-        return Outcome(self.out, self.rows(), self.folds, interrupted)
+        return Outcome(self.out, self.data, self.rows(), self.folds, interrupted)
 
     def settle(self, interrupted: bool = False) -> Outcome:
         """Counts trials that nobody trains any more as failed, deletes their weights, and writes what is known."""
