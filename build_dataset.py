@@ -6,15 +6,15 @@ python build_dataset.py runs/minilm --out bundle --id your-name/fb3-minilm --tit
 
 import argparse
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
-from fb3.calibration import calibrate
 from fb3.errors import Fb3Error
 from fb3.images import BACKENDS, RECORDED, read_image
 from fb3.layout import RECIPE
-from fb3.packing import write_bundle
-from fb3.parity import replay
-from fb3.progress import say
+from fb3.packing import Check, write_bundle
+from fb3.progress import as_command, escape_output, say
 from fb3.recipe import load_recipe
 from fb3.upload import upload_bundle
 from fb3.wheels import fetch_wheels, find_wheels
@@ -44,28 +44,39 @@ def main() -> None:
     kaggle.add_argument("--message", default="", help="of the new version")
     kaggle.add_argument("--public", action="store_true", help="make a new data set public")
     kaggle.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
+    escape_output()
     arguments = parser.parse_args()
-    wheels = [] if arguments.no_wheels else wheels_for_all_images(arguments.wheels)
-    for backend in backends_of(arguments.runs):
-        wheels += wheels_of_backend(backend, arguments.wheels, arguments.no_wheels)
     bundle = write_bundle(
         arguments.runs,
         arguments.out,
         id=arguments.id,
         title=arguments.title,
         weights=arguments.weights,
-        wheels={path.name: path for path in wheels}.values(),
-        int8=calibrate(arguments.data) if arguments.int8 else None,
-        check=None if arguments.no_parity else replay(arguments.data),
+        wheels=wheels_of(arguments.runs, arguments.wheels, arguments.no_wheels),
+        int8=later("fb3.calibration", "calibrate", arguments.data) if arguments.int8 else None,
+        check=None if arguments.no_parity else later("fb3.parity", "replay", arguments.data),
     )
     size = sum(entry["size"] for entry in bundle.manifest["files"].values())
     folds = sum(len(run["folds"]) for run in bundle.manifest["runs"])
     print(f"{bundle.path}: {folds} folds of {len(bundle.manifest['runs'])} runs, {size / 1e6:.1f} MB")
     if not arguments.id:
         print(f"set your Kaggle name in {bundle.path / 'dataset-metadata.json'}, or pack with --id owner/slug")
-    print(f"next: fb3 rehearse {bundle.path} --data DIR")
+    print(f"next: {as_command(['fb3', 'rehearse', bundle.path])} --data DIR")
     if arguments.upload or arguments.dry_run:
         upload_bundle(bundle.path, message=arguments.message, public=arguments.public, dry_run=arguments.dry_run)
+
+
+def later(module: str, name: str, data: Path | None) -> Check:
+    """A step of the packing from a module that imports torch: only once the runs are known to be whole."""
+    return lambda members, packed: getattr(import_module(module), name)(data)(members, packed)
+
+
+def wheels_of(runs: list[Path], folder: Path | None, without: bool) -> Iterator[Path]:
+    """All wheels and lock files, found or fetched when they are asked for."""
+    wheels = [] if without else wheels_for_all_images(folder)
+    for backend in backends_of(runs):
+        wheels += wheels_of_backend(backend, folder, without)
+    yield from {path.name: path for path in wheels}.values()
 
 
 def backends_of(runs: list[Path]) -> list[str]:
@@ -99,5 +110,5 @@ def wheels_for_all_images(folder: Path | None, suffix: str = "") -> list[Path]:
 if __name__ == "__main__":
     try:
         main()
-    except Fb3Error as error:
+    except (Fb3Error, OSError) as error:
         sys.exit(f"error: {error}")

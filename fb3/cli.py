@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fb3.errors import Fb3Error, Stopped
+from fb3.progress import escape_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,10 +53,14 @@ def merge(
     out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
 ) -> None:
     """Join folds that were trained in several sessions or on several machines."""
+    from fb3.layout import RECIPE
+    from fb3.recipe import load_recipe
+    from fb3.scoring import caveats, named_score
     from fb3.training.merge import merge as run
 
     merged = run(runs, _required(out, "--out RUN"))
-    print(f"{merged.path}: folds {merged.folds}, CV {merged.score.overall:.4f}")
+    found = caveats(merged.path, load_recipe(merged.path / RECIPE))
+    print(f"{merged.path}: folds {merged.folds}, {named_score(merged.score.overall, found)}")
 
 
 @app.command()
@@ -125,11 +130,15 @@ def score(
 
     result = score_files(predictions, truth, subset=subset)
     if as_json:
-        print(json.dumps({"score": result.overall, "columns": result.columns}))
-    else:
-        print(f"MCRMSE {result.overall:.6f}")
-        for name, value in result.columns.items():
-            print(f"  {name:<14}{value:.6f}")
+        print(json.dumps({"score": result.overall, **{k: v for k, v in result._asdict().items() if k != "overall"}}))
+        return
+    print(f"MCRMSE {result.overall:.6f}")
+    for name, value in result.columns.items():
+        print(f"  {name:<14}{value:.6f}")
+    if result.left_out:
+        print(f"not scored: {', '.join(result.left_out)}, in {truth} and no target of {predictions}")
+    for caveat in result.caveats:
+        print(f"no CV: {caveat}")
 
 
 @app.command()
@@ -267,6 +276,7 @@ def _fold_numbers(text: str | None) -> list[int] | None:
 
 def main() -> None:
     """The entry point: what the user can mend becomes one line and exit status 1, a stop that can go on status 75."""
+    escape_output()
     try:
         app()
     except Stopped as stopped:

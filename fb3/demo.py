@@ -9,7 +9,7 @@ from fb3.errors import Fb3Error
 from fb3.metrics import mcrmse
 from fb3.notebook import find_notebook, run_notebook
 from fb3.packing import write_bundle
-from fb3.progress import say
+from fb3.progress import as_command, escape_output, say
 from fb3.recipe import load_recipe
 from fb3.room import in_room
 from fb3.sample import ID, TARGETS, write_competition
@@ -57,7 +57,8 @@ def run_demo(out: Path) -> float:
             ("seconds", f"{time.monotonic() - start:.0f}"),
         ]
     )
-    say(f"next: fb3 train tiny --data {data} --out {out / 'mine'} train.epochs=3 'tricks=[{{kind: fgm}}]'")
+    further = ["train.epochs=3", "tricks=[{kind: fgm}]"]
+    say(f"next: {as_command(['fb3', 'train', 'tiny', '--data', data, '--out', out / 'mine', *further])}")
     return score / baseline
 
 
@@ -73,6 +74,7 @@ def _table(rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    escape_output()
     table = Table(title="fb3 demo", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

@@ -5,6 +5,8 @@ from difflib import get_close_matches
 
 _LONGEST = 4000  # characters of a message: what it quotes may be a cell of any size
 
+_LIKE = 0.7  # least likeness of a hint: metric and tricks have 0.67
+
 
 class Fb3Error(ValueError):
     """Bad input or an impossible setting. The message names the file, the row or key, and the mend."""
@@ -32,7 +34,9 @@ def shortened(text: str, longest: int = 200) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence: the likeliest known spelling of `word`, else all of them."""
+    """The end of a sentence: the known word that `word` is likely to mean, or begins; else all of them."""
     known = list(known)
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    close = get_close_matches(word, known, n=1, cutoff=_LIKE) or [
+        w for w in known if len(word) > 2 and w.startswith(word)
+    ]
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

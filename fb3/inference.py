@@ -6,6 +6,7 @@ The first file, of training means, is written before torch is imported; each fol
 import math
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from fb3.layout import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.runtime import COMPETITION_MARKER, find_competition, hidden_rerun, parse_duration, session_seconds
+from fb3.scoring import caveats
 from fb3.submission import Standing, check_form
 from fb3.summary import Summary
 
@@ -81,6 +83,7 @@ def infer(
             sample = _sample_for(essays, data, recipe, source)
             standing = _stand(sample, packed, recipe, out, summary)
         check_form(essays[recipe.data.id_column], sample, list(recipe.data.target_columns), str(source))
+        _tell_caveats(members)
         checks = Checks(packed, [member.folds[k] for member, k in in_turn(members)])
         from fb3.tokenising import begin_tokens  # this and what follows after the first file stands
 
@@ -99,6 +102,13 @@ def infer(
         if standing is not None:
             summary.finish(out, len(standing.table))
     return standing.table.reset_index()
+
+
+def _tell_caveats(members: list[Member]) -> None:
+    for member in members:
+        with suppress(Exception):  # what is amiss in these files costs words, not the submission
+            if found := caveats(member.path, member.recipe):
+                say(f"{member.name}: its out-of-fold score is no CV: {'; '.join(found)}")
 
 
 def _seconds(deadline: str | float | None, members: list[Member]) -> float:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fb3.bundle import FORMAT, Bundle, Member, read_bundle
-from fb3.checkpoint import as_half, read_weights, write_weights
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256, write_json
 from fb3.foldinfo import is_finished
@@ -15,6 +14,7 @@ from fb3.metadata import dataset_metadata, default_slug, safe_file_name
 from fb3.progress import say
 from fb3.recipe import load_recipe
 from fb3.room import cannot_write, check_room, in_room
+from fb3.scoring import caveats
 from fb3.version import __version__
 
 # What inference and a later look at the scores need. Left out: log.jsonl and environment.json, which name places of the
@@ -63,6 +63,7 @@ def write_bundle(
         raise Fb3Error(f"{out}: is there and is no bundle; choose another --out")
     members = _read_runs([Path(run) for run in runs])
     metadata = dataset_metadata(id or f"your-name/{default_slug(out.name)}", title)
+    wheels = list(wheels)  # may fetch them, now that the runs are known to be ones
     aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     source = sum(file.stat().st_size for file in Path(__file__).parent.rglob("*.py"))
@@ -82,7 +83,7 @@ def write_bundle(
             "weights": weights,
             **added,
             "parity": check(members, aside) if check else {"skipped": "not asked for"},
-            "runs": [{"name": m.name, "folds": [read_json(f / FOLD_JSON)["fold"] for f in m.folds]} for m in members],
+            "runs": [_entry(member) for member in members],
             "files": {
                 path.relative_to(aside).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
                 for path in sorted(aside.rglob("*"))
@@ -137,6 +138,14 @@ def _read_runs(paths: list[Path]) -> list[Member]:
     return members
 
 
+def _entry(member: Member) -> dict[str, Any]:
+    """A run in the manifest; says aloud, too, where its score is no CV."""
+    if found := caveats(member.path, member.recipe):
+        say(f"WARNING: {member.path}: its score is no CV: {'; '.join(found)}")
+    folds = [read_json(fold / FOLD_JSON)["fold"] for fold in member.folds]
+    return {"name": member.name, "folds": folds, **({"caveats": found} if found else {})}
+
+
 def _next_name(name: str, first: str) -> str:
     """run, run-2, run-3, …"""
     return f"{first}-{int(name.removeprefix(first + '-') if name != first else 1) + 1}"
@@ -161,6 +170,12 @@ def _pack_run(member: Member, out: Path, weights: str) -> None:
         target = out / fold.name
         target.mkdir()
         if weights == "fp16":
+            from fb3.checkpoint import (
+                as_half,
+                read_weights,
+                write_weights,
+            )  # torch, once the runs are known to be whole
+
             write_weights(as_half(read_weights(fold / WEIGHTS), str(fold / WEIGHTS)), target / WEIGHTS)
             info["sha256"] = sha256(target / WEIGHTS)
         else:

@@ -1,8 +1,12 @@
 """Progress of long work: a bar on a terminal, a plain line a minute elsewhere, nothing when told so."""
 
+import io
+import os
+import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +26,23 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True)  # one for all: a line printed through it moves a running bar down
+
+
+def escape_output() -> None:
+    """Standard output and error write as \\u2026 what their encoding does not have; Python does so on error alone.
+
+    Every command calls it, and every function that prints to standard output: a score or a report is not to be lost to
+    a terminal that is ASCII or Latin-1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's streams are none, and take all of Unicode
+            stream.reconfigure(errors="backslashreplace")
+
+
+def as_command(parts: Iterable[object]) -> str:
+    """A command line that this system's shell takes as it stands."""
+    words = [str(part) for part in parts]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def say(line: str) -> None:

@@ -42,6 +42,7 @@ _NO_MEMORY = (
     "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS found no room for its workspace
 )
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _MOUNT_DEPTH = 7  # /kaggle/input/models/<owner>/<slug>/<framework>/<variation>/<version>/ is the deepest mount known
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -195,6 +196,11 @@ def _why_broken(device: str) -> str | None:
         return None if float((probe @ probe).sum()) == 512.0 else "it computes wrongly"
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         return str(error).splitlines()[0]
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of a launcher's processes, by the variables that accelerate reads too."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 def _accelerators() -> list[str]:

@@ -2,29 +2,46 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.essays import FOLD_COLUMN, check_ids, read_numbers, read_table
+from fb3.essays import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
 from fb3.files import read_json
-from fb3.layout import OOF
-from fb3.metrics import Score, rmse_columns
-from fb3.recipe import Recipe
+from fb3.foldinfo import is_finished
+from fb3.layout import OOF, RECIPE
+from fb3.metrics import rmse_columns
+from fb3.recipe import Recipe, load_recipe
+from fb3.runtime import COMPETITION_MARKER
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 
 
-def score_files(predictions: str | Path, truth: str | Path, subset: bool = False) -> Score:
+class FileScore(NamedTuple):
+    """The score of a file of predictions.
+
+    overall: MCRMSE. columns: RMSE of each. left_out: the truth's numeric columns that were not scored. caveats: what
+    keeps the score of a run's oof.csv from being a CV, as `caveats` says it.
+    """
+
+    overall: float
+    columns: dict[str, float]
+    left_out: list[str]
+    caveats: list[str]
+
+
+def score_files(predictions: str | Path, truth: str | Path, subset: bool = False) -> FileScore:
     """MCRMSE of a CSV of predictions against a CSV of truths.
 
-    The id is the first column of `predictions`; the targets are the truth's numeric columns, `fold` apart. A run's
-    oof.csv against train.csv gives the CV.
+    The id is the first column of `predictions`. The targets are those of the run's recipe where `predictions` is the
+    oof.csv of a run folder, else those whose truths it holds itself, else those of the sample_submission.csv beside
+    `truth`; where none of these is there, the numeric columns that both files share.
 
     Args:
         predictions: ids and one column a target; other columns are ignored.
-        truth: ids, targets, perhaps texts.
+        truth: ids, targets, perhaps texts and further columns.
         subset: score the predicted ids only, where the truth has more.
 
     Raises:
@@ -39,11 +56,12 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
         raise Fb3Error(f"{truth}: no column {identifier!r}, which is the first of {predictions}, for the ids; {has}")
     check_ids(predicted[identifier], predictions)
     check_ids(true[identifier], truth)
-    columns = [c for c in true.columns if c not in {identifier, FOLD_COLUMN} and _is_numeric(true[c])]
+    numeric = [c for c in true.columns if c not in {identifier, FOLD_COLUMN} and _is_numeric(true[c])]
+    recipe = _recipe_of(predictions, identifier)
+    columns = _targets(predictions, predicted, truth, true, recipe) or [c for c in numeric if c in predicted.columns]
     if not columns:
-        raise Fb3Error(f"{truth}: no column of scores in it; it has {list(true.columns)}")
-    if missing := [c for c in columns if c not in predicted.columns]:
-        raise Fb3Error(f"{predictions}: no column {missing}, which {truth} has; it has {list(predicted.columns)}")
+        has = f"it has {list(true.columns)}, {predictions} has {list(predicted.columns)}"
+        raise Fb3Error(f"{truth}: no column of scores in it that is predicted; {has}")
     have, want = set(predicted[identifier]), set(true[identifier])
     extra, absent = sorted(have - want), sorted(want - have)
     if extra or (absent and not subset):
@@ -55,7 +73,72 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
     each = rmse_columns(
         _numbers(true.reset_index(), columns, truth, identifier), _numbers(predicted, columns, predictions, identifier)
     )
-    return Score(float(each.mean()), dict(zip(columns, each.tolist(), strict=True)))
+    return FileScore(
+        float(each.mean()),
+        dict(zip(columns, each.tolist(), strict=True)),
+        [column for column in numeric if column not in columns],
+        caveats(predictions.parent, recipe) if recipe else [],
+    )
+
+
+def _recipe_of(predictions: Path, identifier: str) -> Recipe | None:
+    """The recipe of the run folder whose oof.csv this is."""
+    path = predictions.parent / RECIPE
+    recipe = load_recipe(path) if predictions.name == OOF and path.is_file() else None
+    return recipe if recipe and recipe.data.id_column == identifier else None
+
+
+def _targets(
+    predictions: Path, predicted: pd.DataFrame, truth: Path, true: pd.DataFrame, recipe: Recipe | None
+) -> list[str]:
+    """The targets, where a file names them; empty where none does.
+
+    Raises:
+        Fb3Error: one that is not predicted, or has no truth.
+    """
+    held = [c.removeprefix(TRUTH) for c in predicted.columns if c.startswith(TRUTH)]
+    if recipe:
+        named, source = list(recipe.data.target_columns), predictions.parent / RECIPE
+    elif held:
+        named, source = held, predictions
+    else:
+        named, source = _of_sample(truth.with_name(COMPETITION_MARKER), predicted.columns[0], true)
+    for path, table in ((predictions, predicted), (truth, true)):
+        if missing := [column for column in named if column not in table.columns]:
+            raise Fb3Error(f"{path}: no column {missing}, a target by {source}; it has {list(table.columns)}")
+    return named
+
+
+def _of_sample(path: Path, identifier: str, true: pd.DataFrame) -> tuple[list[str], Path]:
+    """The columns of a sample submission; none where there is no such file, or it is not one of these truths."""
+    columns = list(read_table(path, []).columns) if path.is_file() else []
+    fits = identifier in columns and set(columns) <= set(true.columns)
+    return [column for column in columns if fits and column != identifier], path
+
+
+def caveats(run: Path, recipe: Recipe) -> list[str]:
+    """What keeps the score of a run folder, or of a run in a bundle, from being a CV, in words; empty: nothing does.
+
+    The recipe tells a --debug run: it is the one file that run folders of every version and bundles share.
+    """
+    if not (run / "folds.csv").is_file():
+        return ["folds.csv is missing, so nothing says how many folds there are"]
+    table = read_table(run / "folds.csv", [FOLD_COLUMN])
+    known = sorted({*whole_numbers(table[FOLD_COLUMN], run / "folds.csv")} - {-1})
+    left = [fold for fold in known if not is_finished(run / f"fold{fold}")]
+    found = []
+    if recipe.is_debug():
+        found.append(f"a --debug run, {len(table)} essays and {recipe.train.epochs} epochs")
+    elif recipe.data.sample == len(table):
+        found.append(f"trained on a sample of {len(table)} essays (data.sample)")
+    if left:
+        found.append(f"folds {left} of {len(known)} are not trained to their end")
+    return found
+
+
+def named_score(score: float, found: list[str]) -> str:
+    """A run's score by its right name: a CV only where `caveats` found nothing."""
+    return f"out-of-fold score {score:.4f} (no CV: {'; '.join(found)})" if found else f"CV {score:.4f}"
 
 
 def scores_of(run: Path, recipe: Recipe) -> dict:

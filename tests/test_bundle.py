@@ -83,7 +83,11 @@ def test_several_runs_get_equal_weights_and_a_run_may_lack_folds(run, bundle, co
         load_recipe("tiny", [*TINY, "train.seed=5", "data.truncation=tail"]), competition, tmp_path / "tiny", folds=[1]
     )
     packed = write_bundle([run, other.path], tmp_path / "both")
-    assert packed.manifest["runs"] == [{"name": "tiny", "folds": [0, 1]}, {"name": "tiny-2", "folds": [1]}]
+    left = ["folds [0] of 2 are not trained to their end"]
+    assert packed.manifest["runs"] == [
+        {"name": "tiny", "folds": [0, 1]},
+        {"name": "tiny-2", "folds": [1], "caveats": left},
+    ]
     alone = write_bundle([other.path], tmp_path / "alone").path
     expected = sum(infer(b, competition, tmp_path / "s.csv").iloc[:, 1:] for b in (bundle, alone)) / 2
     np.testing.assert_allclose(infer(packed.path, competition, tmp_path / "s.csv").iloc[:, 1:], expected, atol=1e-5)
@@ -94,8 +98,11 @@ def test_an_unfinished_fold_is_left_out_loudly(run, tmp_path, capsys):
     info = json.loads((stopped / "fold1" / "fold.json").read_text())
     (stopped / "fold1" / "fold.json").write_text(json.dumps({k: v for k, v in info.items() if k != "finished"}))
     packed = write_bundle([stopped], tmp_path / "out")
-    assert packed.manifest["runs"] == [{"name": "stopped", "folds": [0]}]
-    assert "left out ['fold1']" in capsys.readouterr().err
+    left = "folds [1] of 2 are not trained to their end"
+    assert packed.manifest["runs"] == [{"name": "stopped", "folds": [0], "caveats": [left]}]
+    said = capsys.readouterr().err
+    assert "left out ['fold1']" in said
+    assert f"WARNING: {stopped}: its score is no CV: {left}" in said
     (stopped / "fold1" / "fold.json").write_text("{}")
     with pytest.raises(Fb3Error, match=r"fold1/fold\.json: not a fold's description"):
         write_bundle([stopped], tmp_path / "out")

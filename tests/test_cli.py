@@ -45,7 +45,7 @@ def test_train_infer_score(competition, tmp_path, bundle):
     [
         (["train", "tiny", "--data", "nowhere", "--out", "x"], "nowhere/train.csv: no such file"),
         (["train", "tiny", "--data", "nowhere"], "--out RUN is missing"),
-        (["train", "tiny", "train.epoch=1", "--data", "nowhere", "--out", "x"], "did you mean 'epochs'"),
+        (["train", "tiny", "train.epoch=1", "--data", "nowhere", "--out", "x"], "did you mean 'train.epochs'"),
         (["train", "tiny", "--data", "nowhere", "--out", "x", "--folds", "a"], "want numbers such as 0,1"),
         (["infer", "nowhere"], "nowhere: no bundle"),
         (["score", "nowhere.csv", "nowhere.csv"], "nowhere.csv: no such file"),

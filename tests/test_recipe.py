@@ -1,3 +1,7 @@
+import re
+import shlex
+from difflib import SequenceMatcher
+
 import pytest
 import yaml
 from hypothesis import given
@@ -6,6 +10,7 @@ from pydantic import ValidationError
 
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, builtin_names, builtin_text, json_schema, load_recipe
+from fb3.recipe.keys import dotted_keys
 from fb3.recipe.load import _BUILTIN
 
 EXPECTED = {
@@ -69,8 +74,8 @@ def test_a_recipe_is_frozen():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.epoch=3", "unknown key train.epoch; did you mean 'epochs'"),
-        ("trian.epochs=3", "did you mean 'train'"),
+        ("train.epoch=3", "unknown key train.epoch; did you mean 'train.epochs'"),
+        ("trian.epochs=3", "did you mean 'train.epochs'"),
         ("train.epochs=x", "train.epochs"),
         ("train.epochs=0", "greater than or equal to 1, got 0"),
         ("train.epochs", "key.sub=value"),
@@ -96,6 +101,123 @@ def test_a_wrong_override_is_refused_by_name(override, words):
     with pytest.raises(Fb3Error) as error:
         load_recipe("tiny", [override, *more])
     assert (words or "of parts does not add up") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("metric=qwk", "known: model, data, folds, train, optimizer, schedule, task, predict, tricks"),
+        ("data.template={x}", "did you mean 'data.text.template'?"),
+        ("epochs=3", "did you mean 'train.epochs'?"),
+        ("epoch=3", "did you mean 'train.epochs'?"),
+        ("encoder_rate=1e-4", "did you mean 'optimizer.encoder_rate'?"),
+        ("train.dropout=0.1", "did you mean 'model.dropout' or"),
+        ("model.pooling.kindd=mean", "did you mean 'model.pooling.kind'?"),
+        ("model.pooling.lauers=3", "did you mean 'model.pooling.layers'?"),
+        ("seed=3", "did you mean 'folds.seed' or 'train.seed'?"),
+        ("model.qqq=1", "known: backbone, scratch, "),
+    ],
+)
+def test_a_hint_is_searched_at_all_levels(override, hint):
+    with pytest.raises(Fb3Error, match=f"unknown key {override.partition('=')[0]}; {re.escape(hint)}"):
+        load_recipe("tiny", [override])
+
+
+def test_a_key_of_another_kind_is_no_hint_to_itself(tmp_path):
+    with pytest.raises(Fb3Error, match=r"unknown key model\.pooling\.mean\.layers; known: kind$"):
+        load_recipe("tiny", ["model.pooling={kind: mean, layers: 3}"])
+    (tmp_path / "r.yaml").write_text("train: {epoch: 3}\nqwk: 1\n")
+    with pytest.raises(
+        Fb3Error, match=r"train\.epoch; did you mean 'train\.epochs'\?; unknown key qwk; known: model, "
+    ):
+        load_recipe(tmp_path / "r.yaml")
+
+
+KEYS = dotted_keys(Recipe)
+
+
+def test_the_known_keys_are_those_that_overrides_name():
+    assert {"train", "train.epochs", "data.text.template", "model.pooling.layers", "task.uda.augment.mask"} <= {*KEYS}
+    assert not {key for key in KEYS if key.startswith("tricks.")}
+
+
+def hints_of(key):
+    try:
+        load_recipe("tiny", [f"{key}=1"])
+    except Fb3Error as error:
+        return re.findall(r"'([\w.]+)'", str(error).partition("did you mean ")[2].partition("?")[0])
+    return [key]
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if "." in key])
+def test_the_last_part_of_a_key_leads_to_it(key):
+    last = key.rpartition(".")[2]
+    if last not in Recipe.model_fields:  # text, of data.text, is none either
+        assert key in hints_of(last)
+
+
+@given(st.sampled_from(KEYS), st.data())
+def test_a_mistyped_letter_leads_to_the_key_or_to_none_that_is_far_off(key, data):
+    place = data.draw(st.sampled_from([n for n, sign in enumerate(key) if sign != "."]))
+    letter = data.draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz_"))
+    mistyped = key[:place] + letter + key[place + 1 :]
+    hints = hints_of(mistyped)
+    assert key in hints or mistyped in KEYS or all(SequenceMatcher(None, mistyped, h).ratio() >= 0.75 for h in hints)
+    if len(key) >= 8 and mistyped not in KEYS:
+        assert key in hints
+
+
+@pytest.mark.parametrize("key", ["target_columns", "trackers"])
+def test_one_text_is_a_list_of_one(tmp_path, key):
+    group, value = ("data", "score") if key == "target_columns" else ("train", "wandb")
+    assert getattr(getattr(load_recipe("tiny", [f"{group}.{key}={value}"]), group), key) == (value,)
+    (tmp_path / "r.yaml").write_text(f"{group}: {{{key}: {value}}}")
+    assert getattr(getattr(load_recipe(tmp_path / "r.yaml"), group), key) == (value,)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["tricks=[{kind:", "fgm}]"], "'tricks=[{kind: fgm}]'"),
+        (["tricks=[{kind:", "fgm,", "epsilon:", "0.5}]", "train.epochs=3"], "'tricks=[{kind: fgm, epsilon: 0.5}]'"),
+        (["tricks=[{kind: fgm}"], "'tricks=[{kind: fgm}]'"),
+        (["tricks=[{kind:fgm}]"], "'tricks=[{kind: fgm}]'"),
+        (["data.text.template={title} {full_text}"], """'data.text.template="{title} {full_text}"'"""),
+        (["data.text.template={full_text}", "{title}"], """'data.text.template="{full_text} {title}"'"""),
+        (["train.epochs", "=", "3"], "train.epochs=3"),
+        (["train.epochs = 3"], "train.epochs=3"),
+        (["train.epochs=", "3"], "train.epochs=3"),
+        (["train.epochs:", "3", "train.seed=4"], "train.epochs=3"),
+        (["train.epochs: 3"], "train.epochs=3"),
+        (["data.id_column=5"], """'data.id_column="5"'"""),
+        (["data.target_columns=[a,", "b]"], "'data.target_columns=[a, b]'"),
+    ],
+)
+def test_a_mistake_in_quoting_is_answered_with_the_right_quotes(words, meant):
+    with pytest.raises(Fb3Error) as error:
+        load_recipe("tiny", words)
+    assert str(error.value).endswith(f"; quote it: {meant}")
+    repaired = [word for word in words if word in ("train.epochs=3", "train.seed=4")]
+    load_recipe("tiny", [*repaired, *shlex.split(meant)])  # a shell hands over what is right
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.epochs=x"],
+        ["train.epochs=["],
+        ["train.epoch=3"],
+        ["model.backbone=x", "train.epoch=3"],
+        ["tricks=[{kind: fgn}]"],
+        ["task.loss=rmse", "train.accumulation=2"],
+        ["model.backbone="],
+        ["stray"],
+    ],
+)
+def test_another_mistake_is_not_taken_for_one_of_quoting(words):
+    with pytest.raises(Fb3Error) as error:
+        load_recipe("tiny", words)
+    assert "quote" not in str(error.value)
 
 
 @pytest.mark.parametrize("clash", ["train.accumulation=2", "model.freeze_embeddings=true"])

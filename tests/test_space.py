@@ -18,10 +18,39 @@ def space_of(folder, text):
 def test_the_default_space_fits_the_built_in_recipes():
     space = read_space("default")
     for name in builtin_names():
-        space.check(load_recipe(name))
+        space.fitting(load_recipe(name)).check(load_recipe(name))
     base = load_recipe("minilm-l6")
+    space = space.fitting(base)
     assert space.locate(base, base)["optimizer.encoder_rate"] == pytest.approx(1e-4)
     assert space.locate(load_recipe("tiny"), load_recipe("tiny")) is None  # its rate of 2e-3 lies outside
+
+
+def test_the_default_space_leaves_out_what_a_base_has_no_place_for():
+    space, keys = read_space("default"), {}
+    for kind in ("regression", "binned", "ordinal"):
+        base = load_recipe("minilm-l6", [f"task.kind={kind}"])
+        fitting = space.fitting(base)
+        fitting.check(base)
+        assert fitting.locate(base, base) is not None
+        keys[kind] = set(fitting.entries)
+    assert keys["regression"] - keys["binned"] == {"task.loss", "correlation"}
+    assert keys["binned"] - keys["regression"] == {"task.smoothing"}
+    assert keys["ordinal"] - keys["regression"] == {"task.squeeze"}
+    assert keys["regression"] >= {"optimizer.encoder_rate", "averaging", "augmentation", "data.text.statistics"}
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ("task.knid=binned", "train.epochs: when: unknown key task.knid"),
+        ("binned", "train.epochs: when: want key.sub=value, got 'binned'"),
+        ("task.kind=binned", "every entry has a `when` that the base recipe does not meet"),
+    ],
+)
+def test_a_when_that_is_wrong_or_leaves_nothing(tmp_path, when, words):
+    space = space_of(tmp_path, f"train.epochs: {{low: 1, high: 3, when: {when}}}")
+    with pytest.raises(Fb3Error, match=words):
+        space.fitting(load_recipe("tiny"))
 
 
 def test_numbers_are_whole_where_they_are_written_so():
@@ -87,7 +116,7 @@ def test_a_choice_that_sets_nothing_is_named():
         ("train.epochs: {choices: [1]}", "at least 2"),
         ("train.epochs: {choices: [1, 1]}", "stands there twice"),
         ("x: {choices: [[], train.epochs=2], overrides: true}", "a list of key=value"),
-        ("train.epoch: {low: 1, high: 3}", "unknown key train.epoch; did you mean 'epochs'"),
+        ("train.epoch: {low: 1, high: 3}", "unknown key train.epoch; did you mean 'train.epochs'"),
         ("encoder_rate: {low: 1, high: 3}", "did you mean 'optimizer.encoder_rate'"),
         ("regularise: {choices: [[], [train.epochs=2]]}", "wants overrides: true"),
         ("x: {choices: [[], [train.epoch=2]], overrides: true}", "x: unknown key train.epoch"),

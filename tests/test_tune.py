@@ -1,6 +1,9 @@
 """The search: what it trains, what it leaves, how it stops and goes on."""
 
 import json
+import os
+import shlex
+import subprocess
 import sys
 
 import pandas as pd
@@ -21,7 +24,7 @@ from fb3.tuning import search as searches
 from fb3.tuning import study as studies
 from fb3.tuning.search import tune
 from fb3.tuning.study import lies_behind, open_study, suggest
-from tests.conftest import TINY, copied
+from tests.conftest import ROOT, TINY, copied
 
 SMALL = [*TINY, "data.sample=20"]
 SPACE = """
@@ -118,6 +121,46 @@ def test_the_table_says_what_was_gained(searched, capsys):
     gained = sum(best.scores.values()) / 2 - sum(base.scores.values()) / 2
     for part in ("base", "best", "difference", f"{base.scores[1]:.4f}", f"{gained:+.4f}", "3 complete"):
         assert part in shown
+
+
+def tuned(monkeypatch, capsys, *arguments):
+    """The last line that a search prints."""
+    monkeypatch.setattr(sys, "argv", ["fb3", "tune", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_binned_base_from_a_file_and_a_last_line_that_a_shell_takes(competition, tmp_path, monkeypatch, capsys):
+    odd = tmp_path / "it's $HOME & more"
+    data = copied(competition, odd / "data")
+    (odd / "base file.yaml").write_text(load_recipe("tiny", [*SMALL, "task.kind=binned"]).to_yaml())
+    arguments = [odd / "base file.yaml", "tricks=[{kind: noise, scale: 0.1}]", "--data", data, "--out", odd / "a study"]
+    line = tuned(monkeypatch, capsys, *arguments, "--trials", "2")
+    command = tmp_path / "bin" / "fb3"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m fb3 "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(line, shell=True, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    best = load_recipe(odd / "a study" / "best.yaml")
+    assert (best.task.kind, load_recipe(odd / "a study-best" / "recipe.yaml")) == ("binned", best)
+    assert {fold.name for fold in (odd / "a study-best").glob("fold?")} == {"fold0", "fold1"}
+
+
+def test_an_ordinal_base_by_name_and_a_last_line_beside_an_earlier_run(competition, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "study"
+    (tmp_path / "study-best").mkdir()
+    overrides = [*SMALL, "task.kind=ordinal", "data.augment={mask: 0.05}"]
+    line = tuned(monkeypatch, capsys, "tiny", *overrides, "--data", competition, "--out", out, "--trials", "2")
+    expected = ["fb3", "train", out / "best.yaml", "--data", competition, "--out", tmp_path / "study-best-2"]
+    assert shlex.split(line) == [*map(str, expected)]
+    drawn = pd.read_csv(out / "trials.csv")
+    assert drawn["state"].isin(["complete", "pruned"]).all()
+    assert "task.squeeze" in drawn
+    assert "task.loss" not in drawn
 
 
 def test_a_killed_trial_is_made_again_and_the_others_are_not(searched, small, space, competition, tmp_path):
@@ -254,7 +297,7 @@ def test_a_recipe_is_trained_once(small, competition, tmp_path):
         ({"folds": [0, 0]}, "want different ones of"),
         ({"trials": 0}, "above 0"),
         ({"minutes": float("nan")}, "above 0"),
-        ({"tries": ["train.epoch=3"]}, "did you mean 'epochs'"),
+        ({"tries": ["train.epoch=3"]}, "did you mean 'train.epochs'"),
         ({"tries": ["folds.count=3"]}, "must not change within a search"),
         ({"space": "nowhere"}, "no such space"),
         ({"data": "nowhere"}, "no such file"),
@@ -270,7 +313,7 @@ def test_a_mistake_is_refused_before_anything_is_written(small, space, competiti
 def test_an_unknown_key_of_the_space_is_refused_before_any_trial(small, competition, tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text("optimizer.encoder_rat: {low: 1.0e-4, high: 2.0e-3}")
-    with pytest.raises(Fb3Error, match=r"space.yaml: unknown key optimizer.encoder_rat; did you mean 'encoder_rate'"):
+    with pytest.raises(Fb3Error, match=r"unknown key optimizer.encoder_rat; did you mean 'optimizer.encoder_rate'"):
         tune(small, competition, tmp_path / "study", trials=2, space=path)
     assert not (tmp_path / "study").exists()
 

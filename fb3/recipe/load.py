@@ -1,6 +1,8 @@
 """Recipes from files, built-in names and `a.b=value` overrides."""
 
+import json
 import os
+import re
 from collections.abc import Hashable, Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -8,15 +10,18 @@ from typing import Any
 
 import yaml
 
-from fb3.errors import Fb3Error, nearest
+from fb3.errors import Fb3Error, RuleError, nearest
 from fb3.files import read_utf8
+from fb3.progress import as_command
 from fb3.recipe.groups import Group
-from fb3.recipe.recipe import Recipe, known_keys
+from fb3.recipe.keys import below, dotted_keys, key_hint
+from fb3.recipe.recipe import Recipe
 
 _BUILTIN = files("fb3.recipe") / "builtin"
 LARGEST = 256 * 2**10  # bytes of a recipe or space; all settings written out have 5 kB, and YAML is read slowly
 _NODES = 20_000  # keys and values, those of an alias counted each time that it is used
 _DEPTH = 32  # of values within values; a recipe has five
+_BEGIN = re.compile(r"(?:^|\s)([A-Za-z_][\w.]*)\s*([=:])")  # of an override
 _DIGITS = 40  # of a whole number
 
 
@@ -69,6 +74,17 @@ def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
         Fb3Error: an unknown key, a wrong value; a RuleError where it is a rule that refuses them.
     """
     overrides = list(overrides)
+    try:
+        return _overridden(recipe, overrides)
+    except RuleError:
+        raise
+    except Fb3Error as error:
+        if meant := _repaired(recipe, overrides):
+            raise Fb3Error(f"{error}; quote it: {as_command(meant)}") from None
+        raise
+
+
+def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
     merged = recipe.model_dump(mode="json")
     for override in overrides:  # checked together at the end: two may be right only side by side
         merged = _merged(merged, _override(override), Recipe)
@@ -170,13 +186,48 @@ def check_key(key: str, source: str) -> None:
     """Refuses a dotted key that no group has.
 
     Raises:
-        Fb3Error: naming `source` and the nearest known key.
+        Fb3Error: naming `source` and the likeliest known key.
     """
-    path = key.split(".")
-    for depth, part in enumerate(path):
-        known = known_keys(Recipe, tuple(path[:depth]))
-        if known and part not in known:
-            raise Fb3Error(f"{source}: unknown key {key}; {nearest(part, known)}")
+    known, path = dotted_keys(Recipe), key.split(".")
+    for depth in range(len(path)):
+        beside = below(".".join(path[:depth]), known)
+        if beside and path[depth] not in beside:
+            raise Fb3Error(f"{source}: unknown key {key}; {key_hint(key, known, beside)}")
+
+
+def _repaired(recipe: Recipe, overrides: list[str]) -> list[str]:
+    """Overrides as they were meant, where a shell split them or took their quotes, or spaces surround the sign; those
+    that change, and none where no such mistake explains what is wrong."""
+    known, text = dotted_keys(Recipe), " ".join(overrides)
+    if any(found[1] not in known for found in map(_BEGIN.match, overrides) if found and found[2] == "="):
+        return []
+    begins = [found for found in _BEGIN.finditer(text) if found[1] in known]
+    if not begins or begins[0].start():
+        return []
+    ends = [*(found.start() for found in begins[1:]), len(text)]
+    out = [_meant(recipe, begin[1], text[begin.end() : end].strip()) for begin, end in zip(begins, ends, strict=True)]
+    return [each for each in out if each not in overrides] if all(out) and _accepted(recipe, out) else []
+
+
+def _meant(recipe: Recipe, key: str, value: str) -> str:
+    """The override of a value as it stands, with its brackets closed, with spaces after colons, or as a text."""
+    closers = {"[": "]", "{": "}"}
+    missing: list[str] = []
+    for sign in value:
+        missing = [closers[sign], *missing] if sign in closers else missing[1:] if sign in missing[:1] else missing
+    forms = [value, value + "".join(missing), re.sub(r":(?=\w)", ": ", value), json.dumps(value, ensure_ascii=False)]
+    return next((each for form in forms if value and _accepted(recipe, [each := f"{key}={form}"])), "")
+
+
+def _accepted(recipe: Recipe, overrides: list[str]) -> bool:
+    """Whether they are of the right form; a rule may still refuse them."""
+    try:
+        _overridden(recipe, overrides)
+    except RuleError:
+        return True
+    except Fb3Error:
+        return False
+    return True
 
 
 def _merged(base: dict, over: dict, group: type[Group] | None = None) -> dict:

@@ -1,8 +1,7 @@
 """`Recipe`: the groups together, and the rules that span them."""
 
 import json
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -10,6 +9,13 @@ from pydantic import ValidationError, model_validator
 from fb3.errors import Fb3Error, RuleError, nearest
 from fb3.recipe import groups
 from fb3.recipe.groups import Group
+from fb3.recipe.keys import dotted_keys, key_hint, known_keys, without_kinds
+
+DEBUG: dict[str, dict[str, int | None]] = {
+    "data": {"sample": 100},
+    "folds": {"count": 2, "holdout": None},
+    "train": {"epochs": 2},
+}
 
 
 class Recipe(Group):
@@ -185,37 +191,20 @@ class Recipe(Group):
             message = f"{source}: " + "; ".join(explain(cls, e) for e in error.errors())
             raise (RuleError if ruled else Fb3Error)(message) from None
 
+    def debug(self) -> "Recipe":
+        """The recipe as --debug trains it: a hundred essays, two folds, two epochs."""
+        settings = self.model_dump(mode="json")
+        for group, values in DEBUG.items():
+            settings[group] |= values
+        return Recipe.from_mapping(settings, "debug mode")
+
+    def is_debug(self) -> bool:
+        """Whether these are --debug's settings; whoever gave them by hand trained the same run."""
+        return all(getattr(getattr(self, group), key) == v for group, vs in DEBUG.items() for key, v in vs.items())
+
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def known_keys(model: type[Group], path: tuple[str | int, ...]) -> list[str]:
-    """The keys that may stand in the group at `path`, for messages; empty where the path leaves the groups.
-
-    In a validation error's path a union's member stands as its kind and a list's item as its index.
-    """
-    members = [model]
-    for part in path:
-        by_kind = [
-            m for m in members if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)
-        ]
-        if isinstance(part, int):
-            continue
-        if by_kind:
-            members = by_kind
-        elif len(members) == 1 and part in members[0].model_fields:
-            members = list(_groups_in(members[0].model_fields[part].annotation))
-        else:
-            return []
-    return list(members[0].model_fields) if len(members) == 1 else []
-
-
-def _groups_in(annotation: Any) -> Iterator[type[Group]]:
-    if isinstance(annotation, type) and issubclass(annotation, Group):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _groups_in(inner)
 
 
 def explain(model: type[Group], error: Any) -> str:
@@ -223,12 +212,19 @@ def explain(model: type[Group], error: Any) -> str:
     path = error["loc"]
     key = ".".join(str(part) for part in path) or "recipe"
     if error["type"] == "extra_forbidden":
-        known = known_keys(model, path[:-1])
-        return f"unknown key {key}" + (f"; {nearest(str(path[-1]), known)}" if known else "")
+        return f"unknown key {key}; {_hint(model, path)}"
     message = error["msg"].removeprefix("Value error, ")
     if isinstance(error["input"], (dict, list, Group)):
         return f"{key}: {message}"
     return f"{key}: {message}, got {error['input']!r}"
+
+
+def _hint(model: type[Group], path: tuple[str | int, ...]) -> str:
+    known, key, beside = dotted_keys(model), without_kinds(model, path), known_keys(model, path[:-1])
+    if any(isinstance(part, int) for part in path):
+        return nearest(str(path[-1]), beside)
+    # A key of another kind is no hint to itself.
+    return f"known: {', '.join(beside)}" if key in known else key_hint(key, known, beside)
 
 
 def json_schema() -> str:

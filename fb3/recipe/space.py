@@ -19,11 +19,12 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from fb3.errors import Fb3Error, RuleError, nearest
+from fb3.errors import Fb3Error, RuleError
 from fb3.files import read_utf8
 from fb3.recipe.groups import Group
+from fb3.recipe.keys import dotted_keys, key_hint
 from fb3.recipe.load import LARGEST, check_key, overridden, parse
-from fb3.recipe.recipe import Recipe, explain, known_keys
+from fb3.recipe.recipe import Recipe, explain
 
 _MOST_CHOICES = 200  # of an entry: each is tried on the recipe before a search begins
 _BUILTIN = files("fb3.recipe") / "spaces"
@@ -57,7 +58,12 @@ def _number(value: Any) -> int | float:
 Number = Annotated[Any, BeforeValidator(_number)]
 
 
-class Range(Group):
+class _Entry(Group):
+    when: str | None = None
+    """An override, such as task.kind=regression: the entry counts only for a base that it would leave as it is."""
+
+
+class Range(_Entry):
     """Numbers between two ends; whole ones where low, high and step are written as whole numbers."""
 
     low: Number
@@ -94,7 +100,7 @@ class Range(Group):
         return self.low <= value <= self.high and on_step
 
 
-class Choice(Group):
+class Choice(_Entry):
     """One of several values."""
 
     choices: Annotated[tuple[Any, ...], Field(min_length=2)]
@@ -151,6 +157,23 @@ class Space:
                 return None
         return found if _agree(base, self.overrides(found), recipe) else None
 
+    def fitting(self, base: Recipe) -> "Space":
+        """The space without the entries that are for other bases.
+
+        Raises:
+            Fb3Error: nothing is left, or a `when` is no override.
+        """
+        for name, entry in self.entries.items():
+            if entry.when is not None:
+                key, equals, _ = entry.when.partition("=")
+                if not equals:
+                    raise Fb3Error(f"{self.source}: {name}: when: want key.sub=value, got {entry.when!r}")
+                check_key(key, f"{self.source}: {name}: when")
+        left = {n: entry for n, entry in self.entries.items() if not entry.when or _agree(base, [entry.when], base)}
+        if not left:
+            raise Fb3Error(f"{self.source}: every entry has a `when` that the base recipe does not meet")
+        return Space(left, self.source, self.text)
+
     def check(self, base: Recipe) -> None:
         """Tries each entry alone on the recipe.
 
@@ -184,9 +207,9 @@ class Space:
         """The recipe's keys that an entry sets."""
         if not isinstance(entry, Choice) or not entry.overrides:
             if "." not in name and name not in Recipe.model_fields:
-                known = [*Recipe.model_fields, *_dotted()]
+                likely = key_hint(name, dotted_keys(Recipe), list(Recipe.model_fields))
                 hint = "a name of your own wants overrides: true"
-                raise Fb3Error(f"{self.source}: unknown key {name}; {nearest(name, known)}; {hint}")
+                raise Fb3Error(f"{self.source}: unknown key {name}; {likely}; {hint}")
             check_key(name, self.source)
             refuse_fixed([name], self.source)
             return [name]
@@ -267,11 +290,6 @@ def _agree(base: Recipe, overrides: list[str], recipe: Recipe) -> bool:
         return overridden(base, overrides) == recipe
     except Fb3Error:
         return False
-
-
-def _dotted() -> list[str]:
-    """The keys of all groups, such as train.epochs."""
-    return [f"{group}.{key}" for group in Recipe.model_fields for key in known_keys(Recipe, (group,))]
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,8 @@
-"""A run: recipe and essays to a run folder with folds, out-of-fold predictions and scores."""
+"""A run: recipe and essays to a run folder with folds, out-of-fold predictions and scores.
+
+Imports torch only once recipe, essays, folds and folder are checked: that takes ten seconds and more, and a mistake is
+to be told at once.
+"""
 
 import platform
 import re
@@ -8,10 +12,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from fb3 import version
 from fb3.ensemble import Predictions
@@ -21,24 +25,23 @@ from fb3.files import read_json, sha256, sweep, write_csv, write_json, write_tex
 from fb3.foldinfo import is_finished, mark_finished
 from fb3.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
 from fb3.git import git_state
-from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, LOCK, OOF, RECIPE, RESUME, encoder_files
+from fb3.layout import CONFIG, ENCODER, ENVIRONMENT, FOLD_JSON, LOCK, OOF, RECIPE, RESUME, encoder_files
 from fb3.lock import alone
 from fb3.metrics import Score
-from fb3.progress import say
+from fb3.progress import as_command, say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
 from fb3.room import in_room
-from fb3.runtime import parse_duration, session_seconds
-from fb3.scoring import TRUTH, read_scores, scores_of
-from fb3.training.fold import run_fold
-from fb3.training.resume import asked_to_stop, drop_finished, found
-from fb3.training.session import OnEvaluation, Session, close_session, open_accelerator, open_session, versions
+from fb3.runtime import is_main_process, parse_duration, session_seconds
+from fb3.scoring import TRUTH, caveats, named_score, read_scores, scores_of
 from fb3.training.stop import Stop
+
+if TYPE_CHECKING:
+    from fb3.training.session import OnEvaluation, Session
 
 # What a run folder holds before its first evaluation: a start that failed there may be started over.
 _HEAD = {"encoder", "scratch", RECIPE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
 _UNFINISHED = re.compile(r"fold\d+|\..*\.part")  # or what a killed process began to write
-DEBUG = ("data.sample=100", "folds.count=2", "train.epochs=2")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def train(
     *,
     folds: Sequence[int] | None = None,
     debug: bool = False,
-    on_evaluation: OnEvaluation | None = None,
+    on_evaluation: "OnEvaluation | None" = None,
     resume: bool = False,
     stop_after: str | float | None = None,
 ) -> Run:
@@ -84,18 +87,22 @@ def train(
         Stopped: it was stopped and is saved; the same call goes on.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    recipe = _debug(recipe) if debug else recipe
+    recipe = recipe.debug() if debug else recipe
     data, out = Path(data), Path(out)
     stop = Stop(None if stop_after is None else parse_duration(str(stop_after)) - session_seconds())
-    accelerator, precision = open_accelerator(recipe, out)
+    _check_local_backbones(recipe)
     essays = sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
     unlabelled = _unlabelled(recipe, data)
     begun = _begun(out)
-    with alone(out, "fb3 train") if accelerator.is_main_process else nullcontext():
+    with alone(out, "fb3 train") if is_main_process() else nullcontext():
         splits = _splits(recipe, essays, data, out)
         if debug:
             splits = splits[:2]
         chosen = _chosen(splits, folds, out, resume)
+        from fb3.training.resume import drop_finished
+        from fb3.training.session import close_session, open_accelerator, open_session
+
+        accelerator, precision = open_accelerator(recipe, out)
         accelerator.wait_for_everyone()  # until every process has looked at the folder, none may write to it
         if not chosen:
             return run_of(out)
@@ -114,7 +121,10 @@ def train(
         return _finish(session)
 
 
-def _train_folds(session: Session, chosen: list[FoldSplit]) -> None:
+def _train_folds(session: "Session", chosen: list[FoldSplit]) -> None:
+    from fb3.training.fold import run_fold
+    from fb3.training.resume import asked_to_stop, drop_finished
+
     accelerator, out = session.accelerator, session.out
     for place, split in enumerate(chosen):
         if place and (reason := asked_to_stop(session)):
@@ -138,6 +148,9 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
         split: one of `make_folds(essays, recipe)`.
         out: gets encoder/ and fold<n>/; `train` writes the rest that a bundle needs, and saves on the way.
     """
+    from fb3.training.fold import run_fold
+    from fb3.training.session import close_session, open_accelerator, open_session
+
     session = open_session(
         recipe, essays, Path(out), *open_accelerator(recipe, Path(out)), unlabelled=_unlabelled(recipe, None)
     )
@@ -156,14 +169,20 @@ def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
     return [split.fold for split in make_folds(essays, recipe)]
 
 
-def _debug(recipe: Recipe) -> Recipe:
-    settings = recipe.model_dump(mode="json")
-    for override in DEBUG:
-        path, value = override.split("=")
-        group, key = path.split(".")
-        settings[group][key] = int(value)
-    settings["folds"]["holdout"] = None
-    return Recipe.from_mapping(settings, "debug mode")
+def _check_local_backbones(recipe: Recipe) -> None:
+    """Refuses what cannot be a backbone's folder, as far as that is seen without transformers.
+
+    Raises:
+        Fb3Error: the folder or its config is missing.
+    """
+    stitch = recipe.model.stitch
+    second = {"model.stitch.backbone": stitch.backbone} if stitch else {}
+    for key, backbone in {"model.backbone": recipe.model.backbone, **second}.items():
+        folder = Path(backbone).expanduser()
+        if folder.is_dir() and not (folder / CONFIG).is_file():
+            raise Fb3Error(f"{key}={backbone}: {CONFIG} is missing; save the model with save_pretrained")
+        if not folder.is_dir() and backbone.startswith((".", "/", "~")):
+            raise Fb3Error(f"{key}={backbone}: no such folder")
 
 
 def _unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
@@ -232,13 +251,17 @@ def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path, res
         raise Fb3Error(f"{out}: folds {done} are trained already; {mend}")
     if done:
         say(f"{out}: folds {done} are trained already; left are {left or 'none'}")
-    elif resume and not any(found(out / f"fold{fold}" / RESUME) for fold in left):
+    elif resume and not any(any((out / f"fold{fold}" / RESUME).glob("[0-9]*")) for fold in left):
         say(f"{out}: nothing is saved there; starts afresh")
     return [known[fold] for fold in left]
 
 
-def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: dict[str, str], begun: bool) -> None:
+def _write_head(session: "Session", data: Path, splits: list[FoldSplit], digests: dict[str, str], begun: bool) -> None:
     """What a run folder holds before the first step."""
+    import torch
+
+    from fb3.training.session import versions
+
     recipe, out = session.recipe, session.out
     write_text(recipe.to_yaml(), out / RECIPE)
     write_csv(fold_table(session.essays, splits, recipe.data.id_column), out / "folds.csv")
@@ -261,7 +284,7 @@ def _write_head(session: Session, data: Path, splits: list[FoldSplit], digests: 
     write_json(environment, out / ENVIRONMENT)
 
 
-def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Predictions) -> None:
+def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predictions) -> None:
     """Adds a fold to oof.csv (id, fold, truths, clipped predictions) and computes scores.json anew from it."""
     recipe, path = session.recipe, session.out / OOF
     columns, identifier = list(recipe.data.target_columns), recipe.data.id_column
@@ -278,18 +301,19 @@ def _add_out_of_fold(session: Session, split: FoldSplit, predictions: Prediction
     write_json(scores_of(session.out, recipe), session.out / "scores.json")
 
 
-def _finish(session: Session) -> Run:
+def _finish(session: "Session") -> Run:
     scores, run = read_scores(session.out / "scores.json"), run_of(session.out)
-    kind = "CV" if scores["complete"] else f"out-of-fold score of folds {run.folds}"
+    named = named_score(scores["score"], caveats(session.out, session.recipe))
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     session.log.event(
         "run",
-        f"{kind} {scores['score']:.4f} over {scores['essays']} essays | {columns} | {session.out}",
+        f"{named} over {scores['essays']} essays | {columns} | {session.out}",
         **scores,
     )
     watched = session.on_evaluation is not None  # by a caller who knows what comes next
     if session.accelerator.is_main_process and not scores["complete"] and not watched:
-        say(f"train the other folds with --folds, or pack these: python build_dataset.py {session.out} --out bundle")
+        pack = as_command(["python", "build_dataset.py", session.out, "--out", "bundle"])
+        say(f"train the other folds with --folds, or pack these: {pack}")
     return run
 
 

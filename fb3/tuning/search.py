@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from fb3.errors import Fb3Error, NoRoom
 from fb3.files import write_text
 from fb3.layout import LOCK, RECIPE, RESUME
@@ -31,13 +29,15 @@ from fb3.recipe.load import overridden
 from fb3.recipe.space import Space, read_space, refuse_fixed
 from fb3.room import in_room
 from fb3.training.run import fold_numbers, train
-from fb3.training.session import Evaluation
 from fb3.tuning.study import DATABASE, SHARES, check_same, load_optuna, open_study, suggest
 from fb3.tuning.trials import BASE, FURTHER, Outcome, Row, folder_of, ranked, rows_of
 
 if TYPE_CHECKING:
+    import torch
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
+
+    from fb3.training.session import Evaluation
 
 _ERRORS = 5  # trials in a row that break while training: it is not their parameters then
 _KILLS = 2  # times that a trial may take the whole process down before it is given up
@@ -84,7 +84,7 @@ def tune(
     known = fold_numbers(recipe, data)
     if not folds or len(set(folds)) < len(folds) or set(folds) - set(known):
         raise Fb3Error(f"--folds {','.join(map(str, folds))}: want different ones of {known}")
-    drawn_from = read_space(space)
+    drawn_from = read_space(space).fitting(recipe)
     drawn_from.check(recipe)
     starts = {BASE: []} | {text: _overrides_of(text, recipe) for text in tries}
     there = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
@@ -143,7 +143,7 @@ class _Search:
         return rows_of(self.study, self.out, self.folds[0])
 
     def outcome(self, interrupted: bool = False) -> Outcome:
-        return Outcome(self.out, self.rows(), self.folds, interrupted)
+        return Outcome(self.out, self.data, self.rows(), self.folds, interrupted)
 
     def settle(self, interrupted: bool = False) -> Outcome:
         """Counts trials that nobody trains any more as failed, deletes their weights, and writes what is known."""
@@ -191,6 +191,8 @@ class _Search:
         Raises:
             Fb3Error: it broke, and the trial is the base.
         """
+        import torch
+
         optuna, attributes = load_optuna(), trial.user_attrs
         # A start outside the space has no parameters: the sampler would learn from values that it cannot draw.
         inside = self.space.entries if attributes.get("inside", True) else {}
@@ -258,7 +260,7 @@ class _Search:
         self.study.tell(trial, same.value if same.state.name == "COMPLETE" else None, state=same.state)
         say(f"trial {trial.number}: the same recipe as trial {same.number}")
 
-    def _watch(self, trial: "Trial", evaluation: Evaluation) -> None:
+    def _watch(self, trial: "Trial", evaluation: "Evaluation") -> None:
         """Reports an evaluation; cuts a trial off that lies behind, but never the base, which all are compared with."""
         step = round(SHARES * evaluation.share)
         reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
@@ -294,6 +296,8 @@ class _Search:
                 self._train_further(row, fold)
 
     def _train_further(self, row: Row, fold: int) -> None:
+        import torch
+
         folder, start, message = folder_of(self.out, row.number), time.monotonic(), ""
         say(f"trial {row.number}: fold {fold}")
         try:
@@ -327,8 +331,8 @@ def _origin(trial: "FrozenTrial") -> str:
     return trial.user_attrs.get("origin", "")
 
 
-def _in_words(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
+def _in_words(error: "Fb3Error | torch.OutOfMemoryError") -> str:
+    if not isinstance(error, Fb3Error):
         return "out of memory; smaller train.batch_size, or model.gradient_checkpointing"
     return str(error)
 
@@ -343,6 +347,8 @@ def _clean(folder: Path) -> None:
 
 def _free_memory() -> None:
     """Lets go of a model whose training was left in the middle."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

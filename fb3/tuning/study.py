@@ -117,7 +117,7 @@ def check_same(study: "Study", recipe: Recipe, space: Space, data: Path, folds: 
     """
     now = {
         "recipe": recipe.model_dump(mode="json"),
-        "space": {name: entry.model_dump(mode="json") for name, entry in space.entries.items()},
+        "space": {name: entry.model_dump(mode="json", exclude={"when"}) for name, entry in space.entries.items()},
         "train.csv": sha256(data / "train.csv"),
         "folds": folds,
     }

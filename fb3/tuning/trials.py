@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from fb3.files import write_csv, write_text
 from fb3.layout import RECIPE
+from fb3.progress import as_command, escape_output
 from fb3.recipe import load_recipe
 from fb3.scoring import read_scores
 
@@ -99,9 +101,10 @@ def _short(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a search stands. recipe: best.yaml. interrupted: stopped by Ctrl-C."""
+    """Where a search stands. data: its essays' folder. recipe: best.yaml. interrupted: stopped by Ctrl-C."""
 
     out: Path
+    data: Path
     rows: list[Row]
     folds: list[int]
     interrupted: bool = False
@@ -144,10 +147,12 @@ class Outcome:
             write_text(f"# Trial {best.number}: {scores}.\n{recipe.to_yaml()}", self.recipe)
 
     def show(self) -> None:
-        """Base, best and their difference on the folds that both have, as a table; then what the best changes."""
+        """Base, best and their difference on the folds that both have, as a table; then what the best changes, and the
+        command that trains it."""
         from rich.console import Console
         from rich.table import Table
 
+        escape_output()
         console, base, best = Console(), self.base, self.best
         if base is None or best is None:
             console.print("no trial has a score yet", highlight=False)
@@ -166,5 +171,10 @@ class Outcome:
         add("best", str(best.number), ours, "{:.4f}")
         add("difference", "", [a - b for a, b in zip(ours, theirs, strict=True)], "{:+.4f}")
         console.print(table)
-        for line in (f"best: {' '.join(best.changes) or 'the base recipe'}", f"fb3 train {self.recipe}"):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print(f"best: {as_command(best.changes) or 'the base recipe'}")
+        print(as_command(["fb3", "train", self.recipe, "--data", self.data, "--out", self._free_folder()]))
+
+    def _free_folder(self) -> Path:
+        """Where nothing is yet, for the best recipe's run."""
+        names = (f"{self.out.name}-best{number}" for number in chain([""], (f"-{n}" for n in count(2))))
+        return next(place for name in names if not (place := self.out.with_name(name)).exists())

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fb3.files import read_json
 from fb3.foldinfo import ids_hash, is_finished
 from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, WEIGHTS, encoder_files
 from fb3.recipe import Recipe, load_recipe
-from fb3.scoring import TRUTH, scores_of
+from fb3.scoring import TRUTH, caveats, scores_of
 from fb3.verify.checked import Checked
 from fb3.verify.essays import check_essays
 
@@ -36,6 +37,9 @@ def check_run(run: Checked) -> None:
     if recipe is None or table is None:
         run.add("not made", f"{OOF}, scores.json, truths: for want of {RECIPE} or folds.csv")
         return
+    with suppress(Fb3Error):  # which is a fault already
+        for caveat in caveats(run.path, recipe) if finished else ():
+            run.add("note", f"its score is no CV: {caveat}")
     if finished or (run.path / OOF).is_file():
         before = len(run.report.faults)
         with run.part(f"{OOF}: the validation essays of folds {[*finished]}, all numbers"):

@@ -1,10 +1,13 @@
 """Folds of two sessions joined, and what does not belong together."""
 
 import json
+import re
 import shutil
+import sys
 
 import pytest
 
+from fb3.cli import main
 from fb3.errors import Fb3Error
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
@@ -33,6 +36,17 @@ def test_merged_folds_are_the_run_that_they_would_have_been(halves, competition,
     with pytest.raises(Fb3Error, match="is there already"):
         merge(halves, tmp_path / "merged")
     write_bundle([merged.path], tmp_path / "bundle")  # and it packs
+
+
+def test_the_command_calls_the_score_of_a_sample_no_cv(halves, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fb3", "merge", *map(str, halves), "--out", str(tmp_path / "merged")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert re.search(
+        r"folds \[0, 1\], out-of-fold score 0\.\d{4} \(no CV: trained on a sample of 24 essays \(data\.sample\)\)$",
+        capsys.readouterr().out.strip(),
+    )
 
 
 def test_a_fold_twice_or_not_at_all(halves, competition, tmp_path):

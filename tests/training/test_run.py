@@ -1,6 +1,8 @@
 """Runs: what a folder holds, what may be added to it, what is refused."""
 
 import json
+import re
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,13 +13,25 @@ from fb3.cli import main
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays
 from fb3.folds import make_folds
+from fb3.inference import infer
 from fb3.metrics import mcrmse
+from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.training import loop, session
 from fb3.training.run import scores_of, train, train_fold
+from fb3.verify import verify
 from tests.conftest import TINY, copied
 
 SMALL = [*TINY, "data.sample=20"]
+
+
+def command(*arguments):
+    """Exit status of an fb3 command in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fb3", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return ended.value.code or 0
 
 
 def test_a_run_folder_holds_what_the_house_says(run):
@@ -138,7 +152,7 @@ def test_a_tracker_that_is_not_installed(competition, tmp_path, monkeypatch):
         train(load_recipe("tiny", [*SMALL, "train.trackers=[wandb]"]), competition, tmp_path / "run")
 
 
-def test_debug_is_a_hundred_essays_two_folds_two_epochs(tmp_path):
+def test_debug_is_a_hundred_essays_two_folds_two_epochs_and_said_wherever_it_goes(tmp_path, capsys):
     from fb3.sample import write_competition
 
     data = tmp_path / "data"
@@ -148,6 +162,22 @@ def test_debug_is_a_hundred_essays_two_folds_two_epochs(tmp_path):
     assert len(pd.read_csv(run.path / "oof.csv")) == 100
     saved = load_recipe(run.path / "recipe.yaml")
     assert (saved.folds.count, saved.train.epochs, saved.data.sample) == (2, 2, 100)
+    no_cv = "no CV: a --debug run, 100 essays and 2 epochs"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"out-of-fold score {run.score.overall:.4f} ({no_cv}) over 100 essays")
+    packed = write_bundle([run.path], tmp_path / "bundle")
+    assert packed.manifest["runs"][0]["caveats"] == ["a --debug run, 100 essays and 2 epochs"]
+    assert f"WARNING: {run.path}: its score is {no_cv}" in capsys.readouterr().err
+    for place in (run.path, packed.path):
+        assert re.search(f"^note .*its score is {no_cv}$", verify(place).text(), re.MULTILINE)
+    infer(packed.path, data, tmp_path / "submission.csv")
+    assert f"run: its out-of-fold score is {no_cv}" in capsys.readouterr().err
+    oof = str(run.path / "oof.csv")
+    for flag in ([], ["--json"]):
+        assert command("score", oof, str(data / "train.csv"), "--subset", *flag) == 0
+    plain, as_json = capsys.readouterr().out.split("\n{")
+    assert plain.endswith(no_cv)
+    assert json.loads("{" + as_json)["caveats"] == packed.manifest["runs"][0]["caveats"]
 
 
 def test_a_holdout_is_one_split(competition, tmp_path):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.groups.base import Count, Group, Probability, Rate, Seed
+from fb3.recipe.groups.base import Count, Group, Listed, Probability, Rate, Seed
 
 
 class Synonyms(Group):
@@ -106,7 +106,7 @@ class DataGroup(Group):
     """Column of the essay's id."""
     text_column: str = "full_text"
     """Column of the essay's text."""
-    target_columns: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    target_columns: Annotated[tuple[str, ...], Field(min_length=1), Listed] = (
         "cohesion",
         "syntax",
         "vocabulary",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.groups.base import Count, Group, Probability, Rate, Seed, Share
+from fb3.recipe.groups.base import Count, Group, Listed, Probability, Rate, Seed, Share
 
 MANY_STEPS = 10**6  # after so many, Adam's bias corrections are 1 to the last bit
 
@@ -46,7 +46,7 @@ class TrainGroup(Group):
     """The same in optimizer steps; both may be given."""
     log_every_steps: Count = 20
     """Optimizer steps in a window, one log line each."""
-    trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    trackers: Annotated[tuple[Literal["wandb", "tensorboard"], ...], Listed] = ()
     """Experiment trackers beside log.jsonl, through accelerate; wandb stays offline unless Kaggle's secrets hold
     WANDB_API_KEY."""
 

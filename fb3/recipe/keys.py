@@ -1,0 +1,88 @@
+"""The keys of a recipe, and the likeliest for one that is none."""
+
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher, get_close_matches
+from functools import cache
+from typing import Any, get_args, get_origin
+
+from fb3.errors import nearest
+from fb3.recipe.groups import Group
+
+_LIKE = 0.75  # least likeness of a hint: metric and tricks have 0.67, epoch and epochs 0.91
+
+
+def known_keys(model: type[Group], path: tuple[str | int, ...]) -> list[str]:
+    """The keys that may stand in the group at `path`, for messages; empty where the path leaves the groups.
+
+    In a validation error's path a union's member stands as its kind and a list's item as its index.
+    """
+    members = [model]
+    for part in path:
+        by_kind = [
+            m for m in members if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)
+        ]
+        if isinstance(part, int):
+            continue
+        if by_kind:
+            members = by_kind
+        elif len(members) == 1 and part in members[0].model_fields:
+            members = list(_groups_in(members[0].model_fields[part].annotation))
+        else:
+            return []
+    return list(members[0].model_fields) if len(members) == 1 else []
+
+
+def _groups_in(annotation: Any, lists: bool = True) -> Iterator[type[Group]]:
+    if isinstance(annotation, type) and issubclass(annotation, Group):
+        yield annotation
+    for inner in get_args(annotation) if lists or get_origin(annotation) is not tuple else ():
+        yield from _groups_in(inner, lists)
+
+
+@cache
+def dotted_keys(model: type[Group]) -> tuple[str, ...]:
+    """All keys that an override can name, such as train and train.epochs, those of every kind; none within lists."""
+
+    def walk(group: type[Group], above: str) -> Iterator[str]:
+        for name, field in group.model_fields.items():
+            yield above + name
+            for inner in _groups_in(field.annotation, lists=False):
+                yield from walk(inner, f"{above}{name}.")
+
+    return tuple(dict.fromkeys(walk(model, "")))
+
+
+def below(key: str, known: Sequence[str]) -> list[str]:
+    """The names directly below a dotted key; empty where anything may stand there, or nothing."""
+    start = f"{key}." if key else ""
+    return [other.removeprefix(start) for other in known if other.startswith(start) and "." not in other[len(start) :]]
+
+
+def without_kinds(model: type[Group], path: Sequence[str | int]) -> str:
+    """The path of a validation error as an override names it: without the kinds of unions."""
+    known, key = dotted_keys(model), ""
+    for part in path[:-1]:
+        longer = f"{key}.{part}".lstrip(".")
+        key = longer if longer in known else key
+    return f"{key}.{path[-1]}".lstrip(".")
+
+
+def key_hint(key: str, known: Sequence[str], beside: Sequence[str]) -> str:
+    """The end of a sentence about a key that is none.
+
+    Args:
+        key: dotted.
+        known: dotted keys. Those with the same last part come first, then those that look alike.
+        beside: what may stand where the key went wrong, listed where nothing is like it.
+    """
+    parts = key.split(".")
+    likely = [other for other in known if other.rpartition(".")[2] == parts[-1] and other != key]
+    deeper = [other for other in likely if set(parts) <= set(other.split("."))]
+    alike = get_close_matches(key, known, n=1, cutoff=_LIKE)
+    if likely and alike and alike[0] in likely and len(parts) > 1:
+        likely = alike
+    elif not likely:
+        last = get_close_matches(parts[-1], {other.rpartition(".")[2] for other in known}, n=1, cutoff=_LIKE)
+        likely = alike or [other for other in known if last and other.rpartition(".")[2] == last[0]]
+    likely = sorted(deeper or likely, key=lambda other: -SequenceMatcher(None, key, other).ratio())
+    return f"did you mean {' or '.join(map(repr, likely))}?" if likely else nearest(parts[-1], beside)
