@@ -54,6 +54,7 @@ FLOORS = [
         "tuning",
         "inference",
         "rehearse",
+        "agreement",
         "parity",
         "calibration",
         "verify",
