@@ -54,6 +54,8 @@ FLOORS = [
         "tuning",
         "inference",
         "rehearse",
+        "rehearsal",
+        "hidden_rows",
         "agreement",
         "parity",
         "calibration",
