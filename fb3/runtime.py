@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     import torch
 
 KAGGLE_INPUT = Path("/kaggle/input")
-# Of the run on the hidden rows, for a rehearsal: where bundle and competition are mounted, and what is set.
+# For a rehearsal: where Kaggle mounts bundle and competition, and what it sets, in the run on the public files when a
+# notebook is saved and in the later one on the hidden rows.
 MOUNTS = {
     "new": ("datasets/someone/bundle", "competitions/competition"),
     "old": ("bundle", "competition"),
 }
-RERUN_VARIABLES = {
-    "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-    "KAGGLE_IS_COMPETITION_RERUN": "1",
-    "KAGGLE_URL_BASE": "https://www.kaggle.com",
-}
+COMMIT_VARIABLES = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
+RERUN_VARIABLES = {**COMMIT_VARIABLES, "KAGGLE_IS_COMPETITION_RERUN": "1"}
 SECRET_VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_API_V1_TOKEN")
 NO_CREDENTIALS = (
     "Kaggle's client found no credentials: make a token at kaggle.com/settings and put it into ~/.kaggle/access_token "
