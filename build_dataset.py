@@ -2,6 +2,7 @@
 """Packs run folders, fb3's source and wheels into one folder to upload as a Kaggle data set.
 
 python build_dataset.py runs/minilm --out bundle --id your-name/fb3-minilm --title "FB3 MiniLM"
+python build_dataset.py --source-only --out source --id your-name/fb3-source    # to train on Kaggle without internet
 """
 
 import argparse
@@ -25,7 +26,10 @@ WHEELS = Path(__file__).parent / "wheels"
 def main() -> None:
     """Reads the arguments, packs, says what was packed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder of `fb3 train`")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folder of `fb3 train`")
+    parser.add_argument(
+        "--source-only", action="store_true", help="no run: source and wheels, for notebooks/train.ipynb offline"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="the folder to write")
     parser.add_argument("--id", metavar="OWNER/SLUG", help="of the data set")
     parser.add_argument("--title", help="of the data set, 6-50 characters; default: the slug")
@@ -45,6 +49,10 @@ def main() -> None:
     kaggle.add_argument("--public", action="store_true", help="make a new data set public")
     kaggle.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
     arguments = parser.parse_args()
+    if not arguments.runs and not arguments.source_only:
+        raise Fb3Error("no run folder to pack; give one, or --source-only")
+    if arguments.source_only and (given := _of_runs(arguments)):
+        raise Fb3Error(f"--source-only packs no run; leave out {', '.join(given)}")
     wheels = [] if arguments.no_wheels else wheels_for_all_images(arguments.wheels)
     for backend in backends_of(arguments.runs):
         wheels += wheels_of_backend(backend, arguments.wheels, arguments.no_wheels)
@@ -56,16 +64,31 @@ def main() -> None:
         weights=arguments.weights,
         wheels={path.name: path for path in wheels}.values(),
         int8=calibrate(arguments.data) if arguments.int8 else None,
-        check=None if arguments.no_parity else replay(arguments.data),
+        check=None if arguments.no_parity or arguments.source_only else replay(arguments.data),
+        source_only=arguments.source_only,
     )
     size = sum(entry["size"] for entry in bundle.manifest["files"].values())
     folds = sum(len(run["folds"]) for run in bundle.manifest["runs"])
-    print(f"{bundle.path}: {folds} folds of {len(bundle.manifest['runs'])} runs, {size / 1e6:.1f} MB")
+    content = "source and wheels" if arguments.source_only else f"{folds} folds of {len(bundle.manifest['runs'])} runs"
+    print(f"{bundle.path}: {content}, {size / 1e6:.1f} MB")
     if not arguments.id:
         print(f"set your Kaggle name in {bundle.path / 'dataset-metadata.json'}, or pack with --id owner/slug")
-    print(f"next: fb3 rehearse {bundle.path} --data DIR")
+    training = "attach it and the competition to notebooks/train.ipynb"
+    print(f"next: {training if arguments.source_only else f'fb3 rehearse {bundle.path} --data DIR'}")
     if arguments.upload or arguments.dry_run:
         upload_bundle(bundle.path, message=arguments.message, public=arguments.public, dry_run=arguments.dry_run)
+
+
+def _of_runs(arguments: argparse.Namespace) -> list[str]:
+    """What was given and says something about runs, or their weights."""
+    given = {
+        "RUN": arguments.runs,
+        "--weights": arguments.weights != "fp32",
+        "--int8": arguments.int8,
+        "--data": arguments.data,
+        "--no-parity": arguments.no_parity,
+    }
+    return [name for name, value in given.items() if value]
 
 
 def backends_of(runs: list[Path]) -> list[str]:

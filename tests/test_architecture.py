@@ -13,6 +13,7 @@ FLOORS = [
     {
         "recipe",
         "ahead",
+        "attached",
         "errors",
         "files",
         "metrics",
@@ -61,6 +62,7 @@ FLOORS = [
         "stage",
         "upload",
         "turns",
+        "handover",
         "tokenising",
     },
     {"cli", "demo", "__main__"},
