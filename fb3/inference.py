@@ -63,6 +63,7 @@ def infer(
     if out.is_dir():
         raise Fb3Error(f"{out}: is a folder; give a file with --out")
     packed = read_bundle(bundle)
+    packed.check_trained()
     summary = Summary(out.with_suffix(".report.json"), start)
     summary.begin()
     members = _whole_members(packed, summary, strict)
