@@ -55,8 +55,7 @@ def _to_be_had(backbone: str) -> bool:
     """Whether a hub id is in the cache, or the hub has an address here: without one, its client tries for 30 s."""
     from huggingface_hub import try_to_load_from_cache
 
-    if getproxies() or isinstance(try_to_load_from_cache(backbone, CONFIG), str):
-        return True
-    with suppress(OSError):
-        return bool(socket.getaddrinfo(_HUB, 443))
+    with suppress(OSError, ValueError):  # no address, or no name that a model on the hub can have
+        cached = isinstance(try_to_load_from_cache(backbone, CONFIG), str)
+        return cached or bool(getproxies() or socket.getaddrinfo(_HUB, 443))
     return False

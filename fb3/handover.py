@@ -87,7 +87,6 @@ def train_session(
     try:
         train(recipe, data, run, folds=folds, debug=debug, resume=True, stop_after=stop_after)
     except Stopped as stopped:
-        say(str(stopped))
         return str(stopped)
     except Exception as error:
         if _progress(run) <= before:
@@ -128,8 +127,9 @@ def hand_over(run: str | Path, out: str | Path, *, source: str | Path | None = N
         return f"{run}: no fold is trained to its end, so there is no bundle yet\n{_go_on(run)}"
     try:
         bundle = _packed(run, out, source)
-    except Fb3Error as error:
-        say(f"NOT PACKED: {error}")
+    except Exception as error:
+        if not isinstance(error, Fb3Error):
+            say(traceback.format_exc())
         return f"NOT PACKED: {error}\n{run}: is whole; download it, and pack it with build_dataset.py"
     _slim(run, complete)
     scores, folds = read_scores(run / "scores.json"), bundle.manifest["runs"][0]["folds"]
@@ -159,6 +159,7 @@ def _packed(run: Path, out: Path, source: str | Path | None) -> Bundle:
 
 
 def _slim(run: Path, complete: bool) -> None:
+    (run / LOCK).unlink(missing_ok=True)
     for fold in _folds(run):
         for save in found(fold / RESUME)[1:]:
             shutil.rmtree(save)

@@ -133,6 +133,7 @@ def test_the_road_on_kaggle_from_source_and_wheels_to_a_submission(session, sour
     wish = {"FB3_RECIPE": "tiny", "FB3_OVERRIDES": "model.backbone=microsoft/deberta-v3-base", "FB3_DEBUG": "1"}
     first, error = session("train", attached, "first", FB3_STOP_AFTER="0s", **wish)
     assert error is None
+    assert "the time is up: fold 0 is saved after step 1 of" in (first / "train.ipynb").read_text()
     assert "no fold is trained to its end" in (first / "train.ipynb").read_text()
     assert "attach its output to this notebook" in (first / "train.ipynb").read_text()
     assert {path.name for path in first.iterdir()} == {"run", "train.ipynb"}
@@ -142,7 +143,7 @@ def test_the_road_on_kaggle_from_source_and_wheels_to_a_submission(session, sour
     assert {path.name for path in second.iterdir()} == {"run", "bundle", "train.ipynb"}
     kept = {path.relative_to(second / "run").as_posix() for path in (second / "run").rglob("*") if path.is_file()}
     assert kept == {
-        *("recipe.yaml", "folds.csv", "oof.csv", "scores.json", "environment.json", "log.jsonl", "lock"),
+        *("recipe.yaml", "folds.csv", "oof.csv", "scores.json", "environment.json", "log.jsonl"),
         *("fold0/fold.json", "fold1/fold.json"),
     }
     packed = verify_bundle(second / "bundle")
