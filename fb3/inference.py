@@ -63,6 +63,7 @@ def infer(
     """
     start, out = time.monotonic(), check_place(out, plain=True)
     packed = read_bundle(bundle)
+    packed.check_trained()
     summary = Summary(out.with_suffix(".report.json"), start)
     summary.begin()
     members = _whole_members(packed, summary, strict)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fb3.bundle import FORMAT, Bundle, Member, read_bundle
 from fb3.errors import Fb3Error
-from fb3.files import read_json, sha256, write_json
+from fb3.files import link_or_copy, read_json, sha256, write_json
 from fb3.foldinfo import is_finished
 from fb3.layout import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
 from fb3.metadata import dataset_metadata, default_slug, safe_file_name
@@ -40,6 +40,8 @@ def write_bundle(
     wheels: Iterable[Path] = (),
     int8: Check | None = None,
     check: Check | None = None,
+    source_only: bool = False,
+    link: bool = False,
 ) -> Bundle:
     """Packs run folders with fb3's own source.
 
@@ -53,14 +55,18 @@ def write_bundle(
         int8: adds to the packed folder what inference in int8 needs; what it returns stands in the manifest as "int8".
         check: looks at the runs and at the packed folder before it takes its place, and refuses it by an error; what it
             returns stands in the manifest as "parity".
+        source_only: pack no run, only source and wheels: a machine without internet trains with it.
+        link: fp32 weights share their bytes with the run's, where the file system can.
 
     Raises:
-        Fb3Error: a run that is none, has no trained fold or damaged weights; runs that predict different columns; an id
-            or title that Kaggle refuses; `out` is something else than a bundle.
+        Fb3Error: runs and source_only, or neither; a run that is none, has no trained fold or damaged weights; runs
+            that predict different columns; an id or title that Kaggle refuses; `out` is something else than a bundle.
     """
     out = Path(out).resolve()
     if out.exists() and not _may_replace(out):
         raise Fb3Error(f"{out}: is there and is no bundle; choose another --out")
+    if bool(runs) == source_only:
+        raise Fb3Error(f"{out}: give either the run folders to pack, or source_only (--source-only)")
     members = _read_runs([Path(run) for run in runs])
     metadata = dataset_metadata(id or f"your-name/{default_slug(out.name)}", title)
     wheels = list(wheels)  # may fetch them, now that the runs are known to be ones
@@ -70,7 +76,7 @@ def write_bundle(
     check_room(out, source + sum(_size(member, weights) for member in members))
     try:
         for member in members:
-            _pack_run(member, aside / "runs" / member.name, weights)
+            _pack_run(member, aside / "runs" / member.name, weights, link)
         _pack_source(aside / "fb3")
         for wheel in wheels:
             (aside / "wheels").mkdir(exist_ok=True)
@@ -151,7 +157,7 @@ def _next_name(name: str, first: str) -> str:
     return f"{first}-{int(name.removeprefix(first + '-') if name != first else 1) + 1}"
 
 
-def _pack_run(member: Member, out: Path, weights: str) -> None:
+def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
     out.mkdir(parents=True)
     for name in RUN_FILES:
         if (member.path / name).is_file():
@@ -179,7 +185,7 @@ def _pack_run(member: Member, out: Path, weights: str) -> None:
             write_weights(as_half(read_weights(fold / WEIGHTS), str(fold / WEIGHTS)), target / WEIGHTS)
             info["sha256"] = sha256(target / WEIGHTS)
         else:
-            shutil.copyfile(fold / WEIGHTS, target / WEIGHTS)
+            (link_or_copy if link else shutil.copyfile)((fold / WEIGHTS).resolve(), target / WEIGHTS)
         write_json(info, target / FOLD_JSON)
 
 

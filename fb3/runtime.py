@@ -103,18 +103,30 @@ def input_root() -> Path:
 
 
 def find_bundle(root: str | Path | None = None) -> Path:
-    """The one folder under `root` (default: `input_root()`) with a manifest.json and fb3's source beside it."""
-    found = [path for path in _folders_with(BUNDLE_MARKER, root) if (path / "fb3").is_dir()]
-    return _only(found, "bundle", BUNDLE_MARKER, root, "the bundle's folder, the first argument")
+    """The one folder under `root` (default: `input_root()`) with a manifest.json, fb3's source and runs beside it."""
+    found = [path for path in folders_with(BUNDLE_MARKER, root) if (path / "fb3").is_dir()]
+    trained = [path for path in found if (path / "runs").is_dir()]
+    if found and not trained:
+        raise Fb3Error(
+            f"{root or input_root()}: no bundle with a trained run below it, only fb3's source in "
+            f"{[str(path) for path in found]}; attach the training notebook's output, or what `python build_dataset.py "
+            "RUN` packed"
+        )
+    return _only(trained, "bundle", BUNDLE_MARKER, root, "the bundle's folder, the first argument")
 
 
 def find_competition(root: str | Path | None = None) -> Path:
     """The one folder under `root` (default: `input_root()`) with a sample_submission.csv."""
-    found = _folders_with(COMPETITION_MARKER, root)
+    found = folders_with(COMPETITION_MARKER, root)
     return _only(found, "competition's data", COMPETITION_MARKER, root, "--data")
 
 
-def _folders_with(marker: str, root: str | Path | None) -> list[Path]:
+def folders_with(marker: str, root: str | Path | None = None) -> list[Path]:
+    """The folders under `root` (default: `input_root()`) that hold a file of this name; below one, none is sought.
+
+    Raises:
+        Fb3Error: `root` is not there.
+    """
     seen: set[Path] = set()
 
     def walk(folder: Path, depth: int) -> Iterator[Path]:

@@ -13,6 +13,7 @@ FLOORS = [
     {
         "recipe",
         "ahead",
+        "attached",
         "errors",
         "files",
         "metrics",
@@ -66,6 +67,7 @@ FLOORS = [
         "stage",
         "upload",
         "turns",
+        "handover",
         "tokenising",
     },
     {"cli", "demo", "__main__"},

@@ -23,7 +23,10 @@ LAYOUTS = [
 @pytest.mark.parametrize(("bundle", "competition"), LAYOUTS)
 def test_inputs_are_found_in_every_mount_layout(tmp_path, monkeypatch, bundle, competition):
     (tmp_path / bundle / "fb3").mkdir(parents=True)
+    (tmp_path / bundle / "runs").mkdir()
     (tmp_path / bundle / "manifest.json").write_text("{}")
+    (tmp_path / "datasets" / "me" / "source" / "fb3").mkdir(parents=True)  # of --source-only
+    (tmp_path / "datasets" / "me" / "source" / "manifest.json").write_text("{}")
     (tmp_path / competition).mkdir(parents=True, exist_ok=True)
     (tmp_path / competition / "sample_submission.csv").write_text("")
     (tmp_path / "someone" / "else").mkdir(parents=True)
@@ -31,6 +34,13 @@ def test_inputs_are_found_in_every_mount_layout(tmp_path, monkeypatch, bundle, c
     monkeypatch.setenv("FB3_INPUT", str(tmp_path))
     assert find_bundle() == tmp_path / bundle
     assert find_competition() == tmp_path / competition
+
+
+def test_source_alone_is_no_bundle_to_predict_with(tmp_path):
+    (tmp_path / "source" / "fb3").mkdir(parents=True)
+    (tmp_path / "source" / "manifest.json").write_text("{}")
+    with pytest.raises(Fb3Error, match=r"no bundle with a trained run .* source in \['.*/source'\]; attach"):
+        find_bundle(tmp_path)
 
 
 def test_none_or_two_name_the_argument_that_decides(tmp_path):

@@ -16,12 +16,13 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
+from fb3.attached import local_backbone
 from fb3.encoding import encode_essays, load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.files import replacing_folder
 from fb3.layout import ENCODER, SECOND
 from fb3.metrics import Score
-from fb3.models.encoder import SECOND_KEY, export_encoder
+from fb3.models.encoder import KEY, SECOND_KEY, export_encoder
 from fb3.models.scratch import build_backbone
 from fb3.recipe import Recipe
 from fb3.runtime import Precision, keep_freed_memory, pick_device, pick_precision, secret
@@ -192,14 +193,22 @@ def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
         with replacing_folder(out / "scratch") as aside:
             build_backbone(recipe.model.scratch, texts, aside, recipe.train.seed)
-    added = added_tokens(recipe.data)
-    export_encoder(with_local_backbone(recipe, out).model, out / ENCODER, added)
-    if recipe.model.stitch:
-        export_encoder(recipe.model.second(), out / ENCODER / SECOND, added, SECOND_KEY)
+    added, model = added_tokens(recipe.data), with_local_backbone(recipe, out).model
+    export_encoder(model, out / ENCODER, added)
+    if model.stitch:
+        export_encoder(model.second(), out / ENCODER / SECOND, added, SECOND_KEY)
 
 
 def with_local_backbone(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with `backbone: scratch` turned into the folder that was built for it."""
-    if recipe.model.backbone != "scratch":
-        return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"backbone": str(out / "scratch")})})
+    """The recipe with its backbones as folders: `scratch` as the one that was built for it, hub ids as attached ones.
+
+    Raises:
+        Fb3Error: as `local_backbone` does.
+    """
+    model, scratch = recipe.model, recipe.model.backbone == "scratch"
+    changed = {"backbone": str(out / "scratch") if scratch else local_backbone(model.backbone, KEY)}
+    if model.stitch:
+        changed["stitch"] = model.stitch.model_copy(
+            update={"backbone": local_backbone(model.stitch.backbone, SECOND_KEY)}
+        )
+    return recipe.model_copy(update={"model": model.model_copy(update=changed)})
