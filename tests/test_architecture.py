@@ -15,6 +15,8 @@ FLOORS = [
         "ahead",
         "errors",
         "files",
+        "contents",
+        "backbone_files",
         "metrics",
         "progress",
         "runtime",
