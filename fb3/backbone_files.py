@@ -133,7 +133,7 @@ def _unreachable() -> str:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return "is not asked: HF_HUB_OFFLINE is set"
+        return "is not asked (HF_HUB_OFFLINE is set)"
     hub = place = urlsplit(constants.ENDPOINT)
     proxies = getproxies()
     proxy = proxies.get(hub.scheme) or proxies.get("all")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedTokenizerBase
@@ -215,12 +216,20 @@ def _told(place: object, source: Source | None = None) -> Iterator[None]:
                 f"weights_only=True; take the backbone's model.safetensors ({words[:150]})"
             ) from None
         if source and not source.is_folder and isinstance(error, OSError):
-            hub = source.offline and f"{source.offline}, and holds no copy of it in its cache here"
+            hub = source.offline and f"{source.offline}, nor is a copy of it in its cache"
             raise Fb3Error(
                 f"{place}: no folder of this name here, and the hub {hub or f'refused: {words}'}; give a folder with "
                 "config.json, tokenizer and weights, or a model of the hub"
             ) from None
-        raise Fb3Error(f"{place}: {words or type(error).__name__}") from None
+        raise Fb3Error(f"{place}: {words or type(error).__name__}{_saved_by(source)}") from None
+
+
+def _saved_by(source: Source | None) -> str:
+    """Which version of transformers saved a folder that another one cannot read."""
+    saved = read_json(Path(source.name) / CONFIG).get("transformers_version") if source and source.is_folder else None
+    if saved in {None, transformers.__version__}:
+        return ""
+    return f" (saved by transformers {saved}, read by {transformers.__version__})"
 
 
 def _auto_class(config: PretrainedConfig) -> Any:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import transformers
-from tokenizers import Tokenizer, models, processors
+from tokenizers import models, processors
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS
 from transformers.utils import cached_file
@@ -17,8 +17,6 @@ from fb3.recipe.groups import ModelGroup
 from fb3.tokens import special_tokens
 
 _REBUILDS = int(transformers.__version__.split(".")[0]) >= 5
-# Classes whose sentencepiece model transformers' converter turns into what sentencepiece itself does.
-_CONVERTED = {"DebertaV2Tokenizer", "BigBirdTokenizer"}
 _PROBE = "ﬁne…\u00a0text\n\nof  lines "
 # Classes that mark one end only, by the token that they put there; GPT-2's and its like mark none.
 _ONE_END = {"LlamaTokenizer": "bos", "GemmaTokenizer": "bos", "T5Tokenizer": "eos", "PegasusTokenizer": "eos"}
@@ -46,7 +44,7 @@ def backbone_tokenizer(source: Source, place: str) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise Fb3Error(f"{place}: no fast tokenizer; convert it to a tokenizer.json first")
     if _REBUILDS and isinstance(tokenizer.backend_tokenizer.model, models.Unigram):
-        _take_parts_of_files(tokenizer, source, place)
+        _take_normaliser(tokenizer, source, place)
     words = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).keys() - set(tokenizer.all_special_tokens)
     if not words:
         raise Fb3Error(
@@ -61,27 +59,28 @@ def _kind(tokenizer: PreTrainedTokenizerBase) -> str:
     return type(tokenizer).__name__.removesuffix("Fast")
 
 
-def _take_parts_of_files(tokenizer: PreTrainedTokenizerBase, source: Source, place: str) -> None:
-    """Puts back normaliser and frame: transformers 5 builds a Unigram tokenizer from its vocabulary alone.
+def _take_normaliser(tokenizer: PreTrainedTokenizerBase, source: Source, place: str) -> None:
+    """Puts back the normaliser of the files: transformers 5 builds some sentencepiece tokenizers without it.
 
-    Without the normaliser "…" and a non-breaking space are unknown tokens to DeBERTa-v3, which saw "..." and a space.
+    DeBERTa-v3 saw "..." and a space in pretraining where it would get unknown tokens for "…" and a non-breaking space.
     """
+    built, kind = tokenizer.backend_tokenizer, _kind(tokenizer)
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    file = cached_file(source.name, TOKENIZER, local_files_only=source.local, **options)
-    if file:
-        filed = Tokenizer.from_file(file)
-    elif _kind(tokenizer) in _CONVERTED and getattr(tokenizer, "vocab_file", None):
-        filed = SLOW_TO_FAST_CONVERTERS[_kind(tokenizer)](tokenizer).converted()
+    if file := cached_file(source.name, TOKENIZER, local_files_only=source.local, **options):
+        normaliser = read_tokenizer(Path(file)).normalizer
+    elif kind in SLOW_TO_FAST_CONVERTERS and getattr(tokenizer, "vocab_file", None):
+        converter = SLOW_TO_FAST_CONVERTERS[kind](tokenizer)
+        normaliser = converter.normalizer(converter.proto)
     else:
         return
-    built = tokenizer.backend_tokenizer
-    if filed.encode(_PROBE).ids == built.encode(_PROBE).ids:
-        return
-    built.normalizer, built.pre_tokenizer = filed.normalizer, filed.pre_tokenizer
-    if filed.post_processor is not None:
-        built.post_processor = filed.post_processor
-    said = "tokenizer.json" if file else "sentencepiece model"
-    say(f"{place}: transformers {transformers.__version__} reads its {said} in part; fb3 takes all of it")
+    before = built.encode(_PROBE).ids
+    if normaliser is not None:
+        built.normalizer = normaliser
+    if built.encode(_PROBE).ids != before:
+        say(
+            f"{place}: transformers {transformers.__version__} leaves the normaliser of "
+            f"{'tokenizer.json' if file else Path(tokenizer.vocab_file).name} out; fb3 takes it"
+        )
 
 
 def _check_frame(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
