@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fb3.contents import not_weights
 from fb3.errors import Fb3Error
 from fb3.files import read_json, replacing, sha256, write_json
 from fb3.layout import FOLD_JSON, INT8, WEIGHTS
@@ -58,7 +59,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise Fb3Error(f"{path}: no such file; copy the whole run folder") from None
     except (OSError, SafetensorError) as error:
-        raise Fb3Error(f"{path}: cannot be read ({error})") from None
+        words = not_weights(path) if isinstance(error, SafetensorError) else ""
+        raise Fb3Error(f"{path}: cannot be read ({error})" if not words else f"{path}: {words}") from None
 
 
 def as_half(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ FLOORS = [
         "attached",
         "errors",
         "files",
+        "contents",
+        "backbone_files",
         "metrics",
         "progress",
         "room",

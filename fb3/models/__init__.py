@@ -5,14 +5,13 @@ from typing import Literal
 
 from torch import nn
 
+from fb3.backbone_files import KEY, SECOND_KEY
 from fb3.encoding import load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.layout import SECOND
 from fb3.models.attention import use_blocked_attention
 from fb3.models.deberta import use_fused_disentangled_attention
 from fb3.models.encoder import (
-    KEY,
-    SECOND_KEY,
     empty_encoder,
     layer_stack,
     longest_input,

@@ -17,12 +17,13 @@ from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
 from fb3.attached import local_backbone
+from fb3.backbone_files import KEY, SECOND_KEY
 from fb3.encoding import encode_essays, load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.files import replacing_folder
 from fb3.layout import ENCODER, SECOND
 from fb3.metrics import Score
-from fb3.models.encoder import KEY, SECOND_KEY, export_encoder
+from fb3.models.encoder import export_encoder
 from fb3.models.scratch import build_backbone
 from fb3.recipe import Recipe
 from fb3.runtime import Precision, keep_freed_memory, pick_device, pick_precision, secret

@@ -9,12 +9,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+from fb3.backbone_files import check_backbone
 from fb3.checkpoint import load_fold
 from fb3.encoding import load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.inference import infer
 from fb3.models import build_scorer
-from fb3.models.encoder import check_backbone, depth_of_parameters, export_encoder, layer_stack
+from fb3.models.encoder import depth_of_parameters, export_encoder, layer_stack
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
