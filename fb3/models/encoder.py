@@ -189,7 +189,12 @@ def empty_encoder(folder: Path) -> nn.Module:
     """The same without any weights: parameters on the meta device, to be assigned; buffers are real."""
     config = read_config(folder)
     with _told(folder / CONFIG), _parameters_on_meta():
-        return _auto_class(config).from_config(config, trust_remote_code=False)
+        encoder = _auto_class(config).from_config(config, trust_remote_code=False)
+    for module in encoder.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:  # made after the pattern of a parameter (I-BERT)
+                module._buffers[name] = torch.zeros_like(buffer, device="cpu")
+    return encoder
 
 
 def _check_config(folder: Path) -> None:

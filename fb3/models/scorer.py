@@ -21,9 +21,18 @@ class ModelOutput(NamedTuple):
     pooled: Tensor
 
 
+def layer_states(out: Any) -> tuple[Tensor, ...]:
+    """An encoder's states by layer, (B, T, D) each, lowest first.
+
+    The last is what the encoder hands out: where the layers are followed by a norm, versions of transformers differ in
+    whether `hidden_states` ends before it or after it.
+    """
+    return (*out.hidden_states[:-1], out.last_hidden_state)
+
+
 _READ = {
     "last": lambda out: out.last_hidden_state.float(),
-    "layers": lambda out: out.hidden_states,  # made float32 one by one: all at once fall out of a CPU's cache
+    "layers": layer_states,  # made float32 one by one: all at once fall out of a CPU's cache
     "pooler": lambda out: out.pooler_output.float(),
 }
 
