@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from tokenizers import AddedToken
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
 
 from fb3.errors import Fb3Error
 from fb3.files import read_json
-from fb3.layout import CONFIG
+from fb3.layout import CONFIG, PADDED
 from fb3.progress import say
 from fb3.recipe.groups import ModelGroup
 
@@ -43,6 +44,7 @@ _WEIGHTS = (
 _OF_PICKLES = ("weights_only", "pytorch checkpoint", "PytorchStreamReader")  # in the errors of a pytorch_model.bin
 # Of a config from elsewhere, whose buffers are made before any weight is read.
 _MOST_LAYERS, _LARGEST = 1000, 2**24
+_PROBE = 9  # tokens of a text that is only to show where positions are looked up
 # Where the families of transformers keep their layers, lowest first.
 _STACKS = (
     "encoder.layer",
@@ -98,6 +100,7 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = (), k
         if Path(backbone).is_dir():
             _check_config(Path(backbone))
         config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+        _auto_class(config)  # refuses what is no encoder
         tokenizer = AutoTokenizer.from_pretrained(backbone, use_fast=True, trust_remote_code=False)
     if getattr(config, "auto_map", None):
         say(f"{key}={settings.backbone}: its code is not run (trust_remote_code is off), transformers' own is taken")
@@ -239,7 +242,11 @@ def _told(source: object) -> Iterator[None]:
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
-    return AutoModelForTextEncoding if config.is_encoder_decoder or config.model_type == "t5" else AutoModel
+    if not config.is_encoder_decoder and config.model_type != "t5":
+        return AutoModel
+    if type(config) not in AutoModelForTextEncoding._model_mapping:
+        raise ValueError(f"{config.model_type} is an encoder with a decoder; take an encoder alone, or a T5")
+    return AutoModelForTextEncoding
 
 
 @contextmanager
@@ -294,9 +301,30 @@ def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
 
 
 def longest_input(encoder: nn.Module) -> int | None:
-    """Tokens for which the encoder has absolute positions; none where positions are relative only."""
-    for name, module in encoder.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            skipped = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            return module.num_embeddings - skipped
-    return None
+    """Tokens for which the encoder has learned positions; none where positions are computed, or relative only.
+
+    Found by asking: of the numbers of neighbouring tokens that it looks up in a table.
+
+    Args:
+        encoder: with weights, on the CPU.
+    """
+    tokens = getattr(encoder.config, PADDED, 0) or _PROBE
+    ids = torch.full((1, tokens), 1 if encoder.config.pad_token_id != 1 else 2)
+    with torch.no_grad(), _PositionsLookedUp(tokens) as seen:
+        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return min(seen.limits, default=None)
+
+
+class _PositionsLookedUp(TorchFunctionMode):
+    """Notes how many positions the tables have in which neighbouring tokens look up neighbouring numbers."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens, self.limits = tokens, set()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is nn.functional.embedding:
+            places = args[0].flatten()[: self.tokens]
+            if len(places) == self.tokens and bool((places.diff() == 1).all()):
+                self.limits.add(len(args[1]) - int(places[0]))
+        return func(*args, **(kwargs or {}))

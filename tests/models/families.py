@@ -52,8 +52,7 @@ WORDPIECE = {
     "modernbert": {**BERT, "global_attn_every_n_layers": 2, "local_attention": 8},
     "mra": BERT,
     "nomic_bert": BERT,
-    "nystromformer": {**BERT, "num_landmarks": 8, "segment_means_seq_len": 64, "conv_kernel_size": 5},
-    "nystromformer@exact": {**BERT, "num_landmarks": 8, "segment_means_seq_len": 8, "conv_kernel_size": 5},
+    "nystromformer": {**BERT, "num_landmarks": 8, "segment_means_seq_len": 8, "conv_kernel_size": 5},
     "perceiver": {"num_latents": 8, "d_latents": 16, "d_model": 16, "num_self_attends_per_block": 2},
     "reformer": {
         **{"hidden_size": 16, "num_attention_heads": 2, "attention_head_size": 8, "feed_forward_size": 32},

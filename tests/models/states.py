@@ -34,7 +34,8 @@ def states_of(folder: Path) -> dict[str, Tensor]:
     encoder: nn.Module = empty_encoder(folder)
     assign_weights(encoder, load_file(folder / "weights.safetensors"), str(folder))
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
-    ids = (torch.arange(mask.numel()).reshape(mask.shape) * 7 % 90 + 5) * mask + (1 - mask) * encoder.config.pad_token_id
+    ids = torch.arange(mask.numel()).reshape(mask.shape) * 7 % 90 + 5
+    ids = torch.where(mask.bool(), ids, encoder.config.pad_token_id)
     out = encoder.eval()(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     layers = [*layer_states(out)]
     keep = mask[..., None].float()
