@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fb3.batches import Batch
 from fb3.contents import not_weights
 from fb3.errors import Fb3Error
 from fb3.files import read_json, replacing, sha256, write_json
@@ -16,6 +17,7 @@ from fb3.layout import FOLD_JSON, INT8, WEIGHTS
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe
 from fb3.room import cannot_write
+from fb3.runtime import out_of_memory
 
 
 def weights_of(scorer: Scorer) -> dict[str, Tensor]:
@@ -89,6 +91,37 @@ def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
     scorer = build_scorer(recipe, encoder, init="empty")
     assign_weights(scorer, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
     return scorer.eval()
+
+
+@torch.no_grad()
+def check_reload(scorer: Scorer, recipe: Recipe, encoder: Path, batch: Batch) -> None:
+    """Refuses a scorer of which what is saved would predict otherwise, as soon as it is built.
+
+    Args:
+        scorer: in float32, on the CPU, before its training.
+        recipe, encoder: as in `load_fold`.
+        batch: of a few essays.
+
+    Raises:
+        Fb3Error: naming the encoder.
+    """
+    was_training, why = scorer.training, "it predicts otherwise"
+    try:
+        again = build_scorer(recipe, encoder, init="empty")
+        assign_weights(again, weights_of(scorer), "the model")
+        mine, reloaded = (each.eval()(batch).pooled for each in (scorer, again))
+        if (mine - reloaded).abs().max() <= 1e-4 * mine.abs().max():
+            why = ""
+    except Exception as error:  # the encoder's own code, of any kind
+        if out_of_memory(error):
+            raise
+        why = " ".join(str(error).split())[:200]
+    scorer.train(was_training)
+    if why:
+        kind = type(scorer.encoder).__name__
+        raise Fb3Error(
+            f"model.backbone: a saved {kind} cannot be loaded again as it was ({why}); take another backbone"
+        )
 
 
 def save_scales(folder: Path, scales: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from fb3.contents import stand_in
 from fb3.errors import Fb3Error
 from fb3.files import read_json, read_utf8
-from fb3.layout import CONFIG, SECOND, TOKENIZER
+from fb3.layout import CONFIG, PADDED, SECOND, TOKENIZER
 from fb3.recipe.groups import DataGroup
 from fb3.statistics import text_statistics
 from fb3.texts import check_tokenizer, input_texts
@@ -56,6 +56,18 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def padded_to(folder: str | Path) -> int:
+    """The tokens to which every input of an encoder folder is padded; 0: to the longest of its batch.
+
+    Raises:
+        Fb3Error: config.json says something else.
+    """
+    tokens = read_json(Path(folder) / CONFIG).get(PADDED, 0)
+    if type(tokens) is not int or not 0 <= tokens < 2**20:
+        raise Fb3Error(f"{Path(folder) / CONFIG}: {PADDED} is {tokens!r}; want a number of tokens")
+    return tokens
+
+
 def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataGroup) -> Encoded:
     """What a scorer reads of N essays: tokens, and the texts' statistics where the recipe wants them.
 
@@ -81,7 +93,7 @@ def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> E
     """
     tokenizer, pad = load_tokenizer(folder)
     check_tokenizer(tokenizer, data)
-    encoded = tokenise(texts, tokenizer, pad, data)
+    encoded = tokenise(texts, tokenizer, pad, data, padded_to(folder))
     if not (Path(folder) / SECOND).is_dir():
         return encoded
     return replace(encoded, second=encode_texts(texts, Path(folder) / SECOND, data))

@@ -9,12 +9,13 @@ import torch
 import transformers
 from tokenizers import AddedToken
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
 from fb3.backbone_files import KEY, Source, find_backbone
 from fb3.errors import Fb3Error
 from fb3.files import read_json
-from fb3.layout import CONFIG
+from fb3.layout import CONFIG, PADDED
 from fb3.models.tokenizer import backbone_tokenizer, check_tokens
 from fb3.progress import say
 from fb3.recipe.groups import ModelGroup
@@ -31,6 +32,7 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 _OF_PICKLES = ("weights_only", "pytorch checkpoint", "PytorchStreamReader")  # in the errors of a pytorch_model.bin
 # Of a config from elsewhere, whose buffers are made before any weight is read.
 _MOST_LAYERS, _LARGEST = 1000, 2**24
+_PROBE = 9  # tokens of a text that is only to show where positions are looked up
 # Where the families of transformers keep their layers, lowest first.
 _STACKS = (
     "encoder.layer",
@@ -59,6 +61,7 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = (), k
         if source.is_folder:
             _check_config(Path(source.name))
         config = AutoConfig.from_pretrained(source.name, trust_remote_code=False, local_files_only=source.local)
+        _auto_class(config)  # refuses what is no encoder
         tokenizer = backbone_tokenizer(source, place)
     if getattr(config, "auto_map", None):
         say(f"{place}: its code is not run (trust_remote_code is off), transformers' own is taken")
@@ -170,7 +173,12 @@ def empty_encoder(folder: Path) -> nn.Module:
     """The same without any weights: parameters on the meta device, to be assigned; buffers are real."""
     config = read_config(folder)
     with _told(folder / CONFIG), _parameters_on_meta():
-        return _auto_class(config).from_config(config, trust_remote_code=False)
+        encoder = _auto_class(config).from_config(config, trust_remote_code=False)
+    for module in encoder.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:  # made after the pattern of a parameter (I-BERT)
+                module._buffers[name] = torch.zeros_like(buffer, device="cpu")
+    return encoder
 
 
 def _check_config(folder: Path) -> None:
@@ -233,7 +241,11 @@ def _saved_by(source: Source | None) -> str:
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
-    return AutoModelForTextEncoding if config.is_encoder_decoder or config.model_type == "t5" else AutoModel
+    if not config.is_encoder_decoder and config.model_type != "t5":
+        return AutoModel
+    if type(config) not in AutoModelForTextEncoding._model_mapping:
+        raise ValueError(f"{config.model_type} is an encoder with a decoder; take an encoder alone, or a T5")
+    return AutoModelForTextEncoding
 
 
 @contextmanager
@@ -314,9 +326,30 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def longest_input(encoder: nn.Module) -> int | None:
-    """Tokens for which the encoder has absolute positions; none where positions are relative only."""
-    for name, module in encoder.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            skipped = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            return module.num_embeddings - skipped
-    return None
+    """Tokens for which the encoder has learned positions; none where positions are computed, or relative only.
+
+    Found by asking: of the numbers of neighbouring tokens that it looks up in a table.
+
+    Args:
+        encoder: with weights, on the CPU.
+    """
+    tokens = getattr(encoder.config, PADDED, 0) or _PROBE
+    ids = torch.full((1, tokens), 1 if encoder.config.pad_token_id != 1 else 2)
+    with torch.no_grad(), _PositionsLookedUp(tokens) as seen:
+        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return min(seen.limits, default=None)
+
+
+class _PositionsLookedUp(TorchFunctionMode):
+    """Notes how many positions the tables have in which neighbouring tokens look up neighbouring numbers."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens, self.limits = tokens, set()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is nn.functional.embedding:
+            places = args[0].flatten()[: self.tokens]
+            if len(places) == self.tokens and bool((places.diff() == 1).all()):
+                self.limits.add(len(args[1]) - int(places[0]))
+        return func(*args, **(kwargs or {}))

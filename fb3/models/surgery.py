@@ -24,7 +24,7 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
         if getattr(encoder, "pooler", None) is None:
             raise Fb3Error(f"model.pooling.kind=pooler: {name} has no pooler; take cls, mean or attention")
     elif getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # its weights would get no gradient
+        encoder.pooler = nn.Identity()  # its weights would get no gradient; some families ask for one all the same
     if hasattr(settings.pooling, "layers") and encoder.config.model_type == "funnel":
         raise Fb3Error(f"model.pooling.kind={settings.pooling.kind}: Funnel's layers differ in length; take mean")
     if settings.freeze_embeddings or settings.freeze_layers:

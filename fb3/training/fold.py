@@ -7,8 +7,8 @@ import torch
 from accelerate.utils import gather_object
 
 from fb3.augmentation import augmented
-from fb3.batches import steps_per_epoch
-from fb3.checkpoint import save_fold
+from fb3.batches import collate, steps_per_epoch
+from fb3.checkpoint import check_reload, save_fold
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.foldinfo import ids_hash
@@ -52,6 +52,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         scorer.beside.fit(session.encoded.statistics[split.train_rows])
     task = build_task(recipe).to(accelerator.device)  # the fold's own: it may learn
     scorer.head.start_at(task.first_bias(torch.from_numpy(session.targets[split.train_rows])))
+    shortest = split.train_rows[session.encoded.costs[split.train_rows].argmin()]
+    check_reload(scorer, recipe, session.out / "encoder", collate(session.encoded, np.array([shortest])))
     scorer.to(accelerator.device)
     scaled = session.precision == "fp16"
     optimizer = build_optimizer(scorer, recipe.optimizer, scaled=scaled, of_task=task.parameters())
