@@ -1,16 +1,14 @@
 """Backbones that are attached to a notebook: a hub id needs no hub where a folder of its name is mounted."""
 
-import socket
 from contextlib import suppress
 from pathlib import Path
-from urllib.request import getproxies
 
+from fb3.backbone_files import unreachable
 from fb3.errors import Fb3Error
 from fb3.layout import CONFIG, RECIPE
 from fb3.runtime import folders_with, input_root
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-_HUB = "huggingface.co"
 
 
 def local_backbone(backbone: str, key: str) -> str:
@@ -39,9 +37,9 @@ def local_backbone(backbone: str, key: str) -> str:
     mend = f"give {key}=FOLDER; attached are {[str(folder) for folder in folders] or 'none'}"
     if len(same) > 1:
         raise Fb3Error(f"{key}={backbone}: {len(same)} attached folders bear this name; {mend}")
-    if not same and not _to_be_had(backbone):
+    if not same and not _cached(backbone) and (why := unreachable()):
         raise Fb3Error(
-            f"{key}={backbone}: no folder of this name is attached below {root}, and there is no internet to fetch it. "
+            f"{key}={backbone}: no folder of this name is attached below {root}, and the hub {why}. "
             f"Attach the model (Add Input → Models or Datasets), or {mend}"
         )
     return str(same[0]) if same else backbone
@@ -51,11 +49,9 @@ def _plain(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def _to_be_had(backbone: str) -> bool:
-    """Whether a hub id is in the cache, or the hub has an address here: without one, its client tries for 30 s."""
+def _cached(backbone: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    with suppress(OSError, ValueError):  # no address, or no name that a model on the hub can have
-        cached = isinstance(try_to_load_from_cache(backbone, CONFIG), str)
-        return cached or bool(getproxies() or socket.getaddrinfo(_HUB, 443))
+    with suppress(ValueError):  # no name that a model on the hub can have
+        return isinstance(try_to_load_from_cache(backbone, CONFIG), str)
     return False

@@ -45,7 +45,7 @@ def find_backbone(backbone: str, key: str = KEY) -> Source:
     """
     check_backbone(backbone, key)
     folder = _folder(backbone)
-    return Source(str(folder), True) if folder.is_dir() else Source(backbone, False, _unreachable())
+    return Source(str(folder), True) if folder.is_dir() else Source(backbone, False, unreachable())
 
 
 def check_backbone(backbone: str, key: str = KEY) -> None:
@@ -128,7 +128,7 @@ def _check_sentencepiece(folder: Path, place: str) -> None:
             ) from None
 
 
-def _unreachable() -> str:
+def unreachable() -> str:
     """Why the hub, or the proxy before it, cannot be asked; empty where it can."""
     from huggingface_hub import constants
 

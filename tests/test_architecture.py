@@ -13,7 +13,6 @@ FLOORS = [
     {
         "recipe",
         "ahead",
-        "attached",
         "errors",
         "files",
         "contents",
@@ -34,7 +33,7 @@ FLOORS = [
         "guard",
         "summary",
     },
-    {"essays", "texts", "statistics", "tokens", "encoding", "batches", "models", "cost", "augmentation"},
+    {"attached", "essays", "texts", "statistics", "tokens", "encoding", "batches", "models", "cost", "augmentation"},
     {"tasks", "prediction", "budget", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
     {
         "training.log",

@@ -1,8 +1,10 @@
 """A hub id, and the folders that are mounted beside a notebook."""
 
-import pytest
+import socket
 
-from fb3 import attached
+import pytest
+from huggingface_hub import constants
+
 from fb3.attached import local_backbone
 from fb3.errors import Fb3Error
 
@@ -45,12 +47,13 @@ def test_a_hub_id_is_the_attached_folder_of_its_name(inputs, place, weights):
 
 
 def test_without_a_folder_and_without_the_hub_the_message_names_the_mend(inputs, monkeypatch):
-    monkeypatch.setattr(attached, "_HUB", "no-such-host.invalid")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://no-such-host.invalid")
     for backbone in (ID, "not a/name of the hub"):
         with pytest.raises(Fb3Error, match=r"Attach the model .* give model\.backbone=FOLDER; attached are .*squad2'"):
             local_backbone(backbone, KEY)
-    monkeypatch.setattr(attached, "_HUB", "localhost")
-    assert local_backbone(ID, KEY) == ID, "the hub can be asked"
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        assert local_backbone(ID, KEY) == ID, "the hub can be asked"
 
 
 def test_two_folders_of_one_name_are_for_the_user_to_decide(inputs):
@@ -65,5 +68,5 @@ def test_a_folder_and_a_machine_without_inputs_are_left_alone(inputs, tmp_path, 
     for backbone in (str(folder), "/no/such/folder", "./none", "~/none"):
         assert local_backbone(backbone, KEY) == backbone
     monkeypatch.setenv("FB3_INPUT", str(tmp_path / "none"))
-    monkeypatch.setattr(attached, "_HUB", "no-such-host.invalid")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://no-such-host.invalid")
     assert local_backbone(ID, KEY) == ID
