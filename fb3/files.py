@@ -42,10 +42,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        raise Fb3Error(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise Fb3Error(unread(path, error) or f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def unread(place: Path, error: OSError) -> str | None:
+    """Words about the source that could not be read while `place` was written; none where writing failed."""
+    name, reason = error.filename, error.strerror
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of copytree, for each file
+        name, target, reason = error.args[0][0]
+        name = name if str(name) in str(reason) else target
+    own = name is None or place.is_relative_to(name) or Path(name).is_relative_to(place)
+    if own or any(part.startswith(f".{place.name}.") for part in Path(name).parts):  # where it is written first
+        return None
+    return f"{name}: cannot be read ({reason})"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fb3.bundle import FORMAT, Bundle, Member, read_bundle
 from fb3.errors import Fb3Error
-from fb3.files import read_json, sha256, write_json
+from fb3.files import read_json, sha256, unread, write_json
 from fb3.foldinfo import is_finished
 from fb3.layout import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
 from fb3.progress import say
@@ -93,7 +93,7 @@ def write_bundle(
         aside.rename(out)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise Fb3Error(f"{out}: cannot be written ({error.strerror or error})") from None
+        raise Fb3Error(unread(out, error) or f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Bundle(out, manifest)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fb3.checkpoint import read_weights
 from fb3.errors import Fb3Error, Stopped
-from fb3.files import in_words, link_or_copy, read_json, replacing, replacing_folder, sha256, write_text
+from fb3.files import in_words, link_or_copy, read_json, replacing, replacing_folder, sha256, unread, write_text
 from fb3.foldinfo import ids_hash, is_finished
 from fb3.folds import FoldSplit
 from fb3.layout import FOLD_JSON, RESUME, WEIGHTS
@@ -153,7 +153,9 @@ class Saves:
                 for name in (FOLD_JSON, WEIGHTS) if state["keeper"]["score"] else ():
                     link_or_copy(self.home / name, aside / name)
         except (OSError, SafetensorError, Fb3Error) as error:
-            reason = error.strerror if isinstance(error, OSError) else None
+            reason = None
+            if isinstance(error, OSError):
+                reason = unread(self.folder / str(number), error) or error.strerror
             return f"{where} and could not be written ({reason or error}); {mend}"
         seconds = round(time.monotonic() - started, 2)
         self.session.log.event("save", fold=self.fold, step=number, bytes=need - _SPARE, seconds=seconds)
