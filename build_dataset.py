@@ -2,6 +2,7 @@
 """Packs run folders, fb3's source and wheels into one folder to upload as a Kaggle data set.
 
 python build_dataset.py runs/minilm --out bundle --id your-name/fb3-minilm --title "FB3 MiniLM"
+python build_dataset.py --source-only --out source --id your-name/fb3-source    # to train on Kaggle without internet
 """
 
 import argparse
@@ -25,7 +26,10 @@ WHEELS = Path(__file__).parent / "wheels"
 def main() -> None:
     """Reads the arguments, packs, says what was packed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder of `fb3 train`")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folder of `fb3 train`")
+    parser.add_argument(
+        "--source-only", action="store_true", help="no run: source and wheels, for notebooks/train.ipynb offline"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="the folder to write")
     parser.add_argument("--id", metavar="OWNER/SLUG", help="of the data set")
     parser.add_argument("--title", help="of the data set, 6-50 characters; default: the slug")
@@ -46,6 +50,10 @@ def main() -> None:
     kaggle.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
     escape_output()
     arguments = parser.parse_args()
+    if not arguments.runs and not arguments.source_only:
+        raise Fb3Error("no run folder to pack; give one, or --source-only")
+    if arguments.source_only and (given := _of_runs(arguments)):
+        raise Fb3Error(f"--source-only packs no run; leave out {', '.join(given)}")
     bundle = write_bundle(
         arguments.runs,
         arguments.out,
@@ -54,14 +62,17 @@ def main() -> None:
         weights=arguments.weights,
         wheels=wheels_of(arguments.runs, arguments.wheels, arguments.no_wheels),
         int8=later("fb3.calibration", "calibrate", arguments.data) if arguments.int8 else None,
-        check=None if arguments.no_parity else later("fb3.parity", "replay", arguments.data),
+        check=None if arguments.no_parity or arguments.source_only else later("fb3.parity", "replay", arguments.data),
+        source_only=arguments.source_only,
     )
     size = sum(entry["size"] for entry in bundle.manifest["files"].values())
     folds = sum(len(run["folds"]) for run in bundle.manifest["runs"])
-    print(f"{bundle.path}: {folds} folds of {len(bundle.manifest['runs'])} runs, {size / 1e6:.1f} MB")
+    content = "source and wheels" if arguments.source_only else f"{folds} folds of {len(bundle.manifest['runs'])} runs"
+    print(f"{bundle.path}: {content}, {size / 1e6:.1f} MB")
     if not arguments.id:
         print(f"set your Kaggle name in {bundle.path / 'dataset-metadata.json'}, or pack with --id owner/slug")
-    print(f"next: {as_command(['fb3', 'rehearse', bundle.path])} --data DIR")
+    rehearsal = f"{as_command(['fb3', 'rehearse', bundle.path])} --data DIR"
+    print(f"next: {'attach it and the competition to notebooks/train.ipynb' if arguments.source_only else rehearsal}")
     if arguments.upload or arguments.dry_run:
         upload_bundle(bundle.path, message=arguments.message, public=arguments.public, dry_run=arguments.dry_run)
 
@@ -77,6 +88,18 @@ def wheels_of(runs: list[Path], folder: Path | None, without: bool) -> Iterator[
     for backend in backends_of(runs):
         wheels += wheels_of_backend(backend, folder, without)
     yield from {path.name: path for path in wheels}.values()
+
+
+def _of_runs(arguments: argparse.Namespace) -> list[str]:
+    """What was given and says something about runs, or their weights."""
+    given = {
+        "RUN": arguments.runs,
+        "--weights": arguments.weights != "fp32",
+        "--int8": arguments.int8,
+        "--data": arguments.data,
+        "--no-parity": arguments.no_parity,
+    }
+    return [name for name, value in given.items() if value]
 
 
 def backends_of(runs: list[Path]) -> list[str]:

@@ -31,28 +31,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from peers import SHAPES, peak, plain_scores, restore_attention, trainer_scores
 
 KINDS = ("plain", "trainer", "sentence", "fb3", "int8", "openvino", "onnx")
 TOLERANCE = 0.03  # bf16 keeps 8 bits: about 0.4 % of an encoder's state, less of a score
 TOLERANCE_INT8 = 0.15  # of single scores; what counts there is the CV, which the packing holds within 0.0005
-SHAPES = {
-    "bert-base": {"model_type": "bert"},
-    "deberta-v3-base": {
-        "model_type": "deberta-v2",
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "relative_attention": True,
-        "position_buckets": 256,
-        "max_relative_positions": -1,
-        "norm_rel_ebd": "layer_norm",
-        "share_att_key": True,
-        "pos_att_type": ["p2c", "c2p"],
-        "position_biased_input": False,
-        "type_vocab_size": 0,
-    },
-}
 
 
 def worker(kind: str, run: Path, arguments: argparse.Namespace) -> None:
@@ -91,67 +74,29 @@ def scorer_of(run, recipe):
     return scorer
 
 
-def restore_attention(encoder):
-    """Gives an encoder back the attention that transformers built it with."""
-    from fb3.models import attention
-    from fb3.models.deberta import eager_attention
-
-    eager_attention(encoder).__enter__()
-    if getattr(encoder.config, "_attn_implementation", None) == attention._NAME:
-        encoder.set_attn_implementation("sdpa")
-
-
 def plain(kind, run, recipe, table):
-    """The notebooks' loop."""
-    import torch
+    """The notebooks' loop, which tokenises as it goes."""
     from transformers import AutoTokenizer
 
-    scorer, parts = scorer_of(run, recipe), []
-    device = next(scorer.parameters()).device
+    scorer = scorer_of(run, recipe)
     tokenizer = AutoTokenizer.from_pretrained(run / "encoder", local_files_only=True)
     texts = table[recipe.data.text_column].tolist()
     limits = {"padding": "max_length", "truncation": True, "max_length": recipe.data.max_length}
-    with torch.no_grad(), torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-        for first in range(0, len(texts), 8):
-            batch = tokenizer(texts[first : first + 8], return_tensors="pt", **limits).to(device)
-            parts.append(scorer(batch).scores.float().cpu())
-    return torch.cat(parts).numpy()
+    batches = (tokenizer(texts[at : at + 8], return_tensors="pt", **limits) for at in range(0, len(texts), 8))
+    return plain_scores(scorer, batches, "fp16" if next(scorer.parameters()).is_cuda else "fp32")
 
 
 def trainer(kind, run, recipe, table, batch):
-    """transformers' Trainer, with sorting by length done for it."""
-    import torch
-    from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+    """transformers' Trainer."""
+    from transformers import AutoTokenizer, DataCollatorWithPadding
 
     from fb3.runtime import pick_device, pick_precision
 
-    class Wrapped(torch.nn.Module):
-        def __init__(self, scorer):
-            super().__init__()
-            self.scorer = scorer
-
-        def forward(self, input_ids, attention_mask):
-            return {"logits": self.scorer({"input_ids": input_ids, "attention_mask": attention_mask}).scores}
-
-    device = pick_device()
     tokenizer = AutoTokenizer.from_pretrained(run / "encoder", local_files_only=True)
     encoded = tokenizer(table[recipe.data.text_column].tolist(), truncation=True, max_length=recipe.data.max_length)
-    order = np.argsort([-len(ids) for ids in encoded["input_ids"]], kind="stable")
-    rows = [{name: encoded[name][row] for name in ("input_ids", "attention_mask")} for row in order]
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder,
-            per_device_eval_batch_size=batch,
-            bf16=pick_precision("auto", device) == "bf16",
-            use_cpu=device.type == "cpu",
-            report_to=[],
-            disable_tqdm=True,
-        )
-        model = Trainer(Wrapped(scorer_of(run, recipe)), settings, data_collator=DataCollatorWithPadding(tokenizer))
-        sorted_scores = model.predict(rows).predictions
-    scores = np.empty_like(sorted_scores)
-    scores[order] = sorted_scores
-    return scores
+    rows = [{name: encoded[name][row] for name in ("input_ids", "attention_mask")} for row in range(len(table))]
+    precision = "bf16" if pick_precision("auto", pick_device()) == "bf16" else "fp32"
+    return trainer_scores(scorer_of(run, recipe), rows, DataCollatorWithPadding(tokenizer), batch, precision)
 
 
 def sentence(kind, run, recipe, table, batch, exported):
@@ -248,26 +193,6 @@ def with_scales(run: Path, data: Path, out: Path) -> Path:
     essays = read_essays(data / "train.csv", recipe.data).set_index(recipe.data.id_column).iloc[-ESSAYS:]
     save_scales(out / fold.name, measure_scales(Member("run", out, recipe, [out / fold.name]), out / fold.name, essays))
     return out
-
-
-def peak() -> float:
-    """FLOP a second of the best bf16 matrix product, on the device that computes; on a CPU the packed one's."""
-    import torch
-
-    from fb3.models.packed import PackedLinear
-    from fb3.runtime import pick_device
-
-    device, best = pick_device(), 0.0
-    size = 8192 if device.type == "cuda" else 1536
-    layer = torch.nn.Linear(size, size, bias=False, device=device, dtype=torch.bfloat16)
-    layer = layer if device.type == "cuda" else PackedLinear(layer)
-    states = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        for _ in range(20):
-            start = time.perf_counter()
-            float(layer(states)[0, 0])  # waits for a GPU
-            best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
 
 
 def flops_of(run: Path, data: Path, essays: int) -> tuple[float, float]:

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from inference import flops_of, peak, restore_attention
+from inference import flops_of
+from peers import peak, plain_training, restore_attention, trainer_training
 
 KINDS = ("plain", "trainer", "fb3")
 TOLERANCE = 0.05  # between two scores: of a few dozen essays after one short epoch
@@ -89,65 +90,32 @@ def by_others(kind, recipe, data, out):
 
 
 def plain(recipe, scorer, task, optimizer, schedule, tokenizer, texts, targets):
-    """The notebooks' loop."""
+    """The notebooks' loop, which tokenises as it goes."""
     import torch
 
-    device = targets.device if not torch.cuda.is_available() else torch.device("cuda")
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     limits = {"padding": "max_length", "truncation": True, "max_length": recipe.data.max_length}
-    for rows in torch.randperm(len(texts)).split(recipe.train.batch_size):
-        batch = dict(tokenizer([texts[row] for row in rows], return_tensors="pt", **limits).to(device))
-        batch["targets"] = targets[rows].to(device)
-        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-            loss = task.loss(scorer, batch).loss
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(scorer.parameters(), recipe.optimizer.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        optimizer.zero_grad()
+
+    def batches():
+        for rows in torch.randperm(len(texts)).split(recipe.train.batch_size):
+            encoded = tokenizer([texts[row] for row in rows], return_tensors="pt", **limits)
+            yield {**encoded, "targets": targets[rows]}
+
+    precision = "fp16" if next(scorer.parameters()).is_cuda else "fp32"
+    plain_training(scorer, batches(), task, optimizer, schedule, recipe.optimizer.clip, precision)
 
 
 def trainer(recipe, scorer, task, optimizer, schedule, tokenizer, texts, targets):
     """transformers' Trainer."""
-    import torch
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+    from transformers import DataCollatorWithPadding
 
     from fb3.runtime import pick_device, pick_precision
-
-    class Wrapped(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scorer = scorer
-
-        def forward(self, input_ids, attention_mask, labels):
-            batch = {"input_ids": input_ids, "attention_mask": attention_mask, "targets": labels}
-            return {"loss": task.loss(self.scorer, batch).loss}
 
     encoded = tokenizer(texts, truncation=True, max_length=recipe.data.max_length)
     names = ("input_ids", "attention_mask")
     rows = [{**{n: encoded[n][row] for n in names}, "labels": targets[row].tolist()} for row in range(len(texts))]
-    device = pick_device()
-    known = TrainingArguments.__dataclass_fields__
-    grouped = {"train_sampling_strategy": "group_by_length"}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder,
-            per_device_train_batch_size=recipe.train.batch_size,
-            num_train_epochs=1,
-            bf16=pick_precision("auto", device) == "bf16",
-            fp16=pick_precision("auto", device) == "fp16",
-            use_cpu=device.type == "cpu",
-            max_grad_norm=recipe.optimizer.clip,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            **(grouped if "train_sampling_strategy" in known else {"group_by_length": True}),
-        )
-        collate = DataCollatorWithPadding(tokenizer)
-        Trainer(Wrapped(), settings, collate, rows, optimizers=(optimizer, schedule)).train()
+    precision, clip = pick_precision("auto", pick_device()), recipe.optimizer.clip
+    collate = DataCollatorWithPadding(tokenizer)
+    trainer_training(scorer, rows, collate, task, optimizer, schedule, clip, precision, recipe.train.batch_size)
 
 
 def prepared(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path]:

@@ -55,7 +55,7 @@ def inference_batches(lengths: np.ndarray, rows: np.ndarray, token_budget: int) 
 
 
 def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = None) -> Batch:
-    """One batch of B essays, T tokens the longest input.
+    """One batch of B essays, T tokens the longest input, or what all are padded to.
 
     Returns:
         input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given. With windows, W inputs in all and
@@ -71,7 +71,7 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
         cut = [encoded.slicer.windows(tokens) for tokens in inputs]
         inputs = [window for windows in cut for window in windows]
         batch |= _window_places([len(windows) for windows in cut])
-    batch["input_ids"], batch["attention_mask"] = _padded(inputs, encoded.pad)
+    batch["input_ids"], batch["attention_mask"] = _padded(inputs, encoded.pad, encoded.padded)
     if truths is not None:
         batch["targets"] = truths
     if encoded.statistics is not None:
@@ -94,9 +94,9 @@ def pinned(batch: Batch) -> Batch:
     return {name: value.pin_memory() for name, value in batch.items()}
 
 
-def _padded(inputs: list[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask, (B, T)."""
-    longest = max(map(len, inputs))
+def _padded(inputs: list[np.ndarray], pad: int, shortest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask, (B, T), T `shortest` at least."""
+    longest = max(shortest, *map(len, inputs))
     ids = np.full((len(inputs), longest), pad, np.int64)
     mask = np.zeros((len(inputs), longest), np.int64)
     for position, tokens in enumerate(inputs):

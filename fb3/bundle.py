@@ -14,6 +14,10 @@ from fb3.layout import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, WEIGHTS
 from fb3.recipe import Recipe, load_recipe
 
 FORMAT = 1
+SOURCE_ONLY = (
+    "holds fb3's source and wheels and no trained run: notebooks/train.ipynb trains with it; to predict, give the "
+    "bundle that came out of the training, or one of `python build_dataset.py RUN`"
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,22 @@ class Bundle:
             yield run["name"], path, [path / f"fold{number}" for number in run["folds"]]
 
     def members(self) -> list[Member]:
-        """The runs with their recipes."""
+        """The runs with their recipes.
+
+        Raises:
+            Fb3Error: there is no run, or a recipe cannot be read.
+        """
+        self.check_trained()
         return [Member(name, path, load_recipe(path / RECIPE), folds) for name, path, folds in self.runs()]
+
+    def check_trained(self) -> None:
+        """Refuses a bundle of `--source-only`, which cannot predict.
+
+        Raises:
+            Fb3Error: there is no run in it.
+        """
+        if not self.manifest["runs"]:
+            raise Fb3Error(f"{self.path}: {SOURCE_ONLY}")
 
     def check_fold(self, folder: Path) -> None:
         """Compares a fold's files with the manifest, but for its int8 scales, without which it predicts as well.

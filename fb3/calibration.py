@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fb3.agreement import target_scale
 from fb3.bundle import Member
 from fb3.checkpoint import drop_scales, load_fold, save_scales
 from fb3.errors import Fb3Error
@@ -26,7 +27,7 @@ from fb3.tasks import build_task
 from fb3.worker import encode, predict_fold
 
 ESSAYS = 32  # to measure on
-TOLERANCE = 0.0005  # of the out-of-fold MCRMSE
+TOLERANCE = 0.0005  # of the out-of-fold MCRMSE, for scores from 1 to 5; others in proportion
 
 
 def calibrate(data: Path | None, essays: int = ESSAYS) -> Check:
@@ -95,7 +96,7 @@ def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: 
     again = predict_fold(member, position, encode(member, texts.loc[ids]), ids.to_numpy(), "cpu", shown=False)
     before = rmse_columns(truth, own[columns].to_numpy()).mean()
     after = rmse_columns(truth, np.clip(again.values, member.recipe.task.minimum, member.recipe.task.maximum)).mean()
-    if not after - before <= TOLERANCE:
+    if not after - before <= TOLERANCE * target_scale(member):
         drop_scales(folder)
         say(f"{name}: int8 costs {after - before:.4f} of its MCRMSE of {before:.4f}; it is packed without")
     return float(after - before)

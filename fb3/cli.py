@@ -108,7 +108,7 @@ def infer(
     bundle: Annotated[Path, typer.Argument(help="The dataset folder that build_dataset.py wrote.")],
     data: Data = None,
     test: Annotated[Path | None, typer.Option(help="Predict this file instead of DIR/test.csv.")] = None,
-    out: Annotated[Path, typer.Option(help="The submission to write.")] = Path("submission.csv"),
+    out: Annotated[str, typer.Option(metavar="FILE", help="The submission to write.")] = "submission.csv",
     deadline: Annotated[str | None, typer.Option(help="Be done by then, such as 8h30m from now.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A fold that cannot be used is an error.")] = False,
 ) -> None:
@@ -185,7 +185,7 @@ def demo(
 
 @app.command("image-freeze")
 def image_freeze(
-    out: Annotated[Path | None, typer.Option(help="The list to write; printed where left out.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="The list to write; printed where left out.")] = None,
 ) -> None:
     """Record this machine's packages, as far as fb3 needs them: run it in a notebook of the competition."""
     from fb3.files import write_text
@@ -198,7 +198,7 @@ def image_freeze(
 @app.command("wheels-lock")
 def wheels_lock(
     image: Annotated[Path, typer.Argument(help="An image's list, such as wheels/images/py312.txt.")],
-    out: Annotated[Path | None, typer.Option(help="The lock to write; printed where left out.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="The lock to write; printed where left out.")] = None,
     backend: Annotated[str | None, typer.Option(help="Of predict.backend, whose wheels it is to have too.")] = None,
 ) -> None:
     """Resolve what training and inference need beyond an image, with hashes."""

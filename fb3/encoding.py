@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import tokenizers
 from tokenizers import Tokenizer
 
+from fb3.contents import stand_in
 from fb3.errors import Fb3Error
 from fb3.files import read_json, read_utf8
-from fb3.layout import CONFIG, SECOND, TOKENIZER
+from fb3.layout import CONFIG, PADDED, SECOND, TOKENIZER
 from fb3.recipe.groups import DataGroup
 from fb3.statistics import text_statistics
 from fb3.texts import check_tokenizer, input_texts
@@ -24,7 +26,21 @@ def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
     Raises:
         Fb3Error: a file is missing or broken.
     """
-    path = Path(folder) / TOKENIZER
+    tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    pad = read_json(Path(folder) / CONFIG).get("pad_token_id")  # `export_encoder` makes sure that it is there
+    if not isinstance(pad, int):
+        raise Fb3Error(f"{Path(folder) / CONFIG}: pad_token_id is {pad!r}; want the padding token's number")
+    return tokenizer, pad
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json.
+
+    Raises:
+        Fb3Error: it is missing or broken.
+    """
     text = read_utf8(path, _LARGEST)
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -32,13 +48,24 @@ def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare Exception for a broken file; a panic of the library's is no Exception
-        raise Fb3Error(f"{path}: cannot be read ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    pad = read_json(Path(folder) / CONFIG).get("pad_token_id")  # `export_encoder` makes sure that it is there
-    if not isinstance(pad, int):
-        raise Fb3Error(f"{Path(folder) / CONFIG}: pad_token_id is {pad!r}; want the padding token's number")
-    return tokenizer, pad
+        words = stand_in(path) or (
+            f"cannot be read ({error}): it is broken, or was saved by a newer version of tokenizers than the "
+            f"{tokenizers.__version__} that is here; pip install --upgrade tokenizers"
+        )
+        raise Fb3Error(f"{path}: {words}") from None
+    return tokenizer
+
+
+def padded_to(folder: str | Path) -> int:
+    """The tokens to which every input of an encoder folder is padded; 0: to the longest of its batch.
+
+    Raises:
+        Fb3Error: config.json says something else.
+    """
+    tokens = read_json(Path(folder) / CONFIG).get(PADDED, 0)
+    if type(tokens) is not int or not 0 <= tokens < 2**20:
+        raise Fb3Error(f"{Path(folder) / CONFIG}: {PADDED} is {tokens!r}; want a number of tokens")
+    return tokens
 
 
 def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataGroup) -> Encoded:
@@ -66,7 +93,7 @@ def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> E
     """
     tokenizer, pad = load_tokenizer(folder)
     check_tokenizer(tokenizer, data)
-    encoded = tokenise(texts, tokenizer, pad, data)
+    encoded = tokenise(texts, tokenizer, pad, data, padded_to(folder))
     if not (Path(folder) / SECOND).is_dir():
         return encoded
     return replace(encoded, second=encode_texts(texts, Path(folder) / SECOND, data))

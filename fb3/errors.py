@@ -12,9 +12,11 @@ class Fb3Error(ValueError):
     """Bad input or an impossible setting. The message names the file, the row or key, and the mend."""
 
     def __init__(self, message: object = "") -> None:
-        text = str(message)
-        half = _LONGEST // 2
-        super().__init__(text if len(text) <= _LONGEST else f"{text[:half]} […] {text[-half:]}")
+        super().__init__(shortened(str(message), _LONGEST))
+
+
+class NoRoom(Fb3Error):
+    """A disk, or a quota of it, is full. The message says where, and how much room there is."""
 
 
 class Stopped(Exception):
@@ -23,6 +25,12 @@ class Stopped(Exception):
 
 class RuleError(Fb3Error):
     """Settings of the right form that a rule refuses, mostly because they do not go together."""
+
+
+def shortened(text: str, longest: int = 200) -> str:
+    """A quotation of at most `longest` characters, its middle left out: a cell or a line may be of any size."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} […] {text[-half:]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,17 @@ from fb3.recipe.groups import DataGroup, TaskGroup
 
 FOLD_COLUMN = "fold"
 LARGEST = 4 * 2**30  # bytes of a CSV; its cells become up to four times as large in memory
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
     """Reads a CSV with every cell as text, exactly as it stands: an essay that says "NA" stays an essay.
 
+    Columns without a name at the end, where all their cells are empty, are left out.
+
     Raises:
-        Fb3Error: no such file, not UTF-8 (names the byte), not a CSV (names the row), a column
-            missing or there twice.
+        Fb3Error: no such file, not UTF-8 (names the byte), not a CSV (names row and lines), a column missing or there
+            twice.
     """
     path = Path(path)
     if not path.exists():
@@ -39,23 +42,68 @@ def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
 def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
     """The csv module rather than pandas, which fills short rows and cuts long ones without a word."""
     csv.field_size_limit(2**31 - 1)
-    reader = filter(None, csv.reader(lines, strict=True))
+    rows = _Rows(lines)
     try:
-        header = next(reader, None)
+        found = iter(rows)
+        header = next(found, None)
         if header is None:
             raise Fb3Error(f"{path}: not a CSV table (the file is empty); download it again")
-        if twice := sorted(name for name, count in Counter(header).items() if count > 1):
-            raise Fb3Error(f"{path}: column {twice} stands there more than once")
-        rows = []
-        for number, row in enumerate(reader, 1):
-            if len(row) != len(header):
-                raise Fb3Error(
-                    f"{path}: row {number} has {len(row)} cells, the header {len(header)}; is a quote missing?"
-                )
-            rows.append(row)
+        names = _checked_names(header, path)
+        table = []
+        for row in found:
+            if not len(names) <= len(row) <= len(header):
+                raise rows.fault(path, f"has {len(row)} cells, the header {len(header)}")
+            if any(row[len(names) :]):
+                raise rows.fault(path, f"has a cell in column {len(names) + 1} or later, which has no name")
+            table.append(row[: len(names)])
     except csv.Error as error:
-        raise Fb3Error(f"{path}: not a CSV table ({error}); download it again") from None
-    return pd.DataFrame(rows, columns=header, dtype=object)
+        raise rows.fault(path, f"makes it not a CSV table: {error}") from None
+    return pd.DataFrame(table, columns=names, dtype=object)
+
+
+class _Rows:
+    """The rows of a CSV without its blank lines; knows where the one at hand stands, which the csv module does not."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self._line = lines, ""
+        self._number, self._first, self._last = 0, 1, 0  # of the row, the header being 0; of its lines
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for row in csv.reader(self._counted(), strict=True):
+            if row:
+                yield row
+                self._number += 1
+            self._first = self._last + 1
+
+    def _counted(self) -> Iterator[str]:
+        for line in self._lines:
+            self._line, self._last = line, self._last + 1
+            yield line
+
+    def fault(self, path: Path, what: str) -> Fb3Error:
+        """What is wrong with the row at hand, its lines numbered as an editor does it, and the mend."""
+        row = f"row {self._number}" if self._number else "the header"
+        place = f"line {self._last}" if self._first >= self._last else f"lines {self._first}-{self._last}"
+        mend = "a cell with a comma, a quote or a line end in it stands in quotes, with its own quotes doubled"
+        if '\\"' in self._line:
+            mend = r'a quote in a cell is written "", not \"; write the file anew'
+        return Fb3Error(f"{path}: {row} {what} ({place}); {mend}")
+
+
+def _checked_names(header: list[str], path: Path) -> list[str]:
+    """The columns, but for those without a name at the end, which spreadsheets leave where one was deleted.
+
+    Raises:
+        Fb3Error: the file is separated or encoded otherwise, or a name stands there twice.
+    """
+    if "\0" in "".join(header):
+        raise Fb3Error(f"{path}: has NULs in its header; is it UTF-16? Save it as UTF-8")
+    if other := next((words for mark, words in _SEPARATORS.items() if len(header) == 1 and mark in header[0]), None):
+        raise Fb3Error(f"{path}: its columns are separated by {other}; save it with commas")
+    names = header[: max((number for number, name in enumerate(header, 1) if name), default=len(header))]
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise Fb3Error(f"{path}: column {twice} stands there more than once")
+    return names
 
 
 def read_essays(path: str | Path, data: DataGroup, task: TaskGroup | None = None) -> pd.DataFrame:

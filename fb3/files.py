@@ -1,16 +1,20 @@
 """Files written whole or not at all, and their hashes."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fb3.errors import Fb3Error
+from fb3.room import cannot_write, in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +22,19 @@ if TYPE_CHECKING:
 # Bytes up to which a text is read: a file from elsewhere may be of any size, and becomes ten to thirty times as large
 # in memory. Of what fb3 writes, a manifest of ten thousand files has 2 MB.
 LARGEST = 32 * 2**20
+# Beside what ends a cell: a space at an end, which some readers drop, and what looks like a byte order mark.
+_QUOTED = re.compile(r'[",\r\n]|^[\s\ufeff]|\s$')
+# First bytes of files that are no UTF-8, and what to say of them.
+_OTHER_FORMS = {
+    b"\xff\xfe": "is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16; save it as UTF-8",
+    b"PK\x03\x04": "is a zip archive or a workbook; unpack it, or save the sheet as CSV (UTF-8)",
+    b"\x1f\x8b": "is compressed (gzip); unpack it",
+    b"BZh": "is compressed (bzip2); unpack it",
+    b"\xfd7zXZ": "is compressed (xz); unpack it",
+    b"\x28\xb5\x2f\xfd": "is compressed (zstd); unpack it",
+}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zip", ".zst"}
 
 
 def sha256(path: Path) -> str:
@@ -26,43 +43,80 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A place beside `path` to write to, moved to `path` at the end: a reader sees the old file or the whole new one.
+def check_place(path: str | Path, *, plain: bool = False) -> Path:
+    """The place of a file to write.
+
+    Args:
+        path: a trailing slash counts.
+        plain: it is written more than once, so that a device or a pipe will not do.
 
     Raises:
-        Fb3Error: the place cannot be written.
+        Fb3Error: a folder, a name that promises a compressed file, or nothing that can be written to.
     """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    place, kind = Path(path), _kind(Path(path))
+    if stat.S_ISDIR(kind) or str(path).endswith(("/", os.sep)):
+        raise Fb3Error(f"{path}: is a folder; give a file in it")
+    if place.suffix.lower() in _COMPRESSED:
+        raise Fb3Error(
+            f"{path}: no compressed file is written; give {place.with_suffix('')} and compress it afterwards"
+        )
+    through = stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)
+    if kind and not stat.S_ISREG(kind) and (plain or not through):
+        raise Fb3Error(f"{path}: not a plain file{', and it is written more than once' * plain}; give a file")
+    return place
+
+
+def _kind(path: Path) -> int:
+    """The mode of a file, or of what a link leads to; 0 where nothing is there."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return 0
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A place to write to, moved to `path` at the end: a reader sees the old file or the whole new one.
+
+    Where `path` is a link, its target is replaced and the link stays; a file keeps its permissions, its other hard
+    links keep their content. A device or a pipe gets the bytes at the end.
+
+    Raises:
+        Fb3Error: the place cannot be written, or `check_place` refuses it.
+    """
+    path = check_place(path)
+    kind, target = _kind(path), Path(os.path.realpath(path))
+    through = bool(kind) and not stat.S_ISREG(kind)
+    folder = Path(tempfile.mkdtemp()) if through else target.parent
+    aside = folder / f".{target.name}.{os.getpid()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         yield aside
+        if through:
+            with aside.open("rb") as source, path.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+            return
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
-        aside.replace(path)
+        if kind:
+            with suppress(OSError):  # a file system that has no permissions
+                aside.chmod(kind & 0o777)
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        aside.replace(target)
     except OSError as error:
-        raise Fb3Error(unread(path, error) or f"{path}: cannot be written ({error.strerror or error})") from None
+        raise cannot_write(path, error) from None
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-
-
-def unread(place: Path, error: OSError) -> str | None:
-    """Words about the source that could not be read while `place` was written; none where writing failed."""
-    name, reason = error.filename, error.strerror
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of copytree, for each file
-        name, target, reason = error.args[0][0]
-        name = name if str(name) in str(reason) else target
-    own = name is None or place.is_relative_to(name) or Path(name).is_relative_to(place)
-    if own or any(part.startswith(f".{place.name}.") for part in Path(name).parts):  # where it is written first
-        return None
-    return f"{name}: cannot be read ({reason})"
+        if through:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` to fill, moved to `path`, which must not be there, once all of it is on the disk."""
+    path = Path(os.path.realpath(path))  # a link to a place that is still to be made stays one
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -100,11 +154,6 @@ def link_or_copy(source: Path, to: Path) -> None:
         shutil.copyfile(source, to)
 
 
-def in_words(size: float) -> str:
-    """A number of bytes, such as 90.1 MB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
 def write_text(text: str, path: str | Path) -> None:
     """Writes a UTF-8 text with the line ends it has."""
     with replacing(path) as aside:
@@ -117,9 +166,27 @@ def write_json(content: Any, path: str | Path) -> None:
 
 
 def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
-    """Writes a table without its index."""
-    with replacing(path) as aside:
-        table.to_csv(aside, index=False, lineterminator="\n", encoding="utf-8")
+    """Writes a table without its index: UTF-8, each cell as its text, an absent one empty, quoted where it must be.
+
+    By hand: of Python's csv module, and of pandas, which uses it, it depends on the version whether a lone carriage
+    return is quoted and a NUL can be written.
+    """
+    columns = [[_cell(str(name)), *_cells(table.iloc[:, number])] for number, name in enumerate(table.columns)]
+    if len(columns) == 1:
+        columns = [[cell or '""' for cell in columns[0]]]  # an empty line is no row
+    with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(",".join(row) + "\n" for row in zip(*columns, strict=True))
+
+
+def _cells(column: "pd.Series") -> list[str]:
+    values, absent = column.to_numpy(), column.isna().to_numpy()
+    texts = map(_cell, map(str, values)) if values.dtype == object else values.astype(str).tolist()
+    return ["" if gone else text for text, gone in zip(texts, absent, strict=True)]
+
+
+def _cell(text: str) -> str:
+    quoted = text.replace('"', '""')
+    return f'"{quoted}"' if _QUOTED.search(text) else text
 
 
 def read_utf8(path: Path, largest: int = LARGEST) -> str:
@@ -140,7 +207,9 @@ def read_utf8(path: Path, largest: int = LARGEST) -> str:
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise Fb3Error(f"{path}: not UTF-8 at byte {error.start} ({error.reason}); save it as UTF-8") from None
+        plain = f"not UTF-8 at byte {error.start} ({error.reason}); save it as UTF-8"
+        known = (words for start, words in _OTHER_FORMS.items() if content.startswith(start))
+        raise Fb3Error(f"{path}: {next(known, plain)}") from None
 
 
 @contextmanager

@@ -12,6 +12,9 @@ from fb3.errors import Fb3Error
 from fb3.essays import FOLD_COLUMN, check_ids, read_table, whole_numbers
 from fb3.recipe import Recipe
 
+_MOST_SCORES = 20  # distinct ones of a column that are stratified one by one
+_BINS = 10  # of a column that has more, before the outer ones are halved
+
 
 class FoldSplit(NamedTuple):
     """fold: its number. train_rows, valid_rows: positions in the essays' table."""
@@ -49,6 +52,7 @@ def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
     if holdout is None and count > len(essays):
         raise Fb3Error(f"folds.count={count}: more folds than essays ({len(essays)}); give at most {len(essays)}")
     targets = essays[list(recipe.data.target_columns)].to_numpy()
+    labels = _as_classes(targets, round(1 / min(holdout, 1 - holdout)) if holdout else count)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         if holdout is not None:
@@ -57,18 +61,44 @@ def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
             splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=holdout, random_state=seed)
         else:
             splitter = MultilabelStratifiedKFold(n_splits=count, shuffle=True, random_state=seed)
-        splits = [FoldSplit(n, t, v) for n, (t, v) in enumerate(splitter.split(rows, _as_classes(targets)))]
+        splits = [FoldSplit(n, t, v) for n, (t, v) in enumerate(splitter.split(rows, labels))]
     if empty := [split.fold for split in splits if not len(split.valid_rows) or not len(split.train_rows)]:
         raise Fb3Error(f"folds {empty} got no essay out of {len(essays)}; give fewer folds with folds.count")
     return splits
 
 
-def _as_classes(targets: np.ndarray) -> np.ndarray:
-    """Each distinct score of each column as one binary label: the stratifier balances labels, (N, K) -> (N, sum)."""
-    labels = [(column[:, None] == np.unique(column)).astype(int) for column in targets.T]
+def _as_classes(targets: np.ndarray, parts: int) -> np.ndarray:
+    """Each distinct score, or bin of scores, of each column as one binary label: the stratifier balances labels.
+
+    Args:
+        targets: (N, K).
+        parts: into which the rows are split.
+
+    Returns:
+        (N, sum of the columns' labels).
+    """
+    columns = [_binned(column, parts) for column in targets.T]
+    labels = [(column[:, None] == np.unique(column)).astype(int) for column in columns]
     if len(labels) == 1 and labels[0].shape[1] == 1:  # a single score: the stratifier wants two labels at least
         labels.append(np.zeros((len(targets), 1), int))
     return np.concatenate(labels, axis=1)
+
+
+def _binned(column: np.ndarray, parts: int) -> np.ndarray:
+    """The column itself, or where it has too many distinct scores for a label each, its bins' numbers, (N,).
+
+    Bins hold as many rows each, but for the outer ones, which are halved again and again, down to a row a part: a
+    skewed column has its mean and its spread from there.
+    """
+    if len(np.unique(column)) <= _MOST_SCORES:
+        return column
+    rows = len(column)
+    cuts = [rows * n // _BINS for n in range(1, _BINS)]
+    tail = cuts[0]
+    while (tail := tail // 2) >= parts:
+        cuts += [tail, rows - tail]
+    cuts = [cut for cut in cuts if parts <= cut <= rows - parts]
+    return np.searchsorted(np.unique(np.sort(column)[cuts]), column, side="right")
 
 
 def splits_from_numbers(numbers: np.ndarray) -> list[FoldSplit]:

@@ -12,7 +12,7 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, shortened
 from fb3.files import read_utf8
 
 RECORDED = Path(__file__).resolve().parent.parent / "wheels" / "images"
@@ -169,7 +169,9 @@ def parse_requirements(lines: Iterable[str], source: Path) -> list[Requirement]:
             try:
                 out.append(Requirement(text))
             except (InvalidRequirement, RecursionError) as error:
-                raise Fb3Error(f"{source}: {text!r} is no requirement ({error})") from None
+                # packaging quotes the whole line below its reason, however long it is.
+                reason = (str(error).splitlines() or [""])[0]
+                raise Fb3Error(f"{source}: {shortened(text)!r} is no requirement ({shortened(reason)})") from None
     return out
 
 

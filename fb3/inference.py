@@ -15,7 +15,7 @@ import pandas as pd
 from fb3.bundle import Bundle, Checks, Member, in_turn, read_bundle
 from fb3.errors import Fb3Error
 from fb3.essays import check_ids, read_essays, read_table
-from fb3.files import read_json
+from fb3.files import check_place, read_json
 from fb3.layout import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
@@ -47,7 +47,7 @@ def infer(
     Args:
         bundle: the folder that `write_bundle` made.
         data: the folder with test.csv and sample_submission.csv; none: found among the mounted inputs.
-        out: the CSV to write.
+        out: the CSV to write, a plain file that is there or is not; a link's target is written.
         test: predict this file instead of data/test.csv. Where none of its ids is in the sample submission, the rows
             keep this file's order.
         deadline: seconds from now, or a text such as 8h30m; none: the recipe's predict.limit_hours less 5 %, and in a
@@ -61,10 +61,9 @@ def infer(
         Fb3Error: no fold could be used, or bad essays, or ids that do not match. Except in Kaggle's run on the hidden
             rows: an error would cost the submission, so there the file stays as it stands, and the error is printed.
     """
-    start, out = time.monotonic(), Path(out)
-    if out.is_dir():
-        raise Fb3Error(f"{out}: is a folder; give a file with --out")
+    start, out = time.monotonic(), check_place(out, plain=True)
     packed = read_bundle(bundle)
+    packed.check_trained()
     summary = Summary(out.with_suffix(".report.json"), start)
     summary.begin()
     members = _whole_members(packed, summary, strict)

@@ -3,6 +3,7 @@
 RECIPE = "recipe.yaml"
 ENCODER = "encoder"  # a run's folder of config and tokenizer
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in it
+PADDED = "fb3_padded_to"  # in config.json, tokens of every input where the states depend on padding
 SECOND = "second"  # in it, those of the second encoder of a stitched model
 WEIGHTS = "model.safetensors"  # of a fold
 FOLD_JSON = "fold.json"  # score, seed, hash of a fold

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from fb3.bundle import FORMAT, Bundle, Member, read_bundle
 from fb3.errors import Fb3Error
-from fb3.files import read_json, sha256, unread, write_json
+from fb3.files import link_or_copy, read_json, sha256, write_json
 from fb3.foldinfo import is_finished
 from fb3.layout import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
+from fb3.metadata import dataset_metadata, default_slug, safe_file_name
 from fb3.progress import say
 from fb3.recipe import load_recipe
+from fb3.room import cannot_write, check_room, in_room
 from fb3.scoring import caveats
 from fb3.version import __version__
 
@@ -23,11 +25,11 @@ _COLUMNS = {  # what the runs of a bundle share, since test.csv is read once
     "data.target_columns": lambda data: data.target_columns,
     "the texts' columns (data.text_column, data.text.template)": lambda data: data.text_columns(),
 }
-_LENGTHS = range(6, 51)  # of a data set's slug and of its title
 _CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # what runs, or holds what runs
 Check = Callable[[list[Member], Path], dict[str, Any]]
 
 
+@in_room("out")
 def write_bundle(
     runs: Sequence[str | Path],
     out: str | Path,
@@ -38,6 +40,8 @@ def write_bundle(
     wheels: Iterable[Path] = (),
     int8: Check | None = None,
     check: Check | None = None,
+    source_only: bool = False,
+    link: bool = False,
 ) -> Bundle:
     """Packs run folders with fb3's own source.
 
@@ -51,22 +55,28 @@ def write_bundle(
         int8: adds to the packed folder what inference in int8 needs; what it returns stands in the manifest as "int8".
         check: looks at the runs and at the packed folder before it takes its place, and refuses it by an error; what it
             returns stands in the manifest as "parity".
+        source_only: pack no run, only source and wheels: a machine without internet trains with it.
+        link: fp32 weights share their bytes with the run's, where the file system can.
 
     Raises:
-        Fb3Error: a run that is none, has no trained fold or damaged weights; runs that predict different columns; an id
-            or title that Kaggle refuses; `out` is something else than a bundle.
+        Fb3Error: runs and source_only, or neither; a run that is none, has no trained fold or damaged weights; runs
+            that predict different columns; an id or title that Kaggle refuses; `out` is something else than a bundle.
     """
     out = Path(out).resolve()
     if out.exists() and not _may_replace(out):
         raise Fb3Error(f"{out}: is there and is no bundle; choose another --out")
+    if bool(runs) == source_only:
+        raise Fb3Error(f"{out}: give either the run folders to pack, or source_only (--source-only)")
     members = _read_runs([Path(run) for run in runs])
-    metadata = dataset_metadata(id or f"your-name/{_slug(out.name)}", title)
+    metadata = dataset_metadata(id or f"your-name/{default_slug(out.name)}", title)
     wheels = list(wheels)  # may fetch them, now that the runs are known to be ones
     aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
+    source = sum(file.stat().st_size for file in Path(__file__).parent.rglob("*.py"))
+    check_room(out, source + sum(_size(member, weights) for member in members))
     try:
         for member in members:
-            _pack_run(member, aside / "runs" / member.name, weights)
+            _pack_run(member, aside / "runs" / member.name, weights, link)
         _pack_source(aside / "fb3")
         for wheel in wheels:
             (aside / "wheels").mkdir(exist_ok=True)
@@ -93,7 +103,7 @@ def write_bundle(
         aside.rename(out)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise Fb3Error(unread(out, error) or f"{out}: cannot be written ({error.strerror or error})") from None
+        raise cannot_write(out, error) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Bundle(out, manifest)
@@ -120,9 +130,11 @@ def _read_runs(paths: list[Path]) -> list[Member]:
             raise Fb3Error(f"{path}: no fold in it was trained to its end; run `fb3 train` first")
         if len(folds) < len(started):
             say(f"{path}: left out {sorted(f.name for f in set(started) - set(folds))}, not trained to their end")
-        name, taken = path.resolve().name, {member.name for member in members}
-        while name in taken:
-            name = _next_name(name, path.resolve().name)
+        name = first = safe_file_name(path.resolve().name)
+        if first != path.resolve().name:
+            say(f"{path}: is {first!r} in the bundle; Kaggle refuses the name that it has")
+        while name in {member.name for member in members}:
+            name = _next_name(name, first)
         members.append(Member(name, path, load_recipe(path / RECIPE), folds))
     for member in members[1:]:
         for what, columns in _COLUMNS.items():
@@ -145,7 +157,7 @@ def _next_name(name: str, first: str) -> str:
     return f"{first}-{int(name.removeprefix(first + '-') if name != first else 1) + 1}"
 
 
-def _pack_run(member: Member, out: Path, weights: str) -> None:
+def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
     out.mkdir(parents=True)
     for name in RUN_FILES:
         if (member.path / name).is_file():
@@ -173,8 +185,15 @@ def _pack_run(member: Member, out: Path, weights: str) -> None:
             write_weights(as_half(read_weights(fold / WEIGHTS), str(fold / WEIGHTS)), target / WEIGHTS)
             info["sha256"] = sha256(target / WEIGHTS)
         else:
-            shutil.copyfile(fold / WEIGHTS, target / WEIGHTS)
+            (link_or_copy if link else shutil.copyfile)((fold / WEIGHTS).resolve(), target / WEIGHTS)
         write_json(info, target / FOLD_JSON)
+
+
+def _size(member: Member, weights: str) -> int:
+    """Bytes of a packed run, as far as they count."""
+    folds = sum((fold / WEIGHTS).stat().st_size for fold in member.folds if (fold / WEIGHTS).is_file())
+    encoder = sum(file.stat().st_size for file in (member.path / ENCODER).rglob("*") if file.is_file())
+    return encoder + folds // (2 if weights == "fp16" else 1)
 
 
 def _refuse_foreign(file: Path, run: Path) -> None:
@@ -188,24 +207,3 @@ def _refuse_foreign(file: Path, run: Path) -> None:
 def _pack_source(out: Path) -> None:
     source = Path(__file__).parent
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
-
-
-def _slug(name: str) -> str:
-    """A slug of Kaggle's form from a folder's name."""
-    slug = "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in name.lower()).split())
-    return (slug if len(slug) in _LENGTHS else f"fb3-{slug or 'bundle'}-data")[:50].rstrip("-")
-
-
-def dataset_metadata(id: str, title: str | None) -> dict[str, Any]:
-    """The content of dataset-metadata.json.
-
-    Raises:
-        Fb3Error: an id that is not owner/slug, or a slug or title that is not 6 to 50 characters long.
-    """
-    owner, slash, slug = id.partition("/")
-    if not owner or not slash or not all(c.isascii() and (c.isalnum() or c == "-") for c in slug):
-        raise Fb3Error(f"--id {id}: want owner/slug, the slug of letters, digits and hyphens")
-    for what, text in (("--id: the slug", slug), ("--title", title if title is not None else slug)):
-        if len(text) not in _LENGTHS:
-            raise Fb3Error(f"{what} {text!r} has {len(text)} characters; Kaggle wants 6 to 50")
-    return {"id": id, "title": title if title is not None else slug, "licenses": [{"name": "other"}]}

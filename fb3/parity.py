@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fb3.agreement import TOLERANCE, Tolerance, tolerance
 from fb3.backends import tell_backends
 from fb3.bundle import Member
 from fb3.errors import Fb3Error
@@ -23,12 +24,6 @@ from fb3.runtime import Precision, pick_device, pick_precision
 from fb3.worker import encode, predict_fold
 
 ESSAYS = 12  # a fold: a second or two on a CPU for a base encoder
-# Largest difference of a score. Twice and more what was seen between chips and batch sizes on real essays (bf16 0.010).
-TOLERANCE = {"fp32": 0.002, "fp16": 0.02, "bf16": 0.05}
-# And by the spread of the predictions, because a model that has learned little predicts nearly the same for all: there
-# shuffled rows differ by little. bf16 alone gives about 0.01 of the spread.
-_OF_SPREAD = 0.25
-_NOISE = 0.1  # of the tolerance: below this root mean square nothing is refused
 
 
 def replay(data: Path | None, essays: int = ESSAYS) -> Check:
@@ -89,6 +84,8 @@ def _replay_run(
     texts = training_essays(run, member, data)
     predicted = read_numbers(member.path / OOF, identifier, columns)
     made, replayed = _precisions(run, made)
+    lower = max(made, replayed, key=TOLERANCE.get)
+    allowed = tolerance(member, lower)
     out = []
     for position, folder in enumerate(member.folds):
         rows = predicted[predicted["fold"] == int(folder.name.removeprefix("fold"))]
@@ -97,8 +94,8 @@ def _replay_run(
         rows = _sample(rows, texts, identifier, essays, run)
         want = rows[columns].to_numpy(np.float64)
         difference = _replay_fold(member, position, rows[identifier], texts, replayed) - want
-        lower = max(made, replayed, key=TOLERANCE.get)
-        _refuse(difference, want, rows[identifier].to_numpy(), run / folder.name, lower, verdict)
+        if allowed.exceeded(difference, float(want.std(0).mean())):
+            raise _refusal(difference, want, rows[identifier].to_numpy(), run / folder.name, allowed, lower, verdict)
         out.append((f"{member.name}/{folder.name}", round(float(np.abs(difference).max()), 5)))
         advance()
     return out
@@ -164,20 +161,24 @@ def _replay_fold(member: Member, fold: int, ids: pd.Series, texts: pd.DataFrame,
     return np.clip(again.values, member.recipe.task.minimum, member.recipe.task.maximum)
 
 
-def _refuse(
-    difference: np.ndarray, want: np.ndarray, ids: np.ndarray, fold: Path, precision: Precision, verdict: str
-) -> None:
-    """Stops where predictions differ by more than the lower of the two precisions allows.
+def _refusal(
+    difference: np.ndarray,
+    want: np.ndarray,
+    ids: np.ndarray,
+    fold: Path,
+    allowed: Tolerance,
+    precision: Precision,
+    verdict: str,
+) -> Fb3Error:
+    """The error for predictions that differ by more than the lower of the two precisions allows.
 
     difference, want: (N, K). ids: (N,).
     """
-    limit, largest = TOLERANCE[precision], np.abs(difference).max(1)
-    rms, spread = float(np.sqrt((difference**2).mean())), float(want.std(0).mean())
-    if (largest > limit).any() or rms > max(_NOISE * limit, _OF_SPREAD * spread):
-        worst = int(largest.argmax())
-        raise Fb3Error(
-            f"{fold}: {verdict} give the predictions in {OOF}: {len(ids)} essays "
-            f"replayed differ by {rms:.4f} (root mean square; the predictions spread by {spread:.4f}), most "
-            f"{ids[worst]} by {largest[worst]:.3f}, where {precision} allows {limit}. Is recipe.yaml the one it was "
-            "trained with, encoder/ its tokenizer, model.safetensors its weights, train.csv its essays?"
-        )
+    largest, rms, spread = np.abs(difference).max(1), np.sqrt((difference**2).mean()), want.std(0).mean()
+    worst = int(largest.argmax())
+    return Fb3Error(
+        f"{fold}: {verdict} give the predictions in {OOF}: {len(ids)} essays replayed differ by {rms:.4f} (root mean "
+        f"square; the predictions spread by {spread:.4f}), most {ids[worst]} by {largest[worst]:.3f}, where "
+        f"{precision} allows {allowed.largest:.2g}. Is recipe.yaml the one it was trained with, encoder/ its "
+        "tokenizer, model.safetensors its weights, train.csv its essays?"
+    )

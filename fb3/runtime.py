@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     import torch
 
 KAGGLE_INPUT = Path("/kaggle/input")
-# Of the run on the hidden rows, for a rehearsal: where bundle and competition are mounted, and what is set.
+# For a rehearsal: where Kaggle mounts bundle and competition, and what it sets, in the run on the public files when a
+# notebook is saved and in the later one on the hidden rows.
 MOUNTS = {
     "new": ("datasets/someone/bundle", "competitions/competition"),
     "old": ("bundle", "competition"),
 }
-RERUN_VARIABLES = {
-    "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-    "KAGGLE_IS_COMPETITION_RERUN": "1",
-    "KAGGLE_URL_BASE": "https://www.kaggle.com",
-}
+COMMIT_VARIABLES = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
+RERUN_VARIABLES = {**COMMIT_VARIABLES, "KAGGLE_IS_COMPETITION_RERUN": "1"}
 SECRET_VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_API_V1_TOKEN")
 NO_CREDENTIALS = (
     "Kaggle's client found no credentials: make a token at kaggle.com/settings and put it into ~/.kaggle/access_token "
@@ -105,18 +103,30 @@ def input_root() -> Path:
 
 
 def find_bundle(root: str | Path | None = None) -> Path:
-    """The one folder under `root` (default: `input_root()`) with a manifest.json and fb3's source beside it."""
-    found = [path for path in _folders_with(BUNDLE_MARKER, root) if (path / "fb3").is_dir()]
-    return _only(found, "bundle", BUNDLE_MARKER, root, "the bundle's folder, the first argument")
+    """The one folder under `root` (default: `input_root()`) with a manifest.json, fb3's source and runs beside it."""
+    found = [path for path in folders_with(BUNDLE_MARKER, root) if (path / "fb3").is_dir()]
+    trained = [path for path in found if (path / "runs").is_dir()]
+    if found and not trained:
+        raise Fb3Error(
+            f"{root or input_root()}: no bundle with a trained run below it, only fb3's source in "
+            f"{[str(path) for path in found]}; attach the training notebook's output, or what `python build_dataset.py "
+            "RUN` packed"
+        )
+    return _only(trained, "bundle", BUNDLE_MARKER, root, "the bundle's folder, the first argument")
 
 
 def find_competition(root: str | Path | None = None) -> Path:
     """The one folder under `root` (default: `input_root()`) with a sample_submission.csv."""
-    found = _folders_with(COMPETITION_MARKER, root)
+    found = folders_with(COMPETITION_MARKER, root)
     return _only(found, "competition's data", COMPETITION_MARKER, root, "--data")
 
 
-def _folders_with(marker: str, root: str | Path | None) -> list[Path]:
+def folders_with(marker: str, root: str | Path | None = None) -> list[Path]:
+    """The folders under `root` (default: `input_root()`) that hold a file of this name; below one, none is sought.
+
+    Raises:
+        Fb3Error: `root` is not there.
+    """
     seen: set[Path] = set()
 
     def walk(folder: Path, depth: int) -> Iterator[Path]:
@@ -221,17 +231,24 @@ def pick_precision(wish: str, device: "torch.device", key: str = "train.precisio
         key: of the recipe, named in the error.
 
     Raises:
-        Fb3Error: fp16 on a CPU, where it is hundreds of times slower than fp32.
+        Fb3Error: fp16 on a CPU, where it is hundreds of times slower than fp32; bf16 on a GPU that has to emulate it.
     """
-    import torch
-
     if wish != "auto":
         if wish == "fp16" and device.type == "cpu":
             raise Fb3Error(f"{key}=fp16: not on a CPU; use auto, bf16 or fp32")
+        if wish == "bf16" and emulates_bf16(device):
+            raise Fb3Error(f"{key}=bf16: this GPU has no bf16, and emulates it slowly; use auto or fp16")
         return wish
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+        return "fp16" if emulates_bf16(device) else "bf16"
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def emulates_bf16(device: "torch.device") -> bool:
+    """Whether it is a GPU older than sm_80, such as a T4: torch computes bf16 there too, several times slower."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8
 
 
 def _cpu_has_bf16() -> bool:

@@ -11,12 +11,14 @@ reader of the text can estimate it:
     conventions   capitals, full stops and spelling
 """
 
-import csv
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from fb3.errors import Fb3Error
+from fb3.files import write_csv
 
 ID, TEXT = "text_id", "full_text"
 TARGETS = ("cohesion", "syntax", "vocabulary", "phraseology", "grammar", "conventions")
@@ -161,7 +163,4 @@ def write_competition(out: Path, train: int, test: int, seed: int) -> Path:
 
 
 def _write_rows(path: Path, header: list[str], rows: list[list]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_csv(pd.DataFrame(rows, columns=header), path)

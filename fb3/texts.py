@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 NEWLINE, CAPITAL, UPPER = "[BR]", "[CAP]", "[UP]"
-_BREAK = re.compile(r"\s*\n\s*")
+# Patterns whose matches are looked at one by one: a pattern that says it all would try again at every letter.
+_SPACES = re.compile(r"\s\s+|\n")
+_RUN = re.compile(r"\S*+[^\S\x00-\x7f]\S*|\S+")  # a word, or two with a space between them that is not ASCII
 _WORD = re.compile(r"[^\W\d_]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -66,7 +68,7 @@ def input_texts(essays: pd.DataFrame, data: DataGroup) -> list[str]:
     if data.text.capitals:
         texts = [_WORD.sub(_marked, text) for text in texts]
     if data.text.newlines:
-        texts = [_BREAK.sub(f" {NEWLINE} ", text.strip()) for text in texts]
+        texts = [_SPACES.sub(_broken, text.strip()) for text in texts]
     return texts
 
 
@@ -75,10 +77,16 @@ def repaired(text: str) -> str:
 
     A word that does not decode stays as it is, and so does a text that was right.
     """
-    return _CONTROL.sub("", re.sub(r"\S*[^\x00-\x7f]\S*", _decoded, text))
+    return _CONTROL.sub("", text if text.isascii() else _RUN.sub(_decoded, text))
+
+
+def _broken(match: re.Match) -> str:
+    return f" {NEWLINE} " if "\n" in match.group() else match.group()
 
 
 def _decoded(match: re.Match) -> str:
+    if match.group().isascii():
+        return match.group()
     try:
         return b"".join(map(_byte, match.group())).decode("utf-8")
     except UnicodeError:

@@ -47,7 +47,8 @@ class Encoded:
     """Essays as tokens: ragged rows of ids, the frame included; row i is essay i.
 
     lengths: (N,), tokens of each, those of all its windows. slicer: cuts the rows; none: an essay is one input.
-    second: the same essays as a second encoder's tokens. statistics: (N, S), of the texts; none: not wanted.
+    second: the same essays as a second encoder's tokens. statistics: (N, S), of the texts; none: not wanted. padded:
+    the tokens to which each input is padded, and which `lengths` counts; 0: the longest of a batch.
     """
 
     rows: Sequence[np.ndarray]
@@ -56,6 +57,7 @@ class Encoded:
     slicer: Slicer | None = None
     second: "Encoded | None" = None
     statistics: np.ndarray | None = None
+    padded: int = 0
 
     @property
     def costs(self) -> np.ndarray:
@@ -74,7 +76,7 @@ class Encoded:
         """Puts back what `state` gave."""
 
 
-def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataGroup) -> Encoded:
+def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataGroup, padded: int = 0) -> Encoded:
     """Tokenises every text once and truncates it.
 
     Args:
@@ -82,6 +84,7 @@ def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataG
         tokenizer: the fast tokenizer of the encoder folder.
         pad: the id that fills a batch.
         data: max_length, truncation, windows and prompt.
+        padded: as in `Encoded`.
 
     Raises:
         Fb3Error: no room for text.
@@ -91,8 +94,8 @@ def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataG
     for start in range(0, len(texts), 1024):  # bounds the memory of the tokenizer's own, much larger, encodings
         rows += encoder.rows(list(texts[start : start + 1024]))
     slicer = encoder.slicer
-    costs = (sum(map(len, slicer.windows(row))) if slicer else len(row) for row in rows)
-    return Encoded(rows, pad, np.fromiter(costs, np.int64, len(rows)), slicer)
+    costs = (sum(padded or len(part) for part in (slicer.windows(row) if slicer else [row])) for row in rows)
+    return Encoded(rows, pad, np.fromiter(costs, np.int64, len(rows)), slicer, padded=padded)
 
 
 class RowEncoder:

@@ -17,6 +17,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from fb3.errors import Fb3Error
 from fb3.files import LARGEST, in_words, read_utf8, sha256
 from fb3.images import BACKENDS, Image, own_requirements, parse_requirements
+from fb3.room import cannot_write, lacks_room
 
 _SOURCE = (".tar.gz", ".zip", ".tar.bz2", ".egg")
 
@@ -87,6 +88,7 @@ def _ask_index(requirement: Requirement, image: Image) -> dict:
         arguments = ["install", "--dry-run", "--ignore-installed", "--target", folder, "--report", str(report)]
         why = _pip([*arguments, "--no-deps", *_for_image(image), plain])
         if why:
+            _check_room(Path(folder), why)
             raise Fb3Error(
                 f"{image.name}: no wheel of {plain} for Python {image.short_python} on Linux ({why}); an sdist will "
                 "not do where there is no network"
@@ -109,6 +111,11 @@ def _pip(arguments: list[str]) -> str:
     return " ".join(lines[:2]) or done.stderr.strip()[-300:]
 
 
+def _check_room(folder: Path, why: str) -> None:
+    if lacks_room(error := OSError(why)):
+        raise cannot_write(folder, error)
+
+
 def fetch_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
     """The wheels that a lock file names, downloaded by hash where the folder lacks one.
 
@@ -123,6 +130,7 @@ def fetch_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
     if any(digest not in _hashes(folder) for digest in locked(lock).values()):
         arguments = ["download", "--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(folder)]
         if why := _pip([*arguments, *_for_image(image)]):
+            _check_room(folder, why)
             raise Fb3Error(
                 f"{lock}: pip could not fetch the wheels ({why}); give a folder that has them with --wheels, or go "
                 "without with --no-wheels: inference does not need them"

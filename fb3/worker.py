@@ -17,9 +17,10 @@ from fb3.encoding import encode_essays
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.layout import ENCODER, INT8
+from fb3.models.trial import keeps_fp32
 from fb3.prediction import lower_weights, predict
 from fb3.progress import say
-from fb3.runtime import Precision, cpu_has_int8, keep_freed_memory, pick_precision
+from fb3.runtime import Precision, cpu_has_int8, emulates_bf16, keep_freed_memory, pick_precision
 from fb3.tasks import build_task
 from fb3.tokens import Encoded
 
@@ -43,7 +44,7 @@ def predict_fold(
     precision: Precision | None = None,
     shown: bool = True,
 ) -> Predictions:
-    """One fold's predictions, in this process; what low precision makes no number of, again in fp32.
+    """One fold's predictions, in this process; where low precision fails, or makes no number, again in fp32.
 
     Args:
         member: the run.
@@ -68,24 +69,33 @@ def predict_fold(
     left = rows
     backend, _ = pick_backend(member.recipe.predict.backend, place)
     scales = None if precision or backend != "torch" else _scales(member, folder, place, name)
-    ways = [(first, backend, scales)]
-    if (first, backend, scales) != (last := ("fp32", "torch", None)):
+    ways, last = [(first, backend, scales)], ("fp32", "torch", None)
+    if ways[0] != last:
         ways.append(last)
     for each, computes, in_int8 in ways:
         scorer = load_fold(member.recipe, member.path / ENCODER, folder).to(place)
-        backed = use_backend(scorer, computes, each, name)
-        part = predict(
-            scorer if backed else lower_weights(scorer, each, in_int8),
-            build_task(member.recipe),
-            encoded,
-            ids,
-            rows=left,
-            precision="fp32" if backed else each,  # of what is left to torch
-            token_budget=member.recipe.predict.token_budget,
-            until=until,
-            name=name,
-            shown=shown,
-        )
+        if each == "fp16" and any(keeps_fp32(tower.encoder) for tower in scorer.towers().values()):
+            say(f"{name}: {type(scorer.encoder).__name__} is not made for fp16, whose range it leaves; taking fp32")
+            each = "fp32"
+        try:
+            backed = use_backend(scorer, computes, each, name)
+            part = predict(
+                scorer if backed else lower_weights(scorer, each, in_int8),
+                build_task(member.recipe),
+                encoded,
+                ids,
+                rows=left,
+                precision="fp32" if backed else each,  # of what is left to torch
+                token_budget=member.recipe.predict.token_budget,
+                until=until,
+                name=name,
+                shown=shown,
+            )
+        except Exception as error:
+            if isinstance(error, Fb3Error) or (each, computes, in_int8) == last:
+                raise
+            say(f"{name}: {each} fails ({' '.join(repr(error).split())[:200]}); again in fp32")
+            continue
         at = np.array([position[identifier] for identifier in part.ids], np.int64)
         values[at] = part.values
         left = at[~np.isfinite(part.values).all(1)]
@@ -100,6 +110,9 @@ def _precision(member: Member, device: torch.device, name: str) -> Precision:
     wish = member.recipe.predict.precision
     if wish == "fp16" and device.type == "cpu":
         say(f"{name}: predict.precision=fp16 is for GPUs; taking what is fast on this CPU")
+        wish = "auto"
+    if wish == "bf16" and emulates_bf16(device):
+        say(f"{name}: predict.precision=bf16, but {device} has no bf16 and emulates it slowly; taking fp16")
         wish = "auto"
     return pick_precision(wish, device, "predict.precision")
 

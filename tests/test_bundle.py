@@ -9,15 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from build_dataset import main
 from fb3.bundle import Checks, Member, in_turn, read_bundle, verify_bundle
 from fb3.errors import Fb3Error
 from fb3.files import replacing, sha256, write_text
 from fb3.images import find_image
 from fb3.inference import infer
-from fb3.packing import dataset_metadata, write_bundle
+from fb3.metadata import check_file_names
+from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.recipe.groups import Text
+from fb3.rehearse import rehearse
 from fb3.training.run import train
+from fb3.verify import verify
 from fb3.wheels import fetch_wheels
 from tests.conftest import ROOT, TINY, copied
 
@@ -203,27 +207,14 @@ def test_an_older_bundle_is_replaced_and_anything_else_is_not(run, tmp_path):
     assert (tmp_path / "thesis" / "chapter.txt").is_file()
 
 
-@pytest.mark.parametrize(
-    ("id", "title", "words"),
-    [
-        ("fb3", None, "owner/slug"),
-        ("me/fb3", None, "has 3 characters"),
-        ("me/with space", None, "owner/slug"),
-        ("me/a-good-slug", "x" * 51, "51 characters"),
-        ("me/a-good-slug", "", "0 characters"),
-    ],
-)
-def test_what_kaggle_would_refuse(id, title, words):
-    with pytest.raises(Fb3Error, match=words):
-        dataset_metadata(id, title)
-
-
-def test_metadata():
-    assert dataset_metadata("me/a-good-slug", "A title") == {
-        "id": "me/a-good-slug",
-        "title": "A title",
-        "licenses": [{"name": "other"}],
-    }
+def test_run_folders_whose_names_kaggle_refuses(run, tmp_path, capsys):
+    names = ["exp@2e-5", "exp&2e-5", "модель"]
+    packed = write_bundle([copied(run, tmp_path / name) for name in names], tmp_path / "bundle")
+    assert [each["name"] for each in packed.manifest["runs"]] == ["exp-2e-5", "exp-2e-5-2", "run"]
+    said = capsys.readouterr().err
+    assert "exp@2e-5: is 'exp-2e-5' in the bundle; Kaggle refuses the name that it has" in said
+    check_file_names(packed.manifest["files"])
+    assert verify_bundle(packed.path)
 
 
 def test_no_bundle(tmp_path):
@@ -263,6 +254,53 @@ def test_the_script_packs_wheels_and_says_what_is_next(run, tmp_path):
     bare = script("--no-wheels", "--no-parity")
     assert bare.returncode == 0, bare.stderr
     assert verify_bundle(tmp_path / "out").manifest["parity"] == {"skipped": "not asked for"}
+
+
+def test_source_alone_is_packed_checked_and_refused_where_a_run_is_wanted(run, competition, tmp_path):
+    """By the script and the commands, as users call them."""
+    out = tmp_path / "source"
+
+    def script(*arguments):
+        command = [sys.executable, str(ROOT / "build_dataset.py"), *arguments, "--out", str(out)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = script("--source-only", "--no-wheels", "--id", "me/fb3-source", "--title", "fb3 source", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "attach it and the competition to notebooks/train.ipynb" in done.stdout
+    assert "rehearse" not in done.stdout
+    assert "nothing was sent" in done.stderr
+    assert {path.name for path in out.iterdir()} == {"fb3", "manifest.json", "dataset-metadata.json"}
+    assert json.loads((out / "dataset-metadata.json").read_text())["title"] == "fb3 source"
+    assert verify_bundle(out).manifest["runs"] == []
+    report = verify(out)
+    assert report.passed
+    assert "no trained run" in report.text()
+    for what, third in ((infer, tmp_path / "s.csv"), (rehearse, find_image("py312"))):
+        with pytest.raises(Fb3Error, match=r"source: holds fb3's source and wheels and no trained run: .*train\.ipynb"):
+            what(out, competition, third)
+    assert not (tmp_path / "s.csv").exists()
+    (out / "fb3" / "folds.py").write_text("")
+    assert not verify(out).passed
+    assert "folds.py: 0 bytes, packed were" in verify(out).text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["RUN", "--source-only"], "--source-only packs no run; leave out RUN"),
+        (["--source-only", "--int8", "--data", "x"], "--source-only packs no run; leave out --int8, --data"),
+        ([], "no run folder to pack; give one, or --source-only"),
+    ],
+)
+def test_runs_and_source_alone_exclude_each_other(run, tmp_path, arguments, words, monkeypatch):
+    given = [str(run) if argument == "RUN" else argument for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["build_dataset.py", *given, "--out", str(tmp_path / "out")])
+    with pytest.raises(Fb3Error, match=f"^{words}$"):
+        main()
+    for runs, source_only in (([run], True), ([], False)):
+        with pytest.raises(Fb3Error, match="either the run folders to pack, or source_only"):
+            write_bundle(runs, tmp_path / "out", source_only=source_only)
+    assert not (tmp_path / "out").exists()
 
 
 def test_folds_are_checked_ahead_of_their_turns_and_each_fault_is_its_own(bundle, tmp_path):

@@ -61,6 +61,8 @@ def test_weights_beyond_fp16_are_refused():
     assert as_half({"a": torch.tensor([1.0])}, "f")["a"].dtype == torch.float16
     with pytest.raises(Fb3Error, match=r"f: \['a'\] hold weights beyond"):
         as_half({"a": torch.tensor([1e6])}, "f")
+    bias = torch.tensor([50.01])  # fp16 has nothing between 50 and 50.03
+    assert as_half({"head.linear.bias": bias}, "f")["head.linear.bias"].item() == bias.item()
 
 
 def test_the_hash_of_ids_is_that_of_a_set():

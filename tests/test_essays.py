@@ -1,8 +1,12 @@
+import bz2
+import gzip
+import lzma
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -10,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from fb3.batches import BUCKET_BATCHES, collate, inference_batches, steps_per_epoch, training_batches
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays, read_table
+from fb3.files import write_csv
+from fb3.inference import infer
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.recipe.groups import DataGroup, RegressionTask
 from fb3.tokens import Encoded, special_tokens, tokenise, truncate
@@ -51,7 +57,26 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
         (HEAD + "x,y,1,2\nw,z,1,5.5\n", ["outside 1.0-5.0", "5.5", "row 2", "column b"]),
         (HEAD + "x,y,1,2\nw,z,1,2,3\n", ["row 2 has 5 cells, the header 4"]),
         (HEAD + "x,y,1\n", ["row 1 has 3 cells"]),
-        (HEAD + 'x,"y,1,2\n', ["not a CSV"]),
+        (HEAD + 'x,"y,1,2\n', ["row 1", "not a CSV table: unexpected end of data", "(line 2)", "quotes doubled"]),
+        (
+            HEAD + 'x,y,1,2\n\nw,"a\nb \\"c\\" d",1,2\n',
+            ["row 2", "not a CSV", "(lines 4-5)", 'written ""'],
+        ),
+        (HEAD + 'x,"a \\", b",1,2\n', ["row 1 has 5 cells, the header 4 (line 2)", 'written "", not \\"']),
+        ('text_id,"full\ntext\n', ["the header", "(lines 1-2)"]),
+        ("text_id,full_text,a,b,,\nx,y,1,2,,\nw,y,1,2,,7\n", ["row 2", "column 5 or later", "no name", "(line 3)"]),
+        ("text_id,full_text,a,b,,\nx,y,1,2,,,\n", ["row 1 has 7 cells, the header 6"]),
+        ("text_id,,full_text,a,,b\nx,,y,1,,2\n", ["column [''] stands there more than once"]),
+        ("text_id;full_text;a;b\nx;y, z;1;2\n", ["separated by semicolons; save it with commas"]),
+        ("text_id\tfull_text\ta\tb\nx\ty, z\t1\t2\n", ["separated by tabs; save it with commas"]),
+        ((HEAD + "x,y,1,2\n").encode("utf-16"), ["is UTF-16; save it as UTF-8"]),
+        (b"\xfe\xff" + HEAD.encode("utf-16-be"), ["is UTF-16; save it as UTF-8"]),
+        ((HEAD + "x,y,1,2\n").encode("utf-16-le"), ["NULs in its header; is it UTF-16? Save it as UTF-8"]),
+        (gzip.compress(HEAD.encode()), ["is compressed (gzip); unpack it"]),
+        (bz2.compress(HEAD.encode()), ["is compressed (bzip2); unpack it"]),
+        (lzma.compress(HEAD.encode()), ["is compressed (xz); unpack it"]),
+        (b"PK\x03\x04\x14\x00\xff\xff", ["is a zip archive or a workbook; unpack it"]),
+        (HEAD + "x,y,1,2\n\ufefftext_id,full_text,a,b\n", ["column a", "'a'", "row 2"]),
         ("text_id,full_text,a,b,a\nx,y,1,2,1\n", ["column ['a'] stands there more than once"]),
         (b"text_id,full_text,a,b\nx,caf\xe9,1,2\n", ["not UTF-8 at byte 27"]),
         ("text_id,full_text,a,b,fold\nx,y,1,2,0\nw,y,1,2,2\n", ["column fold", "without gaps"]),
@@ -179,3 +204,53 @@ def test_line_ends_of_any_system_between_rows_and_as_they_stand_within(tmp_path,
     path = tmp_path / "ends.csv"
     path.write_bytes(("\ufeff" + end.join(["id,text", f'1,"two{end}lines"', "2,one"]) + end).encode())
     assert read_table(path, ["id"]).to_dict("list") == {"id": ["1", "2"], "text": [f"two{end}lines", "one"]}
+
+
+@pytest.mark.parametrize("rows", ["x,y,1,2,,\nw,z,3,4,,\n", "x,y,1,2\nw,z,3,4,\n"])  # spreadsheets do both
+def test_columns_without_name_and_content_at_the_end_are_left_out(tmp_path, rows):
+    table = read_table(write(tmp_path, "text_id,full_text,a,b,,\n" + rows), [])
+    assert table.to_dict("list") == {"text_id": ["x", "w"], "full_text": ["y", "z"], "a": ["1", "3"], "b": ["2", "4"]}
+
+
+IDS = ["NA", "1e5", "007", "=cmd|' /C calc'!A0", " a ", "a\x00b", "a\x00", "\ufeffa", "\x1b[0m", "a\rb", "'", "1.0"]
+IDS += ["nan", "-0", "x" * 9_000, '"', ",", "\\", '\\"', "\ta", "a\u2028b", "é", "e\u0301", "#", "a\x85", "0x1F"]
+STRANGE = st.sampled_from(IDS) | st.text('\r\n\0",\\ \t;a\ufeff\x1c\x85\u2028=') | st.text()
+
+
+def test_ids_of_every_form_are_never_changed(tmp_path):
+    essays = pd.DataFrame({"text_id": IDS, "full_text": IDS[::-1], "a": 1.5, "b": 2})
+    write_csv(essays, tmp_path / "train.csv")
+    found = read_essays(tmp_path / "train.csv", DATA, RegressionTask())
+    assert found["text_id"].tolist() == IDS
+    assert found["full_text"].tolist() == IDS[::-1]
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.lists(st.tuples(STRANGE, STRANGE), max_size=6), STRANGE.filter(lambda name: name != "text"))
+def test_what_is_written_is_read_again(tmp_path_factory, rows, name):
+    path = tmp_path_factory.getbasetemp() / "again.csv"
+    table = pd.DataFrame(rows, columns=[name or "id", "text"], dtype=object)
+    for part in (table, table[["text"]], table.assign(score=1.1, count=3)):
+        write_csv(part, path)
+        content = {column: [str(cell) for cell in part[column]] for column in part.columns}
+        assert "\0" in name or read_table(path, list(part.columns)).to_dict("list") == content
+        if not any("\0" in cell for cell in [name, *sum(rows, ())]):  # at which pandas ends a cell
+            found = pd.read_csv(path, dtype=str, keep_default_na=False)
+            assert found.to_dict("list") == content
+
+
+def test_numbers_are_written_as_pandas_writes_them(tmp_path):
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(0, 1, 500) * 10.0 ** rng.integers(-30, 30, 500)
+    table = pd.DataFrame({"a": numbers, "b": numbers.astype(np.float32), "c": np.arange(500), "d": numbers > 0})
+    table["e"], table["f"] = [1.5, None] * 250, [None, 2, "x", 0.1, True] * 100
+    write_csv(table, tmp_path / "ours.csv")
+    table.to_csv(tmp_path / "theirs.csv", index=False, lineterminator="\n")
+    assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "theirs.csv").read_bytes()
+
+
+def test_ids_of_every_form_come_out_of_inference_as_they_went_in(bundle, tmp_path):
+    essays = pd.DataFrame({"text_id": IDS, "full_text": [f"Essay {n}." for n in range(len(IDS))]})
+    write_csv(essays, tmp_path / "test.csv")
+    infer(bundle, out=tmp_path / "submission.csv", test=tmp_path / "test.csv", strict=True)
+    assert read_table(tmp_path / "submission.csv", [])["text_id"].tolist() == IDS

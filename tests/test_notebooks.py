@@ -1,17 +1,27 @@
 """Both notebooks in a real kernel, the inference one with the network cut; and the demo."""
 
-import json
+import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import nbformat
 import pandas as pd
 import pytest
 
+from fb3.bundle import verify_bundle
 from fb3.errors import Fb3Error
+from fb3.files import read_json, sha256, write_json
+from fb3.images import find_image
 from fb3.inference import infer
+from fb3.models.scratch import build_backbone
 from fb3.notebook import find_notebook, run_notebook
+from fb3.packing import write_bundle
+from fb3.recipe import load_recipe
+from fb3.rehearse import importable
+from fb3.training.run import train
 from tests.conftest import ROOT, copied
 
 RUN = """
@@ -44,16 +54,136 @@ def test_the_inference_notebook_with_the_network_cut(bundle, competition, tmp_pa
     pd.testing.assert_frame_equal(written, expected, check_dtype=False, atol=1e-5)
 
 
-def test_the_training_notebook(competition, tmp_path):
-    inputs = copied(competition, tmp_path / "input" / "data").parent
-    env = {"FB3_INPUT": str(inputs), "FB3_RECIPE": "tiny", "FB3_DEBUG": "1"}
-    executed = run_notebook(find_notebook("train"), tmp_path / "working", env)
-    scores = json.loads((tmp_path / "working" / "run" / "scores.json").read_text())
-    assert f"{scores['score']:.4f}" in executed.read_text()
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    """The stratifier's wheel, put together again from what is installed here, and a lock for this very Python."""
+    folder = tmp_path_factory.mktemp("wheels")
+    found = importlib.metadata.distribution("iterative-stratification")
+    wheel = folder / f"iterative_stratification-{found.version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in found.files:
+            if "__pycache__" not in file.parts:
+                archive.write(file.locate(), file.as_posix())
+    lock = folder / f"py{sys.version_info.major}{sys.version_info.minor}.lock"
+    lock.write_text(f"iterative-stratification=={found.version} --hash=sha256:{sha256(wheel)}\n")
+    return [wheel, lock]
+
+
+@pytest.fixture(scope="module")
+def source(wheels, tmp_path_factory):
+    """What `build_dataset.py --source-only` makes."""
+    return write_bundle([], tmp_path_factory.mktemp("source") / "source", wheels=wheels, source_only=True).path
+
+
+@pytest.fixture
+def session(tmp_path, without_network):
+    """Runs a notebook as Kaggle does: network cut, inputs read-only, only what the image and the inputs have.
+
+    Its function takes the notebook's name, inputs by the place where they are mounted, and variables; it gives the
+    working folder and the error.
+    """
+    modules = importable(find_image("py312"))
+
+    def run(notebook, inputs, name="working", **variables):
+        guard, root, home = (tmp_path / name / part for part in ("guard", "input", "home"))
+        for folder in (guard, home, *(root / place for place in inputs)):
+            folder.mkdir(parents=True)
+        shutil.copyfile(ROOT / "fb3" / "guard.py", guard / "sitecustomize.py")
+        settings = {"modules": modules, "bundle": str(root), "log": str(guard / "refused.txt"), "sockets": False}
+        write_json(settings, guard / "settings.json")
+        env = {
+            "PYTHONPATH": str(guard),
+            "FB3_GUARD": str(guard / "settings.json"),
+            "FB3_INPUT": str(root),
+            "HOME": str(home),
+            "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+            **variables,
+        }
+        working, result = tmp_path / name / "working", tmp_path / name / "result.json"
+        spec = {
+            "notebook": str(find_notebook(notebook)),
+            "working": str(working),
+            "env": env,
+            "keep": ["PATH", "LANG", "OMP_NUM_THREADS", "TRITON_INTERPRET"],
+            "mounts": [[str(folder), str(root / place)] for place, folder in inputs.items()],
+            "result": str(result),
+        }
+        write_json(spec, tmp_path / name / "spec.json")
+        cut = [without_network[0], without_network[1].replace("n", "mn")]
+        command = [*cut, sys.executable, "-m", "fb3.stage", str(tmp_path / name / "spec.json")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return working, read_json(result)["error"]
+
+    return run
+
+
+def test_the_road_on_kaggle_from_source_and_wheels_to_a_submission(session, source, competition, texts, tmp_path):
+    """Two training sessions, because the first one's time ends, then inference on the output of the second."""
+    backbone = tmp_path / "backbone"
+    build_backbone(load_recipe("tiny").model.scratch, pd.Series(texts), backbone, seed=0)
+    public = copied(competition, tmp_path / "public")
+    for name in ("test.csv", "sample_submission.csv"):
+        pd.read_csv(public / name).head(3).to_csv(public / name, index=False)
+    attached = {
+        "datasets/me/fb3-source": source,
+        "competitions/essays": public,
+        "models/microsoft/deberta-v3-base/transformers/default/1": backbone,
+    }
+    wish = {"FB3_RECIPE": "tiny", "FB3_OVERRIDES": "model.backbone=microsoft/deberta-v3-base", "FB3_DEBUG": "1"}
+    first, error = session("train", attached, "first", FB3_STOP_AFTER="0s", **wish)
+    assert error is None
+    assert "the time is up: fold 0 is saved after step 1 of" in (first / "train.ipynb").read_text()
+    assert "no fold is trained to its end" in (first / "train.ipynb").read_text()
+    assert "attach its output to this notebook" in (first / "train.ipynb").read_text()
+    assert {path.name for path in first.iterdir()} == {"run", "train.ipynb"}
+
+    second, error = session("train", {**attached, "notebooks/me/train": first}, "second", **wish)
+    assert error is None
+    assert {path.name for path in second.iterdir()} == {"run", "bundle", "train.ipynb"}
+    kept = {path.relative_to(second / "run").as_posix() for path in (second / "run").rglob("*") if path.is_file()}
+    assert kept == {
+        *("recipe.yaml", "folds.csv", "oof.csv", "scores.json", "environment.json", "log.jsonl"),
+        *("fold0/fold.json", "fold1/fold.json"),
+    }
+    packed = verify_bundle(second / "bundle")
+    assert packed.manifest["runs"] == [{"name": "run", "folds": [0, 1]}]
+    assert packed.manifest["parity"]["largest_difference"].keys() == {"run/fold0", "run/fold1"}
+    assert {path.name for path in (second / "bundle" / "wheels").iterdir()} == {
+        path.name for path in (source / "wheels").iterdir()
+    }
+    score = read_json(second / "run" / "scores.json")["score"]
+    assert f"CV {score:.4f}" in (second / "train.ipynb").read_text()
+    recipe = load_recipe("tiny", [f"model.backbone={backbone}"])
+    whole = train(recipe, competition, tmp_path / "whole", debug=True)
+    assert score == whole.score.overall, "stopped and taken up again, it ends as it would have ended"
+
+    inputs = {"datasets/me/fb3-source": source, "competitions/essays": public, "notebooks/me/train": second}
+    working, error = session("inference", inputs, "third")
+    assert error is None
+    written = pd.read_csv(working / "submission.csv")
+    assert written["text_id"].tolist() == pd.read_csv(public / "sample_submission.csv")["text_id"].tolist()
+    expected = infer(second / "bundle", public, tmp_path / "s.csv", strict=True)
+    pd.testing.assert_frame_equal(written, expected, check_dtype=False, atol=1e-5)
+    report = read_json(working / "submission.report.json")
+    assert [fold["status"] for fold in report["folds"]] == ["used", "used"]
+
+
+def test_source_alone_does_not_predict_and_says_what_to_attach(session, source, competition):
+    _, error = session("inference", {"fb3-source": source, "essays": competition})
+    assert "want one bundle with a trained run under" in error
+    assert "the output of the training notebook" in error
+
+
+def test_training_without_source_or_wheels_says_what_to_attach(session, competition, tmp_path):
+    bare = write_bundle([], tmp_path / "bare", source_only=True).path
+    for name, inputs in (("none", {"essays": competition}), ("bare", {"essays": competition, "bare": bare})):
+        _, error = session("train", inputs, name)
+        assert "attach the data set of `python build_dataset.py --source-only" in error
 
 
 def test_a_failing_cell_is_told(tmp_path):
-    with pytest.raises(Fb3Error, match="want one fb3 data set under"):
+    with pytest.raises(Fb3Error, match="want one bundle with a trained run under"):
         run_notebook(find_notebook("inference"), tmp_path / "working", {"FB3_INPUT": str(tmp_path)})
     assert (tmp_path / "working" / "inference.ipynb").is_file()
 

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from fb3.agreement import target_scale, tolerance
+from fb3.bundle import Member
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256, write_json
 from fb3.packing import write_bundle
@@ -24,6 +26,16 @@ def broken(run, tmp_path):
 
 def pack(run, tmp_path, data=None, weights="fp32"):
     return write_bundle([run], tmp_path / "bundle", check=replay(data), weights=weights)
+
+
+def swap_words(path):
+    """A tokenizer that gives forty of the commonest words another's number."""
+    tokenizer = read_json(path)
+    vocabulary = tokenizer["model"]["vocab"]
+    common = [word for word in vocabulary if word.isalpha()][:40]
+    for one, two in zip(common[::2], common[1::2], strict=True):
+        vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    write_json(tokenizer, path)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "fp16"])
@@ -50,13 +62,7 @@ def test_another_pooling_is_caught(broken, tmp_path):
 
 
 def test_a_drifted_tokenizer_is_caught(broken, tmp_path):
-    path = broken / "encoder" / "tokenizer.json"
-    tokenizer = read_json(path)
-    vocabulary = tokenizer["model"]["vocab"]
-    common = [word for word in vocabulary if word.isalpha()][:40]
-    for one, two in zip(common[::2], common[1::2], strict=True):
-        vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
-    write_json(tokenizer, path)
+    swap_words(broken / "encoder" / "tokenizer.json")
     with pytest.raises(Fb3Error, match="not packed"):
         pack(broken, tmp_path)
 
@@ -108,3 +114,62 @@ def test_a_run_of_bf16_is_held_to_what_bf16_allows(competition, tmp_path):
     oof.to_csv(run / "oof.csv", index=False)
     with pytest.raises(Fb3Error, match="not packed"):  # though such a model predicts nearly the same for all
         pack(run, tmp_path)
+
+
+@pytest.fixture(scope="module", params=[(0, 100, 1.0), (0, 1, 0.01)], ids=["0-100", "0-1"])
+def scaled(request, competition, tmp_path_factory):
+    """The competition's essays with their scores on another range, and a run in bf16 that has learned them."""
+    low, high, rate = request.param
+    data = copied(competition, tmp_path_factory.mktemp("scaled") / "data")
+    essays = pd.read_csv(data / "train.csv", dtype={"text_id": str})
+    targets = list(load_recipe("tiny").data.target_columns)
+    essays[targets] = low + (essays[targets] - 1) / 4 * (high - low)
+    essays.to_csv(data / "train.csv", index=False)
+    wishes = [f"task.minimum={low}", f"task.maximum={high}", f"optimizer.head_rate={rate}", "train.precision=bf16"]
+    return train(load_recipe("tiny", [*wishes, "train.epochs=4"]), data, data.parent / "tiny", folds=[0]).path
+
+
+@pytest.mark.parametrize("weights", ["fp32", "fp16"])
+def test_a_sound_run_passes_on_any_scale(scaled, tmp_path, weights):
+    near = read_json(pack(scaled, tmp_path, weights=weights).path / "manifest.json")["parity"]["largest_difference"]
+    assert max(near.values()) < 0.05 * target_scale(member_of(scaled))
+
+
+@pytest.mark.parametrize("damage", ["shuffled rows", "a single score", "another pooling", "another tokenizer"])
+def test_what_fails_is_refused_on_any_scale(scaled, tmp_path, damage):
+    broken = copied(scaled, tmp_path / "tiny")
+    if damage in {"shuffled rows", "a single score"}:
+        oof = pd.read_csv(broken / "oof.csv", dtype={"text_id": str})
+        columns = list(load_recipe("tiny").data.target_columns)
+        if damage == "shuffled rows":
+            oof[columns] = oof.groupby("fold")[columns].transform(lambda rows: np.roll(rows, 1))
+        else:  # the longest essay's, by 3 % of the range: 0.12 between 1 and 5, where 0.05 is allowed
+            task = load_recipe(broken / "recipe.yaml").task
+            texts = pd.read_csv(scaled.parent / "data" / "train.csv").set_index("text_id")["full_text"]
+            longest = texts.loc[oof["text_id"]].str.len().to_numpy().argmax()
+            oof.loc[longest, columns[0]] += 0.03 * (task.maximum - task.minimum)
+        oof.to_csv(broken / "oof.csv", index=False)
+    elif damage == "another pooling":
+        recipe = yaml.safe_load((broken / "recipe.yaml").read_text())
+        recipe["model"]["pooling"]["kind"] = "max"
+        (broken / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    else:
+        swap_words(broken / "encoder" / "tokenizer.json")
+    with pytest.raises(Fb3Error, match="not packed"):
+        pack(broken, tmp_path)
+
+
+def member_of(run, **task):
+    recipe = load_recipe(run / "recipe.yaml")
+    return Member("m", run, recipe.model_copy(update={"task": recipe.task.model_copy(update=task)}), [])
+
+
+def test_the_tolerance_is_that_of_scores_from_1_to_5_in_proportion(run, tmp_path):
+    assert target_scale(member_of(run)) == 1
+    assert tolerance(member_of(run), "bf16").largest == 0.05
+    assert target_scale(member_of(run, minimum=0.0, maximum=2.0)) == 0.5
+    oof = pd.read_csv(run / "oof.csv")
+    spread = oof.filter(like="true_").std(ddof=0).max()
+    open_range = member_of(run, minimum=-1e6, maximum=1e6)
+    assert target_scale(open_range) == pytest.approx(2 * spread)
+    assert 1 < target_scale(open_range) < 2

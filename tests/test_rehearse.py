@@ -1,20 +1,25 @@
 """Rehearsals of sound and of broken bundles."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from fb3 import rehearse as rehearsal
 from fb3.bundle import read_bundle
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256, write_json
+from fb3.hidden_rows import ODD, PublicFiles, ids_like, invented_files, public_files, write_hidden_test
 from fb3.images import find_image
-from fb3.rehearse import as_json, importable, rehearse, write_hidden_test
+from fb3.inference import infer
+from fb3.packing import write_bundle
+from fb3.recipe import load_recipe
+from fb3.rehearse import as_json, check_submission, importable, rehearse
+from fb3.training.run import train
 from tests.conftest import ROOT, copied
 
 
@@ -33,16 +38,29 @@ def rewritten(bundle, name, change):
     return bundle
 
 
-def test_a_sound_bundle_passes_in_both_layouts(bundle, competition, image, without_network):
-    report = rehearse(bundle, competition, image, rows=60)
+def test_a_sound_bundle_passes_on_the_public_files_and_in_both_layouts(
+    bundle, competition, image, tmp_path, without_network
+):
+    kept = tmp_path / "kept"
+    report = rehearse(bundle, competition, image, rows=60, keep=kept)
     assert report.passed, report.text()
-    assert {name: layout["rows"] for name, layout in report.layouts.items()} == {"new": 60, "old": 40}
+    assert {name: layout["rows"] for name, layout in report.layouts.items()} == {
+        "public": 20,
+        "new": 60,
+        "old": 40,
+    }
     assert list(report.layouts["new"]["phases"]) == ["first file", "tokens", "all"]
     assert report.layouts["new"]["peak_memory"] > 2**27
     assert report.projection["t4"] > 0
     assert "PASSED" in report.text()
     assert json.loads(as_json(report))["passed"] is True
     assert "iterstrat" not in importable(image)
+    for name in ("test.csv", "sample_submission.csv"):
+        assert (kept / "competition-public" / name).read_bytes() == (competition / name).read_bytes()
+    reruns = [
+        "KAGGLE_IS_COMPETITION_RERUN" in read_json(kept / n / "spec.json")["env"] for n in ("public", "new", "old")
+    ]
+    assert reruns == [False, True, True], "an error in the run on the public files is to fail the notebook"
 
 
 def test_an_import_that_the_image_lacks_is_named(bundle, competition, image, tmp_path, without_network):
@@ -73,21 +91,34 @@ def test_rows_in_another_order_than_their_ids_are_noticed(bundle, competition, i
         return text.replace("values[rows], task.columns, name)", "values[rows][::-1], task.columns, name)")
 
     broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/prediction.py", shuffle)
-    monkey = rehearsal._SAME
-    rehearsal._SAME = 1e-4  # an untrained model gives nearly the same score to all
-    try:
-        report = rehearse(broken, competition, image, rows=200)
-    finally:
-        rehearsal._SAME = monkey
+    report = rehearse(broken, competition, image, rows=60)
     assert "are the same essay" in report.text()
+    assert "public" in report.layouts, "twenty different essays show nothing"
 
 
-def test_without_namespaces_it_is_weaker_and_says_so(bundle, competition, image, tmp_path, monkeypatch):
+def test_columns_that_are_not_the_real_files_fail_on_those(bundle, competition, image, tmp_path, without_network):
+    data = copied(competition, tmp_path / "data")
+    sample = pd.read_csv(data / "sample_submission.csv", dtype=str)
+    sample.rename(columns={"syntax": "structure"}).to_csv(data / "sample_submission.csv", index=False)
+    report = rehearse(bundle, data, image, rows=12)
+    assert not report.passed
+    assert all(failure.startswith("public files: ") for failure in report.failures)
+    assert "sample_submission.csv: no column ['syntax']" in report.text()
+    assert report.layouts == {}
+    assert "hidden rows were left out" in report.notes[-1]
+
+
+def test_without_namespaces_it_is_weaker_and_without_public_files_it_invents(
+    bundle, competition, image, tmp_path, monkeypatch
+):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("PATH", "")
-    report = rehearse(bundle, competition, image, rows=12)
+    shutil.copyfile(competition / "train.csv", tmp_path / "train.csv")
+    report = rehearse(bundle, tmp_path, image, rows=12)
     assert report.passed, report.text()
     assert "weaker" in report.text()
+    assert "hidden rows were invented from the recipe" in report.text()
+    assert set(report.layouts) == {"new", "old"}
 
 
 def test_the_guard_blocks_sockets_where_it_must(tmp_path):
@@ -101,33 +132,128 @@ def test_the_guard_blocks_sockets_where_it_must(tmp_path):
     assert "the network is cut (rehearsal)" in done.stderr
 
 
-def test_the_hidden_rows_are_as_bad_as_rows_can_be(bundle, competition, tmp_path):
-    member = read_bundle(bundle).members()[0]
-    copies = write_hidden_test(competition, member, tmp_path, 100)
-    test = pd.read_csv(tmp_path / "test.csv", dtype=str, keep_default_na=False)
-    sample = pd.read_csv(tmp_path / "sample_submission.csv", dtype=str)
+@pytest.fixture
+def recipe(bundle):
+    return read_bundle(bundle).members()[0].recipe
+
+
+def read(path):
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def test_the_hidden_rows_are_as_bad_as_rows_can_be(recipe, competition, tmp_path):
+    copies = write_hidden_test(competition, recipe, public_files(competition), tmp_path, 100)
+    test, sample = read(tmp_path / "test.csv"), read(tmp_path / "sample_submission.csv")
     assert len(test) == 100
     assert set(test["text_id"]) == set(sample["text_id"])
     assert test["text_id"].tolist() != sample["text_id"].tolist()
     longest = pd.read_csv(competition / "train.csv")["full_text"].str.len().max()
     assert test["full_text"].str.len().max() >= 5 * longest
     assert "" in set(test["full_text"])
-    assert copies
+    assert len(copies) >= 10
     text = test.set_index("text_id")["full_text"]
     assert all(text[one] == text[two] for one, two in copies.items())
 
 
-def test_the_hidden_rows_have_a_templates_columns(bundle, competition, tmp_path):
-    member = read_bundle(bundle).members()[0]
-    train = pd.read_csv(competition / "train.csv").assign(topic=["school", "home"] * 30)
+def test_the_hidden_rows_have_the_real_files_form(recipe, competition, tmp_path):
+    """Integers as ids, a column that train.csv has and one that it lacks, scores of another form, other orders."""
+    train = read(competition / "train.csv")
+    train["words"] = [str(len(text.split())) for text in train["full_text"]]
     train.to_csv(tmp_path / "train.csv", index=False)
-    text = member.recipe.data.text.model_copy(update={"template": "On {topic}: {full_text}"})
-    recipe = member.recipe.model_copy(update={"data": member.recipe.data.model_copy(update={"text": text})})
-    (tmp_path / "out").mkdir()
-    write_hidden_test(tmp_path, replace(member, recipe=recipe), tmp_path / "out", rows=60, seed=1)
-    test = pd.read_csv(tmp_path / "out" / "test.csv", keep_default_na=False)
-    assert set(test["topic"]) == {"school", "home"}
-    assert (test["full_text"] == "").any(), "the odd essays are still there"
+    test = pd.DataFrame({"words": ["3"], "full_text": ["a b c"], "text_id": ["17"], "site": ["north-1"]})
+    targets = list(recipe.data.target_columns)[::-1]
+    sample = pd.DataFrame({"text_id": ["17"], **dict.fromkeys(targets, "0")})
+    write_hidden_test(tmp_path, recipe, PublicFiles(test, sample), tmp_path / "out", 60)
+    hidden, wanted = read(tmp_path / "out" / "test.csv"), read(tmp_path / "out" / "sample_submission.csv")
+    assert list(hidden.columns) == ["words", "full_text", "text_id", "site"]
+    assert list(wanted.columns) == ["text_id", *targets]
+    assert hidden["text_id"].str.fullmatch("[0-9]+").all()
+    assert set(hidden["site"]) == {"north-1"}
+    assert (wanted[targets] == "0").all(axis=None)
+    whole = set(zip(train["full_text"], train["words"], strict=True))
+    drawn = [pair for pair in zip(hidden["full_text"], hidden["words"], strict=True) if pair in whole]
+    assert len(drawn) == 60 - len(ODD)
+
+
+@pytest.mark.parametrize(
+    ("real", "form"),
+    [
+        (["0000C359D63E", "000BAD50D026", "00367BB2546B"], "[0-9A-F]{12}"),
+        (["0", "1", "2"], "0|[1-9][0-9]*"),
+        (["0007", "0150"], "[0-9]{4}"),
+        (["essay_1", "essay_2", "essay_3"], "essay_[0-9]+"),
+        (["a0eebc99-9c0b", "b1f0bc98-9d0b"], "[0-9a-f]{8}-[0-9a-f]{4}"),
+        (["x"], "[a-z][0-9]*"),
+    ],
+)
+def test_hidden_ids_are_of_the_real_ones_form_and_each_there_once(real, form):
+    made = ids_like(real, 300, np.random.default_rng(0))
+    assert len(set(made)) == 300
+    assert all(re.fullmatch(form, each) for each in made), made[:5]
+
+
+@pytest.fixture(scope="module")
+def templated(competition, tmp_path_factory):
+    """A competition with a topic beside each essay, and the bundle of a run whose template joins them."""
+    data = copied(competition, tmp_path_factory.mktemp("templated") / "data")
+    for name in ("train.csv", "test.csv"):
+        table = read(data / name)
+        table.assign(topic=[f"topic {n % 7} " * 9 for n in range(len(table))]).to_csv(data / name, index=False)
+    wishes = ["train.epochs=1", "data.text.template='On {topic}: {full_text}'", "optimizer.head_rate=0.1"]
+    run = train(load_recipe("tiny", wishes), data, data.parent / "run", folds=[0])
+    return write_bundle([run.path], data.parent / "bundle").path, data
+
+
+def test_with_a_template_whole_rows_are_drawn_and_copies_compared_by_all_texts(templated, tmp_path):
+    bundle, data = templated
+    member = read_bundle(bundle).members()[0]
+    copies = write_hidden_test(data, member.recipe, public_files(data), tmp_path, 100)
+    train, test = read(data / "train.csv"), read(tmp_path / "test.csv")
+    whole = set(zip(train["topic"], train["full_text"], strict=True))
+    apart = [pair for pair in zip(test["topic"], test["full_text"], strict=True) if pair not in whole]
+    assert len(apart) == len(ODD), "only the odd essays stand beside another row's topic"
+    texts = test.set_index("text_id")[["topic", "full_text"]]
+    assert len(copies) >= 10
+    assert all((texts.loc[one] == texts.loc[two]).all() for one, two in copies.items())
+    infer(bundle, tmp_path, tmp_path / "s.csv", strict=True)
+    check_submission(member, tmp_path / "sample_submission.csv", tmp_path / "s.csv", copies)
+
+
+def test_the_same_essay_on_another_topic_is_no_copy(templated, tmp_path):
+    bundle, data = templated
+    table = read(data / "train.csv").assign(full_text="One essay for all topics.")
+    table.to_csv(tmp_path / "train.csv", index=False)
+    recipe = read_bundle(bundle).members()[0].recipe
+    copies = write_hidden_test(tmp_path, recipe, public_files(data), tmp_path / "out", 60)
+    topics = read(tmp_path / "out" / "test.csv").set_index("text_id")["topic"]
+    assert copies
+    assert all(topics[one] == topics[two] for one, two in copies.items())
+
+
+@pytest.mark.parametrize(("low", "high", "rate"), [(0, 100, 1.0), (0, 1, 0.01)])
+def test_copies_are_compared_on_the_scores_own_scale(competition, tmp_path, low, high, rate):
+    data = copied(competition, tmp_path / "data")
+    essays, wishes = read(data / "train.csv"), [f"task.minimum={low}", f"task.maximum={high}"]
+    columns = list(load_recipe("tiny").data.target_columns)
+    essays[columns] = low + (essays[columns].astype(float) - 1) / 4 * (high - low)
+    essays.to_csv(data / "train.csv", index=False)
+    recipe = load_recipe("tiny", [*wishes, f"optimizer.head_rate={rate}", "predict.precision=bf16", "train.epochs=3"])
+    bundle = write_bundle([train(recipe, data, tmp_path / "run", folds=[0]).path], tmp_path / "bundle").path
+    member, hidden = read_bundle(bundle).members()[0], tmp_path / "hidden"
+    copies = write_hidden_test(data, recipe, invented_files(recipe), hidden, 100)
+    infer(bundle, hidden, tmp_path / "s.csv", strict=True)
+    sample = hidden / "sample_submission.csv"
+    check_submission(member, sample, tmp_path / "s.csv", copies)
+    sound = read(tmp_path / "s.csv")
+    shuffled = sound.assign(**{column: np.roll(sound[column], 1) for column in columns})
+    one = sound.copy()  # by 3 % of the range: 0.12 between 1 and 5, where 0.05 is allowed
+    row = one.index[one["text_id"] == next(iter(copies))][0]
+    score = float(one.loc[row, columns[0]])
+    one.loc[row, columns[0]] = str(score + 0.03 * (high - low) * (1 if score < (low + high) / 2 else -1))
+    for wrong in (shuffled, one):
+        wrong.to_csv(tmp_path / "wrong.csv", index=False)
+        with pytest.raises(Fb3Error, match="are the same essay"):
+            check_submission(member, sample, tmp_path / "wrong.csv", copies)
 
 
 def test_a_damaged_bundle_is_refused_before_anything_runs(bundle, competition, image, tmp_path):

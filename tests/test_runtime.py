@@ -6,7 +6,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fb3 import runtime
+from fb3 import runtime, worker
+from fb3.bundle import Member
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runtime import find_bundle, find_competition, on_kaggle, pick_device, pick_devices, pick_precision, secret
@@ -22,7 +23,10 @@ LAYOUTS = [
 @pytest.mark.parametrize(("bundle", "competition"), LAYOUTS)
 def test_inputs_are_found_in_every_mount_layout(tmp_path, monkeypatch, bundle, competition):
     (tmp_path / bundle / "fb3").mkdir(parents=True)
+    (tmp_path / bundle / "runs").mkdir()
     (tmp_path / bundle / "manifest.json").write_text("{}")
+    (tmp_path / "datasets" / "me" / "source" / "fb3").mkdir(parents=True)  # of --source-only
+    (tmp_path / "datasets" / "me" / "source" / "manifest.json").write_text("{}")
     (tmp_path / competition).mkdir(parents=True, exist_ok=True)
     (tmp_path / competition / "sample_submission.csv").write_text("")
     (tmp_path / "someone" / "else").mkdir(parents=True)
@@ -30,6 +34,13 @@ def test_inputs_are_found_in_every_mount_layout(tmp_path, monkeypatch, bundle, c
     monkeypatch.setenv("FB3_INPUT", str(tmp_path))
     assert find_bundle() == tmp_path / bundle
     assert find_competition() == tmp_path / competition
+
+
+def test_source_alone_is_no_bundle_to_predict_with(tmp_path):
+    (tmp_path / "source" / "fb3").mkdir(parents=True)
+    (tmp_path / "source" / "manifest.json").write_text("{}")
+    with pytest.raises(Fb3Error, match=r"no bundle with a trained run .* source in \['.*/source'\]; attach"):
+        find_bundle(tmp_path)
 
 
 def test_none_or_two_name_the_argument_that_decides(tmp_path):
@@ -96,6 +107,23 @@ def test_precisions(monkeypatch):
     for capability, precision in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert pick_precision("auto", torch.device("cuda")) == precision
+
+
+@pytest.mark.parametrize(("capability", "taken"), [((7, 5), "fp16"), ((8, 0), "bf16")])
+def test_bf16_is_not_emulated(capability, taken, run, monkeypatch, capsys):
+    """Training refuses it on a T4, prediction takes fp16 and says so: nobody sits before it to change the recipe."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda:1")
+    recipe = load_recipe(run / "recipe.yaml", ["predict.precision=bf16"])
+    assert worker._precision(Member("run", run, recipe, []), device, "run/fold0") == taken
+    said = capsys.readouterr().err
+    if taken == "bf16":
+        assert pick_precision("bf16", device) == "bf16"
+        assert not said
+        return
+    assert said == "run/fold0: predict.precision=bf16, but cuda:1 has no bf16 and emulates it slowly; taking fp16\n"
+    with pytest.raises(Fb3Error, match=r"^train\.precision=bf16: this GPU has no bf16, .*; use auto or fp16$"):
+        pick_precision("bf16", device)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to")

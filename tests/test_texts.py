@@ -1,16 +1,22 @@
 """What happens to a text before the tokenizer."""
 
+import re
+import time
+
+import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from fb3.augmentation.text import mistyped, replaced, shuffled
 from fb3.errors import Fb3Error
 from fb3.models.scratch import train_tokenizer
 from fb3.recipe import load_recipe
 from fb3.recipe.groups import DataGroup, Text
-from fb3.texts import added_tokens, check_tokenizer, input_texts, repaired
+from fb3.statistics import text_statistics
+from fb3.texts import _CONTROL, _decoded, added_tokens, check_tokenizer, input_texts, repaired
 
 TARGETS = {"target_columns": ("syntax", "grammar")}
 
@@ -75,3 +81,46 @@ def test_tokens_of_targets():
     assert added_tokens(data) == ["[BR]", "[SYNTAX]", "[GRAMMAR]"]
     with pytest.raises(Fb3Error, match="prompt"):
         load_recipe("tiny", ["model.pooling.kind=target_tokens"])
+
+
+# Letters of each kind that the patterns tell apart, garbled words, and spaces that are not ASCII.
+PIECES = st.sampled_from(
+    ["a", "Z", "é", "â€™", "Ã\xa0", "\xa0", "\u3000", "\x85", "\x1c", " ", "\n", "\r", "\x00", "'", "日"]
+)
+MIXED = st.lists(PIECES | st.characters(exclude_categories=["Cs"]), max_size=40).map("".join)
+
+
+@settings(deadline=None, max_examples=1000)
+@given(MIXED)
+def test_linear_patterns_find_what_the_plain_ones_find(text):
+    assert repaired(text) == _CONTROL.sub("", re.sub(r"\S*[^\x00-\x7f]\S*", _decoded, text))
+    assert prepared(text, newlines=True) == re.sub(r"\s*\n\s*", " [BR] ", text.strip())
+
+
+def seconds(do, text):
+    start = time.process_time()
+    do(text)
+    return time.process_time() - start
+
+
+RNG = np.random.default_rng(0)
+WORKS = {
+    "repair": repaired,
+    "newlines": lambda text: prepared(text, newlines=True),
+    "capitals": lambda text: prepared(text, capitals=True),
+    "statistics": lambda text: text_statistics([text]),
+    "shuffle": lambda text: shuffled(text, RNG),
+    "typos": lambda text: mistyped(text, 0.1, RNG),
+    "synonyms": lambda text: replaced(text, {"a": ["b"]}, 0.5, RNG),
+}
+HARD = ["a", " ", "é", "\xa0", "a'", "'", "aé", " \t", "\n ", "\n", ".", ". ", "[a", "a]", "a1", "1a_", "A", ", "]
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_no_text_takes_longer_than_by_its_length(work):
+    WORKS[work]("x")
+    for hard in HARD:
+        for start in ("x", "é", "a\n"):  # what makes a shortcut impossible, and keeps whitespace from being stripped
+            text = start + hard * (30_000 // len(hard)) + "x"
+            taken = min(seconds(WORKS[work], text) for _ in range(2))
+            assert taken < 0.5, (start, hard)  # 0.02 s; a pattern that tries again at every letter takes 3 s

@@ -243,7 +243,7 @@ def test_a_failed_notebook_is_not_submitted(state):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("no-slash", "a/b-c-d-e", "original", None), "--id no-slash"),
+        (("no-slash", "a/b-c-d-e", "original", None), "OWNER/SLUG no-slash"),
         (("a/slug-of-it", "x", "original", None), "--dataset x"),
         (("a/slug-of-it", "a/b", "newest", None), "--pinning newest"),
         (("a/slug-of-it", "a/b", "original", "Another title"), "give the slug slug-of-it"),

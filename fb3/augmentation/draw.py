@@ -95,6 +95,7 @@ def augmented(
         lengths=encoded.lengths,
         slicer=encoded.slicer,
         statistics=encoded.statistics,
+        padded=encoded.padded,
         texts=texts,
         encoder=RowEncoder(tokenizer, encoded.pad, data),
         mask=mask,

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from fb3.models.deberta import eager_attention
+from fb3.models.scorer import layer_states
 
-_ATTRIBUTE = {"last": "last_hidden_state", "layers": "hidden_states", "pooler": "pooler_output"}
+_ATTRIBUTE = {"last": "last_hidden_state", "pooler": "pooler_output"}
 
 
 def as_output(reads: str, states: Sequence[Tensor]) -> SimpleNamespace:
     """An encoder's output that has only what the pooling reads."""
-    return SimpleNamespace(**{_ATTRIBUTE[reads]: tuple(states) if reads == "layers" else states[0]})
+    if reads == "layers":
+        return SimpleNamespace(hidden_states=tuple(states), last_hidden_state=states[-1])
+    return SimpleNamespace(**{_ATTRIBUTE[reads]: states[0]})
 
 
 class Bare(nn.Module):
@@ -43,8 +46,7 @@ class Bare(nn.Module):
         with _replaced(encoder, weights), eager_attention(encoder):
             more = {"output_hidden_states": True} if self.reads == "layers" else {}
             out = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **more)
-        states = getattr(out, _ATTRIBUTE[self.reads])
-        return tuple(states) if self.reads == "layers" else (states,)
+        return layer_states(out) if self.reads == "layers" else (getattr(out, _ATTRIBUTE[self.reads]),)
 
     def example(self) -> tuple[Tensor, Tensor]:
         """Token ids and mask to trace with; padding, so that no mask is optimised away."""

@@ -5,17 +5,15 @@ from typing import Literal
 
 from torch import nn
 
+from fb3.backbone_files import KEY, SECOND_KEY
 from fb3.encoding import load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.layout import SECOND
 from fb3.models.attention import use_blocked_attention
 from fb3.models.deberta import use_fused_disentangled_attention
 from fb3.models.encoder import (
-    KEY,
-    SECOND_KEY,
     empty_encoder,
     layer_stack,
-    longest_input,
     pretrained_encoder,
     random_encoder,
 )
@@ -25,21 +23,27 @@ from fb3.models.poolings import build_pooling, build_window_pooling
 from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer, Tower
 from fb3.models.statistics import Alone, StatisticsNet
 from fb3.models.surgery import operate, reinitialise
+from fb3.models.trial import make_up_weights
 from fb3.recipe import Recipe
 from fb3.recipe.groups import ModelGroup
 from fb3.tokens import special_tokens
 
 __all__ = ["ModelOutput", "Scorer", "build_scorer"]
 
+_EMPTY = {"empty", "trial"}
 
-def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretrained", "config", "empty"]) -> Scorer:
+
+Init = Literal["pretrained", "config", "empty", "trial"]
+
+
+def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
     """The scorer of a recipe.
 
     Args:
         recipe: its `model`, `data` and `task` groups decide.
         folder: the encoder folder: config.json and tokenizer, as `export_encoder` writes it.
         init: pretrained: the backbone's weights; config: random ones; empty: parameters on the meta device, to be
-            assigned from a checkpoint.
+            assigned from a checkpoint; trial: the same, with made-up weights for the encoder that take little memory.
 
     Raises:
         Fb3Error: a file is missing or the encoder lacks what the recipe asks for.
@@ -55,7 +59,7 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Literal["pretraine
             tower.encoder.requires_grad_(False)
     beside = StatisticsNet(width) if recipe.data.text.statistics else Alone(width)
     head = build_head(recipe.model.head, beside.width, recipe.task.outputs(len(recipe.data.target_columns)))
-    if init == "empty":
+    if init in _EMPTY:
         _to_meta(beside)
         _to_meta(head)
     return StitchedScorer(tower, second, beside, head) if second else Scorer(tower, beside, head)
@@ -67,11 +71,11 @@ def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str, 
         reinitialise(encoder, settings.reinit_layers)
     else:
         encoder = random_encoder(folder) if init == "config" else empty_encoder(folder)
-    limit = longest_input(encoder)
-    longest = recipe.data.encoder_length()
-    if limit is not None and longest > limit:
-        key = "windows.length" if recipe.data.windows else "max_length"
-        raise Fb3Error(f"data.{key}={longest}: the encoder has positions for {limit} tokens only")
+    if init == "trial":
+        make_up_weights(encoder)
+    width = getattr(encoder.config, "hidden_size", None)
+    if not isinstance(width, int):
+        raise Fb3Error(f"{key}={settings.backbone}: {type(encoder).__name__} is no encoder of texts; take another one")
     operate(encoder, settings)
     if init == "pretrained":
         mix_out(encoder, settings)  # after the freezing: only what trains has a start to go back to
@@ -79,13 +83,13 @@ def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str, 
     use_fused_disentangled_attention(encoder)
     pooling = build_pooling(
         settings.pooling,
-        encoder.config.hidden_size,
+        width,
         depth=getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder))),
         vocabulary=encoder.config.vocab_size,
         prompt=_prompt(recipe, settings, folder),
     )
     over_windows = build_window_pooling(recipe.data.windows, pooling.width)
-    if init == "empty":
+    if init in _EMPTY:
         _to_meta(pooling)
         _to_meta(over_windows)
     return Tower(encoder, pooling, over_windows)

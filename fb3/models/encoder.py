@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import AddedToken
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
+from fb3.backbone_files import KEY, Source, find_backbone
 from fb3.errors import Fb3Error
 from fb3.files import read_json
-from fb3.layout import CONFIG
+from fb3.layout import CONFIG, PADDED
+from fb3.models.tokenizer import backbone_tokenizer, check_tokens
 from fb3.progress import say
 from fb3.recipe.groups import ModelGroup
 
-KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # as errors name them
 _HIDDEN_DROPOUT = (
     "hidden_dropout_prob",
     "hidden_dropout",
@@ -26,23 +29,10 @@ _HIDDEN_DROPOUT = (
     "mlp_dropout",
 )
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-_VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spm.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 _OF_PICKLES = ("weights_only", "pytorch checkpoint", "PytorchStreamReader")  # in the errors of a pytorch_model.bin
 # Of a config from elsewhere, whose buffers are made before any weight is read.
 _MOST_LAYERS, _LARGEST = 1000, 2**24
+_PROBE = 9  # tokens of a text that is only to show where positions are looked up
 # Where the families of transformers keep their layers, lowest first.
 _STACKS = (
     "encoder.layer",
@@ -56,28 +46,6 @@ _STACKS = (
 )
 
 
-def check_backbone(backbone: str, key: str = KEY) -> None:
-    """Refuses a local backbone folder that lacks a file, by the file's name; a hub id is left to the hub.
-
-    Raises:
-        Fb3Error: the folder or a file in it is missing.
-    """
-    folder = Path(backbone).expanduser()
-    if not folder.is_dir():
-        if backbone.startswith((".", "/", "~")) or backbone.count("/") > 1:
-            raise Fb3Error(f"{key}={backbone}: no such folder")
-        return
-    if not (folder / "config.json").is_file():
-        raise Fb3Error(f"{key}={backbone}: config.json is missing; save the model with save_pretrained")
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
-        raise Fb3Error(
-            f"{key}={backbone}: the tokenizer is missing (tokenizer.json, or one of "
-            f"{', '.join(_VOCABULARIES[1:])}); save it there with tokenizer.save_pretrained"
-        )
-    if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise Fb3Error(f"{key}={backbone}: the weights are missing ({_WEIGHTS[0]} or {_WEIGHTS[2]})")
-
-
 def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = (), key: str = KEY) -> None:
     """Writes config and fast tokenizer of a backbone to `out`, so that training and inference read the same files.
 
@@ -88,26 +56,21 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = (), k
         Fb3Error: a missing file, no fast tokenizer, no padding token, a dropout that the encoder does not have, or the
             hub cannot be reached.
     """
-    check_backbone(settings.backbone, key)
-    backbone = (
-        str(Path(settings.backbone).expanduser())
-        if Path(settings.backbone).expanduser().is_dir()
-        else settings.backbone
-    )
-    with _told(f"{key}={settings.backbone}"):
-        if Path(backbone).is_dir():
-            _check_config(Path(backbone))
-        config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(backbone, use_fast=True, trust_remote_code=False)
+    source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
+    with _told(place, source):
+        if source.is_folder:
+            _check_config(Path(source.name))
+        config = AutoConfig.from_pretrained(source.name, trust_remote_code=False, local_files_only=source.local)
+        _auto_class(config)  # refuses what is no encoder
+        tokenizer = backbone_tokenizer(source, place)
     if getattr(config, "auto_map", None):
-        say(f"{key}={settings.backbone}: its code is not run (trust_remote_code is off), transformers' own is taken")
+        say(f"{place}: its code is not run (trust_remote_code is off), transformers' own is taken")
         del config.auto_map
-    if not tokenizer.is_fast:
-        raise Fb3Error(f"{key}={settings.backbone}: no fast tokenizer; convert it to a tokenizer.json first")
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     if config.pad_token_id is None:
-        raise Fb3Error(f"{key}={settings.backbone}: neither config.json nor the tokenizer has a padding token")
+        raise Fb3Error(f"{place}: neither config.json nor the tokenizer has a padding token")
+    check_tokens(tokenizer, config, settings, place)
     _set_dropout(config, _HIDDEN_DROPOUT, "dropout", settings.dropout)
     _set_dropout(config, _ATTENTION_DROPOUT, "attention_dropout", settings.attention_dropout)
     if config.model_type == "big_bird":
@@ -115,15 +78,21 @@ def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = (), k
         # would depend on the batches before it.
         config.attention_type = "original_full"
     # lstrip: the space before it belongs to it, so that the word after keeps its own
+    known = _ids(tokenizer)
     tokenizer.add_tokens(
         [AddedToken(t, lstrip=True, normalized=False, special=True) for t in added], special_tokens=True
     )
-    config.vocab_size = max(config.vocab_size, len(tokenizer))
+    config.fb3_new_tokens = sorted(_ids(tokenizer) - known)
+    config.vocab_size = max(config.vocab_size, max(_ids(tokenizer)) + 1)
     out.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(out)
     tokenizer.save_pretrained(out)
     if not (out / "tokenizer.json").is_file():
-        raise Fb3Error(f"{key}={settings.backbone}: the tokenizer wrote no tokenizer.json; convert it first")
+        raise Fb3Error(f"{place}: the tokenizer wrote no tokenizer.json; convert it first")
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    return set(tokenizer.get_vocab().values())
 
 
 def _set_dropout(config: PretrainedConfig, names: Sequence[str], key: str, rate: float) -> None:
@@ -150,32 +119,47 @@ def pretrained_encoder(settings: ModelGroup, folder: Path, key: str = KEY) -> nn
         Fb3Error: weights are missing, so that layers would silently start at random.
     """
     config = read_config(folder)
-    backbone = Path(settings.backbone).expanduser()
-    source = str(backbone) if backbone.is_dir() else settings.backbone
+    source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
     wanted = config.vocab_size
-    with _told(f"{key}={settings.backbone}"):
-        config.vocab_size = AutoConfig.from_pretrained(source, trust_remote_code=False).vocab_size
+    with _told(place, source):
+        options = {"local_files_only": source.local, "trust_remote_code": False}
+        config.vocab_size = AutoConfig.from_pretrained(source.name, **options).vocab_size
         encoder, report = _auto_class(config).from_pretrained(
-            source, config=config, output_loading_info=True, trust_remote_code=False, weights_only=True
+            source.name,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by their sizes
+            weights_only=True,
+            **options,
+        )
+    if wrong := sorted(report["mismatched_keys"]):
+        name, there, described = wrong[0]
+        raise Fb3Error(
+            f"{place}: {len(wrong)} weights have other sizes than config.json says: {name} is {list(there)} in the "
+            f"file, {list(described)} by config.json; take config, tokenizer and weights of one model"
         )
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
     if missing:
         raise Fb3Error(
-            f"{key}={settings.backbone}: {len(missing)} weights are not in the file, so they would be random: "
+            f"{place}: {len(missing)} weights are not in the file, so they would be random: "
             f"{missing[:5]}; is it the encoder that config.json describes?"
         )
-    if wanted > config.vocab_size:
-        _add_embeddings(encoder, wanted)
+    _start_new_embeddings(encoder, wanted, getattr(config, "fb3_new_tokens", []))
     return encoder.float()
 
 
 @torch.no_grad()
-def _add_embeddings(encoder: nn.Module, size: int) -> None:
-    """More word embeddings; new ones start as the mean of the old (Hewitt 2021)."""
-    old = encoder.get_input_embeddings().num_embeddings
-    encoder.resize_token_embeddings(size, mean_resizing=False)
+def _start_new_embeddings(encoder: nn.Module, size: int, new: Sequence[int]) -> None:
+    """Makes room for `size` word embeddings; those of new tokens start as the mean of the old (Hewitt 2021).
+
+    Rows beyond the old vocabulary are no part of the mean: DeBERTa-v3 has 99 that no text ever trained.
+    """
+    old = min([encoder.get_input_embeddings().num_embeddings, *new])
+    if size > encoder.get_input_embeddings().num_embeddings:
+        encoder.resize_token_embeddings(size, mean_resizing=False)
+        new = range(old, size)
     weight = encoder.get_input_embeddings().weight
-    weight[old:] = weight[:old].mean(0)
+    weight[list(new)] = weight[:old].mean(0)
 
 
 def random_encoder(folder: Path) -> nn.Module:
@@ -189,7 +173,12 @@ def empty_encoder(folder: Path) -> nn.Module:
     """The same without any weights: parameters on the meta device, to be assigned; buffers are real."""
     config = read_config(folder)
     with _told(folder / CONFIG), _parameters_on_meta():
-        return _auto_class(config).from_config(config, trust_remote_code=False)
+        encoder = _auto_class(config).from_config(config, trust_remote_code=False)
+    for module in encoder.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:  # made after the pattern of a parameter (I-BERT)
+                module._buffers[name] = torch.zeros_like(buffer, device="cpu")
+    return encoder
 
 
 def _check_config(folder: Path) -> None:
@@ -208,11 +197,15 @@ def _check_config(folder: Path) -> None:
 
 
 @contextmanager
-def _told(source: object) -> Iterator[None]:
+def _told(place: object, source: Source | None = None) -> Iterator[None]:
     """What transformers, tokenizers and torch raise of any kind for a file that they cannot use, in one line.
 
+    Args:
+        place: names it.
+        source: the backbone that is read, where it is one.
+
     Raises:
-        Fb3Error: naming `source`.
+        Fb3Error: naming `place`.
     """
     try:
         yield
@@ -222,19 +215,37 @@ def _told(source: object) -> Iterator[None]:
         words = " ".join(str(error).split())[:400]
         if "trust_remote_code" in words or "custom code" in words:
             raise Fb3Error(
-                f"{source}: wants code of its own to be run (auto_map in config.json), and fb3 runs none: "
+                f"{place}: wants code of its own to be run (auto_map in config.json), and fb3 runs none: "
                 "trust_remote_code is off; take a backbone that transformers itself has"
             ) from None
         if any(mark in words for mark in _OF_PICKLES):
             raise Fb3Error(
-                f"{source}: its pytorch_model.bin holds more than tensors, or is broken, and is read with "
+                f"{place}: its pytorch_model.bin holds more than tensors, or is broken, and is read with "
                 f"weights_only=True; take the backbone's model.safetensors ({words[:150]})"
             ) from None
-        raise Fb3Error(f"{source}: {words or type(error).__name__}") from None
+        if source and not source.is_folder and isinstance(error, OSError):
+            hub = source.offline and f"{source.offline}, nor is a copy of it in its cache"
+            raise Fb3Error(
+                f"{place}: no folder of this name here, and the hub {hub or f'refused: {words}'}; give a folder with "
+                "config.json, tokenizer and weights, or a model of the hub"
+            ) from None
+        raise Fb3Error(f"{place}: {words or type(error).__name__}{_saved_by(source)}") from None
+
+
+def _saved_by(source: Source | None) -> str:
+    """Which version of transformers saved a folder that another one cannot read."""
+    saved = read_json(Path(source.name) / CONFIG).get("transformers_version") if source and source.is_folder else None
+    if saved in {None, transformers.__version__}:
+        return ""
+    return f" (saved by transformers {saved}, read by {transformers.__version__})"
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
-    return AutoModelForTextEncoding if config.is_encoder_decoder or config.model_type == "t5" else AutoModel
+    if not config.is_encoder_decoder and config.model_type != "t5":
+        return AutoModel
+    if type(config) not in AutoModelForTextEncoding._model_mapping:
+        raise ValueError(f"{config.model_type} is an encoder with a decoder; take an encoder alone, or a T5")
+    return AutoModelForTextEncoding
 
 
 @contextmanager
@@ -268,30 +279,77 @@ def layer_stack(encoder: nn.Module) -> list[nn.Module]:
     return []
 
 
+def parts_by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of the embeddings, then those of each layer, lowest first, where the layers are known.
+
+    To the embeddings belong their norms and projections, and positions that all layers share: DeBERTa's table, with
+    the norm beside it, and T5's, which stands in the lowest block; a table that each layer has for itself is the
+    layer's. DeBERTa's convolution joins the output of the first layer, and is its. Left out is what stands above.
+    """
+    named = dict(encoder.named_parameters())
+    below = {name for name in named if any("embed" in part or "_emb" in part for part in name.split(".")[:2])}
+    if "encoder.rel_embeddings.weight" in named:
+        below |= {name for name in named if name.startswith("encoder.LayerNorm.")}
+    tables = {name for name in named if name.endswith("relative_attention_bias.weight")}
+    below |= tables if len(tables) == 1 else set()
+    embeddings = [*encoder.get_input_embeddings().parameters(), *(named[name] for name in sorted(below))]
+    taken = {id(p) for p in embeddings}
+    layers = [[p for p in layer.parameters() if id(p) not in taken] for layer in layer_stack(encoder)]
+    if layers:
+        layers[0] += [p for name, p in named.items() if name.startswith("encoder.conv.")]
+    return [embeddings, *layers]
+
+
 def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
     """Depth of each parameter, by name, and the number of layers n.
 
-    0 for the embeddings (relative positions included), 1 to n for the layers, n for what stands above or beside them.
+    0 for the embeddings, 1 to n for the layers, as `parts_by_depth` tells them apart, n for what stands above.
 
     Raises:
         Fb3Error: the layers of this encoder are not known.
     """
-    layers = layer_stack(encoder)
-    if not layers:
+    parts = parts_by_depth(encoder)
+    if not (top := len(parts) - 1):
         raise Fb3Error(f"{type(encoder).__name__}: its layers are not known; set optimizer.layer_decay=1.0")
-    depth = {id(p): number for number, layer in enumerate(layers, 1) for p in layer.parameters()}
-    depth |= {id(p): 0 for p in encoder.get_input_embeddings().parameters()}
-    below = ("embed", "mask_emb", "relative_attention_bias")
-    return {
-        name: depth.get(id(p), 0 if any(word in name for word in below) else len(layers))
-        for name, p in encoder.named_parameters()
-    }, len(layers)
+    depth = {id(p): number for number, part in enumerate(parts) for p in part}
+    return {name: depth.get(id(p), top) for name, p in encoder.named_parameters()}, top
+
+
+def is_bias(name: str) -> bool:
+    """Whether a parameter is a bias, by its name: `bias`, and `q_bias` of DeBERTa or `r_w_bias` of XLNet."""
+    return "bias" in name.rsplit(".", 1)[-1].split("_")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation, by its class's name, for each family has classes of its own."""
+    return "Norm" in type(module).__name__
 
 
 def longest_input(encoder: nn.Module) -> int | None:
-    """Tokens for which the encoder has absolute positions; none where positions are relative only."""
-    for name, module in encoder.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            skipped = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            return module.num_embeddings - skipped
-    return None
+    """Tokens for which the encoder has learned positions; none where positions are computed, or relative only.
+
+    Found by asking: of the numbers of neighbouring tokens that it looks up in a table.
+
+    Args:
+        encoder: with weights, on the CPU.
+    """
+    tokens = getattr(encoder.config, PADDED, 0) or _PROBE
+    ids = torch.full((1, tokens), 1 if encoder.config.pad_token_id != 1 else 2)
+    with torch.no_grad(), _PositionsLookedUp(tokens) as seen:
+        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return min(seen.limits, default=None)
+
+
+class _PositionsLookedUp(TorchFunctionMode):
+    """Notes how many positions the tables have in which neighbouring tokens look up neighbouring numbers."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens, self.limits = tokens, set()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is nn.functional.embedding:
+            places = args[0].flatten()[: self.tokens]
+            if len(places) == self.tokens and bool((places.diff() == 1).all()):
+                self.limits.add(len(args[1]) - int(places[0]))
+        return func(*args, **(kwargs or {}))

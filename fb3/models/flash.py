@@ -7,6 +7,7 @@ since Triton has no T4; elsewhere nothing of it is imported. Checked before the 
 import importlib.util
 import math
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
@@ -132,13 +133,20 @@ def _attend(
     }
     if not grad and not dropout:
         seen = mask[:, 0, 0].bool().contiguous()
-        return training_attention(query, key, value, *tables, local, seen, has_padding=True, **settings)
+        with _current(query.device):
+            return training_attention(query, key, value, *tables, local, seen, has_padding=True, **settings)
     pieces = _pieces(mask)
     if pieces is None:
         return None
     row = [states.transpose(1, 2).flatten(0, 1).transpose(0, 1) for states in (query, key, value)]  # (H, B · T, D)
-    out = training_attention_packed(*row, *tables, local, pieces, max_seqlen=tokens, **settings)
+    with _current(query.device):
+        out = training_attention_packed(*row, *tables, local, pieces, max_seqlen=tokens, **settings)
     return out.unflatten(0, (-1, tokens))
+
+
+def _current(device: torch.device) -> AbstractContextManager:
+    """Makes a GPU the current one: Triton launches there, wherever the tensors are. Autograd's threads have theirs."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _schedules(query: Tensor, grad: bool) -> dict[str, Any]:

@@ -21,9 +21,18 @@ class ModelOutput(NamedTuple):
     pooled: Tensor
 
 
+def layer_states(out: Any) -> tuple[Tensor, ...]:
+    """An encoder's states by layer, (B, T, D) each, lowest first.
+
+    The last is what the encoder hands out: where the layers are followed by a norm, versions of transformers differ in
+    whether `hidden_states` ends before it or after it.
+    """
+    return (*out.hidden_states[:-1], out.last_hidden_state)
+
+
 _READ = {
     "last": lambda out: out.last_hidden_state.float(),
-    "layers": lambda out: out.hidden_states,  # made float32 one by one: all at once fall out of a CPU's cache
+    "layers": layer_states,  # made float32 one by one: all at once fall out of a CPU's cache
     "pooler": lambda out: out.pooler_output.float(),
 }
 
@@ -45,15 +54,19 @@ class Tower(nn.Module):
         self.pooling = pooling
         self.over_windows = over_windows
         self.reads = pooling.reads
-        self._read = _READ[self.reads]
+        self.read = _READ[self.reads]
         self._arguments: dict[str, Any] = {"output_hidden_states": True} if self.reads == "layers" else {}
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Any:
+        """Token ids and mask, (B, T) both, to the encoder's own output, of which `read` takes what is pooled."""
+        return self.encoder(input_ids=ids, attention_mask=mask, **self._arguments)
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
         """A batch of `collate` to vectors (B, D)."""
         mask = batch["attention_mask"]
-        out = self.encoder(input_ids=batch["input_ids"], attention_mask=mask, **self._arguments)
+        out = self.encode(batch["input_ids"], mask)
         with torch.autocast(mask.device.type, enabled=False):
-            return self.over_windows(self.pooling(self._read(out), self.pooling.token_weights(batch)), batch)
+            return self.over_windows(self.pooling(self.read(out), self.pooling.token_weights(batch)), batch)
 
 
 class Scorer(Tower):

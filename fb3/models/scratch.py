@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.errors import Fb3Error
 from fb3.recipe.groups import Scratch
+from fb3.room import room
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -40,8 +41,10 @@ def build_backbone(settings: Scratch, texts: Iterable[str], out: Path, seed: int
         model = AutoModel.from_config(config)
     except (ValueError, TypeError, KeyError) as error:
         raise Fb3Error(f"model.scratch: {' '.join(str(error).split())[:400]}") from None
-    model.save_pretrained(out)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(out)
+    need = sum(parameter.nbytes for parameter in model.parameters()) + len(tokenizer.to_str().encode())
+    with room(out, need):
+        model.save_pretrained(out)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(out)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -1,13 +1,16 @@
 """What a recipe changes in a pretrained encoder before the training, in place."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.models.encoder import layer_stack
+from fb3.models.encoder import is_bias, is_norm, layer_stack, parts_by_depth
 from fb3.recipe.groups import ModelGroup
+
+_CONVOLUTION_STD = 0.02  # ConvBERT's initializer_range
 
 
 def operate(encoder: nn.Module, settings: ModelGroup) -> None:
@@ -21,15 +24,11 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
         if getattr(encoder, "pooler", None) is None:
             raise Fb3Error(f"model.pooling.kind=pooler: {name} has no pooler; take cls, mean or attention")
     elif getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # its weights would get no gradient
+        encoder.pooler = nn.Identity()  # its weights would get no gradient; some families ask for one all the same
     if hasattr(settings.pooling, "layers") and encoder.config.model_type == "funnel":
         raise Fb3Error(f"model.pooling.kind={settings.pooling.kind}: Funnel's layers differ in length; take mean")
-    if settings.freeze_embeddings:
-        encoder.get_input_embeddings().requires_grad_(False)
-        if isinstance(embeddings := getattr(encoder, "embeddings", None), nn.Module):
-            embeddings.requires_grad_(False)
-    for layer in _some_layers(encoder, settings.freeze_layers, "freeze_layers")[: settings.freeze_layers]:
-        layer.requires_grad_(False)
+    if settings.freeze_embeddings or settings.freeze_layers:
+        _freeze(encoder, settings)
     if settings.reinit_layers and settings.reinit_layers + settings.freeze_layers > len(layer_stack(encoder)):
         raise Fb3Error("model.reinit_layers and freeze_layers meet: a random layer would stay so; lower one of them")
     if settings.layer_drop:
@@ -38,6 +37,14 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
         raise Fb3Error(f"model.gradient_checkpointing: {name} cannot do it; set it to false")
     if settings.gradient_checkpointing is True:
         recompute_activations(encoder)
+
+
+def _freeze(encoder: nn.Module, settings: ModelGroup) -> None:
+    _some_layers(encoder, settings.freeze_layers, "freeze_layers")
+    embeddings, *layers = parts_by_depth(encoder)
+    for part in [embeddings] * settings.freeze_embeddings + layers[: settings.freeze_layers]:
+        for parameter in part:
+            parameter.requires_grad_(False)
 
 
 def recompute_activations(encoder: nn.Module) -> None:
@@ -58,7 +65,19 @@ def reinitialise(encoder: nn.Module, layers: int) -> None:
             module._is_hf_initialized = False  # what from_pretrained has marked would be passed over
             for parameter in module.parameters(recurse=False):
                 parameter._is_hf_initialized = False
+            _start(module)
             encoder._init_weights(module)
+
+
+def _start(module: nn.Module) -> None:
+    """Norms, biases and convolutions as new ones, for in some versions the rule of some families passes them over."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if is_bias(name):
+            nn.init.zeros_(parameter)
+        elif is_norm(module):
+            nn.init.ones_(parameter)
+        elif isinstance(module, nn.Conv1d):
+            nn.init.normal_(parameter, std=_CONVOLUTION_STD)
 
 
 def _some_layers(encoder: nn.Module, count: int, key: str) -> list[nn.Module]:
@@ -78,16 +97,22 @@ def _some_layers(encoder: nn.Module, count: int, key: str) -> list[nn.Module]:
 def _drop_layers(layers: list[nn.Module], top: float) -> None:
     """LayerDrop (Fan et al. 2019, arXiv:1909.11556), rising with the depth: a dropped layer hands its input on."""
     for number, layer in enumerate(layers, 1):
-        layer.register_forward_hook(_DropLayer(top * number / len(layers)))
+        layer.__class__ = type(type(layer).__name__, (_DropLayer, type(layer)), {})
+        layer.drop_probability = top * number / len(layers)
 
 
 class _DropLayer:
-    """A forward hook: in training, with a probability, a layer's output is its input, for the whole batch."""
+    """Goes before a layer's class: in training, with a probability, the output is the input, for the whole batch.
 
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
+    No forward hook: some versions of transformers record the hidden states within `forward`, before hooks run.
+    """
 
-    def __call__(self, layer: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
-        if not layer.training or torch.rand(()) >= self.probability:
-            return None
+    drop_probability: float
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor | tuple | dict:
+        output = super().forward(*inputs, **named)
+        if not self.training or torch.rand(()) >= self.drop_probability:
+            return output
+        if isinstance(output, dict):  # SqueezeBERT's
+            return {**output, next(iter(output)): inputs[0]}
         return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]

@@ -15,7 +15,7 @@ Model = Callable[[Mapping[str, Tensor]], ModelOutput]
 
 
 class StepOutput(NamedTuple):
-    """loss: a scalar with a gradient. logs: further scalars for the log, detached."""
+    """loss: a scalar with a gradient. logs: the terms that it is made of, unweighted and detached, for the log."""
 
     loss: Tensor
     logs: dict[str, Tensor]
@@ -119,6 +119,11 @@ class Wrapper(nn.Module):
 
     def load(self, state: dict[str, Any]) -> None:
         self.task.load(state["task"])
+
+
+def with_term(out: StepOutput, name: str, value: Tensor) -> dict[str, Tensor]:
+    """The terms of a loss that a wrapper adds one to; `task` is what the task alone would train by."""
+    return {"task": out.loss.detach(), **out.logs, name: value.detach()}
 
 
 class Recorder:

@@ -45,7 +45,11 @@ class _Classes(ScoreTask, ABC):
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         logits = self._by_column(model(batch).scores)
-        return StepOutput(self._together(self.column_losses(logits, self.labels(batch["targets"]))), {})
+        losses = self.column_losses(logits, self.labels(batch["targets"]))
+        weighed = isinstance(self._together, Uncertainty)
+        return StepOutput(
+            self._together(losses), dict(zip(self.columns, losses.detach(), strict=True)) if weighed else {}
+        )
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         return self._range[0] + self._step * self.expected(self._by_column(model(batch).scores))  # (B, K)

@@ -59,7 +59,14 @@ def huber(delta: float) -> Loss:
     return lambda predicted, truth: F.huber_loss(predicted, truth, delta=delta)
 
 
-class Scheduled(nn.Module):
+class _Criterion(nn.Module):
+    """Losses of (B, K) predictions and truths, and how they become one."""
+
+    def forward(self, predicted: Tensor, truth: Tensor, progress: Tensor | float = 1.0) -> Tensor:
+        return self.together(self.parts(predicted, truth), progress)
+
+
+class Scheduled(_Criterion):
     """Losses added with weights that go linearly over the run.
 
     Args:
@@ -69,14 +76,18 @@ class Scheduled(nn.Module):
 
     def __init__(self, losses: Sequence[Loss], weights: Sequence[tuple[float, float]]) -> None:
         super().__init__()
-        self._parts = list(zip(losses, weights, strict=True))
+        self._losses, self._weights = losses, weights
 
-    def forward(self, predicted: Tensor, truth: Tensor, progress: Tensor | float = 1.0) -> Tensor:
+    def parts(self, predicted: Tensor, truth: Tensor) -> list[Tensor]:
+        """What is added."""
+        return [loss(predicted, truth) for loss in self._losses]
+
+    def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:
         """progress: share of the run that is done, 0-1; at an evaluation the end counts."""
-        return sum((a + (b - a) * progress) * loss(predicted, truth) for loss, (a, b) in self._parts)
+        return sum((a + (b - a) * progress) * part for part, (a, b) in zip(parts, self._weights, strict=True))
 
 
-class Learned(nn.Module):
+class Learned(_Criterion):
     """Losses added with learned weights; one loss alone is taken column by column.
 
     Args:
@@ -88,16 +99,20 @@ class Learned(nn.Module):
         super().__init__()
         self._losses, self._weigh = losses, Uncertainty(count)
 
-    def forward(self, predicted: Tensor, truth: Tensor, progress: Tensor | float = 1.0) -> Tensor:
-        """progress is for others."""
+    def parts(self, predicted: Tensor, truth: Tensor) -> list[Tensor]:
+        """What is added."""
         pairs = [(predicted, truth)]
         if len(self._losses) == 1:
             pairs = list(zip(predicted.split(1, 1), truth.split(1, 1), strict=True))
-        return self._weigh(torch.stack([loss(*pair) for loss in self._losses for pair in pairs]))
+        return [loss(*pair) for loss in self._losses for pair in pairs]
+
+    def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:
+        """progress is for others."""
+        return self._weigh(torch.stack(list(parts)))
 
 
-def build_criterion(settings: RegressionTask, columns: int) -> nn.Module:
-    """The loss of a recipe for K columns, its further terms added with their weights: (predicted, truth, progress)."""
+def build_criterion(settings: RegressionTask, columns: int) -> Scheduled | Learned:
+    """The loss of a recipe for K columns, its further terms added with their weights."""
     known: dict[str, Loss] = {
         "smooth_l1": F.smooth_l1_loss,
         "mse": F.mse_loss,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fb3.tasks.base import Model, Recorder, StepOutput, Task, Wrapper
+from fb3.tasks.base import Model, Recorder, StepOutput, Task, Wrapper, with_term
 
 
 class RDropped(Wrapper):
@@ -26,5 +26,6 @@ class RDropped(Wrapper):
         recorder = Recorder(model)
         one, two = self.task.loss(recorder, batch), self.task.loss(recorder, batch)
         apart = self.task.distance(*(output.scores for output in recorder.outputs))
-        logs = {**one.logs, "r_drop": apart.detach()}
-        return StepOutput((one.loss + two.loss) / 2 + self.alpha * apart, logs)
+        logs = {name: (value + two.logs[name]) / 2 for name, value in one.logs.items()}
+        both = StepOutput((one.loss + two.loss) / 2, logs)
+        return StepOutput(both.loss + self.alpha * apart, with_term(both, "r_drop", apart))

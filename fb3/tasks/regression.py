@@ -24,10 +24,13 @@ class Regression(ScoreTask):
     def __init__(self, settings: RegressionTask, columns: tuple[str, ...]) -> None:
         super().__init__(settings, columns)
         self._criterion = build_criterion(settings, len(columns))
+        self._terms = settings.kinds() if settings.terms else columns
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         scores = model(batch).scores  # (B, K)
-        return StepOutput(self._criterion(scores, batch["targets"], batch.get("progress", 1.0)), {})
+        parts = self._criterion.parts(scores, batch["targets"])
+        logs = {name: part.detach() for name, part in zip(self._terms, parts, strict=True)} if len(parts) > 1 else {}
+        return StepOutput(self._criterion.together(parts, batch.get("progress", 1.0)), logs)
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         return model(batch).scores  # (B, K)

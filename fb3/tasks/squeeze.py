@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fb3.tasks.base import Model, Recorder, StepOutput, Task, Wrapper
+from fb3.tasks.base import Model, Recorder, StepOutput, Task, Wrapper, with_term
 
 
 class Squeezed(Wrapper):
@@ -23,4 +23,4 @@ class Squeezed(Wrapper):
         recorder = Recorder(model)
         out = self.task.loss(recorder, batch)
         size = recorder.outputs[-1].scores.pow(2).mean()
-        return StepOutput(out.loss + self.weight * size, {**out.logs, "squeeze": size.detach()})
+        return StepOutput(out.loss + self.weight * size, with_term(out, "squeeze", size))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fb3.batches import Batch, collate, on_device, training_batches
 from fb3.recipe.groups import Uda
-from fb3.tasks.base import Model, StepOutput, Task, Wrapper
+from fb3.tasks.base import Model, StepOutput, Task, Wrapper, with_term
 from fb3.tokens import Encoded
 
 _REMEMBERED = 256  # batches; of token ids, so some megabytes
@@ -63,7 +63,7 @@ class Consistent(Wrapper):
             self._drawn.append((batch, *self._draw(model, batch["input_ids"].device)))
         changed, wanted = next((changed, wanted) for seen, changed, wanted in self._drawn if seen is batch)
         apart = self.task.distance(model(changed).scores, wanted)
-        return StepOutput(out.loss + self.weight * apart, {**out.logs, "uda": apart.detach()})
+        return StepOutput(out.loss + self.weight * apart, with_term(out, "uda", apart))
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "count": self._count, "changed": self._changed.state()}

@@ -7,8 +7,8 @@ import torch
 from accelerate.utils import gather_object
 
 from fb3.augmentation import augmented
-from fb3.batches import steps_per_epoch
-from fb3.checkpoint import save_fold
+from fb3.batches import collate, steps_per_epoch
+from fb3.checkpoint import check_reload, save_fold
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.foldinfo import ids_hash
@@ -29,6 +29,7 @@ from fb3.training.state import Tree, score_of, score_state
 from fb3.training.tricks import Step, build_tricks
 
 _APART = 2**31  # above the recipe's seeds: essays without scores have draws of their own
+_OTHER_PROCESS = 2**32  # from one process's seed to the next one's; the first has the recipe's
 
 
 def run_fold(session: Session, split: FoldSplit) -> Predictions:
@@ -51,6 +52,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         scorer.beside.fit(session.encoded.statistics[split.train_rows])
     task = build_task(recipe).to(accelerator.device)  # the fold's own: it may learn
     scorer.head.start_at(task.first_bias(torch.from_numpy(session.targets[split.train_rows])))
+    shortest = split.train_rows[session.encoded.costs[split.train_rows].argmin()]
+    check_reload(scorer, recipe, session.out / "encoder", collate(session.encoded, np.array([shortest])))
     scorer.to(accelerator.device)
     scaled = session.precision == "fp16"
     optimizer = build_optimizer(scorer, recipe.optimizer, scaled=scaled, of_task=task.parameters())
@@ -82,6 +85,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         log=session.log,
         pause=saves.pause,
     )
+    if accelerator.process_index:  # the model is built, the same everywhere; from here on each draws its own masks
+        torch.manual_seed(_own_seed(session, seed))
     done = saves.restore(loop)
     device = f"{accelerator.device.type} {session.precision}"
     session.log.fold(split.fold, len(split.train_rows), len(split.valid_rows), steps, device, done)
@@ -93,11 +98,17 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     return keeper.best
 
 
+def _own_seed(session: Session, seed: int) -> int:
+    """What this process draws by for its own share of a batch: dropout's masks, changes of essays."""
+    return seed + _OTHER_PROCESS * session.accelerator.process_index
+
+
 def _training_essays(session: Session, seed: int) -> Encoded:
     data = session.recipe.data
     if not data.augment:
         return session.encoded
-    return augmented(session.encoded, session.texts, session.tokenizer, data, data.augment, seed)
+    own = _own_seed(session, seed)
+    return augmented(session.encoded, session.texts, session.tokenizer, data, data.augment, own)
 
 
 def _training_task(session: Session, task: Task, seed: int) -> Task:
@@ -105,7 +116,8 @@ def _training_task(session: Session, task: Task, seed: int) -> Task:
     data, settings, essays = session.recipe.data, session.recipe.task.uda, session.unlabelled
     if not settings:
         return task
-    changed = augmented(essays.encoded, essays.texts, session.tokenizer, data, settings.augment, seed + _APART)
+    own = _own_seed(session, seed + _APART)
+    changed = augmented(essays.encoded, essays.texts, session.tokenizer, data, settings.augment, own)
     at, of = session.accelerator.process_index, session.accelerator.num_processes
     return Consistent(task, settings, essays.encoded, changed, seed + _APART, at, of)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fb3.errors import Fb3Error
 from fb3.files import replacing
 from fb3.progress import Advance, say
+from fb3.room import cannot_write
 
 
 class RunLog:
@@ -79,18 +79,20 @@ class RunLog:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line_of_json)
         except OSError as error:
-            raise Fb3Error(f"{self._path}: cannot be written ({error.strerror})") from None
+            raise cannot_write(self._path, error) from None
         if line:
             say(line)
 
-    def window(self, advance: Advance, steps: int, **fields: float) -> None:
-        """The mean of a few optimizer steps, on the progress line."""
-        note = f"loss {fields['loss']:.4f} mean {fields['mean_loss']:.4f} norm {fields['gradient_norm']:.2f}"
+    def window(self, advance: Advance, steps: int, *, terms: dict[str, float], **fields: float) -> None:
+        """The mean of a few optimizer steps, on the progress line; terms: of which the loss is made, unweighted."""
+        parts = "".join(f" {name} {value:.4f}" for name, value in terms.items())
+        note = f"loss {fields['loss']:.4f}{parts} mean {fields['mean_loss']:.4f} norm {fields['gradient_norm']:.2f}"
         advance(steps, f"{note} rate {fields['rate']:.1e}")
-        self.event("step", **fields)
+        self.event("step", **fields, **({"terms": terms} if terms else {}))
         names = ("loss", "mean_loss", "gradient_norm", "rate", "head_rate")
         prefix = f"fold{fields['fold']}"
-        self._track({f"{prefix}/{name}": fields[name] for name in names}, self._offset + int(fields["step"]))
+        values = {name: fields[name] for name in names} | {f"terms/{name}": value for name, value in terms.items()}
+        self._track({f"{prefix}/{name}": value for name, value in values.items()}, self._offset + int(fields["step"]))
 
     def evaluation(self, fold: int, epoch: int, step: int, score: Any, best: bool, elapsed: float) -> None:
         """A validation: loss, score, columns."""

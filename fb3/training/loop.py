@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ class Loop:
                 step.progress = step.number / steps
                 due = self.due(per_epoch)
                 if due or window.length >= self.settings.log_every_steps:
-                    window.close(advance, step, self.optimizer, fold, steps)
+                    window.close(advance, step, fold, steps)
                 self.pause(self)
                 if due:
                     self.score()
@@ -121,32 +122,32 @@ class Loop:
         Raises:
             Fb3Error: memory does not suffice, however small the parts.
         """
-        while (loss := self.gradients(step, batches)) is None:
+        while (out := self.gradients(step, batches)) is None:
             self.parts.relieve(step.number + 1, max(map(len, batches)))
         if self.unscale:
             self.accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        window.add(out, norm, self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        window.add(loss, norm)
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
             for trick in self.tricks:
                 trick.after_step(step)
 
-    def gradients(self, step: Step, batches: list[np.ndarray]) -> Tensor | None:
+    def gradients(self, step: Step, batches: list[np.ndarray]) -> StepOutput | None:
         """Leaves the gradients of the batches' mean loss and gives that loss; none where memory ran out."""
         essays = sum(len(rows) for rows in batches)
         try:
-            losses = []
+            outs = []
             for position, rows in enumerate(batches):
                 backward = partial(
                     self.backward, step, self.share(rows, essays, step.progress), syncs=position == len(batches) - 1
                 )
                 for trick in reversed(self.tricks):
                     backward = partial(trick.backward, step, backward)
-                losses.append(backward().loss)
-            return torch.stack(losses).sum()
+                outs.append(backward())
+            return _added(outs)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -159,16 +160,18 @@ class Loop:
         """Forward and backward of this process's share of a batch, part by part.
 
         Returns:
-            The loss of the whole, detached.
+            The loss of the whole and its terms, detached.
         """
-        losses = []
+        outs = []
         for place, (step.batch, weight) in enumerate(parts):
             last = syncs and place == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.task.loss(self.model, step.batch).loss * weight
+                loss, logs = self.task.loss(self.model, step.batch)
+                loss = loss * weight
                 self.accelerator.backward(loss)
-            losses.append(loss.detach().float())
-        return StepOutput(torch.stack(losses).sum(), {})
+            logs = {name: value.detach().float() * weight for name, value in logs.items()}
+            outs.append(StepOutput(loss.detach().float(), logs))
+        return _added(outs)
 
     def share(self, rows: np.ndarray, essays: int, done: float) -> list[tuple[Batch, float]]:
         """This process's part of a batch in as many parts as memory asks for, each with its weight among `essays`.
@@ -187,29 +190,42 @@ class Loop:
         return shares
 
 
+def _added(outs: Sequence[StepOutput]) -> StepOutput:
+    """Sums of what parts of a batch gave, each weighted already."""
+    logs = {name: torch.stack([out.logs[name] for out in outs]).sum() for name in outs[0].logs}
+    return StepOutput(torch.stack([out.loss for out in outs]).sum(), logs)
+
+
 class _Window:
-    """Losses and gradient norms of the last few steps, fetched from the device together, not at each step."""
+    """Losses, their terms and gradient norms of the last few steps, fetched from the device together."""
 
     def __init__(self, accelerator: Accelerator, log: RunLog) -> None:
         self.accelerator, self.log = accelerator, log
         self.start = time.monotonic()
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
+        self.terms: dict[str, list[Tensor]] = {}
+        self.rates: dict[str, float] = {}
         self.total, self.count = 0.0, 0
 
     @property
     def length(self) -> int:
         return len(self.losses)
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self.losses.append(loss)
+    def add(self, out: StepOutput, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Takes what a step is made with, before the optimizer and the schedule move on."""
+        self.losses.append(out.loss)
         self.norms.append(norm.detach().float())
+        for name, value in out.logs.items():
+            self.terms.setdefault(name, []).append(value)
+        self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     def state(self) -> dict[str, Any]:
         """What is not logged yet, and what the means and times count on."""
         return {
             "losses": torch.stack(self.losses) if self.losses else None,
             "norms": torch.stack(self.norms) if self.norms else None,
+            "terms": {name: torch.stack(values) for name, values in self.terms.items()},
             "total": self.total,
             "count": self.count,
             "elapsed": time.monotonic() - self.start,
@@ -221,19 +237,20 @@ class _Window:
         losses, norms = state["losses"], state["norms"]
         self.losses = [] if losses is None else list(losses.to(device).unbind())
         self.norms = [] if norms is None else list(norms.to(device).unbind())
+        terms = state.get("terms", {})  # earlier versions did not save them
+        self.terms = {name: list(values.to(device).unbind()) for name, values in terms.items()}
         self.total, self.count = state["total"], state["count"]
         self.start = time.monotonic() - state["elapsed"]
 
-    def close(self, advance: Advance, step: Step, optimizer: torch.optim.Optimizer, fold: int, steps: int) -> None:
+    def close(self, advance: Advance, step: Step, fold: int, steps: int) -> None:
         """Logs the window and starts the next.
 
         Raises:
             Fb3Error: a loss in it is no number.
         """
-        losses = self.accelerator.reduce(torch.stack(self.losses), "mean").tolist()
+        losses = self._fetched(self.losses)
         norms = torch.stack(self.norms).tolist()
-        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-        rate = max((r for name, r in rates.items() if name.startswith("encoder")), default=0.0)
+        rate = max((r for name, r in self.rates.items() if name.startswith("encoder")), default=0.0)
         if not np.isfinite(losses).all():
             first = step.number - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
             raise Fb3Error(
@@ -250,11 +267,16 @@ class _Window:
             epoch=step.epoch + 1,
             step=step.number,
             loss=sum(losses) / len(losses),
+            terms={name: fmean(self._fetched(values)) for name, values in self.terms.items()},
             mean_loss=self.total / self.count,
             gradient_norm=sum(norms) / len(norms),
             rate=rate,
-            head_rate=rates.get("head.decay", 0.0),
+            head_rate=self.rates.get("head.decay", 0.0),
             elapsed=round(elapsed, 1),
             remaining=round(elapsed / step.number * (steps - step.number), 1),
         )
-        self.losses, self.norms = [], []
+        self.losses, self.norms, self.terms = [], [], {}
+
+    def _fetched(self, values: list[Tensor]) -> list[float]:
+        """The means over the processes."""
+        return self.accelerator.reduce(torch.stack(values), "mean").tolist()

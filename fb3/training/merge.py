@@ -14,10 +14,12 @@ from fb3.foldinfo import ids_hash, is_finished
 from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, SECOND, WEIGHTS
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
+from fb3.room import in_room
 from fb3.scoring import scores_of
 from fb3.training.run import Run, run_of
 
 
+@in_room("out")
 def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     """Joins run folders of the same recipe, data and split, each with other folds, into the new folder `out`.
 

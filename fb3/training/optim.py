@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
-from fb3.models.encoder import depth_of_parameters
+from fb3.models.encoder import depth_of_parameters, is_bias, is_norm
 from fb3.recipe.groups import MANY_STEPS, OptimizerGroup, ScheduleGroup
 
 
@@ -81,8 +81,8 @@ def _check_thirds(places: Iterable[tuple[str, int, int]], settings: OptimizerGro
 
 
 def _undecayed(scorer: Scorer) -> set[int]:
-    norms = (p for m in scorer.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False))
-    biases = (p for name, p in scorer.named_parameters() if name.rsplit(".", 1)[-1].startswith("bias"))
+    norms = (p for m in scorer.modules() if is_norm(m) for p in m.parameters(recurse=False))
+    biases = (p for name, p in scorer.named_parameters() if is_bias(name))
     return {id(p) for p in (*norms, *biases)}
 
 

@@ -21,14 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fb3.checkpoint import read_weights
-from fb3.errors import Fb3Error, Stopped
-from fb3.files import in_words, link_or_copy, read_json, replacing, replacing_folder, sha256, unread, write_text
+from fb3.errors import Fb3Error, NoRoom, Stopped
+from fb3.files import in_words, link_or_copy, read_json, replacing, replacing_folder, sha256, write_text
 from fb3.foldinfo import ids_hash, is_finished
 from fb3.folds import FoldSplit
 from fb3.layout import FOLD_JSON, RESUME, WEIGHTS
 from fb3.progress import say
 from fb3.recipe import Recipe
 from fb3.recipe.load import differences
+from fb3.room import unread
 from fb3.training.loop import Loop
 from fb3.training.session import Session, versions
 from fb3.training.state import Tree, joined, load_own, load_shared, own_state, shared_state, split
@@ -78,7 +79,7 @@ class Saves:
 
         Raises:
             Stopped: it was asked for; the fold is saved.
-            Fb3Error: there is no room.
+            NoRoom: there is none for the save.
         """
         if self.session.digests is None:
             return
@@ -108,7 +109,7 @@ class Saves:
         """Writes a save, on the main process.
 
         Raises:
-            Fb3Error: there is no room; says how much it needs. The last save is whole.
+            NoRoom: it cannot be written; says how much it needs. The last save is whole.
         """
         started, accelerator = time.monotonic(), self.session.accelerator
         several, tensors, failed = accelerator.num_processes > 1, dict[str, Tensor](), None
@@ -129,7 +130,7 @@ class Saves:
         if several:
             failed = next(filter(None, gather_object([failed])), None)
         if failed:
-            raise Fb3Error(failed)
+            raise NoRoom(failed)
         self.last = time.monotonic()
 
     def _write(self, number: int, state: Tree, tensors: dict[str, Tensor], started: float) -> str | None:

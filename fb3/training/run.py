@@ -31,6 +31,7 @@ from fb3.metrics import Score
 from fb3.progress import as_command, say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
+from fb3.room import in_room
 from fb3.runtime import is_main_process, parse_duration, session_seconds
 from fb3.scoring import TRUTH, caveats, named_score, read_scores, scores_of
 from fb3.training.stop import Stop
@@ -52,6 +53,7 @@ class Run:
     folds: list[int]
 
 
+@in_room("out")
 def train(
     recipe: Recipe | str | Path,
     data: str | Path,
@@ -136,6 +138,7 @@ def _train_folds(session: "Session", chosen: list[FoldSplit]) -> None:
         accelerator.wait_for_everyone()
 
 
+@in_room("out")
 def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str | Path) -> Predictions:
     """Trains one fold into `out`/fold<n> and returns its out-of-fold predictions (not clipped).
 

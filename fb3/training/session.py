@@ -16,18 +16,23 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
+from fb3.attached import local_backbone
+from fb3.backbone_files import KEY, SECOND_KEY
 from fb3.encoding import encode_essays, load_tokenizer
 from fb3.errors import Fb3Error
-from fb3.files import replacing_folder
-from fb3.layout import ENCODER, SECOND
+from fb3.files import read_json, replacing_folder, write_json
+from fb3.layout import CONFIG, ENCODER, PADDED, SECOND
 from fb3.metrics import Score
-from fb3.models.encoder import SECOND_KEY, export_encoder
+from fb3.models import build_scorer
+from fb3.models.encoder import export_encoder
 from fb3.models.scratch import build_backbone
+from fb3.models.trial import check_length, learns_in, padding_for
+from fb3.progress import say
 from fb3.recipe import Recipe
 from fb3.runtime import Precision, keep_freed_memory, pick_device, pick_precision, secret
 from fb3.tasks import Task, build_task
 from fb3.texts import added_tokens, input_texts
-from fb3.tokens import Encoded
+from fb3.tokens import Encoded, special_tokens
 from fb3.training.log import RunLog
 from fb3.training.stop import Stop
 from fb3.version import __version__
@@ -78,8 +83,13 @@ class Session:
     stop: Stop = field(default_factory=Stop)
 
 
-def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]:
+def open_accelerator(recipe: Recipe, out: Path, precision: Precision | None = None) -> tuple[Accelerator, Precision]:
     """Device, processes and precision; before anything is written, so that processes can wait for each other.
+
+    Args:
+        recipe: what is to be trained.
+        out: the run folder.
+        precision: of the training; none: the recipe's.
 
     Raises:
         Fb3Error: a device or a precision that does not work here, or a loss that several processes cannot share.
@@ -87,13 +97,15 @@ def open_accelerator(recipe: Recipe, out: Path) -> tuple[Accelerator, Precision]
     transformers.utils.logging.disable_progress_bar()  # ours are enough
     keep_freed_memory()
     device = pick_device(broken=recipe.train.broken_gpu)
-    precision = pick_precision(recipe.train.precision, device)
+    precision = precision or pick_precision(recipe.train.precision, device)
     AcceleratorState._reset_state()  # it would keep the precision of an earlier run in this process
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device.type == "cpu",
         # Some encoders have parameters that a plain forward leaves out (XLNet's mask, Longformer's global attention).
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        # No buffer changes in training, and one that is written again between two passes breaks the backward pass of
+        # both on some versions of torch.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         log_with=_available(recipe.train.trackers),
         project_dir=out,
     )
@@ -121,9 +133,15 @@ def open_session(
     digests: dict[str, str] | None = None,
     stop: Stop | None = None,
 ) -> Session:
-    """Writes the encoder folder, opens the trackers and tokenises the essays, those without scores too."""
+    """Writes the encoder folder, opens the trackers and tokenises the essays, those without scores too.
+
+    Raises:
+        Fb3Error: the encoder cannot be used, or not as the recipe wants it.
+    """
     if accelerator.is_main_process:
         _write_encoder(recipe, essays[recipe.data.text_column], out)
+    accelerator.wait_for_everyone()
+    accelerator, precision = _try_encoders(recipe, out, accelerator, precision)
     accelerator.wait_for_everyone()
     if recipe.train.trackers:
         if "wandb" in recipe.train.trackers:
@@ -190,14 +208,58 @@ def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
         with replacing_folder(out / "scratch") as aside:
             build_backbone(recipe.model.scratch, texts, aside, recipe.train.seed)
-    added = added_tokens(recipe.data)
-    export_encoder(with_local_backbone(recipe, out).model, out / ENCODER, added)
-    if recipe.model.stitch:
-        export_encoder(recipe.model.second(), out / ENCODER / SECOND, added, SECOND_KEY)
+    added, model = added_tokens(recipe.data), with_local_backbone(recipe, out).model
+    export_encoder(model, out / ENCODER, added)
+    if model.stitch:
+        export_encoder(model.second(), out / ENCODER / SECOND, added, SECOND_KEY)
+
+
+def _try_encoders(
+    recipe: Recipe, out: Path, accelerator: Accelerator, precision: Precision
+) -> tuple[Accelerator, Precision]:
+    """Notes in the encoder folder what inputs are padded to; float32 where the encoder cannot learn in less.
+
+    Raises:
+        Fb3Error: an encoder cannot be used.
+    """
+    scorer, longest = build_scorer(recipe, out / ENCODER, init="trial"), recipe.data.encoder_length()
+    key = "data.windows.length" if recipe.data.windows else "data.max_length"
+    tell, failures = say if accelerator.is_main_process else lambda line: None, []
+    kinds = [(out / ENCODER, KEY, recipe.model)]
+    kinds += [(out / ENCODER / SECOND, SECOND_KEY, recipe.model.second())] if recipe.model.stitch else []
+    for tower, (folder, of, settings) in zip(scorer.towers().values(), kinds, strict=True):
+        name, kind = f"{of}={settings.backbone}", type(tower.encoder).__name__
+        check_length(tower, longest, key)
+        padded = padding_for(tower, longest, name)
+        if padded:
+            tell(f"{name}: the states of {kind} depend on padding, so each text is padded to {key}={padded}")
+            if accelerator.is_main_process:
+                write_json({**read_json(folder / CONFIG), PADDED: padded}, folder / CONFIG)
+        if tower.pooling.of_first and not special_tokens(load_tokenizer(folder)[0])[0]:
+            first = of.replace("backbone", "pooling.kind")
+            tell(f"{first}={settings.pooling.kind} reads the first token, which is text with this tokenizer; take mean")
+        if why := learns_in(tower, precision, accelerator.device, longest):
+            failures.append((f"{name}: {kind}", why))
+        if why and precision == "fp32":
+            raise Fb3Error(
+                f"{name}: {kind} cannot learn from a text of {longest} tokens ({why}); take another backbone"
+            )
+    if not failures:
+        return accelerator, precision
+    tell(f"{failures[0][0]} cannot learn in {precision} ({failures[0][1]}); trains in fp32")
+    return _try_encoders(recipe, out, *open_accelerator(recipe, out, "fp32"))
 
 
 def with_local_backbone(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with `backbone: scratch` turned into the folder that was built for it."""
-    if recipe.model.backbone != "scratch":
-        return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"backbone": str(out / "scratch")})})
+    """The recipe with its backbones as folders: `scratch` as the one that was built for it, hub ids as attached ones.
+
+    Raises:
+        Fb3Error: as `local_backbone` does.
+    """
+    model, scratch = recipe.model, recipe.model.backbone == "scratch"
+    changed = {"backbone": str(out / "scratch") if scratch else local_backbone(model.backbone, KEY)}
+    if model.stitch:
+        changed["stitch"] = model.stitch.model_copy(
+            update={"backbone": local_backbone(model.stitch.backbone, SECOND_KEY)}
+        )
+    return recipe.model_copy(update={"model": model.model_copy(update=changed)})

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, NoRoom
 from fb3.files import write_text
 from fb3.layout import LOCK, RECIPE, RESUME
 from fb3.lock import alone
@@ -27,6 +27,7 @@ from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import overridden
 from fb3.recipe.space import Space, read_space, refuse_fixed
+from fb3.room import in_room
 from fb3.training.run import fold_numbers, train
 from fb3.tuning.study import DATABASE, SHARES, check_same, load_optuna, open_study, suggest
 from fb3.tuning.trials import BASE, FURTHER, Outcome, Row, folder_of, ranked, rows_of
@@ -42,6 +43,7 @@ _ERRORS = 5  # trials in a row that break while training: it is not their parame
 _KILLS = 2  # times that a trial may take the whole process down before it is given up
 
 
+@in_room("out")
 def tune(
     recipe: Recipe,
     data: str | Path,
@@ -214,6 +216,8 @@ class _Search:
             score = train(recipe, self.data, folder, folds=self.folds[:1], on_evaluation=watch).score.overall
         except optuna.TrialPruned:
             pass
+        except NoRoom:  # no fault of the recipe's; the trial is made again
+            raise
         except (Fb3Error, torch.OutOfMemoryError) as error:
             broke = _in_words(error)
         trial.set_user_attr("seconds", time.monotonic() - start)
@@ -298,6 +302,8 @@ class _Search:
         say(f"trial {row.number}: fold {fold}")
         try:
             train(load_recipe(folder / RECIPE), self.data, folder, folds=[fold], on_evaluation=lambda evaluation: None)
+        except NoRoom:
+            raise
         except (Fb3Error, torch.OutOfMemoryError) as error:
             message = f"fold {fold}: {_in_words(error)}"
             _free_memory()

@@ -15,6 +15,7 @@ from fb3.errors import Fb3Error
 from fb3.files import sha256
 from fb3.recipe import Recipe
 from fb3.recipe.space import Choice, Entry, Space
+from fb3.room import lacks_room
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -66,6 +67,8 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
         study = optuna.create_study(storage=storage, study_name="fb3", load_if_exists=True, pruner=Pruner())
         len(study.trials), study.user_attrs
     except Exception as error:  # the data base's own, of many kinds
+        if lacks_room(error):
+            raise
         words = " ".join(str(error).split())[:300]
         raise Fb3Error(f"{out / DATABASE}: no study that can be read ({words}); choose another --out") from None
     with warnings.catch_warnings():

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fb3.errors import Fb3Error
@@ -30,15 +31,16 @@ def open_client() -> Any:
             raise Fb3Error(NO_CREDENTIALS) from None
 
         class Client(KaggleApi):
-            def _upload_file(self, file_name: str, *arguments: Any, **keywords: Any) -> Any:
-                done = super()._upload_file(file_name, *arguments, **keywords)
-                if done is None:
+            def _upload_blob(self, path: str, *arguments: Any, **keywords: Any) -> Any:
+                """The blob's token: up to 2.2.4 the caller passes over a file without one, from 2.2.5 on it raises."""
+                token = super()._upload_blob(path, *arguments, **keywords)
+                if token is None:
                     # The record of an upload that the server no longer knows would fail for days: begin anew, once.
                     _forget(arguments)
-                    done = super()._upload_file(file_name, *arguments, **keywords)
-                if done is None:
-                    raise Fb3Error(f"{file_name} could not be uploaded, so nothing was created; try again")
-                return done
+                    token = super()._upload_blob(path, *arguments, **keywords)
+                if token is None:
+                    raise Fb3Error(f"{Path(path).name} could not be uploaded, so nothing was created; try again")
+                return token
 
         client = Client()
         try:

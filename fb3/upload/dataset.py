@@ -17,7 +17,7 @@ from fb3.bundle import verify_bundle
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256
 from fb3.layout import MANIFEST, METADATA
-from fb3.packing import dataset_metadata
+from fb3.metadata import check_file_names, dataset_metadata
 from fb3.progress import say
 from fb3.upload.client import open_client, patiently, refuse, status_code, told
 
@@ -58,6 +58,7 @@ def upload_bundle(
     settings = check_limits(packed.path)
     reference = settings["id"]
     wanted = {name: entry["size"] for name, entry in packed.manifest["files"].items() if name != METADATA}
+    check_file_names(wanted)
     wanted[MANIFEST] = (packed.path / MANIFEST).stat().st_size
     if dry_run:
         for name, size in sorted(wanted.items()):

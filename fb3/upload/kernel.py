@@ -10,6 +10,7 @@ from typing import Any
 
 from fb3.errors import Fb3Error
 from fb3.files import write_json
+from fb3.metadata import check_reference
 from fb3.progress import say
 from fb3.upload.client import open_client, patiently, refuse, told
 
@@ -65,10 +66,8 @@ def kernel_metadata(
     Raises:
         Fb3Error: an id that is not owner/slug, a title that does not give the slug, an unknown pinning.
     """
-    for what, text in (("--id", kernel), ("--dataset", dataset)):
-        if not re.fullmatch(r"[\w-]+/[a-z0-9-]+", text):
-            raise Fb3Error(f"{what} {text}: want owner/slug, the slug of small letters, digits and hyphens")
-    slug = kernel.split("/")[1]
+    slug = check_reference(kernel, "OWNER/SLUG")
+    check_reference(dataset, "--dataset")
     title = title or slug.replace("-", " ")
     if len(title) < 5 or "-".join(re.findall(r"[a-z0-9]+", title.lower())) != slug:
         raise Fb3Error(f"--title {title!r}: want five characters or more that give the slug {slug}")

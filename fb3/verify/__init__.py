@@ -6,7 +6,7 @@ It only reads, and goes on after a fault. Hashes and scores need no torch; saves
 from pathlib import Path
 from typing import Any
 
-from fb3.bundle import Bundle, read_bundle
+from fb3.bundle import SOURCE_ONLY, Bundle, read_bundle
 from fb3.errors import Fb3Error
 from fb3.files import read_json, sha256
 from fb3.layout import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE
@@ -73,6 +73,8 @@ def _check_bundle(report: Report, bundle: Bundle, data: Path | None, essays: int
                 raise Fb3Error(f"{lock}: no wheel of {absent} with its hash in the bundle; build the bundle anew")
     if not locks:
         report.add("note", "wheels: none packed")
+    if not bundle.manifest["runs"]:
+        report.add("note", f"runs: none; it {SOURCE_ONLY}")
     half = bundle.manifest.get("weights") == "fp16"
     for name, path, folds in runs:
         check_run(Checked(report, path, data, None, files.get, essays, f"runs/{name}/", folds, half))

@@ -1,8 +1,13 @@
-"""disentangled-flash's kernels in DeBERTa: on a GPU where there is one, else by Triton's interpreter on the CPU."""
+"""disentangled-flash's kernels in DeBERTa: on a GPU where there is one, else by Triton's interpreter on the CPU.
+
+The interpreter takes minutes for all of it, so without a GPU a part is run; FB3_FLASH=all runs the rest.
+"""
 
 import importlib.util
+import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,9 +20,15 @@ MISSING = [name for name in ("triton", "disentangled_flash") if not importlib.ut
 GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
 SPAN = (8, 8, 32)
+QUICK = [(9, BOTH, 8)]
 WIDE = {"hidden_size": 64, "num_attention_heads": 2}  # its narrowest heads have 32
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+pytestmark = pytest.mark.skipif(
+    bool(MISSING), reason=f"not installed: {', '.join(MISSING)}; pip install triton 'disentangled-flash>=1.1.1,<1.2'"
+)
+slow = pytest.mark.skipif(
+    not GPU and os.environ.get("FB3_FLASH") != "all", reason="slow in Triton's interpreter; FB3_FLASH=all runs it"
+)
 
 
 def on_device(inputs):
@@ -72,7 +83,13 @@ def calls(monkeypatch):
 
 @pytest.mark.parametrize(
     ("tokens", "kinds", "buckets"),
-    [(t, kinds, b) for t in (1, 9) for kinds in (BOTH, ["c2p"], ["p2c"]) for b in (8, -1)] + [(70, BOTH, 256)],
+    [
+        pytest.param(t, kinds, b, marks=[] if (t, kinds, b) in QUICK else slow)
+        for t in (1, 9, 70)
+        for kinds in (BOTH, ["c2p"], ["p2c"])
+        for b in (8, -1, 256)
+        if (b == 256) == (t == 70) and (t < 70 or kinds == BOTH)
+    ],
     ids=str,
 )
 def test_it_equals_transformers_own_with_all_gradients(tokens, kinds, buckets, calls, capsys):
@@ -91,7 +108,7 @@ def test_it_equals_transformers_own_with_all_gradients(tokens, kinds, buckets, c
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=slow), torch.float16])
 def test_in_low_precision_it_stays_as_near_to_fp32_as_transformers_own(dtype, calls):
     eager, fused = (e.to(DEVICE) for e in pair(share_att_key=False, **WIDE))
     inputs = on_device(batch(30))
@@ -121,14 +138,50 @@ def test_fp16_with_large_queries_does_not_overflow():
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_kernels_are_launched_on_the_tensors_device(grad, monkeypatch):
+    """Triton launches on the current one, which is the first where nobody set another."""
+    from disentangled_flash.training import _kernels
+
+    inside, launched = [], []
+
+    @contextmanager
+    def current(device):
+        inside.append(device)
+        yield
+        inside.pop()
+
+    def noted(kernels):
+        return lambda *args, **given: launched.append(list(inside)) or kernels(*args, **given)
+
+    for name in ("training_attention", "training_attention_packed"):
+        monkeypatch.setattr(_kernels, name, noted(getattr(_kernels, name)))
+    assert type(flash._current(torch.device("cuda", 1))) is torch.cuda.device
+    assert flash._current(torch.device("cuda", 1)).idx == 1
+    monkeypatch.setattr(flash, "_current", current)
+    _, fused = pair(**WIDE)
+    fused = fused.to(DEVICE)
+    with torch.set_grad_enabled(grad):
+        states(fused.train(grad), on_device(batch(9)))
+    assert launched
+    assert all(each == [DEVICE] for each in launched)
+
+
 def fault(attend, kinds=(True, True), dropout=0.0, tokens=40, dtype=torch.float32):
     like = torch.empty(2, 2, tokens, 32, device=DEVICE, dtype=dtype)
     scale = 96**-0.5
     return fault_of(attend, like, kinds, scale, dropout, flash.table_scale(dtype, scale))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("dropout", "dtype"),
+    [
+        (0.0, torch.bfloat16),
+        (0.3, torch.float16),
+        *(pytest.param(*each, marks=slow) for each in [(0.3, torch.bfloat16), (0.0, torch.float16)]),
+        *(pytest.param(share, torch.float32, marks=slow) for share in (0.0, 0.3)),
+    ],
+)
 def test_the_check_finds_no_fault_in_it(dropout, dtype, calls):
     assert fault(flash._attend, dropout=dropout, dtype=dtype) is None
     with torch.no_grad():
@@ -201,17 +254,17 @@ def _not_scaled_up(*given):
     ("wrong", "dropout", "what"),
     [
         (_swapped, 0.0, "in the values"),
-        (_backwards, 0.0, "in the values"),
-        (_scaled, 0.0, "in the values"),
+        pytest.param(_backwards, 0.0, "in the values", marks=slow),
+        pytest.param(_scaled, 0.0, "in the values", marks=slow),
         (_unmasked, 0.0, "in the values"),
-        (_other_buckets, 0.0, "in the values"),
+        pytest.param(_other_buckets, 0.0, "in the values", marks=slow),
         (_slanted, 0.0, "in the gradient of to_queries"),
-        (_no_number, 0.0, "off by nan in the values"),
-        (_less_dropped, 0.3, "in the values"),
+        pytest.param(_no_number, 0.0, "off by nan in the values", marks=slow),
+        pytest.param(_less_dropped, 0.3, "in the values", marks=slow),
         (_never_dropped, 0.3, "in the values"),
-        (_dropped_at_will, 0.3, "in the values"),
+        pytest.param(_dropped_at_will, 0.3, "in the values", marks=slow),
         (_dropped_too_often, 0.3, "drops 0.4"),
-        (_not_scaled_up, 0.3, "in the values"),
+        pytest.param(_not_scaled_up, 0.3, "in the values", marks=slow),
     ],
 )
 def test_the_check_finds_what_is_wrong(wrong, dropout, what):
@@ -233,6 +286,7 @@ def test_the_check_draws_nothing_and_is_made_once(calls):
     assert torch.equal(torch.rand(3, device=DEVICE), expected[1])
 
 
+@slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_in_training_dropout_obeys_the_seed_also_when_checkpointed(checkpointing, calls, capsys):
     _, fused = pair(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.3, **WIDE)
@@ -253,6 +307,7 @@ def test_in_training_dropout_obeys_the_seed_also_when_checkpointed(checkpointing
     assert capsys.readouterr().err == ""
 
 
+@slow
 def test_autocast_and_inference_mode_at_the_first_call(calls, capsys):
     eager, fused = (e.to(DEVICE).eval() for e in pair(**WIDE))
     inputs = on_device(batch(12))
@@ -266,6 +321,7 @@ def test_autocast_and_inference_mode_at_the_first_call(calls, capsys):
     assert capsys.readouterr().err == ""
 
 
+@slow
 def test_a_gpu_is_waited_for_once_a_forward(monkeypatch, calls):
     _, fused = pair(num_hidden_layers=3, **WIDE)
     fused, found = fused.to(DEVICE), []

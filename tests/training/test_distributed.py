@@ -8,8 +8,10 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.conftest import ROOT
+from tests.training.witness import watch
 
 OVERRIDES = [
     "train.precision=fp32",
@@ -20,8 +22,12 @@ OVERRIDES = [
 ]
 
 
-def call(prefix, competition, out, *options, overrides=OVERRIDES):
-    command = [*prefix, "-m", "fb3", "train", "tiny", "--data", str(competition), "--out", str(out), *overrides]
+TRAIN = ["-m", "fb3", "train", "tiny", "--data", "{data}", "--out", "{out}"]
+WITNESS = ["-m", "tests.training.witness", "{data}", "{out}"]
+
+
+def call(prefix, competition, out, *options, program=TRAIN, overrides=OVERRIDES):
+    command = [*prefix, *(word.format(data=competition, out=out) for word in program), *overrides]
     return subprocess.run(
         [*command, *options],
         cwd=ROOT,
@@ -33,9 +39,13 @@ def call(prefix, competition, out, *options, overrides=OVERRIDES):
 
 
 def run(prefix, competition, out, *options, overrides=OVERRIDES):
-    done = call(prefix, competition, out, *options, overrides=overrides)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = finish(call(prefix, competition, out, *options, overrides=overrides))
     return json.loads((out / "scores.json").read_text()), done.stderr
+
+
+def finish(done):
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def launcher():
@@ -77,6 +87,8 @@ def test_two_processes_stop_together_and_go_on(competition, tmp_path):
     resumed, said = run(launcher(), competition, tmp_path / "run", noise, *fold)
     assert "goes on after step 5 of 10" in said
     assert resumed == whole
+    losses = [[step["loss"] for step in steps(tmp_path / name)] for name in ("run", "whole")]
+    assert losses[0] == losses[1], "each goes on with its own masks"
     assert (tmp_path / "run" / "oof.csv").read_bytes() == (tmp_path / "whole" / "oof.csv").read_bytes()
 
 
@@ -94,3 +106,30 @@ def test_two_processes_share_the_essays_without_scores(competition, tmp_path):
     for alone, shared in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
         assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-2)
+
+
+BERT = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16, type_vocab_size: 2}"
+
+
+def test_processes_draw_for_themselves_where_a_step_has_several_passes(competition, tmp_path):
+    """A BERT looks its positions up in a buffer. All essays are the same, so that draws alone tell batches apart."""
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pd.read_csv(competition / "train.csv", dtype=str).iloc[:16]
+    table.assign(full_text=table["full_text"][0], fold=[n % 2 for n in range(16)]).to_csv(data / "train.csv")
+
+    def overrides(size):
+        uda = f"task.uda={{file: {data / 'train.csv'}, augment: {{mask: 0.3}}, batch_size: {size}}}"
+        encoder = [f"model.scratch={{model_type: bert, config: {BERT}}}", "model.dropout=0.3", "data.max_length=64"]
+        few = ["train.precision=fp32", "train.epochs=1", f"train.batch_size={size}"]
+        return [*encoder, *few, "task.r_drop={}", "data.augment={mask: 0.3}", uda]
+
+    finish(call(launcher(), data, tmp_path / "two", program=WITNESS, overrides=overrides(4)))
+    first, second = (torch.load(tmp_path / "two" / f"{rank}.pt") for rank in (0, 1))
+    alone = watch(data, tmp_path / "one", overrides(2))
+    passes = 2 * ["R-Drop's first", "its second", "the essays without scores", "their copies"]
+    for what in ("seen", "kept"):
+        assert len(first[what]) == len(second[what]) == len(passes)
+        for one, other, single, name in zip(first[what], second[what], alone[what], passes, strict=False):
+            assert torch.equal(one, single), "the first process draws as one alone does"
+            assert torch.equal(one, other) == (what == "seen" and name == "the essays without scores"), (what, name)

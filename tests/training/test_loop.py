@@ -5,6 +5,7 @@ from contextlib import suppress
 from itertools import count
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
@@ -199,8 +200,69 @@ def test_the_schedule_counts_optimizer_steps(competition, tmp_path):
     run = train(recipe, competition, tmp_path / "a", folds=[0])
     steps = events(run.path, "step")
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
-    assert steps[-1]["rate"] == pytest.approx(0, abs=1e-9)
-    assert steps[0]["rate"] == pytest.approx(2e-3 * 0.5 * (1 + np.cos(np.pi / 4)))
+    shares = [0.5 * (1 + np.cos(np.pi * done / 4)) for done in range(4)]  # a step is made at the rate before it
+    assert [step["rate"] for step in steps] == pytest.approx([2e-3 * share for share in shares])
+    assert [step["head_rate"] for step in steps] == pytest.approx([5e-3 * share for share in shares])
+
+
+def test_the_logged_rate_is_the_one_that_moved_the_weights(competition, tmp_path):
+    """Adam's first step moves a weight by the rate; the head's bias starts at the means of the training essays."""
+    plain = ["optimizer.weight_decay=0", "optimizer.eps=1e-12", "schedule.kind=linear", "train.batch_size=3"]
+    recipe = load_recipe("tiny", [*BASE, *plain, "train.evaluate_every_steps=1", "train.keep=all"])
+    run = train(recipe, competition, tmp_path / "run", folds=[0])
+    table = pd.read_csv(competition / "train.csv").merge(pd.read_csv(run.path / "folds.csv"))
+    means = table.loc[table["fold"] != 0, list(recipe.data.target_columns)].mean().to_numpy()
+    bias = read_weights(run.path / "fold0" / "step1" / "model.safetensors")["head.linear.bias"].numpy()
+    assert np.abs(bias - means) == pytest.approx(events(run.path, "step")[0]["head_rate"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "weights"),
+    [
+        (
+            ["task.loss=mse", "task.terms=[{kind: pearson, weight: 0.4, end_weight: 0.0}]"],
+            {"mse": [1, 1, 1, 1], "pearson": [0.4, 0.3, 0.2, 0.1]},
+        ),
+        (["model.dropout=0.3", "task.r_drop={alpha: 0.7}"], {"task": [1] * 4, "r_drop": [0.7] * 4}),
+        (["task={kind: binned, squeeze: 0.1}"], {"task": [1] * 4, "squeeze": [0.1] * 4}),
+    ],
+    ids=["terms", "r_drop", "squeeze"],
+)
+def test_the_terms_that_make_a_loss_are_logged(competition, tmp_path, chosen, weights):
+    run = train(load_recipe("tiny", [*BASE, "train.batch_size=3", *chosen]), competition, tmp_path / "run", folds=[0])
+    steps = events(run.path, "step")
+    assert len(steps) == 4
+    for place, step in enumerate(steps):
+        assert step["terms"].keys() == weights.keys()
+        assert all(value > 0 for value in step["terms"].values())
+        made = sum(weights[name][place] * value for name, value in step["terms"].items())
+        assert step["loss"] == pytest.approx(made, rel=1e-5)
+
+
+def test_the_terms_are_those_of_the_whole_step(competition, tmp_path, scarce):
+    """Computed in parts, from accumulated batches, over a window of steps, and with a stop in between."""
+    squeezed = ["task={kind: binned, squeeze: 0.1}", "train.batch_size=3"]
+    single = train(load_recipe("tiny", [*BASE, *squeezed]), competition, tmp_path / "single", folds=[0])
+    singles = [step["terms"] for step in events(single.path, "step")]
+    scarce(2)
+    recipe = load_recipe("tiny", [*BASE, *squeezed, "train.log_every_steps=4", "train.save_every_steps=1"])
+    with suppress(Stopped):
+        train(recipe, competition, tmp_path / "run", folds=[0], stop_after="0.01s")
+    run = train(recipe, competition, tmp_path / "run", folds=[0])
+    assert events(run.path, "resume")
+    (window,) = events(run.path, "step")
+    assert window["terms"] == pytest.approx(
+        {name: np.mean([terms[name] for terms in singles]) for name in ("task", "squeeze")}, rel=1e-4
+    )
+    recipe = load_recipe("tiny", [*BASE, *squeezed, "train.accumulation=2"])
+    two = train(recipe, competition, tmp_path / "two", folds=[0])
+    first, second = singles[:2]
+    assert events(two.path, "step")[0]["terms"]["task"] == pytest.approx((first["task"] + second["task"]) / 2, rel=0.05)
+
+
+def test_a_loss_of_one_term_has_none_beside_it(competition, tmp_path):
+    run = train(load_recipe("tiny", [*BASE, "task.loss=mse"]), competition, tmp_path / "run", folds=[0])
+    assert all("terms" not in step for step in events(run.path, "step"))
 
 
 def test_a_nan_loss_names_step_and_rate_and_keeps_the_best_checkpoint(competition, tmp_path, monkeypatch):
@@ -276,7 +338,7 @@ def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(competi
     run = train(recipe, competition, tmp_path / "run", folds=[0])
     steps = events(run.path, "step")
     assert averaged == [number for number in range(len(steps)) if number != 1]
-    assert steps[0]["rate"] == steps[1]["rate"] > steps[2]["rate"]
+    assert steps[0]["rate"] > steps[1]["rate"] == steps[2]["rate"], "the third is made at the rate of the one skipped"
     assert (steps[0]["gradient_norm"] < 100) == (unscale == "true")
 
 

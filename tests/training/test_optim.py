@@ -22,6 +22,7 @@ from fb3.models import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.groups import OptimizerGroup, ScheduleGroup
 from fb3.training.optim import build_optimizer, build_schedule, parameter_groups
+from tests.models.sized import sized
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def test_rates_are_the_geometric_series_and_the_head_has_its_own(scorer):
     named = dict(scorer.named_parameters())
     assert of[id(named["encoder.embeddings.word_embeddings.weight"])] == "encoder.0.decay"
     assert of[id(named["encoder.encoder.rel_embeddings.weight"])] == "encoder.0.decay"
+    assert of[id(named["encoder.encoder.LayerNorm.weight"])] == "encoder.0.plain", "it is the table's"
     assert of[id(named["encoder.encoder.layer.0.attention.self.query_proj.weight"])] == "encoder.1.decay"
     assert of[id(named["encoder.encoder.layer.1.output.LayerNorm.weight"])] == "encoder.2.plain"
 
@@ -55,6 +57,29 @@ def test_biases_and_normalisation_do_not_decay(scorer):
     of = {id(p): g["weight_decay"] for g in parameter_groups(scorer, OptimizerGroup()) for p in g["params"]}
     for name, parameter in scorer.named_parameters():
         assert (of[id(parameter)] == 0) == (name.endswith("bias") or "LayerNorm" in name), name
+
+
+@pytest.mark.parametrize(
+    ("family", "biases", "decayed"),
+    [
+        ("deberta", ("q_bias", "v_bias"), ("rel_embeddings.weight", "in_proj.weight")),
+        ("xlnet", ("r_w_bias", "r_r_bias", "r_s_bias"), ("rel_attn.r", "seg_embed")),
+        ("funnel", ("r_w_bias", "r_r_bias", "r_s_bias"), ("r_kernel", "seg_embed")),
+        ("t5", (), ("relative_attention_bias.weight", "SelfAttention.q.weight")),
+    ],
+)
+def test_what_is_a_bias_is_told_by_its_own_name(family, biases, decayed):
+    """T5's table of relative positions is none, whatever its module is called."""
+    scorer = Bare(16, 2)
+    scorer.encoder = sized(family)
+    scorer.towers = lambda: {"": scorer}
+    groups = parameter_groups(scorer, OptimizerGroup(weight_decay=0.1, layer_decay=1.0))
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    named = dict(scorer.named_parameters())
+    for ends, wanted in ((biases, 0.0), (decayed, 0.1)):
+        for end in ends:
+            found = {decay[id(p)] for name, p in named.items() if name.endswith(end)}
+            assert found == {wanted}, end
 
 
 def test_the_optimizer_takes_the_recipes_numbers(scorer):

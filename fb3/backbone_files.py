@@ -1,0 +1,148 @@
+"""A backbone's files, checked by name and first bytes before torch is imported; and whether the hub can be asked."""
+
+import importlib
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from fb3.contents import not_weights, stand_in
+from fb3.errors import Fb3Error
+from fb3.files import read_json
+from fb3.layout import CONFIG, TOKENIZER, WEIGHTS
+
+KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # as errors name them
+_VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model")
+_BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_BIN = "pytorch_model.bin"
+_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", _BIN, f"{_BIN}.index.json")  # in the order in which they are taken
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+_SECONDS = 10  # for a connection to the hub
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a backbone is read: `name`, a folder or a hub id; `offline` says why the hub is not asked, or is empty."""
+
+    name: str
+    is_folder: bool
+    offline: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether nothing may be looked up on the hub."""
+        return self.is_folder or bool(self.offline)
+
+
+def find_backbone(backbone: str, key: str = KEY) -> Source:
+    """The source of a backbone. Asks once whether the hub can be reached: transformers would wait half a minute.
+
+    Raises:
+        Fb3Error: as `check_backbone`.
+    """
+    check_backbone(backbone, key)
+    folder = _folder(backbone)
+    return Source(str(folder), True) if folder.is_dir() else Source(backbone, False, unreachable())
+
+
+def check_backbone(backbone: str, key: str = KEY) -> None:
+    """Refuses a local backbone folder whose files are missing or something else, by the file's name.
+
+    A hub id is left to the hub, `scratch` to `build_backbone`.
+
+    Raises:
+        Fb3Error: naming the folder, the file and the mend.
+    """
+    folder, place = _folder(backbone), f"{key}={backbone}"
+    if backbone == "scratch":
+        return
+    if folder.is_file():
+        raise Fb3Error(f"{place}: a file; give the folder with {CONFIG}, tokenizer and weights")
+    if not folder.is_dir():
+        if not _HUB_ID.fullmatch(backbone):
+            raise Fb3Error(f"{place}: no such folder")
+        return
+    if not (folder / CONFIG).is_file():
+        raise Fb3Error(f"{place}: {CONFIG} is missing; save the model with save_pretrained")
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise Fb3Error(
+            f"{place}: the tokenizer is missing ({TOKENIZER}, or one of {', '.join(_VOCABULARIES[1:])}); "
+            "save it there with tokenizer.save_pretrained"
+        )
+    taken = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if not taken:
+        raise Fb3Error(f"{place}: the weights are missing ({WEIGHTS} or {_BIN})")
+    for name in (CONFIG, *_VOCABULARIES, *_BESIDE):
+        if (folder / name).is_file():
+            _refuse(stand_in, folder / name, place)
+    _check_sentencepiece(folder, place)
+    for name in _shards(folder, taken, place) if taken.endswith(".json") else [taken]:
+        _refuse(not_weights, folder / name, place)
+
+
+def _refuse(look: Callable[[Path], str], path: Path, place: str) -> None:
+    try:
+        words = look(path)
+    except OSError as error:
+        words = f"cannot be read ({error.strerror or error})"
+    if words:
+        raise Fb3Error(f"{place}: {path.name} {words}")
+
+
+def _folder(backbone: str) -> Path:
+    try:
+        return Path(backbone).expanduser()
+    except RuntimeError:  # a "~" of somebody who has no home here
+        return Path(backbone)
+
+
+def _shards(folder: Path, index: str, place: str) -> list[str]:
+    """The files that an index names.
+
+    Raises:
+        Fb3Error: one is missing.
+    """
+    _refuse(stand_in, folder / index, place)
+    names = sorted(set(map(str, read_json(folder / index, {"weight_map": dict})["weight_map"].values())))
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise Fb3Error(
+            f"{place}: {index} names {len(names)} files of weights, and {missing[:3]} are missing; copy them too"
+        )
+    return names
+
+
+def _check_sentencepiece(folder: Path, place: str) -> None:
+    found = [name for name in _VOCABULARIES if (folder / name).is_file()]
+    if not all(name.endswith(".model") for name in found):
+        return
+    for package, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf")):
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise Fb3Error(
+                f"{place}: {found[0]} is read with the package {package}, which is not installed; pip install "
+                f"{package}, or save {TOKENIZER} beside it where it is"
+            ) from None
+
+
+def unreachable() -> str:
+    """Why the hub, or the proxy before it, cannot be asked; empty where it can."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "is not asked (HF_HUB_OFFLINE is set)"
+    hub = place = urlsplit(constants.ENDPOINT)
+    proxies = getproxies()
+    proxy = proxies.get(hub.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(hub.netloc):
+        place = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    try:
+        with socket.create_connection(
+            (place.hostname, place.port or (443 if place.scheme == "https" else 80)), _SECONDS
+        ):
+            return ""
+    except OSError as error:
+        return f"cannot be reached ({place.hostname}: {error.strerror or error})"

@@ -1,0 +1,91 @@
+"""What a file is by its first bytes, where that is not what its name says. Looked at before a library trips over it."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+from fb3.files import in_words
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|error)\b", re.IGNORECASE)
+_ZIP, _PICKLE = b"PK\3\4", b"\x80"
+_KINDS = {_ZIP: "a zip archive", b"\x1f\x8b": "a gzip archive", b"\x89HDF": "an HDF5 file", b"GGUF": "a GGUF file"}
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
+_AGAIN = "copy or download it again"
+
+
+def stand_in(path: Path) -> str:
+    """What stands in the place of a file of any kind, with the mend, as the end of a sentence; empty for none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    start = _start(path)
+    if not start:
+        return f"is empty; {_AGAIN}"
+    if start.startswith(_POINTER):
+        size = re.search(rb"\nsize (\d{1,15})\b", start)
+        whole = f" of {in_words(int(size[1]))}" if size else ""
+        return f"is a Git LFS pointer, not the file{whole} that it stands for; run `git lfs pull` in its repository"
+    if _PAGE.match(start):
+        return f"is a web page, not the file behind it; {_AGAIN}"
+    return ""
+
+
+def not_weights(path: Path) -> str:
+    """The same for a file of weights, safetensors or PyTorch's by its suffix; looks no further than the header.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if words := stand_in(path):
+        return words
+    start = _start(path)
+    tensors, pickled = _is_safetensors(start), start.startswith((_ZIP, _PICKLE))
+    if path.suffix == ".safetensors":
+        if tensors:
+            return _cut(path)
+        if pickled:
+            return "is a PyTorch file, not safetensors; rename it to pytorch_model.bin"
+        return f"is {_kind(start)}, not safetensors; {_AGAIN}"
+    if tensors:
+        return "is a safetensors file, not PyTorch's; rename it to model.safetensors"
+    if start.startswith(_ZIP) and not zipfile.is_zipfile(path):
+        return f"is cut off: a zip archive without its end; {_AGAIN}"
+    return "" if pickled else f"is {_kind(start)}, not PyTorch's weights; {_AGAIN}"
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _is_safetensors(start: bytes) -> bool:
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER
+
+
+def _cut(path: Path) -> str:
+    """Whether a safetensors file has the size that its header gives it; a broken header is left to the library."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        text = file.read(header)
+    if len(text) < header:
+        return f"is cut off within its header; {_AGAIN}"
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(text).items() if name != "__metadata__"]
+        whole = 8 + header + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return ""
+    return "" if whole == size else f"has {size:,} bytes where its header asks for {whole:,}; {_AGAIN}"
+
+
+def _kind(start: bytes) -> str:
+    for mark, kind in _KINDS.items():
+        if start.startswith(mark):
+            return kind
+    text = start.decode("utf-8", "ignore")
+    if text and all(character.isprintable() or character.isspace() for character in text):
+        return f"a text ({' '.join(text.split())[:40]!r})"
+    return "of another kind"

@@ -1,0 +1,174 @@
+"""Training where sessions end: what a notebook takes from its inputs, and what it leaves in its output folder."""
+
+import shutil
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from fb3.bundle import Bundle, read_bundle
+from fb3.errors import Fb3Error, Stopped
+from fb3.files import in_words, replacing_folder
+from fb3.foldinfo import is_finished
+from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, LOCK, RECIPE, RESUME, WEIGHTS
+from fb3.packing import write_bundle
+from fb3.parity import replay
+from fb3.progress import say
+from fb3.recipe import Recipe
+from fb3.runtime import folders_with
+from fb3.scoring import read_scores
+from fb3.training.resume import found
+from fb3.training.run import train
+
+_NEXT = (
+    "Save Version → Save & Run All; then, in notebooks/inference.ipynb, Add Input → Notebook Output → this notebook "
+    "(or make a data set of the output, and attach that). Attach no second bundle"
+)
+
+
+def take_up(run: str | Path) -> Path | None:
+    """Copies the run folder of an earlier session, attached as a notebook's output, to `run`, to go on there.
+
+    Nothing happens where `run` is there already, and a run that was trained to its end is left where it is.
+
+    Returns:
+        The folder it came from; none where there is nothing to go on with.
+
+    Raises:
+        Fb3Error: several such folders are attached.
+    """
+    run = Path(run)
+    begun = [] if run.exists() else [folder for folder in folders_with(ENVIRONMENT) if _unfinished(folder)]
+    if len(begun) > 1:
+        raise Fb3Error(
+            f"{[str(folder) for folder in begun]}: more than one run to go on with; attach one of them, or join their "
+            "folds with `fb3 merge`"
+        )
+    for folder in begun:
+        with replacing_folder(run) as aside:
+            for file in folder.rglob("*"):
+                if file.is_file() and file.name != LOCK:
+                    (aside / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, aside / file.relative_to(folder))  # and not its mode: inputs are read-only
+        say(f"{run}: goes on with the run in {folder}")
+        return folder
+    return None
+
+
+def _unfinished(folder: Path) -> bool:
+    """A run folder with something done, and not everything."""
+    begun = any(folder.glob(f"fold*/{FOLD_JSON}")) or any(folder.glob(f"fold*/{RESUME}/*"))
+    return (folder / RECIPE).is_file() and begun and not _is_complete(folder)
+
+
+def _is_complete(run: Path) -> bool:
+    return (run / "scores.json").is_file() and read_scores(run / "scores.json")["complete"]
+
+
+def train_session(
+    recipe: Recipe,
+    data: str | Path,
+    run: str | Path,
+    *,
+    folds: Sequence[int] | None = None,
+    debug: bool = False,
+    stop_after: str | float | None = None,
+) -> str:
+    """Trains as `fb3.train` does; what ends it early, once something is saved, is told and does not fail the notebook.
+
+    A notebook that fails leaves no output that could be counted on, and the trained folds and saves would be lost.
+
+    Returns:
+        Why it ended early; empty where it did not.
+
+    Raises:
+        Fb3Error: as `fb3.train` does, where nothing is saved yet.
+    """
+    run, before = Path(run), _progress(Path(run))
+    try:
+        train(recipe, data, run, folds=folds, debug=debug, resume=True, stop_after=stop_after)
+    except Stopped as stopped:
+        return str(stopped)
+    except Exception as error:
+        if _progress(run) <= before:
+            raise
+        say(traceback.format_exc())
+        return f"ERROR: {error or type(error).__name__}"
+    return ""
+
+
+def _progress(run: Path) -> set[Path]:
+    """Trained folds, and the saves of those that are not."""
+    folds = _folds(run)
+    return {fold for fold in folds if is_finished(fold)} | {save for fold in folds for save in found(fold / RESUME)}
+
+
+def _folds(run: Path) -> list[Path]:
+    return [path for path in run.glob("fold*") if path.is_dir()]  # folds.csv is there too
+
+
+def hand_over(run: str | Path, out: str | Path, *, source: str | Path | None = None) -> str:
+    """Packs a run's trained folds, then deletes what no later session needs.
+
+    The bundle shares the weights' bytes with the run folder. Once every fold is packed, the run folder keeps its
+    scores, predictions and log alone; until then it keeps all that is needed to go on, of two saves the last. A bundle
+    that is refused is told and does not fail the notebook, as in `train_session`; then nothing is deleted.
+
+    Args:
+        run: the run folder.
+        out: the bundle's folder.
+        source: the attached bundle whose wheels are carried on; none: it carries no wheels.
+
+    Returns:
+        What the output folder holds, and what to do with it, for a reader.
+    """
+    run, out = Path(run), Path(out)
+    complete = _is_complete(run)
+    if not any(map(is_finished, _folds(run))):
+        return f"{run}: no fold is trained to its end, so there is no bundle yet\n{_go_on(run)}"
+    try:
+        bundle = _packed(run, out, source)
+    except Exception as error:
+        if not isinstance(error, Fb3Error):
+            say(traceback.format_exc())
+        return f"NOT PACKED: {error}\n{run}: is whole; download it, and pack it with build_dataset.py"
+    _slim(run, complete)
+    scores, folds = read_scores(run / "scores.json"), bundle.manifest["runs"][0]["folds"]
+    kind = "CV" if complete else "out-of-fold score"
+    columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
+    lines = [
+        f"{kind} {scores['score']:.4f} | {columns}",
+        f"{out}: the bundle, folds {folds}, {_size(out)}; {run}: {_size(run)}",
+        f"to predict: {'' if complete else 'it can be used already. '}{_NEXT}",
+    ]
+    return "\n".join(lines if complete else [*lines, _go_on(run)])
+
+
+def _go_on(run: Path) -> str:
+    return (
+        f"{run}: folds are left. To go on: save this version, attach its output to this notebook (Add Input → Notebook "
+        "Output → this notebook), and run it again with the same recipe"
+    )
+
+
+def _packed(run: Path, out: Path, source: str | Path | None) -> Bundle:
+    """The bundle, made now, or before, where the run's weights are in it alone."""
+    if not any(run.glob(f"fold*/{WEIGHTS}")):
+        return read_bundle(out)
+    wheels = sorted((Path(source) / "wheels").glob("*")) if source else []
+    return write_bundle([run], out, wheels=wheels, check=replay(None), link=True)
+
+
+def _slim(run: Path, complete: bool) -> None:
+    (run / LOCK).unlink(missing_ok=True)
+    for fold in _folds(run):
+        for save in found(fold / RESUME)[1:]:
+            shutil.rmtree(save)
+        if complete:
+            (fold / WEIGHTS).unlink(missing_ok=True)
+    for folder in (ENCODER, "scratch") if complete else ():
+        shutil.rmtree(run / folder, ignore_errors=True)
+
+
+def _size(folder: Path) -> str:
+    files = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return f"{in_words(sum(files))} in {len(files)} files"

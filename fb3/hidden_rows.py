@@ -1,0 +1,143 @@
+"""Hidden rows for a rehearsal: test.csv and sample_submission.csv in the real ones' form, as bad as rows can be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fb3.essays import read_table
+from fb3.files import write_csv
+from fb3.recipe import Recipe
+from fb3.runtime import COMPETITION_MARKER
+
+TEST = "test.csv"
+_COPIES = 10  # essays that are there twice
+ODD = {
+    "empty": "",
+    "blank": " \t\n",
+    "longest": "",  # five times the longest essay
+    "emoji": "😀 👩‍👩‍👧 🏳️‍🌈 " * 30,
+    "right-to-left": "שלום עולם، مرحبا بالعالم " * 30,
+    "control": "a\x00b\x07c\x1b[0m\u200b\ufeff\u2028 d",
+    "quotes": 'He said "no, ""never""",\nand left;\r\nNA',
+    "na": "NA",
+}
+_DIGITS = "0123456789"
+_ALPHABETS = (_DIGITS, _DIGITS + "ABCDEF", _DIGITS + "abcdef")
+_LETTERS = ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
+
+
+@dataclass(frozen=True)
+class PublicFiles:
+    """The competition's test.csv and sample_submission.csv, every cell as text."""
+
+    test: pd.DataFrame
+    sample: pd.DataFrame
+
+
+def public_files(data: Path) -> PublicFiles | None:
+    """Both public files of a folder, or none where one is not there.
+
+    Raises:
+        Fb3Error: one cannot be read.
+    """
+    if not all((data / name).is_file() for name in (TEST, COMPETITION_MARKER)):
+        return None
+    return PublicFiles(read_table(data / TEST, []), read_table(data / COMPETITION_MARKER, []))
+
+
+def invented_files(recipe: Recipe) -> PublicFiles:
+    """The public files that a recipe expects: ids as FB3's, the middle of the range for every score."""
+    settings, task = recipe.data, recipe.task
+    ids = pd.DataFrame({settings.id_column: ["0123456789AB", "FEDCBA987654"]}, dtype=object)
+    test = ids.assign(**dict.fromkeys(settings.text_columns(), ""))
+    middle = str((task.minimum + task.maximum) / 2)
+    return PublicFiles(test, ids.assign(**dict.fromkeys(settings.target_columns, middle)))
+
+
+def write_hidden_test(
+    data: Path, recipe: Recipe, public: PublicFiles, out: Path, rows: int, seed: int = 0
+) -> dict[str, str]:
+    """Makes test.csv and sample_submission.csv in `out`: real rows, odd essays, copies, and ids in two orders.
+
+    Args:
+        data: the folder with train.csv. A hidden row takes all its cells from one row there; columns that only the
+            public test.csv has, from one row of that.
+        recipe: names the columns of ids and texts.
+        public: gives the columns, their order, the form of the ids and the sample's values.
+        out: the folder to make.
+        rows: essays.
+        seed: of the draw.
+
+    Returns:
+        For each id whose texts are a copy of an earlier row's, the id of that.
+
+    Raises:
+        Fb3Error: train.csv cannot be read, or lacks a text column.
+    """
+    settings, columns = recipe.data, list(public.test.columns)
+    train = read_table(data / "train.csv", settings.text_columns())
+    rng = np.random.default_rng(seed)
+    test = train.iloc[rng.integers(0, len(train), rows)].reset_index(drop=True)
+    others = public.test.iloc[rng.integers(0, len(public.test), rows)].reset_index(drop=True)
+    absent = [name for name in columns if name not in train.columns]
+    test = pd.concat([test, others[absent]], axis=1)
+    texts = list(settings.text_columns())
+    odd = list({**ODD, "longest": " ".join([max(train[settings.text_column], key=len)] * 5)}.values())[:rows]
+    for copy in range(min(_COPIES, (rows - len(odd)) // 2)):
+        test.loc[rows - 1 - copy] = test.loc[len(odd) + copy]
+    test.loc[: len(odd) - 1, settings.text_column] = odd
+    test = test.sample(frac=1, random_state=seed).reset_index(drop=True)
+    identifier = settings.id_column
+    test[identifier] = ids_like(public.sample[identifier].tolist(), rows, rng)
+    write_csv(test[columns], out / TEST)
+    sample = public.sample.iloc[rng.integers(0, len(public.sample), rows)].assign(
+        **{identifier: test[identifier].values}
+    )
+    write_csv(sample.sample(frac=1, random_state=seed + 1), out / COMPETITION_MARKER)
+    first: dict[tuple, str] = {}
+    return {
+        own: first[essay]
+        for own, essay in zip(test[identifier], test[texts].itertuples(index=False, name=None), strict=True)
+        if first.setdefault(essay, own) != own
+    }
+
+
+def ids_like(real: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    """New ids, each once, of the form of real ones: whole numbers, numbers with leading zeros, hex, or a fixed frame
+    with changing digits or letters.
+
+    Args:
+        real: the real ids, one at least.
+        count: how many.
+        rng: draws them.
+    """
+    if all(each.isdecimal() and each == str(int(each)) for each in real):
+        size = min(max(10 ** max(map(len, real)), 10 * count), 2**62)
+        return [str(number) for number in rng.choice(size, count, replace=False)]
+    real = [*dict.fromkeys(real)]
+    found: dict[str, None] = {}
+    for draw in range(30 * count):
+        if len(found) == count:
+            break
+        longer = rng.choice(list(_DIGITS), draw // (3 * count))  # where the form has too few ids, they grow
+        found["".join([*_like(real, rng), *longer])] = None
+    return list(found)
+
+
+def _like(real: list[str], rng: np.random.Generator) -> list[str]:
+    """The characters of one of the ids, new where ids of its length differ."""
+    model = real[rng.integers(len(real))]
+    alike = [each for each in real if len(each) == len(model)]
+    changing = [p for p, c in enumerate(model) if c.isalnum() and (len(alike) == 1 or len({i[p] for i in alike}) > 1)]
+    there = {each[p] for each in alike for p in changing}
+    characters = list(model)
+    for position in changing:
+        own = model[position]
+        characters[position] = str(rng.choice(list(next((a for a in _ALPHABETS if there <= {*a}), _class_of(own)))))
+    return characters
+
+
+def _class_of(character: str) -> str:
+    return next((kind for kind in (_DIGITS, *_LETTERS) if character in kind), character)

@@ -1,0 +1,171 @@
+"""An encoder's trial before a training: it is given a few texts, under made-up weights, and then one to learn from.
+
+Families of transformers differ in what they want beside tokens and a mask, in what padding does to their states, and in
+the precisions that they can compute in. Asking them is surer than a list of names. No weight of the backbone is read,
+so that one which cannot be used is refused before its download.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fb3.errors import Fb3Error
+from fb3.models.encoder import longest_input
+from fb3.models.scorer import Tower
+from fb3.runtime import Precision, out_of_memory
+
+_LENGTHS = (21, 13, 7, 2, 1)  # tokens of its texts
+_TOLERANCE = 1e-4  # of the largest state: rounding gives 1e-6, padding that is seen 4e-3 and more
+_PERIOD = 2**16 + 1  # numbers until the made-up weights repeat
+_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@torch.no_grad()
+def make_up_weights(encoder: nn.Module) -> None:
+    """Gives an empty encoder weights: such that states keep their size, and all in the memory of its largest."""
+    parameters = list({id(p): p for p in encoder.parameters()}.values())
+    noise = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0))
+    room, made = {}, {}
+    for parameter in parameters:
+        scale = _inputs(parameter)
+        room[scale] = max(room.get(scale, 0), parameter.numel())
+    patterns = {scale: (noise * scale**-0.5).repeat(-(-size // _PERIOD) + 1) for scale, size in room.items()}
+    for place, parameter in enumerate(parameters):
+        start, size = 101 * place % _PERIOD, parameter.numel()
+        values = patterns[_inputs(parameter)][start : start + size].view(parameter.shape)
+        made[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
+    for module in encoder.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = made[id(parameter)]
+                if parameter.ndim < 2 and "weight" in name:  # of a norm
+                    made[id(parameter)].data = made[id(parameter)] + 1
+
+
+def _inputs(parameter: Tensor) -> int:
+    """Numbers that are summed to one output of a layer; of a bias or a norm so many that they are small."""
+    return 100 if parameter.ndim < 2 else max(1, parameter.numel() // len(parameter))
+
+
+def padding_for(tower: Tower, longest: int, name: str) -> int | None:
+    """The tokens to which each input has to be padded, so that a prediction does not depend on its batch's others.
+
+    Args:
+        tower: on the CPU, in float32, with weights of any kind.
+        longest: tokens of an input at most.
+        name: of the backbone, for messages.
+
+    Returns:
+        `longest`, or none where padding changes nothing, as in most families.
+
+    Raises:
+        Fb3Error: the encoder cannot be used.
+    """
+    tower.encoder.eval()
+    why = ""
+    for to in (None, longest):
+        try:
+            apart = _apart(tower, [min(length, longest) for length in _LENGTHS], to)
+        except Exception as error:  # its own code's, of any kind
+            _pass_on_memory(error)
+            why = _words(error)
+            continue
+        if apart <= _TOLERANCE:
+            return to
+        why = f"the same text's states differ by {apart:.1%} from call to call, or by the texts beside it"
+    raise Fb3Error(
+        f"{name}: {type(tower.encoder).__name__} cannot be used: given token ids and a mask alone, {longest} tokens at "
+        f"most, it fails ({why}); set in its config.json what it asks for, or take another backbone"
+    )
+
+
+@torch.no_grad()
+def _apart(tower: Tower, lengths: Sequence[int], to: int | None) -> float:
+    """The largest difference between texts' states alone, together, and together once more; by the largest state.
+
+    Raises:
+        ValueError: states of another shape than poolings want.
+    """
+    config = tower.encoder.config
+    mask = (torch.arange(to or max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    ids = _tokens(config, mask.numel()).view(mask.shape)
+    ids = torch.where(mask.bool(), ids, config.pad_token_id)
+    together, again = _states(tower, ids, mask), _states(tower, ids, mask)
+    if together.shape != (want := (*mask.shape, config.hidden_size)):
+        raise ValueError(f"states of the shape {tuple(together.shape)}; want {want}, by config.json's hidden_size")
+    size, largest = float(together.abs().max()), 0.0
+    for row, length in enumerate(lengths):
+        cut = to or length
+        alone = _states(tower, ids[row : row + 1, :cut], mask[row : row + 1, :cut])
+        for other in (together, again):
+            largest = max(largest, float((alone[0, :length] - other[row, :length]).abs().max()))
+    return largest / size
+
+
+def _states(tower: Tower, ids: Tensor, mask: Tensor) -> Tensor:
+    """The last states, after a look at all that the pooling reads."""
+    out = tower.encode(ids, mask)
+    tower.read(out)
+    return out.last_hidden_state
+
+
+def _tokens(config: object, count: int) -> Tensor:
+    """Token ids that are no padding, no two neighbours alike or one apart."""
+    ids = (torch.arange(count) * 7 + 5) % config.vocab_size
+    return torch.where(ids == config.pad_token_id, (ids + 3) % config.vocab_size, ids)
+
+
+def check_length(tower: Tower, longest: int, key: str) -> None:
+    """Refuses inputs for which the encoder has no positions.
+
+    Raises:
+        Fb3Error: naming `key`, of the recipe.
+    """
+    try:
+        limit = longest_input(tower.encoder)
+    except Exception as error:  # one that takes no short texts: `padding_for` decides
+        _pass_on_memory(error)
+        return
+    if limit is not None and longest > limit:
+        raise Fb3Error(f"{key}={longest}: the encoder has positions for {limit} tokens only")
+
+
+def learns_in(tower: Tower, precision: Precision, device: torch.device, longest: int) -> str:
+    """Why a training in a precision would fail, by a text of `longest` tokens, there and back; empty where it works.
+
+    Args:
+        tower: with made-up weights; it is moved to the device.
+        precision: of the training.
+        device: of the training.
+        longest: tokens of an input at most.
+    """
+    if precision == "fp16" and keeps_fp32(tower.encoder):
+        return f"{type(tower.encoder).__name__} is not made for fp16"
+    mask = torch.ones(1, longest, dtype=torch.long, device=device)
+    try:
+        tower.encoder.to(device).train()
+        ids = _tokens(tower.encoder.config, longest)[None].to(device)
+        with torch.enable_grad(), torch.autocast(device.type, _DTYPE.get(precision), enabled=precision in _DTYPE):
+            last = tower.encode(ids, mask).last_hidden_state
+            if last.requires_grad:
+                weights = [p for p in tower.encoder.parameters() if p.requires_grad]
+                torch.autograd.grad(last.float().square().mean(), weights, allow_unused=True)
+    except Exception as error:
+        if not out_of_memory(error):  # a training has means against that
+            return _words(error)
+    return ""
+
+
+def keeps_fp32(encoder: nn.Module) -> bool:
+    """Whether transformers keeps some of an encoder's modules out of fp16, whose range they leave (T5)."""
+    return bool(getattr(encoder, "_keep_in_fp32_modules", None))
+
+
+def _pass_on_memory(error: Exception) -> None:
+    if out_of_memory(error):
+        raise error
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,75 @@
+"""What a rehearsal found, for a reader and for a program."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from fb3.bundle import Member
+from fb3.cost import T4_FLOPS
+from fb3.images import own_requirements
+
+PUBLIC = "public"  # beside the names of the mount layouts
+
+
+def pass_name(name: str) -> str:
+    """One of the rehearsal's runs, in words."""
+    return "public files" if name == PUBLIC else f"{name} layout"
+
+
+@dataclass
+class Rehearsal:
+    """The report.
+
+    versions: packages of the image's list that are here in another version, or missing. failures: what went wrong and
+    where; none: passed. notes: what a reader should know. layouts: by run ("public", then the mount layouts "new" and
+    "old"), rows, seconds by phase and peak memory in bytes. projection: seconds for the hidden rows, here and on a T4,
+    and the share of the limit.
+    """
+
+    versions: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    layouts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    projection: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def text(self) -> str:
+        """For a reader."""
+        lines = ["PASSED" if self.passed else "FAILED", *(f"  failure: {failure}" for failure in self.failures)]
+        for name, layout in self.layouts.items():
+            phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in layout["phases"].items())
+            memory = layout["peak_memory"] / 2**30
+            lines.append(f"  {pass_name(name)}: {layout['rows']} rows in {layout['seconds']:.1f} s ({phases})")
+            lines.append(f"    peak memory {memory:.2f} GiB")
+        if self.projection:
+            p = self.projection
+            lines.append(
+                f"  {p['rows']:.0f} hidden rows: about {p['here']:.0f} s on this machine, {p['share_here']:.1%} of the "
+                f"limit of {p['limit_hours']:.0f} h; on a T4, by FLOPs, {p['t4']:.0f} s, {p['share_t4']:.1%}"
+            )
+        direct = {canonicalize_name(requirement.name) for requirement in own_requirements()} | {"python"}
+        named = [f"{name} {words}" for name, words in self.versions.items() if name in direct]
+        if named:
+            more = f"; and {len(self.versions) - len(named)} more that these need (--json lists them)"
+            lines.append(f"  other versions here than in the image: {', '.join(named)}{more}")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def projection(layout: dict[str, Any], members: Sequence[Member]) -> dict[str, float]:
+    """Seconds that the hidden rows will take, from the run on as many of them."""
+    flops = sum(len(member.folds) * layout["flops"][member.name] for member in members)
+    limit = min(m.recipe.predict.limit_hours for m in members)
+    start = layout["phases"]["tokens"]
+    return {
+        "rows": layout["rows"],
+        "here": layout["seconds"],
+        "t4": round(start + flops / T4_FLOPS, 1),
+        "share_t4": (start + flops / T4_FLOPS) / (limit * 3600),
+        "share_here": layout["seconds"] / (limit * 3600),
+        "limit_hours": limit,
+    }

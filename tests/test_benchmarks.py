@@ -1,0 +1,130 @@
+"""benchmarks/gpu.py in its small form, end to end on the CPU: what it writes, and that no step costs another."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu
+import gpu_steps
+
+
+def test_all_steps_end_and_each_is_in_the_file_at_once(tmp_path):
+    out = tmp_path / "out" / "gpu.json"
+    command = [sys.executable, "benchmarks/gpu.py", "--small", "--out", str(out)]
+    given = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | given)
+    lines, written = [], {}
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        if not line.startswith(" "):  # a step has ended
+            written[line.split()[0]] = json.loads(out.read_text())
+    assert process.wait() == 0, "\n".join(lines)
+    names = ["device", "tests-test_gpu", "infer-tiny-64", "train-tiny-64", "startup"]
+    assert list(written) == names
+    for number, name in enumerate(names, 1):
+        assert list(written[name]["steps"]) == names[:number]
+    steps = written["startup"]["steps"]
+    assert {step["status"] for step in steps.values()} == {"done"}
+    assert steps["device"]["found"]["bf16_tflops"] > 0
+    assert steps["tests-test_gpu"]["found"].keys() == {"skipped"}
+    for name in ("infer-tiny-64", "train-tiny-64"):
+        rows = steps[name]["found"]["rows"]
+        assert [row["who"] for row in rows] == ["plain", "trainer", "fb3"]
+        assert all(row["agrees"] and row["mfu"] > 0 and row["essays_a_second"] > 0 for row in rows), rows
+        assert rows[0]["ratio"] == 1
+    assert steps["startup"]["found"]["phases"]["all"] <= steps["startup"]["found"]["whole_s"]
+    assert [line for line in lines if "fb3" in line and "essays/s" in line and "MFU" in line]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process with CUDA cannot be forked")
+def test_a_step_that_crashes_fails_or_hangs_costs_itself_alone(tmp_path, monkeypatch, capsys):
+    """Processes that are forked, so that the steps take no time."""
+    monkeypatch.setattr(gpu, "SMALL", {("a",): 60, ("b",): 60, ("c",): 1, ("d", "x/e.py"): 60, ("last",): 60})
+    monkeypatch.setattr(gpu_steps, "run", lambda step, work, out, small: out.write_text('{"answer": 0.5}'))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--out", str(tmp_path / "gpu.json")])
+    monkeypatch.setenv(gpu.BREAK, "a=crash,b=raise,c=hang")
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 1
+    steps = json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    assert [step["status"] for step in steps.values()] == [
+        "ended by SIGSEGV",
+        "failed",
+        "stopped after 1 s",
+        "done",
+        "done",
+    ]
+    assert list(steps) == ["a", "b", "c", "d-e", "last"]
+    assert "RuntimeError: FB3_GPU_BREAK wishes so" in steps["b"]["said"]
+    assert [step["found"] for step in steps.values()] == [None, None, None, {"answer": 0.5}, {"answer": 0.5}]
+    said = capsys.readouterr().out
+    assert "RuntimeError: FB3_GPU_BREAK wishes so" in said
+    assert "answer: 0.5" in said
+
+
+def test_without_time_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--out", str(tmp_path / "gpu.json"), "--minutes", "0"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    steps = json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    assert list(steps) == list(map(gpu.name_of, gpu.SMALL))
+    assert {step["status"] for step in steps.values()} == {"no time: 0 s left"}
+
+
+def test_a_step_that_does_not_exist_is_refused_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path / "x"), "--steps", "nothing"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "--steps: nothing; there are device, tests-test_gpu" in capsys.readouterr().err
+
+
+TESTS = """
+import os, signal, time
+
+def test_a(): pass
+def test_b(): assert 0
+def test_crash(): os.kill(os.getpid(), signal.SIGSEGV)
+def test_c(): pass
+def test_hang(): time.sleep(600)
+def test_d(): pass
+"""
+
+
+def test_a_test_that_crashes_or_hangs_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "test_some.py").write_text(TESTS)
+    monkeypatch.setattr(gpu_steps, "ROOT", tmp_path)
+    written = []
+    with pytest.raises(SystemExit, match="3 of 6 failed: "):
+        gpu_steps.check("test_some.py", tmp_path, True, written.append, quiet=5)
+    assert written[-1]["passed"] == 3
+    assert written[-1]["not passed"] == {
+        "test_some.py::test_b": "FAILED",
+        "test_some.py::test_crash": "ended with -11",
+        "test_some.py::test_hang": "ended with -9",
+    }
+    assert written[0] == {"passed": 1}
+
+
+def test_scores_that_differ_count_for_no_ratio():
+    found = {who: {"seconds": [9.0, 1.0], "out": None, "peak_gib": 0.0} for who in ("plain", "fb3", "wrong")}
+    found["failing"] = {"seconds": [], "failed": "OutOfMemoryError"}
+    apart = {"plain": 0.001, "fb3": 0.002, "wrong": float("nan")}
+    rows = gpu_steps.rows_of(found, "fp16", 10, 1e12, 4e12, apart, gpu_steps._below(apart, 0.003))
+    assert [row.get("agrees") for row in rows] == [True, True, False, None]
+    assert [row.get("mfu") for row in rows] == [0.25, 0.25, 0.25, None]
+    lines = gpu.lines_of("infer", {"status": "done", "seconds": 1.0, "found": {"rows": rows}, "said": ""})
+    assert ["apart!" in line for line in lines] == [False, False, False, True, False]
+    assert "OutOfMemoryError" in lines[-1]
+
+
+def test_a_loop_that_takes_no_step_is_no_training():
+    moved, near = {"fb3": 1.1, "idle": 0.0}, gpu_steps._below({"fb3": 0.01, "idle": 0.01}, 0.05)
+    assert [gpu_steps._trained(who, near, moved) for who in moved] == [True, False]
