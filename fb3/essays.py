@@ -218,7 +218,7 @@ def _check_range(essays: pd.DataFrame, data: DataGroup, task: TaskGroup, path: P
 
 def _fold_numbers(table: pd.DataFrame, data: DataGroup, path: Path) -> pd.Series:
     folds = _numbers(table, FOLD_COLUMN, data, path)
-    found = sorted(folds.unique())
+    found = sorted(folds.unique().tolist())
     if len(found) < 2 or found != list(range(len(found))):
         raise Fb3Error(
             f"{path}: column {FOLD_COLUMN} must hold whole numbers from 0 up, without gaps, got {found[:10]}"

@@ -28,7 +28,8 @@ def in_words(size: float) -> str:
 
 
 def cannot_write(path: Path, error: BaseException, need: int | None = None) -> Fb3Error:
-    """What to say where a file or folder cannot be written; where room is lacking, how much there is.
+    """What to say where a file or folder cannot be written; where room is lacking, how much there is; where it is a
+    source that could not be read for it, that one.
 
     Args:
         path: the file or folder.
@@ -39,11 +40,26 @@ def cannot_write(path: Path, error: BaseException, need: int | None = None) -> F
     reason = getattr(error, "strerror", None) or (words[0] if words else " ".join(str(error).split())[:300])
     path = Path(_ASIDE.sub(r"\1", str(path)))
     if not lacks_room(error):
-        return Fb3Error(f"{path}: cannot be written ({reason})")
+        return Fb3Error(unread(path, error) or f"{path}: cannot be written ({reason})")
     there = _nearest_folder(path)
     needs = "" if need is None else f"it needs {in_words(need)}, "
     free = in_words(shutil.disk_usage(there).free)
     return NoRoom(f"{path}: cannot be written ({reason}): {needs}{there} has {free}. {_MAKE_ROOM}")
+
+
+def unread(place: Path, error: BaseException) -> str | None:
+    """Words about the source that could not be read while `place` was written; none where writing failed."""
+    name, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of copytree, for each file
+        name, target, reason = error.args[0][0]
+        name = name if str(name) in str(reason) else target
+    if not isinstance(name, (str, os.PathLike)):
+        return None
+    for own in (place, Path(os.path.realpath(place))):
+        aside = any(part.startswith(f".{own.name}.") for part in Path(name).parts)  # where it is written first
+        if aside or own.is_relative_to(name) or Path(name).is_relative_to(own):
+            return None
+    return f"{name}: cannot be read ({reason})"
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """Fixtures: a synthetic competition, tiny real encoders built from configs, one trained run and its bundle."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does
 
+from fb3.errors import Fb3Error
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.sample import make_essays, write_competition
@@ -22,6 +24,18 @@ from fb3.training.run import train
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["train.precision=fp32", "predict.precision=fp32", "train.epochs=1"]
+
+
+@pytest.fixture(autouse=True)
+def plain_numbers(monkeypatch):
+    """Any message with a number as numpy writes it, such as np.int64(1), fails the test."""
+    plain = Fb3Error.__init__
+
+    def checked(self, message=""):
+        assert not re.search(r"\bnp\.[a-z]+\d*\(", str(message)), message
+        plain(self, message)
+
+    monkeypatch.setattr(Fb3Error, "__init__", checked)
 
 
 @pytest.fixture(scope="session")

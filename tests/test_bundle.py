@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 from build_dataset import main
 from fb3.bundle import Checks, Member, in_turn, read_bundle, verify_bundle
 from fb3.errors import Fb3Error
-from fb3.files import sha256
+from fb3.files import replacing, sha256, write_text
 from fb3.images import find_image
 from fb3.inference import infer
 from fb3.metadata import check_file_names
@@ -109,6 +110,37 @@ def test_an_unfinished_fold_is_left_out_loudly(run, tmp_path, capsys):
     (stopped / "fold1" / "fold.json").write_text("{}")
     with pytest.raises(Fb3Error, match=r"fold1/fold\.json: not a fold's description"):
         write_bundle([stopped], tmp_path / "out")
+
+
+def test_a_source_that_cannot_be_read_is_named_and_not_the_bundle(run, tmp_path):
+    gone = tmp_path / "wheels" / "gone.whl"
+    with pytest.raises(Fb3Error) as error:
+        write_bundle([run], tmp_path / "out", wheels=[gone])
+    assert str(error.value) == f"{gone}: cannot be read (No such file or directory)"
+    looped = copied(run, tmp_path / "looped")
+    (looped / "encoder" / "more.txt").mkdir()
+    (looped / "encoder" / "more.txt" / "self.txt").symlink_to(looped / "encoder" / "gone.txt")
+    with pytest.raises(
+        Fb3Error, match=rf"^{looped}/encoder/more.txt/self.txt: cannot be read \(.*No such file"
+    ) as error:
+        write_bundle([looped], tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Fb3Error, match=rf"^{tmp_path}/file/out: cannot be written \(Not a directory\)$"):
+        write_bundle([run], tmp_path / "file" / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_written_and_what_is_read_for_it_are_told_apart(tmp_path):
+    source, target = tmp_path / "source.csv", tmp_path / "target.csv"
+    with pytest.raises(Fb3Error) as error, replacing(target) as aside:
+        shutil.copyfile(source, aside)
+    assert str(error.value) == f"{source}: cannot be read (No such file or directory)"
+    with pytest.raises(Fb3Error) as error, replacing(target) as aside:
+        (aside / "in no folder").write_text("")
+    assert str(error.value) == f"{target}: cannot be written (No such file or directory)"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Fb3Error, match=rf"^{tmp_path}/file/x.csv: cannot be written \("):
+        write_text("", tmp_path / "file" / "x.csv")
 
 
 def test_runs_of_one_name_are_numbered(run, tmp_path):

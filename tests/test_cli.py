@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
+from fb3.files import write_csv
 from tests.conftest import ROOT, TINY
 
 
 def fb3(*arguments, **variables):
     command = [sys.executable, "-m", "fb3", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **variables})
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", env=environment)
 
 
 def test_recipes_lists_prints_and_refuses():
@@ -31,12 +34,14 @@ def test_train_infer_score(competition, tmp_path, bundle):
     assert done.returncode == 0, done.stderr
     assert "fold 1 epoch 1" in done.stderr
     assert "--folds" in done.stderr
+    assert "(no CV: trained on a sample of 20 essays (data.sample); folds [0] of 2 are not" in done.stderr
     out = tmp_path / "submission.csv"
     done = fb3("infer", bundle, "--data", competition, "--out", out)
     assert done.returncode == 0, done.stderr
     truth = competition.parent / "truth.csv"
     printed = json.loads(fb3("score", out, truth, "--json").stdout)
-    assert set(printed) == {"score", "columns"}
+    assert set(printed) == {"score", "columns", "left_out", "caveats"}
+    assert "no CV" not in done.stdout
     assert f"MCRMSE {printed['score']:.6f}" in fb3("score", out, truth).stdout
 
 
@@ -56,3 +61,107 @@ def test_a_mistake_is_one_line_and_exit_status_1(arguments, words):
     assert done.returncode == 1
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+_NO_TORCH = """
+import runpy, sys
+sys.argv = [{script!r}, *{arguments!r}]
+try:
+    runpy.run_path({script!r}, run_name="__main__")
+except SystemExit as ended:
+    said = ended.code
+print("torch" in sys.modules, said)
+"""
+
+
+def test_what_is_wrong_is_told_before_torch_is_imported(competition, tmp_path):
+    """One process for all: none of them may import torch, and an import is for good."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    empty, data = str(tmp_path / "empty"), ["--data", str(competition)]
+    out = ["--out", str(tmp_path / "out")]
+    fb3, build = str(ROOT / "fb3" / "__main__.py"), str(ROOT / "build_dataset.py")
+    cases = [
+        (fb3, ["train", "tiny", "--data", empty, *out], "empty/train.csv: no such file"),
+        (fb3, ["train", "tinny", *data, *out], "did you mean 'tiny'"),
+        (fb3, ["train", "tiny", *data, *out, "--folds", "9"], "no fold [9]; there are [0, 1]"),
+        (fb3, ["train", "tiny", *data, "--out", str(tmp_path / "file" / "run")], "cannot be made"),
+        (fb3, ["train", "tiny", f"model.backbone={empty}", *data, *out], "config.json is missing"),
+        (fb3, ["train", "tiny", f"model.backbone={empty}/x", *data, *out], "no such folder"),
+        (fb3, ["tune", "tiny", "--data", empty, *out], "empty/train.csv: no such file"),
+        (fb3, ["tune", "tiny", *data, *out, "--folds", "0,9"], "want different ones of [0, 1]"),
+        (fb3, ["tune", "tiny", *data, *out, "--space", "none"], "no such space"),
+        (fb3, ["merge", empty, empty, "--out", str(tmp_path / "new")], "empty/recipe.yaml: no such recipe file"),
+        (fb3, ["verify", empty], "neither a run folder"),
+        (fb3, ["rehearse", empty, *data], "no bundle"),
+        (fb3, ["rehearse", str(tmp_path / "bundle"), *data], "not a bundle's manifest"),
+        (build, [empty, "--out", str(tmp_path / "new")], "no run folder"),
+        (build, [empty, "--out", str(tmp_path / "file"), "--int8"], "is there and is no bundle"),
+    ]
+    lines = [_NO_TORCH.format(script=script, arguments=arguments) for script, arguments, _ in cases]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    printed = done.stdout.splitlines()
+    assert len(printed) == len(cases), done.stderr
+    said = iter(done.stderr.splitlines())
+    for (_, arguments, words), line in zip(cases, printed, strict=True):
+        imported, _, code = line.partition(" ")
+        assert imported == "False", arguments
+        assert words in (next(said) if code == "1" else code), arguments
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1:strict"},
+        {"PYTHONIOENCODING": "cp1252"},
+        {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=lambda variables: "-".join(variables.values()),
+)
+def test_a_score_reaches_terminals_that_are_not_utf_8(tmp_path, variables):
+    table = pd.DataFrame({"text_id": ["x", "y"], "Gesamt-größe→": [1.0, 2.0]})
+    path = tmp_path / "p.csv"
+    write_csv(table, path)
+    done = fb3("score", path, path, PYTHONIOENCODING=variables.pop("PYTHONIOENCODING", ""), **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("MCRMSE 0.000000\n  Gesamt-gr")
+    assert "\\u2192" in done.stdout
+
+
+_PRINTED = """
+import sys
+from pathlib import Path
+from fb3.tuning.trials import Outcome, Row
+row = Row(0, "base", "complete", {0: 0.5}, 1.0, {}, ["data.id_column=größe→"])
+Outcome(Path("größe→"), Path("data"), [row], [0]).show()
+from fb3.demo import _table
+_table([("größe→", "x")])
+from fb3.cli import main
+sys.argv = ["fb3", "verify", sys.argv[1]]
+main()
+"""
+
+
+def test_what_functions_and_reports_print_is_escaped_too(tmp_path):
+    broken = tmp_path / "größe→"
+    broken.mkdir()
+    (broken / "recipe.yaml").write_text("{}")
+    command = [sys.executable, "-c", _PRINTED, str(broken)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert r"fb3 train 'gr\xf6\xdfe\u2192/best.yaml' --data data --out 'gr\xf6\xdfe\u2192-best'" in done.stdout
+    assert r"gr\xf6\xdfe\u2192: run, 4 faults" in done.stdout
+
+
+def test_build_dataset_ends_well_on_an_ascii_terminal(run, tmp_path):
+    command = [sys.executable, "build_dataset.py", run, "--out", tmp_path / "größe→", "--no-wheels", "--no-parity"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert r"gr\xf6\xdfe\u2192: 2 folds of 1 runs" in done.stdout
+    assert done.stdout.endswith("--data DIR\n")

@@ -29,6 +29,7 @@ from fb3.layout import FOLD_JSON, RESUME, WEIGHTS
 from fb3.progress import say
 from fb3.recipe import Recipe
 from fb3.recipe.load import differences
+from fb3.room import unread
 from fb3.training.loop import Loop
 from fb3.training.session import Session, versions
 from fb3.training.state import Tree, joined, load_own, load_shared, own_state, shared_state, split
@@ -153,7 +154,9 @@ class Saves:
                 for name in (FOLD_JSON, WEIGHTS) if state["keeper"]["score"] else ():
                     link_or_copy(self.home / name, aside / name)
         except (OSError, SafetensorError, Fb3Error) as error:
-            reason = error.strerror if isinstance(error, OSError) else None
+            reason = None
+            if isinstance(error, OSError):
+                reason = unread(self.folder / str(number), error) or error.strerror
             return f"{where} and could not be written ({reason or error}); {mend}"
         seconds = round(time.monotonic() - started, 2)
         self.session.log.event("save", fold=self.fold, step=number, bytes=need - _SPARE, seconds=seconds)
