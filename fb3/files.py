@@ -26,13 +26,13 @@ LARGEST = 32 * 2**20
 _QUOTED = re.compile(r'[",\r\n]|^[\s\ufeff]|\s$')
 # First bytes of files that are no UTF-8, and what to say of them.
 _OTHER_FORMS = {
-    b"\xff\xfe": "is UTF-16; save it as UTF-8",
-    b"\xfe\xff": "is UTF-16; save it as UTF-8",
-    b"PK\x03\x04": "is a zip archive or a workbook; unpack it, or save the sheet as CSV (UTF-8)",
-    b"\x1f\x8b": "is compressed (gzip); unpack it",
-    b"BZh": "is compressed (bzip2); unpack it",
-    b"\xfd7zXZ": "is compressed (xz); unpack it",
-    b"\x28\xb5\x2f\xfd": "is compressed (zstd); unpack it",
+    b"\xff\xfe": "it is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "it is UTF-16; save it as UTF-8",
+    b"PK\x03\x04": "it is a zip archive or a workbook; unpack it, or save the sheet as CSV (UTF-8)",
+    b"\x1f\x8b": "it is compressed (gzip); unpack it",
+    b"BZh": "it is compressed (bzip2); unpack it",
+    b"\xfd7zXZ": "it is compressed (xz); unpack it",
+    b"\x28\xb5\x2f\xfd": "it is compressed (zstd); unpack it",
 }
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zip", ".zst"}
 
@@ -207,9 +207,9 @@ def read_utf8(path: Path, largest: int = LARGEST) -> str:
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        plain = f"not UTF-8 at byte {error.start} ({error.reason}); save it as UTF-8"
         known = (words for start, words in _OTHER_FORMS.items() if content.startswith(start))
-        raise Fb3Error(f"{path}: {next(known, plain)}") from None
+        mend = next(known, "save it as UTF-8")
+        raise Fb3Error(f"{path}: not UTF-8 at byte {error.start} ({error.reason}); {mend}") from None
 
 
 @contextmanager
