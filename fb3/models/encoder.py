@@ -135,8 +135,8 @@ def pretrained_encoder(settings: ModelGroup, folder: Path, key: str = KEY) -> nn
     if wrong := sorted(report["mismatched_keys"]):
         name, there, described = wrong[0]
         raise Fb3Error(
-            f"{place}: {len(wrong)} weights have other sizes than config.json says: {name} is {list(there)} in the "
-            f"file, {list(described)} by config.json; take config, tokenizer and weights of one model"
+            f"{place}: {name} is {list(there)} in the file and {list(described)} by config.json ({len(wrong)} such "
+            "weights); take config, tokenizer and weights of one model"
         )
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
     if missing:

@@ -7,19 +7,21 @@ import shutil
 
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.backbone_files import check_backbone
 from fb3.checkpoint import load_fold
-from fb3.encoding import load_tokenizer
+from fb3.encoding import encode_texts, load_tokenizer
 from fb3.errors import Fb3Error
+from fb3.files import read_json, write_json
 from fb3.inference import infer
 from fb3.models import build_scorer
-from fb3.models.encoder import depth_of_parameters, export_encoder, layer_stack
+from fb3.models.encoder import depth_of_parameters, export_encoder, layer_stack, pretrained_encoder
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
+from fb3.texts import added_tokens, target_tokens
 from fb3.training.optim import build_optimizer
 from fb3.training.run import train
 
@@ -133,7 +135,8 @@ def test_a_deberta_folder_with_a_sentencepiece_model_alone(tmp_path, texts):
     export_encoder(recipe_for(folder).model, tmp_path / "encoder")
     tokenizer, pad = load_tokenizer(tmp_path / "encoder")
     assert pad == 0
-    assert tokenizer.encode(texts[0]).tokens[0] == "[CLS]"
+    tokens = tokenizer.encode(texts[0]).tokens
+    assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
     assert "[UNK]" not in tokenizer.encode(texts[0].replace("\n", " ")).tokens
 
 
@@ -263,6 +266,110 @@ def test_new_tokens_survive_and_start_as_the_mean(backbone, competition, tmp_pat
     trained = load_fold(recipe, folder, bundle / "runs" / "run" / "fold0").encoder.get_input_embeddings().weight
     assert (trained[old:] != start[old:]).any(1).all(), "each new token has learned something"
     infer(bundle, competition, tmp_path / "submission.csv", strict=True)
+
+
+def with_spare_rows(folder, to, count):
+    """A copy whose embeddings have rows for which there is no token, far from all others."""
+    shutil.copytree(folder, to)
+    model = AutoModel.from_pretrained(folder)
+    old = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(old + count, mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[old:] = 1000.0
+    model.save_pretrained(to)
+    return to
+
+
+@pytest.mark.parametrize("spare", [0, 2, 9])
+@pytest.mark.parametrize("family", ["bert", "deberta-v3", "albert", "funnel", "t5", "xlnet"])
+def test_new_tokens_start_as_the_mean_of_the_old_whatever_rows_there_are(family, spare, backbone, tmp_path):
+    plain = backbone(family)
+    folder = with_spare_rows(plain, tmp_path / "spare", spare) if spare else plain
+    added = ["[BR]", "[CAP]", "[UP]"]
+    recipe = recipe_for(folder, f"model.stitch={{backbone: {folder}}}")
+    for place, settings in ((tmp_path / "a", recipe.model), (tmp_path / "b", recipe.model.second())):
+        export_encoder(settings, place, added)
+        encoder = pretrained_encoder(settings, place)
+        tokenizer, _ = load_tokenizer(place)
+        new = [tokenizer.token_to_id(token) for token in added]
+        before = AutoModel.from_pretrained(plain).get_input_embeddings().weight
+        assert new == [len(before), len(before) + 1, len(before) + 2]
+        weight = encoder.get_input_embeddings().weight
+        assert weight.shape == (len(before) + max(spare, 3), before.shape[1])
+        assert encoder.config.vocab_size == len(weight)
+        torch.testing.assert_close(weight[: len(before)], before)
+        torch.testing.assert_close(weight[new], before.mean(0).expand(3, -1))
+        tied = [m for name, m in encoder.named_modules() if name.endswith(("shared", "embed_tokens"))]
+        assert all(m.weight is weight for m in tied)
+        if spare == 9:
+            assert (weight[len(before) + 3 :] == 1000.0).all(), "nobody reads them"
+
+
+def test_a_token_that_the_backbone_knows_keeps_its_embedding(backbone, tmp_path):
+    settings = recipe_for(backbone("bert")).model
+    export_encoder(settings, tmp_path / "once", ["[BR]"])
+    encoder = pretrained_encoder(settings, tmp_path / "once")
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight[-1] = 7.0
+    encoder.save_pretrained(tmp_path / "once")
+    settings = recipe_for(tmp_path / "once").model
+    export_encoder(settings, tmp_path / "again", ["[BR]", "[CAP]"])
+    weight = pretrained_encoder(settings, tmp_path / "again").get_input_embeddings().weight
+    assert (weight[-2] == 7.0).all()
+    torch.testing.assert_close(weight[-1], weight[:-1].mean(0))
+
+
+def started(recipe, out):
+    export_encoder(recipe.model, out)
+    return build_scorer(recipe, out, init="pretrained")
+
+
+def test_a_vocabulary_that_is_not_the_weights_is_refused(backbone, tmp_path):
+    folder = tmp_path / "larger"
+    shutil.copytree(backbone("bert"), folder)
+    rows = AutoModel.from_pretrained(folder).get_input_embeddings().num_embeddings
+    name = r"(bert\.)?embeddings\.word_embeddings\.weight"
+    for size, words in (
+        (
+            rows + 50,
+            rf"{name} is \[{rows}, 16\] in the file and \[{rows + 50}, 16\] by config\.json \(1 such weights\); t",
+        ),
+        (rows - 50, rf"its tokenizer has {rows} tokens and config\.json gives the weights {rows - 50} \(vocab_size\)"),
+    ):
+        write_json({**read_json(folder / "config.json"), "vocab_size": size}, folder / "config.json")
+        with pytest.raises(Fb3Error, match=rf"model\.backbone={folder}: {words}"):
+            started(recipe_for(folder), tmp_path / "encoder")
+
+
+FIRST = [
+    "{kind: cls}",
+    "{kind: lstm_layers, layers: 1}",
+    "{kind: gru_layers, layers: 1}",
+    "{kind: attention_layers, layers: 1}",
+]
+
+
+@pytest.mark.parametrize("ends", ["$A [SEP] [CLS]", "$A [SEP]"])
+def test_no_word_is_taken_for_the_token_of_the_whole_text(ends, backbone, tmp_path):
+    """XLNet puts <cls> last, T5 </s> only."""
+    folder = tmp_path / "last"
+    shutil.copytree(backbone("xlnet"), folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=ends, special_tokens=[(t, tokenizer.token_to_id(t)) for t in ("[SEP]", "[CLS]")]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    stand = ends.removeprefix("$A ").replace("[", r"\[").replace("]", r"\]")
+    for kind in FIRST:
+        export_encoder(recipe_for(backbone("xlnet"), f"model.pooling={kind}").model, tmp_path / "encoder")
+        with pytest.raises(Fb3Error, match=rf"reads the first token, .* \({stand} stand after it\); take mean or att"):
+            export_encoder(recipe_for(folder, f"model.pooling={kind}").model, tmp_path / "encoder")
+    recipe = recipe_for(folder, "model.pooling.kind=target_tokens", "data.text={prompt: tokens}")
+    export_encoder(recipe.model, tmp_path / "encoder", added_tokens(recipe.data))
+    encoded = encode_texts(["a text"], tmp_path / "encoder", recipe.data)
+    names = [load_tokenizer(tmp_path / "encoder")[0].id_to_token(number) for number in encoded.rows[0]]
+    pooling = build_scorer(recipe, tmp_path / "encoder", init="config").pooling
+    assert names[pooling.prompt.start : pooling.prompt.stop] == target_tokens(recipe.data)
 
 
 def test_a_second_backbone_that_is_not_there_is_named_by_its_key(backbone, competition, tmp_path):

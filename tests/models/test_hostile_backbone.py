@@ -66,7 +66,7 @@ def test_a_pytorch_model_bin_is_read_once_without_its_code(backbone, tmp_path):
     torch.load(folder / "pytorch_model.bin", weights_only=False)
     assert place.exists(), "the trap works"
     (folder / "pytorch_model.bin").write_bytes(b"PK\3\4" + b"\0" * 100)
-    with pytest.raises(Fb3Error, match="weights_only=True"):
+    with pytest.raises(Fb3Error, match=r"pytorch_model\.bin is cut off"):
         start(folder, tmp_path / "encoder")
 
 
@@ -86,7 +86,8 @@ def test_code_that_comes_with_a_backbone_is_not_run(kind, backbone, tmp_path, mo
     else:
         found = told(lambda folder: start(folder, tmp_path / "encoder"), folder)
         assert not isinstance(found, Exception) or "trust_remote_code is off" in str(found)
-        assert "auto_map" not in (tmp_path / "encoder" / "config.json").read_text() if found else True
+        if not isinstance(found, Exception):
+            assert "auto_map" not in (tmp_path / "encoder" / "config.json").read_text()
     if "beside" in kind:
         assert "its code is not run (trust_remote_code is off)" in capsys.readouterr().err
     assert not place.exists()
