@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -89,7 +90,14 @@ def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
         Fb3Error: a file is missing or broken, or its weights are not those of the recipe's model.
     """
     scorer = build_scorer(recipe, encoder, init="empty")
-    assign_weights(scorer, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    try:
+        assign_weights(scorer, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    except Fb3Error as error:
+        trained = (read_json(folder / FOLD_JSON).get("versions") or {}).get("transformers")
+        if trained in {None, transformers.__version__}:
+            raise
+        versions = f"trained under transformers {trained}, which may name them otherwise than here"
+        raise Fb3Error(f"{error}; {versions}") from None
     return scorer.eval()
 
 

@@ -11,10 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from fb3.checkpoint import load_fold
+from fb3.errors import Fb3Error
+from fb3.files import read_json, write_json
 from fb3.models.scorer import layer_states
-from tests.conftest import ROOT
+from tests.conftest import ROOT, copied
 from tests.models import states
 from tests.models.families import FAMILIES, make_tokenizers, write_backbone
 from tests.models.test_families import REFUSED
@@ -29,6 +32,20 @@ def test_the_last_of_the_layers_is_what_the_encoder_hands_out():
     before, after = torch.ones(2, 3, 4), torch.zeros(2, 3, 4)
     out = SimpleNamespace(hidden_states=(before, before, before), last_hidden_state=after)
     assert [bool(layer.any()) for layer in layer_states(out)] == [True, True, False]
+
+
+def test_weights_by_other_names_tell_the_version(run, tiny, tmp_path):
+    fold = copied(run / "fold0", tmp_path / "fold0")
+    weights = load_file(fold / "model.safetensors")
+    save_file({name.replace("encoder.", "coder.", 1): t for name, t in weights.items()}, fold / "model.safetensors")
+    with pytest.raises(Fb3Error, match=r"not the weights of this recipe's model(?!.*transformers)"):
+        load_fold(tiny, run / "encoder", fold)
+    info = read_json(fold / "fold.json")
+    write_json({**info, "versions": {**info["versions"], "transformers": "4.0.0"}}, fold / "fold.json")
+    with pytest.raises(
+        Fb3Error, match=r"not the weights of .*; trained under transformers 4\.0\.0, which may name them"
+    ):
+        load_fold(tiny, run / "encoder", fold)
 
 
 @pytest.mark.skipif(not OTHER, reason="slow; set FB3_OTHER_TRANSFORMERS to a folder with another transformers")
