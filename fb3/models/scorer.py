@@ -47,13 +47,24 @@ class Tower(nn.Module):
         self.reads = pooling.reads
         self._read = _READ[self.reads]
         self._arguments: dict[str, Any] = {"output_hidden_states": True} if self.reads == "layers" else {}
+        self.most_tokens: int | None = None
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """A batch of `collate` to vectors (B, D)."""
-        mask = batch["attention_mask"]
-        out = self.encoder(input_ids=batch["input_ids"], attention_mask=mask, **self._arguments)
-        with torch.autocast(mask.device.type, enabled=False):
-            return self.over_windows(self.pooling(self._read(out), self.pooling.token_weights(batch)), batch)
+        """A batch of `collate` to vectors (B, D). The windows of a single essay take `most_tokens` at once, if set."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        count, tokens = inputs["input_ids"].shape
+        if self.most_tokens and len(batch.get("windows", ())) == 1:
+            count = max(1, self.most_tokens // tokens)
+        parts = zip(*(tensor.split(count) for tensor in inputs.values()), strict=True)
+        pooled = [self._pool_inputs(dict(zip(inputs, part, strict=True))) for part in parts]
+        with torch.autocast(inputs["input_ids"].device.type, enabled=False):
+            return self.over_windows(torch.cat(pooled) if len(pooled) > 1 else pooled[0], batch)
+
+    def _pool_inputs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Ids and mask (W, T) to (W, D)."""
+        out = self.encoder(**inputs, **self._arguments)
+        with torch.autocast(inputs["input_ids"].device.type, enabled=False):
+            return self.pooling(self._read(out), self.pooling.token_weights(inputs))
 
 
 class Scorer(Tower):
