@@ -104,22 +104,28 @@ class Budget:
             self._meter = None
             self._settle(found)
 
-    def halve(self, lengths: np.ndarray, name: str) -> None:
+    def halve(self, lengths: np.ndarray, name: str, window: int | None = None) -> None:
         """Half the budget, or less where a single essay overshot it, after memory ran out; that is said.
 
         Args:
             lengths: tokens of each essay of the batch that failed.
             name: of what is predicted.
+            window: tokens of an essay's longest window; none: it is one input.
 
         Raises:
-            Fb3Error: it was one essay.
+            Fb3Error: it was one essay, or one window of it.
         """
         longest = int(lengths.max())
-        if len(lengths) == 1:
-            raise Fb3Error(f"{name}: memory does not suffice for one essay of {longest} tokens")
+        at_once = min(self.tokens, longest * len(lengths))
+        if len(lengths) == 1 and (window is None or at_once <= window):
+            what = (
+                f"one essay of {longest} tokens" if window is None else f"one window of {min(window, longest)} tokens"
+            )
+            raise Fb3Error(f"{name}: memory does not suffice for {what}")
         self._meter = None
-        self._settle(max(1, min(self.tokens, longest * len(lengths)) // 2))
-        say(f"{name}: out of memory with {len(lengths)} essays of {longest} tokens; now {self.tokens} tokens a batch")
+        self._settle(max(1, at_once // 2))
+        count = f"{len(lengths)} essays" if len(lengths) > 1 else "one essay"
+        say(f"{name}: out of memory with {count} of {longest} tokens; now {self.tokens} tokens a batch")
 
     def _settle(self, tokens: int) -> None:
         self.tokens = tokens

@@ -67,7 +67,8 @@ def predict(
 ) -> Predictions:
     """Predicts essays, longest first, and gives them back in the order of `rows`.
 
-    Where memory runs out, the token budget is halved, and that is said.
+    Where memory runs out, the token budget is halved, and that is said. An essay of more windows than that is computed
+    in parts.
 
     Args:
         scorer: on the device that computes; left in the mode (train or eval) in which it came.
@@ -86,7 +87,7 @@ def predict(
         Unclipped predictions of `rows`, or of those that were reached.
 
     Raises:
-        Fb3Error: memory does not suffice for one essay.
+        Fb3Error: memory does not suffice for one essay, or one window of it.
     """
     rows = np.arange(len(encoded.rows)) if rows is None else np.asarray(rows)
     device = next(scorer.parameters()).device
@@ -97,17 +98,29 @@ def predict(
     scorer.eval()
     with progress(title, len(rows), shown) as advance, _autocast(scorer, device, precision):
         while len(left) and not _over(until):
+            _limit(scorer, budget.tokens)
             with closing(_attempts(scorer, task, encoded, left, budget, device, until)) as attempts:
                 for batch_rows, predicted in attempts:
                     if predicted is None:
-                        budget.halve(encoded.costs[batch_rows], title)
+                        budget.halve(encoded.costs[batch_rows], title, _window(encoded))
                         break
                     values[batch_rows], reached[batch_rows] = predicted, True
                     advance(len(batch_rows))
             left = rows[~reached[rows]]
     scorer.train(was_training)
+    _limit(scorer, None)
     rows = rows[reached[rows]]
     return Predictions(np.asarray(ids)[rows], values[rows], task.columns, name)
+
+
+def _limit(scorer: Scorer, tokens: int | None) -> None:
+    """How many tokens of one essay's windows are computed at once."""
+    for tower in scorer.towers().values():
+        tower.most_tokens = tokens
+
+
+def _window(encoded: Encoded) -> int | None:
+    return encoded.slicer.length if encoded.slicer else None
 
 
 def _over(until: float | None) -> bool:
@@ -141,7 +154,8 @@ def _attempts(
             begun.append((batch_rows, result or _failed))
             if result is None:
                 break
-            budget.end(int(lengths.max()) * len(lengths))
+            computed = int(lengths.max()) * len(lengths)
+            budget.end(min(computed, budget.tokens) if encoded.slicer else computed)
             if len(begun) > ahead:
                 done, result = begun.popleft()
                 yield done, _within_memory(result, device)

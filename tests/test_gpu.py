@@ -15,6 +15,7 @@ import torch
 from fb3 import budget, prediction
 from fb3.bundle import Member
 from fb3.checkpoint import load_fold
+from fb3.encoding import load_tokenizer
 from fb3.essays import read_essays
 from fb3.inference import infer
 from fb3.models import build_scorer, flash
@@ -22,6 +23,7 @@ from fb3.packing import write_bundle
 from fb3.prediction import lower_weights, predict
 from fb3.recipe import load_recipe
 from fb3.tasks import build_task
+from fb3.tokens import tokenise
 from fb3.training.optim import build_optimizer
 from fb3.training.run import train
 from fb3.training.tricks import Step, build_tricks
@@ -244,6 +246,24 @@ def test_predictions_stay_where_memory_really_runs_out(parts, capfd):
     with holding(0.6 * most[0]):
         scarce = predict(*parts, token_budget=10**6, shown=False)
     assert "out of memory with 60 essays" in capfd.readouterr().err
+    np.testing.assert_allclose(scarce.values, plain.values, atol=1e-4)
+
+
+@on_a_gpu
+def test_windows_of_one_essay_are_parted_where_memory_really_runs_out(run, parts, capfd):
+    recipe = load_recipe("tiny", ["data={max_length: 40000, windows: {length: 128}}"])
+    _, task, encoded, _ = parts
+    tokenizer = load_tokenizer(run / "encoder")
+    words = [int(token) for row in encoded.rows for token in row[1:-1]]
+    text = tokenizer[0].decode((words * 3)[:35000])
+    windowed = build_scorer(recipe, run / "encoder", init="config").to(DEVICE).eval()
+    given = windowed, task, tokenise([text], *tokenizer, recipe.data), np.arange(1)
+    assert given[2].costs[0] > 20000
+    with peak() as most:
+        plain = predict(*given, token_budget=10**6, shown=False)
+    with holding(0.5 * most[0]):
+        scarce = predict(*given, token_budget=10**6, shown=False)
+    assert "out of memory with one essay of" in capfd.readouterr().err
     np.testing.assert_allclose(scarce.values, plain.values, atol=1e-4)
 
 

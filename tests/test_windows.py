@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from fb3.batches import collate, inference_batches
+from fb3.budget import Budget
 from fb3.errors import Fb3Error
 from fb3.models import build_scorer
 from fb3.models.scratch import train_tokenizer
+from fb3.prediction import predict
 from fb3.recipe import load_recipe
 from fb3.recipe.groups import DataGroup, Windows
+from fb3.tasks import build_task
 from fb3.tokens import Encoded, Slicer, tokenise
 
 
@@ -98,3 +101,72 @@ def test_a_stride_beyond_the_room_is_refused(tokenizer):
     data = DataGroup(max_length=64, windows=Windows(length=16, stride=15))
     with pytest.raises(Fb3Error, match="at most 14"):
         tokenise(["word"], tokenizer, 0, data)
+
+
+@pytest.fixture
+def long_essay(run, tiny, texts):
+    """A scorer that takes windows, its task, essays of which the second has many, their ids."""
+    data = DataGroup(max_length=400, windows=Windows(length=16))
+    recipe = tiny.model_copy(update={"data": data})
+    torch.manual_seed(1)
+    scorer = build_scorer(recipe, run / "encoder", init="config").eval()
+    torch.nn.init.normal_(scorer.head.linear.weight)
+    tokenizer = Tokenizer.from_file(str(run / "encoder" / "tokenizer.json"))
+    encoded = tokenise([texts[0][:60], " ".join(texts[:5]), texts[1][:80]], tokenizer, 0, data)
+    assert encoded.costs[1] > 400
+    return scorer, build_task(recipe), encoded, np.arange(3)
+
+
+@pytest.fixture
+def most_inputs(monkeypatch):
+    """A memory that holds so many inputs at once; the largest that were asked of it."""
+
+    def holds(room, scorer):
+        seen, real = [], scorer.encoder.forward
+
+        def forward(input_ids, **given):
+            seen.append(len(input_ids))
+            if len(input_ids) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(input_ids=input_ids, **given)
+
+        monkeypatch.setattr(scorer.encoder, "forward", forward)
+        return seen
+
+    return holds
+
+
+@pytest.mark.parametrize("budget", [10, 64, 200])
+def test_windows_of_one_essay_beyond_the_budget_are_computed_in_parts(long_essay, most_inputs, budget):
+    """The same scores; and only in prediction, which leaves the scorer as it was."""
+    scorer, _, encoded, _ = long_essay
+    plain = predict(*long_essay, token_budget=10**6, shown=False)
+    seen = most_inputs(10**6, scorer)
+    parted = predict(*long_essay, token_budget=budget, shown=False)
+    assert max(seen) == max(1, budget // 16)
+    np.testing.assert_allclose(parted.values, plain.values, atol=1e-5)
+    seen.clear()
+    scorer(collate(encoded, np.array([1])))
+    assert seen == [len(encoded.slicer.windows(encoded.rows[1]))]
+
+
+def test_an_essay_whose_windows_memory_does_not_hold_is_halved_down_to_one(long_essay, most_inputs, capsys):
+    scorer, _, encoded, _ = long_essay
+    plain = predict(*long_essay, token_budget=10**6, shown=False)
+    seen = most_inputs(3, scorer)
+    parted = predict(*long_essay, token_budget=10**6, shown=False)
+    np.testing.assert_allclose(parted.values, plain.values, atol=1e-5)
+    said = capsys.readouterr().err
+    assert f"out of memory with one essay of {encoded.costs[1]} tokens; now " in said
+    assert set(seen[-3:]) <= {1, 2, 3}
+    most_inputs(0, scorer)
+    with pytest.raises(Fb3Error, match="memory does not suffice for one window of 16 tokens"):
+        predict(*long_essay, token_budget=10**6, shown=False)
+
+
+def test_parts_of_an_essay_do_not_mislead_the_measuring(long_essay, monkeypatch):
+    """A token's memory is what was held at once divided by the tokens computed at once."""
+    told, real = [], Budget.end
+    monkeypatch.setattr(Budget, "end", lambda self, tokens: told.append(tokens) or real(self, tokens))
+    predict(*long_essay, token_budget=100, shown=False)
+    assert max(told) <= 100

@@ -56,17 +56,28 @@ class Tower(nn.Module):
         self.reads = pooling.reads
         self.read = _READ[self.reads]
         self._arguments: dict[str, Any] = {"output_hidden_states": True} if self.reads == "layers" else {}
+        self.most_tokens: int | None = None
 
     def encode(self, ids: Tensor, mask: Tensor) -> Any:
         """Token ids and mask, (B, T) both, to the encoder's own output, of which `read` takes what is pooled."""
         return self.encoder(input_ids=ids, attention_mask=mask, **self._arguments)
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """A batch of `collate` to vectors (B, D)."""
-        mask = batch["attention_mask"]
-        out = self.encode(batch["input_ids"], mask)
-        with torch.autocast(mask.device.type, enabled=False):
-            return self.over_windows(self.pooling(self.read(out), self.pooling.token_weights(batch)), batch)
+        """A batch of `collate` to vectors (B, D). The windows of a single essay take `most_tokens` at once, if set."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        count, tokens = inputs["input_ids"].shape
+        if self.most_tokens and len(batch.get("windows", ())) == 1:
+            count = max(1, self.most_tokens // tokens)
+        parts = zip(*(tensor.split(count) for tensor in inputs.values()), strict=True)
+        pooled = [self._pool_inputs(dict(zip(inputs, part, strict=True))) for part in parts]
+        with torch.autocast(inputs["input_ids"].device.type, enabled=False):
+            return self.over_windows(torch.cat(pooled) if len(pooled) > 1 else pooled[0], batch)
+
+    def _pool_inputs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Ids and mask (W, T) to (W, D)."""
+        out = self.encode(inputs["input_ids"], inputs["attention_mask"])
+        with torch.autocast(inputs["input_ids"].device.type, enabled=False):
+            return self.pooling(self.read(out), self.pooling.token_weights(inputs))
 
 
 class Scorer(Tower):
