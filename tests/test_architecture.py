@@ -53,6 +53,7 @@ FLOORS = [
         "training.merge",
         "tuning",
         "inference",
+        "asked",
         "rehearse",
         "rehearsal",
         "hidden_rows",
