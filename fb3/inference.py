@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fb3.asked import Asked, what_is_asked
 from fb3.bundle import Bundle, Checks, Member, in_turn, read_bundle
 from fb3.errors import Fb3Error
-from fb3.essays import check_ids, read_essays, read_table
 from fb3.files import check_place, read_json
 from fb3.layout import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
 from fb3.runtime import COMPETITION_MARKER, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.scoring import caveats
-from fb3.submission import Standing, check_form
+from fb3.submission import Standing
 from fb3.summary import Summary
 
+TEST = "test.csv"
 _MARGIN = 0.05  # share of the limit that is kept for what comes after
 _LIMIT_HOURS = 9.0  # where no recipe can be read
 
@@ -52,14 +53,15 @@ def infer(
             keep this file's order.
         deadline: seconds from now, or a text such as 8h30m; none: the recipe's predict.limit_hours less 5 %, and in a
             notebook that Kaggle runs as a whole less what its session has taken already.
-        strict: a fold that cannot be used is an error.
+        strict: a fold that cannot be used is an error, and so are files that do not fit each other, everywhere.
 
     Returns:
         What was written: the id column, then one column a target.
 
     Raises:
         Fb3Error: no fold could be used, or bad essays, or ids that do not match. Except in Kaggle's run on the hidden
-            rows: an error would cost the submission, so there the file stays as it stands, and the error is printed.
+            rows: an error would cost the submission, so there the file stays as it stands, and the error is printed;
+            where ids do not match, it has test.csv's rows, those that are scored.
     """
     start, out = time.monotonic(), check_place(out, plain=True)
     packed = read_bundle(bundle)
@@ -70,26 +72,30 @@ def infer(
     recipe = members[0].recipe if members else None
     data = find_competition() if data is None and test is None else data
     ends = start + _seconds(deadline, members)
+    source = Path(test) if test is not None else Path(data) / TEST
+    sample = None if data is None else Path(data) / COMPETITION_MARKER
+    if test is not None and (sample is None or not sample.is_file()):
+        sample = None
+    if recipe is None:
+        why = summary.folds[0]["reason"] if summary.folds else "there is none"
+        broken = Fb3Error(f"{packed.path}: no run in it can be used: {why}")
+    if recipe is None and sample is None:
+        raise broken
     standing = None
     try:
-        if test is None:
-            sample = _read_sample(Path(data), recipe)
-            standing = _stand(sample, packed, recipe, out, summary)
+        asked = what_is_asked(source, sample, recipe, own_order=test is not None, rerun=hidden_rerun())
+        standing = _stand(asked, packed, recipe, out, summary)
+        summary.warn(asked.warnings)
         if recipe is None:
-            why = summary.folds[0]["reason"] if summary.folds else "there is none"
-            raise Fb3Error(f"{packed.path}: no run in it can be used: {why}")
-        source = Path(test) if test is not None else Path(data) / "test.csv"
-        essays = read_essays(source, recipe.data)
-        if test is not None:
-            sample = _sample_for(essays, data, recipe, source)
-            standing = _stand(sample, packed, recipe, out, summary)
-        check_form(essays[recipe.data.id_column], sample, list(recipe.data.target_columns), str(source))
+            raise broken
+        if asked.error or (strict and asked.warnings):
+            raise asked.error or Fb3Error(asked.warnings[0])
         _tell_caveats(members)
         checks = Checks(packed, [member.folds[k] for member, k in in_turn(members)])
         from fb3.tokenising import begin_tokens  # this and what follows after the first file stands
 
-        tokens, ids = begin_tokens(members, essays), essays[recipe.data.id_column].to_numpy()
-        del essays  # once they are tokens; many texts are no small part of the memory
+        tokens, ids = begin_tokens(members, asked.essays), asked.essays[recipe.data.id_column].to_numpy()
+        asked.essays = None  # many texts are no small part of the memory, and are not needed once they are tokens
         from fb3.turns import Turns  # torch and transformers
 
         Turns(checks, members, ids, tokens, standing, summary, ends, strict).run()
@@ -141,21 +147,18 @@ def _whole_members(packed: Bundle, summary: Summary, strict: bool) -> list[Membe
     return members
 
 
-def _stand(sample: pd.DataFrame, packed: Bundle, recipe: Recipe | None, out: Path, summary: Summary) -> Standing:
-    """Writes the training means, of all folds that can be read, in the form of the sample submission."""
-    identifier = recipe.data.id_column if recipe else sample.columns[0]
-    columns = [c for c in sample.columns if c != identifier]
-    if recipe and set(columns) != set(recipe.data.target_columns):
-        columns = list(recipe.data.target_columns)  # check_form refuses it, by name, when the essays are there
+def _stand(asked: Asked, packed: Bundle, recipe: Recipe | None, out: Path, summary: Summary) -> Standing:
+    """Writes the training means, of all folds that can be read, in the form that is asked for."""
+    columns = asked.columns
     bounds = (recipe.task.minimum, recipe.task.maximum) if recipe else (-np.inf, np.inf)
     found = _training_means(packed, columns)
     if not found:
         say(f"{packed.path}: no fold tells its training means; the middle of the range stands in")
     middle = (bounds[0] + bounds[1]) / 2 if recipe else 0.0
     means = {c: float(np.mean([f[c] for f in found])) if found else middle for c in columns}
-    standing = Standing(sample[identifier], means, bounds, out)
+    standing = Standing(asked.ids, means, bounds, out)
     summary.phase("first file")
-    say(f"{out}: {len(sample)} rows of training means stand after {time.monotonic() - summary.start:.1f} s")
+    say(f"{out}: {len(asked.ids)} rows of training means stand after {time.monotonic() - summary.start:.1f} s")
     return standing
 
 
@@ -174,23 +177,3 @@ def _training_means(packed: Bundle, columns: list[str]) -> list[dict[str, float]
                 why = error if isinstance(error, Fb3Error) else f"{fold / FOLD_JSON}: {error!r}"
                 say(f"{why}: its means are not used")
     return found
-
-
-def _read_sample(data: Path, recipe: Recipe | None) -> pd.DataFrame:
-    path = data / COMPETITION_MARKER
-    sample = read_table(path, [recipe.data.id_column, *recipe.data.target_columns] if recipe else [])
-    check_ids(sample[recipe.data.id_column if recipe else sample.columns[0]], path)
-    return sample
-
-
-def _sample_for(essays: pd.DataFrame, data: str | Path | None, recipe: Recipe, source: Path) -> pd.DataFrame:
-    """The sample submission, or one of the test file's ids where there is none, or one of other ids."""
-    identifier = recipe.data.id_column
-    plain = essays[[identifier]].reindex(columns=[identifier, *recipe.data.target_columns])
-    if data is None or not (Path(data) / COMPETITION_MARKER).is_file():
-        return plain
-    sample = _read_sample(Path(data), recipe)
-    if not set(sample[identifier]) & set(essays[identifier]):
-        say(f"{source}: other ids than {COMPETITION_MARKER}; the rows keep the order of {source.name}")
-        return plain[sample.columns] if set(sample.columns) == set(plain.columns) else plain
-    return sample

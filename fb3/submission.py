@@ -54,13 +54,30 @@ def check_form(ids: pd.Series, sample: pd.DataFrame, targets: list[str], source:
     Raises:
         Fb3Error: the ids or the columns differ; gives both counts and examples.
     """
-    columns = [ids.name, *targets]
+    check_columns(sample, [ids.name, *targets])
+    check_same_ids(ids, sample[ids.name], source)
+
+
+def check_columns(sample: pd.DataFrame, columns: list[str]) -> None:
+    """Compares the sample submission's columns with those that are predicted, the ids' first.
+
+    Raises:
+        Fb3Error: they differ.
+    """
     if set(columns) != set(sample.columns):
         raise Fb3Error(
             f"sample_submission.csv has the columns {list(sample.columns)}, the predictions {columns}; "
             "set data.id_column and data.target_columns to the sample's when training"
         )
-    have, want = set(ids), set(sample[ids.name])
+
+
+def check_same_ids(ids: pd.Series, wanted: pd.Series, source: str) -> None:
+    """Compares the essays' ids with the sample submission's.
+
+    Raises:
+        Fb3Error: they differ; gives both counts and examples.
+    """
+    have, want = set(ids), set(wanted)
     if have != want:
         absent, extra = sorted(want - have), sorted(have - want)
         raise Fb3Error(

@@ -16,8 +16,8 @@ class Summary:
     """The folds and phases of one inference.
 
     path: of the report. start: by time.monotonic(). folds: name, status and seconds or reason. phases: seconds from the
-    start to their ends. flops: of one fold of each run. error: what stopped it. partial: whether a fold that was cut
-    off is in the submission.
+    start to their ends. flops: of one fold of each run. warnings: faults of the competition's files. error: what
+    stopped it. partial: whether a fold that was cut off is in the submission.
     """
 
     path: Path
@@ -25,6 +25,7 @@ class Summary:
     folds: list[dict[str, Any]] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     partial: bool = False
     error: str | None = None
 
@@ -36,6 +37,12 @@ class Summary:
     def phase(self, name: str) -> None:
         """Seconds since the start at which a phase was done."""
         self.phases[name] = round(time.monotonic() - self.start, 2)
+
+    def warn(self, warnings: list[str]) -> None:
+        """Faults of the competition's files, said at once and once more at the end."""
+        self.warnings += warnings
+        for warning in warnings:
+            say(f"WARNING: {warning}")
 
     def used(self, name: str, seconds: float) -> None:
         """A fold that is in the submission."""
@@ -52,14 +59,16 @@ class Summary:
         used = sum(fold["status"] == "used" for fold in self.folds)
         lines = [f"{out}: {rows} rows from {used} of {len(self.folds)} folds"]
         lines[0] += f" in {self.phases['all']:.1f} s"
+        lines += [f"WARNING: {warning}" for warning in self.warnings]
         for fold in self.folds:
             if fold["status"] != "used":
                 lines.append(f"WARNING: without {fold['fold']} ({fold['status']}): {fold['reason']}")
         for line in lines:
             say(line)
-        content = {"rows": rows, "error": self.error, "folds": self.folds, "phases": self.phases}
+        content = {"rows": rows, "error": self.error, "warnings": self.warnings, "folds": self.folds}
         try:
-            write_json({**content, "flops": self.flops, "peak_memory": peak_memory()}, self.path)
+            content |= {"phases": self.phases, "flops": self.flops, "peak_memory": peak_memory()}
+            write_json(content, self.path)
         except ValueError as error:  # an Fb3Error, or a name that is no UTF-8; a report is not worth a submission
             say(f"WARNING: {error}")
 

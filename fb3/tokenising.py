@@ -1,40 +1,47 @@
 """The test essays as tokens of a bundle's runs, made in a thread while torch is imported."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 
 import pandas as pd
 
-from fb3.ahead import begun
 from fb3.bundle import Member
 from fb3.encoding import encode_essays
+from fb3.errors import Fb3Error
 from fb3.files import sha256
 from fb3.layout import ENCODER
 from fb3.tokens import Encoded
 
-Tokens = dict[str, Encoded | Exception]  # by the run's name; or why it has none
+Tokens = dict[str, Future[Encoded]]  # by the run's name
 _NOT_OF_TOKENS = {"augment", "sample"}
 
 
-def begin_tokens(members: Sequence[Member], essays: pd.DataFrame) -> Future[Tokens]:
-    """The essays for each run, once for all runs that tokenise alike."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="fb3-tokens")
+def begin_tokens(members: Sequence[Member], essays: pd.DataFrame) -> Tokens:
+    """The essays for each run, run after run, once for all runs that tokenise alike; a cancelled one is left out.
+
+    The thread is a daemon: one essay may take longer than the deadline allows, and the process is to end all the same.
+    """
+    tokens: Tokens = {member.name: Future() for member in members}
+    thread = Thread(target=_encode, args=(members, essays, tokens), name="fb3-tokens", daemon=True)
     try:
-        return begun(pool, lambda given: _encode(members, given), essays)
-    finally:
-        pool.shutdown(wait=False)
+        thread.start()
+    except RuntimeError:  # no thread to be had
+        thread.run()
+    return tokens
 
 
-def _encode(members: Sequence[Member], essays: pd.DataFrame) -> Tokens:
+def _encode(members: Sequence[Member], essays: pd.DataFrame, tokens: Tokens) -> None:
     made: dict[tuple, Encoded] = {}
-    found: Tokens = {}
     for member in members:
         data, folder = member.recipe.data, member.path / ENCODER
+        if not tokens[member.name].set_running_or_notify_cancel():
+            continue
         try:
             alike = (*map(sha256, sorted(folder.rglob("tokenizer.json"))), data.model_dump_json(exclude=_NOT_OF_TOKENS))
             if alike not in made:
                 made[alike] = encode_essays(essays, folder, data)
-            found[member.name] = made[alike]
-        except Exception as error:  # the run's own, whatever it is: the others go on
-            found[member.name] = error
-    return found
+            tokens[member.name].set_result(made[alike])
+        except BaseException as error:  # the run's own, whatever it is; a panic of the tokenizers' is no Exception
+            own = error if isinstance(error, Exception) else Fb3Error(f"{folder}: cannot tokenise ({error!r})")
+            tokens[member.name].set_exception(own)

@@ -2,7 +2,8 @@
 
 import time
 import traceback
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, wait
+from threading import TIMEOUT_MAX
 
 import numpy as np
 
@@ -31,7 +32,8 @@ class Turns:
         checks: of the folds' files.
         members: its runs that can be used.
         ids: of the essays, (N,).
-        tokens: of the essays, for each run; may still be under way.
+        tokens: of the essays, for each run; may still be under way. A run's folds begin once its own are there, and no
+            one waits for them beyond the deadline.
         standing: the submission.
         summary: takes what happens.
         ends: the deadline, by time.monotonic().
@@ -43,7 +45,7 @@ class Turns:
         checks: Checks,
         members: list[Member],
         ids: np.ndarray,
-        tokens: Future[Tokens],
+        tokens: Tokens,
         standing: Standing,
         summary: Summary,
         ends: float,
@@ -57,11 +59,12 @@ class Turns:
         tell_backends((member.recipe for member in members), devices[0], strict)
         self.workers = Workers(devices)
         say(f"{len(self.ids)} essays, {sum(len(m.folds) for m in members)} folds of {len(members)} runs, on {devices}")
+        self.tokens, self.members = tokens, members
         self.encoded: dict[str, Encoded] = {}
         self.clock = _Clock()
-        self.members = self._encoded(members, tokens.result())
+        self.summary.flops = self.clock.flops
         self.means: dict[str, Predictions] = {}
-        self.counts = dict.fromkeys(self.encoded, 0)
+        self.counts = {member.name: 0 for member in members}
 
     def run(self) -> None:
         """All folds that fit.
@@ -69,32 +72,48 @@ class Turns:
         Raises:
             Fb3Error: no fold could be used.
         """
+        left = in_turn(self.members)
         try:
-            for member, k in in_turn(self.members):
-                self._turn(member, k)
+            while left:
+                member, k = left.pop(self._first_ready(left))
+                if self._has_tokens(member):
+                    self._turn(member, k)
+                else:
+                    left = [(other, fold) for other, fold in left if other is not member]
         finally:
             self.workers.close()
+            for each in self.tokens.values():
+                each.cancel()
         if not self.means and not self.summary.partial:
             why = self.summary.folds[0]["reason"] if self.summary.folds else "there is none"
             raise Fb3Error(f"no fold could be used ({why}); {self.standing.out} holds the training means")
 
-    def _encoded(self, members: list[Member], tokens: Tokens) -> list[Member]:
-        """Notes the runs' tokens; a run that has none is left out."""
-        usable = []
-        for member in members:
-            encoded = tokens[member.name]
-            try:
-                if isinstance(encoded, Exception):
-                    raise encoded
-                self.clock.add(member, encoded)
-            except Exception as error:
-                self._failed([f"{member.name}/{fold.name}" for fold in member.folds], error)
-                continue
-            self.encoded[member.name] = encoded
-            usable.append(member)
-        self.summary.flops = self.clock.flops
-        self.summary.phase("tokens")
-        return usable
+    def _first_ready(self, left: list[tuple[Member, int]]) -> int:
+        """Position of the first fold whose tokens are there; of the first of all where that takes too long."""
+        asked = {self.tokens[member.name] for member, _ in left}
+        if not any(each.done() for each in asked):
+            wait(asked, min(max(0.0, self.ends - time.monotonic()), TIMEOUT_MAX), FIRST_COMPLETED)
+        return next((at for at, (member, _) in enumerate(left) if self.tokens[member.name].done()), 0)
+
+    def _has_tokens(self, member: Member) -> bool:
+        """Notes a run's tokens; one that has none is left out as a whole."""
+        if member.name in self.encoded:
+            return True
+        names = [f"{member.name}/{fold.name}" for fold in member.folds]
+        if not self.tokens[member.name].done():
+            for name in names:
+                self.summary.left_out(name, "no time: its tokens were not made by the deadline", "skipped")
+            return False
+        try:
+            encoded = self.tokens[member.name].result()
+            self.clock.add(member, encoded)
+        except Exception as error:
+            self._failed(names, error)
+            return False
+        if not self.encoded:
+            self.summary.phase("tokens")
+        self.encoded[member.name] = encoded
+        return True
 
     def _turn(self, member: Member, k: int) -> None:
         """One fold."""

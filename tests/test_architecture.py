@@ -57,6 +57,7 @@ FLOORS = [
         "training.merge",
         "tuning",
         "inference",
+        "asked",
         "rehearse",
         "rehearsal",
         "hidden_rows",

@@ -72,7 +72,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
         ((HEAD + "x,y,1,2\n").encode("utf-16"), ["is UTF-16; save it as UTF-8"]),
         (b"\xfe\xff" + HEAD.encode("utf-16-be"), ["is UTF-16; save it as UTF-8"]),
         ((HEAD + "x,y,1,2\n").encode("utf-16-le"), ["NULs in its header; is it UTF-16? Save it as UTF-8"]),
-        (gzip.compress(HEAD.encode()), ["is compressed (gzip); unpack it"]),
+        (gzip.compress(HEAD.encode(), mtime=0), ["is compressed (gzip); unpack it"]),
         (bz2.compress(HEAD.encode()), ["is compressed (bzip2); unpack it"]),
         (lzma.compress(HEAD.encode()), ["is compressed (xz); unpack it"]),
         (b"PK\x03\x04\x14\x00\xff\xff", ["is a zip archive or a workbook; unpack it"]),

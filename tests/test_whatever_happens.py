@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fb3 import budget, inference, prediction, runtime, turns, worker
+from fb3 import budget, inference, prediction, runtime, tokenising, turns, worker
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.files import read_json, write_json
@@ -260,7 +261,7 @@ def test_a_fold_that_fails_is_left_out_with_its_traceback(bundle, competition, t
 
 def test_on_the_hidden_rows_an_error_leaves_the_file(bundle, competition, tmp_path, monkeypatch, capsys):
     data = copied(competition, tmp_path / "data")
-    (data / "test.csv").write_text("text_id,full_text\na,")
+    (data / "test.csv").write_text("text_id,full_text\na")
     with pytest.raises(Fb3Error):
         infer(bundle, data, tmp_path / "s.csv")
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
@@ -360,3 +361,128 @@ def test_unreached_essays_are_simply_not_in_the_result(bundle, competition):
     done = Workers(["cpu"]).predict(member, 0, encoded, np.array(["a", "b"], object), time.monotonic() - 1)
     assert isinstance(done, Predictions)
     assert len(done.ids) == 0
+
+
+def without(table, *rows):
+    return table.drop(index=[*rows]).reset_index(drop=True)
+
+
+# What becomes of the sample submission and of test.csv, and which rows of test.csv are then predicted.
+MISFITS = {
+    "three rows of the sample": (lambda sample: sample.iloc[:3], lambda test: test, None),
+    "a part of each": (lambda sample: without(sample, 0, 1), lambda test: without(test, 4, 5), None),
+    "no id in common": (lambda sample: sample, lambda test: test.assign(text_id="x" + test["text_id"]), None),
+    "a duplicate id in the sample": (lambda sample: pd.concat([sample, sample.iloc[:1]]), lambda test: test, None),
+    "no sample that is a table": (lambda sample: pd.DataFrame(), lambda test: test, None),
+    "a sample of other columns": (lambda sample: sample.rename(columns={"syntax": "x"}), lambda test: test, None),
+    "duplicate and empty ids": (
+        lambda sample: sample,
+        lambda test: test.assign(text_id=["", *test["text_id"][:2], test["text_id"][1], "  ", *test["text_id"][5:]]),
+        [1, 2, *range(5, 20)],
+    ),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_on_the_hidden_rows_those_of_test_csv_are_asked_for(
+    bundle, competition, tmp_path, plain, monkeypatch, capsys, misfit
+):
+    data, (change_sample, change_test, kept) = copied(competition, tmp_path / "data"), MISFITS[misfit]
+    sample, test = (pd.read_csv(data / name, dtype=str) for name in ("sample_submission.csv", "test.csv"))
+    change_sample(sample).to_csv(data / "sample_submission.csv", index=False)
+    essays = change_test(test)
+    essays.to_csv(data / "test.csv", index=False)
+    with pytest.raises(Fb3Error, match=r"sample_submission\.csv|duplicate|empty ids"):  # on a machine of one's own
+        infer(bundle, data, tmp_path / "s.csv")
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    first = []
+    real = Standing.__init__
+    monkeypatch.setattr(
+        Standing, "__init__", lambda self, ids, *others: first.append(ids.tolist()) or real(self, ids, *others)
+    )
+    written = infer(bundle, data, tmp_path / "s.csv")
+    rows = essays if kept is None else essays.iloc[kept]
+    assert first == [rows["text_id"].tolist()], "the file of training means has these rows already"
+    assert written["text_id"].tolist() == rows["text_id"].tolist()
+    by_text = test.merge(plain.reset_index(), on="text_id").set_index("full_text")
+    want = by_text.loc[rows["full_text"], list(plain.columns[1:])]
+    np.testing.assert_allclose(written[list(plain.columns[1:])], want, atol=1e-5)
+    report = json.loads((tmp_path / "s.report.json").read_text())
+    assert report["warnings"]
+    assert report["error"] is None
+    assert capsys.readouterr().err.count(f"WARNING: {report['warnings'][-1]}") == 2, "said at once and at the end"
+    with pytest.raises(Fb3Error):
+        infer(bundle, data, tmp_path / "t.csv", strict=True)
+    assert pd.read_csv(tmp_path / "t.csv", dtype=str, keep_default_na=False)["text_id"].tolist() == first[0]
+
+
+def test_on_the_hidden_rows_the_order_is_the_samples_where_both_fit(bundle, competition, tmp_path, plain, monkeypatch):
+    data = copied(competition, tmp_path / "data")
+    test = pd.read_csv(data / "test.csv", dtype=str)
+    test[::-1].to_csv(data / "test.csv", index=False)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    written = infer(bundle, data, tmp_path / "s.csv", strict=True)
+    assert written["text_id"].tolist() == plain["text_id"].tolist()
+    assert json.loads((tmp_path / "s.report.json").read_text())["warnings"] == []
+
+
+def test_on_the_hidden_rows_another_file_is_predicted_whole(bundle, competition, tmp_path, plain, monkeypatch):
+    part = pd.read_csv(competition / "test.csv", dtype=str).iloc[[7, 2]]
+    part.to_csv(tmp_path / "part.csv", index=False)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    written = infer(bundle, competition, tmp_path / "s.csv", test=tmp_path / "part.csv")
+    assert written["text_id"].tolist() == part["text_id"].tolist()
+    np.testing.assert_allclose(values(written), plain.set_index("text_id").loc[part["text_id"]], atol=1e-5)
+
+
+def test_a_text_column_that_is_not_there_leaves_the_means_of_test_csvs_rows(bundle, competition, tmp_path, monkeypatch):
+    data = copied(competition, tmp_path / "data")
+    pd.DataFrame({"text_id": ["a", "b"], "text": ["one", "two"]}).to_csv(data / "test.csv", index=False)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    written = infer(bundle, data, tmp_path / "s.csv")
+    assert written["text_id"].tolist() == ["a", "b"]
+    assert is_means(written, bundle)
+    assert "no column ['full_text']" in json.loads((tmp_path / "s.report.json").read_text())["error"]
+
+
+def test_tokens_that_take_too_long_cost_only_their_run(bundle, run, competition, tmp_path, plain, monkeypatch):
+    slow = copied(run, tmp_path / "slow")
+    recipe = (slow / "recipe.yaml").read_text()
+    (slow / "recipe.yaml").write_text(recipe.replace("max_length: 256", "max_length: 255"))
+    both = write_bundle([run, slow], tmp_path / "both").path
+    real, over = tokenising.encode_essays, threading.Event()
+
+    def waiting(essays, folder, data):
+        if data.max_length == 255:
+            over.wait(60)
+        return real(essays, folder, data)
+
+    monkeypatch.setattr(tokenising, "encode_essays", waiting)
+    try:
+        written = infer(both, competition, tmp_path / "s.csv", deadline="6s")
+    finally:
+        over.set()
+    np.testing.assert_allclose(values(written), values(plain), atol=1e-6)
+    folds = json.loads((tmp_path / "s.report.json").read_text())["folds"]
+    assert [(fold["fold"], fold["status"]) for fold in folds] == [
+        ("tiny/fold0", "used"),
+        ("tiny/fold1", "used"),
+        ("slow/fold0", "skipped"),
+        ("slow/fold1", "skipped"),
+    ]
+    assert "tokens were not made by the deadline" in folds[-1]["reason"]
+
+
+def test_a_process_ends_at_its_deadline_whatever_the_tokens_do(bundle, competition, tmp_path):
+    program = """
+import sys, time
+from fb3 import tokenising
+tokenising.encode_essays = lambda *arguments: time.sleep(600)
+from fb3.inference import infer
+infer(*sys.argv[1:], deadline="1s")
+"""
+    command = [sys.executable, "-c", program, bundle, competition, tmp_path / "s.csv"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "no fold could be used (no time: its tokens were not made by the deadline)" in done.stderr
+    assert is_means(pd.read_csv(tmp_path / "s.csv"), bundle)
