@@ -51,7 +51,7 @@ def backbone_tokenizer(source: Source, place: str) -> PreTrainedTokenizerBase:
             f"{place}: its tokenizer ({_kind(tokenizer)}) knows no words: the files of its vocabulary are missing or "
             "of another class; save it there with tokenizer.save_pretrained"
         )
-    _check_frame(tokenizer, place)
+    check_frame(tokenizer, place)
     return tokenizer
 
 
@@ -83,7 +83,7 @@ def _take_normaliser(tokenizer: PreTrainedTokenizerBase, source: Source, place: 
         )
 
 
-def _check_frame(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+def check_frame(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
     """Sees to it that a tokenizer which has special tokens for the ends of a text puts them there.
 
     Raises:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.errors import Fb3Error
@@ -116,6 +118,16 @@ def test_a_broken_backbone(file, content, backbone, tmp_path):
     tree = {**read_json(folder / "config.json"), **content} if isinstance(content, dict) else None
     (folder / file).write_bytes(content if tree is None else json.dumps(tree).encode())
     with pytest.raises(Fb3Error, match="broken"):
+        start(folder, tmp_path / "encoder")
+
+
+def test_a_folder_of_another_version_says_so_where_it_fails(backbone, tmp_path):
+    folder = copied(backbone, tmp_path / "newer")
+    tree = read_json(folder / "config.json")
+    write_json({**tree, "hidden_size": "x", "transformers_version": "9.9.9"}, folder / "config.json")
+    with pytest.raises(
+        Fb3Error, match=rf"saved by transformers 9\.9\.9, read by {re.escape(transformers.__version__)}"
+    ):
         start(folder, tmp_path / "encoder")
 
 

@@ -5,13 +5,13 @@ import json
 import pytest
 import sentencepiece
 import transformers
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from fb3.backbone_files import Source
 from fb3.errors import Fb3Error
 from fb3.models.scratch import SPECIAL, train_tokenizer
-from fb3.models.tokenizer import backbone_tokenizer
+from fb3.models.tokenizer import backbone_tokenizer, check_frame
 from fb3.tokens import special_tokens
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
@@ -148,18 +148,22 @@ def without_ends(backend):
 
 
 def test_ends_that_version_5_0_left_out_are_put_back(folder, texts, capsys):
-    place = folder("deberta-v2", tokenizer_class="DebertaV2Tokenizer")
+    place = folder("deberta-v2")
     truth = trained(place / "spm.model", texts, DEBERTA)
-    backend = loaded(place).backend_tokenizer
-    (place / "spm.model").unlink()
-    (place / "tokenizer.json").write_text(without_ends(backend))
     tokenizer = loaded(place)
-    assert ends(tokenizer.backend_tokenizer) == [["[CLS]"], ["[SEP]"]]
-    inner = truth.encode(texts[0]), truth.encode(texts[1])
-    assert tokenizer.backend_tokenizer.encode(texts[0]).ids == [1, *inner[0], 2]
-    pair = tokenizer.backend_tokenizer.encode(texts[0], texts[1])
-    assert pair.ids == [1, *inner[0], 2, *inner[1], 2]
-    assert pair.type_ids == [0] * (len(inner[0]) + 2) + [1] * (len(inner[1]) + 1)
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    assert ends(backend) == [[], []]
+    capsys.readouterr()
+    check_frame(tokenizer, "model.backbone=it")
+    assert capsys.readouterr().err.startswith("model.backbone=it: its tokenizer put no [CLS] and [SEP] around a text")
+    first, second = truth.encode(texts[0]), truth.encode(texts[1])
+    assert backend.encode(texts[0]).ids == [1, *first, 2]
+    pair = backend.encode(texts[0], texts[1])
+    assert pair.ids == [1, *first, 2, *second, 2]
+    assert pair.type_ids == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    check_frame(tokenizer, "model.backbone=it")
+    assert capsys.readouterr().err == "", "nothing is said where nothing is done"
 
 
 def test_a_tokenizer_that_leaves_its_ends_out_is_refused_and_one_that_has_none_is_not(folder, texts):
@@ -178,8 +182,6 @@ def test_a_tokenizer_that_leaves_its_ends_out_is_refused_and_one_that_has_none_i
 
 
 def test_one_end_is_enough_where_a_template_says_so(folder, texts):
-    from tokenizers import processors
-
     place, tokenizer = folder("bert"), train_tokenizer(texts, 300)
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(place)
