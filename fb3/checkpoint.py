@@ -96,7 +96,7 @@ def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
         trained = (read_json(folder / FOLD_JSON).get("versions") or {}).get("transformers")
         if trained in {None, transformers.__version__}:
             raise
-        versions = f"trained under transformers {trained}, which may name them otherwise than here"
+        versions = f"trained under transformers {trained}, here it is {transformers.__version__}"
         raise Fb3Error(f"{error}; {versions}") from None
     return scorer.eval()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
+from fb3.layout import PADDED
 from fb3.progress import say
 
 TOKENS = 4096  # in a batch, for which the layout is chosen; any other number works too
@@ -70,7 +71,7 @@ def before_gelu(encoder: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def replace(encoder: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Puts modules into the places of an encoder's own, and tries them on two tokens.
+    """Puts modules into the places of an encoder's own, and tries them on a few tokens.
 
     Returns:
         What stood there.
@@ -81,7 +82,8 @@ def replace(encoder: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, n
     former = {name: encoder.get_submodule(name) for name in modules}
     put(encoder, modules)
     try:
-        encoder(input_ids=torch.ones(1, 2, dtype=torch.long), attention_mask=torch.ones(1, 2, dtype=torch.long))
+        tokens = torch.ones(1, getattr(encoder.config, PADDED, 0) or 2, dtype=torch.long)
+        encoder(input_ids=tokens, attention_mask=tokens)
     except Exception:
         put(encoder, former)
         raise

@@ -15,7 +15,7 @@ from fb3.models.encoder import longest_input
 from fb3.models.scorer import Tower
 from fb3.runtime import Precision, out_of_memory
 
-_LENGTHS = (21, 13, 7, 2, 1)  # tokens of its texts
+_LENGTHS = (13, 6, 2, 1)  # tokens of its texts
 _TOLERANCE = 1e-4  # of the largest state: rounding gives 1e-6, padding that is seen 4e-3 and more
 _PERIOD = 2**16 + 1  # numbers until the made-up weights repeat
 _DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -23,29 +23,26 @@ _DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @torch.no_grad()
 def make_up_weights(encoder: nn.Module) -> None:
-    """Gives an empty encoder weights: such that states keep their size, and all in the memory of its largest."""
-    parameters = list({id(p): p for p in encoder.parameters()}.values())
-    noise = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0))
-    room, made = {}, {}
-    for parameter in parameters:
-        scale = _inputs(parameter)
-        room[scale] = max(room.get(scale, 0), parameter.numel())
-    patterns = {scale: (noise * scale**-0.5).repeat(-(-size // _PERIOD) + 1) for scale, size in room.items()}
-    for place, parameter in enumerate(parameters):
-        start, size = 101 * place % _PERIOD, parameter.numel()
-        values = patterns[_inputs(parameter)][start : start + size].view(parameter.shape)
-        made[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
+    """Gives an encoder weights with which states keep their size, in little more memory than its largest takes."""
+    noise, room, made = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0)), {}, {}
+    for parameter in encoder.parameters():
+        summed = _summed(parameter)
+        room[summed] = max(room.get(summed, 0), parameter.numel())
+    patterns = {summed: (noise * summed**-0.5).repeat(size // _PERIOD + 2) for summed, size in room.items()}
+    for place, (name, parameter) in enumerate(encoder.named_parameters()):
+        start = 101 * place % _PERIOD
+        values = patterns[_summed(parameter)][start : start + parameter.numel()].view(parameter.shape)
+        of_norm = parameter.ndim < 2 and name.endswith("weight")
+        made[id(parameter)] = nn.Parameter(1 + values if of_norm else values, parameter.requires_grad)
     for module in encoder.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = made[id(parameter)]
-                if parameter.ndim < 2 and "weight" in name:  # of a norm
-                    made[id(parameter)].data = made[id(parameter)] + 1
 
 
-def _inputs(parameter: Tensor) -> int:
-    """Numbers that are summed to one output of a layer; of a bias or a norm so many that they are small."""
-    return 100 if parameter.ndim < 2 else max(1, parameter.numel() // len(parameter))
+def _summed(parameter: Tensor) -> int:
+    """Numbers that make one output of a layer; of a bias or a norm, which is to be small, so many."""
+    return 100 if parameter.ndim < 2 else max(1, parameter.numel() // max(1, len(parameter)))
 
 
 def padding_for(tower: Tower, longest: int, name: str) -> int | None:
@@ -82,7 +79,7 @@ def padding_for(tower: Tower, longest: int, name: str) -> int | None:
 
 @torch.no_grad()
 def _apart(tower: Tower, lengths: Sequence[int], to: int | None) -> float:
-    """The largest difference between texts' states alone, together, and together once more; by the largest state.
+    """The largest difference between texts' states alone and together, by the largest state.
 
     Raises:
         ValueError: states of another shape than poolings want.
@@ -91,15 +88,14 @@ def _apart(tower: Tower, lengths: Sequence[int], to: int | None) -> float:
     mask = (torch.arange(to or max(lengths)) < torch.tensor(lengths)[:, None]).long()
     ids = _tokens(config, mask.numel()).view(mask.shape)
     ids = torch.where(mask.bool(), ids, config.pad_token_id)
-    together, again = _states(tower, ids, mask), _states(tower, ids, mask)
+    together = _states(tower, ids, mask)
     if together.shape != (want := (*mask.shape, config.hidden_size)):
         raise ValueError(f"states of the shape {tuple(together.shape)}; want {want}, by config.json's hidden_size")
     size, largest = float(together.abs().max()), 0.0
     for row, length in enumerate(lengths):
         cut = to or length
         alone = _states(tower, ids[row : row + 1, :cut], mask[row : row + 1, :cut])
-        for other in (together, again):
-            largest = max(largest, float((alone[0, :length] - other[row, :length]).abs().max()))
+        largest = max(largest, float((alone[0, :length] - together[row, :length]).abs().max()))
     return largest / size
 
 
