@@ -45,13 +45,9 @@ STEPS = {
     ("train", LARGE, 1024): 75,
     ("startup",): 90,
 }
-SMALL = {
-    ("device",): 60,
-    ("tests", "tests/test_gpu.py"): 60,
-    ("infer", TINY, 64): 60,
-    ("train", TINY, 64): 60,
-    ("startup",): 90,
-}
+SMALL = dict.fromkeys(
+    [("device",), ("tests", "tests/test_gpu.py"), ("infer", TINY, 64), ("train", TINY, 64), ("startup",)], 240
+)
 BREAK = "FB3_GPU_BREAK"  # STEP=raise, crash or hang, several with commas: how the tests see that the others stand
 LEAST = 5.0  # seconds for which no step is begun
 

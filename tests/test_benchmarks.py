@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import compare
 import gpu
 import gpu_steps
 
@@ -128,3 +130,15 @@ def test_scores_that_differ_count_for_no_ratio():
 def test_a_loop_that_takes_no_step_is_no_training():
     moved, near = {"fb3": 1.1, "idle": 0.0}, gpu_steps._below({"fb3": 0.01, "idle": 0.01}, 0.05)
     assert [gpu_steps._trained(who, near, moved) for who in moved] == [True, False]
+
+
+def test_the_bootstrap_gives_the_error_of_a_difference():
+    """Against the formula for a single column: the standard error of the mean square over twice the root."""
+    rng = np.random.default_rng(1)
+    one, other = rng.normal(size=(2, 3000, 1)) ** 2 * [[[1.0]], [[0.8]]]
+    found, columns = compare.bootstrap(one, other, 1000, seed=0)
+    slopes = (other - other.mean()) / (2 * other.mean() ** 0.5) - (one - one.mean()) / (2 * one.mean() ** 0.5)
+    assert found.std() == pytest.approx(slopes.std() / 3000**0.5, rel=0.1)
+    assert found.mean() == pytest.approx(other.mean() ** 0.5 - one.mean() ** 0.5, abs=0.002)
+    assert columns.shape == (1000, 1)
+    assert not compare.bootstrap(one, one, 5, seed=0)[0].any(), "the same draws for both"
