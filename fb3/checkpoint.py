@@ -63,7 +63,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise Fb3Error(f"{path}: no such file; copy the whole run folder") from None
     except (OSError, SafetensorError) as error:
         words = not_weights(path) if isinstance(error, SafetensorError) else ""
-        raise Fb3Error(f"{path}: cannot be read ({error})" if not words else f"{path}: {words}") from None
+        raise Fb3Error(f"{path}: cannot be read ({f'it {words}' if words else error})") from None
 
 
 def as_half(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -48,11 +48,13 @@ def read_tokenizer(path: Path) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare Exception for a broken file; a panic of the library's is no Exception
-        words = stand_in(path) or (
-            f"cannot be read ({error}): it is broken, or was saved by a newer version of tokenizers than the "
+        words = stand_in(path)
+        if words:
+            raise Fb3Error(f"{path}: cannot be read (it {words})") from None
+        raise Fb3Error(
+            f"{path}: cannot be read ({error}): it is broken, or was saved by a newer version of tokenizers than the "
             f"{tokenizers.__version__} that is here; pip install --upgrade tokenizers"
-        )
-        raise Fb3Error(f"{path}: {words}") from None
+        ) from None
     return tokenizer
 
 

@@ -117,10 +117,13 @@ def test_weights_that_are_cut_off_or_too_long(backbone, tmp_path):
         assert words in refused(folder)
     path.write_bytes(whole + b"\0")
     assert refused(folder).startswith(f"model.safetensors has {len(whole) + 1:,} bytes where")
-    with pytest.raises(Fb3Error, match=r"model\.safetensors: has [\d,]+ bytes where its header asks for [\d,]+; copy"):
+    with pytest.raises(
+        Fb3Error,
+        match=r"model\.safetensors: cannot be read \(it has [\d,]+ bytes where its header asks for [\d,]+; copy",
+    ):
         read_weights(path)
     path.write_bytes(POINTER)
-    with pytest.raises(Fb3Error, match=r"model\.safetensors: is a Git LFS pointer.*git lfs pull"):
+    with pytest.raises(Fb3Error, match=r"model\.safetensors: cannot be read \(it is a Git LFS pointer.*git lfs pull"):
         read_weights(path)
 
 
@@ -173,6 +176,9 @@ def test_a_tokenizer_of_a_newer_version(backbone, tmp_path):
     tree["model"]["type"] = "WordPieceOfTomorrow"
     path.write_text(json.dumps(tree))
     with pytest.raises(Fb3Error, match=r"tokenizer\.json: cannot be read .* saved by a newer version of tokenizers"):
+        read_tokenizer(path)
+    path.write_bytes(POINTER)
+    with pytest.raises(Fb3Error, match=r"tokenizer\.json: cannot be read \(it is a Git LFS pointer.*git lfs pull"):
         read_tokenizer(path)
 
 

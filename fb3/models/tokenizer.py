@@ -62,13 +62,13 @@ def _kind(tokenizer: PreTrainedTokenizerBase) -> str:
 def _take_normaliser(tokenizer: PreTrainedTokenizerBase, source: Source, place: str) -> None:
     """Puts back the normaliser of the files: transformers 5 builds some sentencepiece tokenizers without it.
 
-    DeBERTa-v3 saw "..." and a space in pretraining where it would get unknown tokens for "…" and a non-breaking space.
+    Without it "…" and a non-breaking space are unknown tokens, where sentencepiece makes "..." and a space of them.
     """
     built, kind = tokenizer.backend_tokenizer, _kind(tokenizer)
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     if file := cached_file(source.name, TOKENIZER, local_files_only=source.local, **options):
         normaliser = read_tokenizer(Path(file)).normalizer
-    elif kind in SLOW_TO_FAST_CONVERTERS and getattr(tokenizer, "vocab_file", None):
+    elif kind in SLOW_TO_FAST_CONVERTERS and str(getattr(tokenizer, "vocab_file", None)).endswith(".model"):
         converter = SLOW_TO_FAST_CONVERTERS[kind](tokenizer)
         normaliser = converter.normalizer(converter.proto)
     else:
