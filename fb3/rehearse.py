@@ -203,6 +203,8 @@ def _judge(
     if result["error"]:
         refused = f"; not importable there: {', '.join(result['refused'])}" if result.get("refused") else ""
         report.failures.append(f"{where}: {result['error']}{refused}")
+        if not (working / "submission.report.json").is_file():  # it broke off before a first file stood
+            return
     try:
         summary = read_json(working / "submission.report.json", {"folds": list, "phases": dict, "flops": dict})
         if summary["error"] and not result["error"]:
