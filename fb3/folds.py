@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 
 from fb3.errors import Fb3Error
 from fb3.essays import FOLD_COLUMN, check_ids, read_table, whole_numbers
@@ -43,6 +42,8 @@ def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
     Raises:
         Fb3Error: more folds than essays, a fold that stays empty, or both a `fold` column and a holdout.
     """
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit  # sklearn: seconds
+
     count, seed, holdout = recipe.folds.count, recipe.folds.seed, recipe.folds.holdout
     rows = np.arange(len(essays))
     if FOLD_COLUMN in essays.columns:
