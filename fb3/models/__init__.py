@@ -11,13 +11,9 @@ from fb3.errors import Fb3Error
 from fb3.layout import SECOND
 from fb3.models.attention import use_blocked_attention
 from fb3.models.deberta import use_fused_disentangled_attention
-from fb3.models.encoder import (
-    empty_encoder,
-    layer_stack,
-    pretrained_encoder,
-    random_encoder,
-)
+from fb3.models.encoder import empty_encoder, pretrained_encoder, random_encoder
 from fb3.models.heads import build_head
+from fb3.models.layers import layer_stack
 from fb3.models.mixout import mix_out
 from fb3.models.poolings import build_pooling, build_window_pooling
 from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer, Tower

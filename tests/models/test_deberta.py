@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel
 from fb3.models import deberta, disentangled
 from fb3.models.deberta import use_fused_disentangled_attention
 from fb3.models.disentangled import disentangled_attention, rows_by_distance
-from fb3.models.encoder import layer_stack
+from fb3.models.layers import layer_stack
 from fb3.models.mixout import mix_out
 from fb3.models.surgery import operate
 from fb3.recipe.groups import ModelGroup, PlainPooling

@@ -17,7 +17,8 @@ from fb3.errors import Fb3Error
 from fb3.files import read_json, write_json
 from fb3.inference import infer
 from fb3.models import build_scorer
-from fb3.models.encoder import depth_of_parameters, export_encoder, layer_stack, pretrained_encoder
+from fb3.models.encoder import export_encoder, pretrained_encoder
+from fb3.models.layers import depth_of_parameters, layer_stack
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe

@@ -15,7 +15,8 @@ from fb3.essays import read_essays
 from fb3.files import read_json
 from fb3.inference import infer
 from fb3.models import build_scorer
-from fb3.models.encoder import empty_encoder, longest_input
+from fb3.models.encoder import empty_encoder
+from fb3.models.layers import longest_input
 from fb3.models.trial import check_length, learns_in, make_up_weights, padding_for
 from fb3.packing import write_bundle
 from fb3.parity import replay

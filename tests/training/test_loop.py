@@ -15,7 +15,7 @@ from fb3.errors import Fb3Error, Stopped
 from fb3.essays import read_essays
 from fb3.folds import make_folds
 from fb3.models import Scorer, build_scorer
-from fb3.models.encoder import layer_stack
+from fb3.models.layers import layer_stack
 from fb3.recipe import load_recipe
 from fb3.training import loop as loop_module
 from fb3.training.optim import build_optimizer

@@ -1,0 +1,110 @@
+"""An encoder's layers: where each family keeps them, the depth of each parameter, positions, biases and norms."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from fb3.errors import Fb3Error
+from fb3.layout import PADDED
+
+_PROBE = 9  # tokens of a text that is only to show where positions are looked up
+# Where the families of transformers keep their layers, lowest first.
+_STACKS = (
+    "encoder.layer",
+    "encoder.layers",
+    "encoder.blocks",
+    "encoder.block",
+    "encoder.albert_layer_groups",
+    "transformer.layer",
+    "layer",
+    "layers",
+)
+
+
+def layer_stack(encoder: nn.Module) -> list[nn.Module]:
+    """The encoder's layers, lowest first (blocks for Funnel; one shared layer for ALBERT); empty where unknown."""
+    for path in _STACKS:
+        module: Any = encoder
+        for part in path.split("."):
+            module = getattr(module, part, None)
+        if isinstance(module, nn.ModuleList) and len(module):
+            return list(module)
+    return []
+
+
+def parts_by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of the embeddings, then those of each layer, lowest first, where the layers are known.
+
+    To the embeddings belong their norms and projections, and positions that all layers share: DeBERTa's table, with
+    the norm beside it, and T5's, which stands in the lowest block; a table that each layer has for itself is the
+    layer's. DeBERTa's convolution joins the output of the first layer, and is its. Left out is what stands above.
+    """
+    named = dict(encoder.named_parameters())
+    below = {name for name in named if any("embed" in part or "_emb" in part for part in name.split(".")[:2])}
+    if "encoder.rel_embeddings.weight" in named:
+        below |= {name for name in named if name.startswith("encoder.LayerNorm.")}
+    tables = {name for name in named if name.endswith("relative_attention_bias.weight")}
+    below |= tables if len(tables) == 1 else set()
+    embeddings = [*encoder.get_input_embeddings().parameters(), *(named[name] for name in sorted(below))]
+    taken = {id(p) for p in embeddings}
+    layers = [[p for p in layer.parameters() if id(p) not in taken] for layer in layer_stack(encoder)]
+    if layers:
+        layers[0] += [p for name, p in named.items() if name.startswith("encoder.conv.")]
+    return [embeddings, *layers]
+
+
+def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
+    """Depth of each parameter, by name, and the number of layers n.
+
+    0 for the embeddings, 1 to n for the layers, as `parts_by_depth` tells them apart, n for what stands above.
+
+    Raises:
+        Fb3Error: the layers of this encoder are not known.
+    """
+    parts = parts_by_depth(encoder)
+    if not (top := len(parts) - 1):
+        raise Fb3Error(f"{type(encoder).__name__}: its layers are not known; set optimizer.layer_decay=1.0")
+    depth = {id(p): number for number, part in enumerate(parts) for p in part}
+    return {name: depth.get(id(p), top) for name, p in encoder.named_parameters()}, top
+
+
+def is_bias(name: str) -> bool:
+    """Whether a parameter is a bias, by its name: `bias`, and `q_bias` of DeBERTa or `r_w_bias` of XLNet."""
+    return "bias" in name.rsplit(".", 1)[-1].split("_")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation, by its class's name, for each family has classes of its own."""
+    return "Norm" in type(module).__name__
+
+
+def longest_input(encoder: nn.Module) -> int | None:
+    """Tokens for which the encoder has learned positions; none where positions are computed, or relative only.
+
+    Found by asking: of the numbers of neighbouring tokens that it looks up in a table.
+
+    Args:
+        encoder: with weights, on the CPU.
+    """
+    tokens = getattr(encoder.config, PADDED, 0) or _PROBE
+    ids = torch.full((1, tokens), 1 if encoder.config.pad_token_id != 1 else 2)
+    with torch.no_grad(), _PositionsLookedUp(tokens) as seen:
+        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return min(seen.limits, default=None)
+
+
+class _PositionsLookedUp(TorchFunctionMode):
+    """Notes how many positions the tables have in which neighbouring tokens look up neighbouring numbers."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens, self.limits = tokens, set()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is nn.functional.embedding:
+            places = args[0].flatten()[: self.tokens]
+            if len(places) == self.tokens and bool((places.diff() == 1).all()):
+                self.limits.add(len(args[1]) - int(places[0]))
+        return func(*args, **(kwargs or {}))
