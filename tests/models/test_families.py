@@ -1,11 +1,13 @@
 """A table of encoder families: each trains, packs and predicts the same from the bundle, or is refused beforehand."""
 
+import inspect
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import FNetModel
 
 from fb3.batches import collate
 from fb3.checkpoint import check_reload, load_fold
@@ -34,6 +36,8 @@ REFUSED = {
     "reformer": r"ReformerModel cannot be used: .*states of the shape \(4, 64, 32\)",
     "xmod": "XmodModel cannot be used: .*Input language unknown.*set in its config.json what it asks for",
 }
+if "kwargs" not in inspect.signature(FNetModel.forward).parameters:  # up to late versions 4 of transformers
+    REFUSED["fnet"] = "FNetModel cannot be used: .*unexpected keyword argument 'attention_mask'"
 PADDED = {"convbert", "fnet", "funnel", "mobilebert", "nystromformer", "yoso"}
 NO_POSITIONS = {
     *("bloom", "deberta", "deberta-v2", "deberta-v2@v3", "esm", "eurobert", "funnel", "gemma", "gemma2", "gpt_neox"),
@@ -165,7 +169,6 @@ def test_what_changes_from_call_to_call_is_refused(tower):
         ("deberta-v2", {}),
         ("modernbert", {}),
         ("deberta", {"bf16": "without overflow", "fp16": "without overflow"}),
-        ("xmod@en_XX", {"bf16": "dtype", "fp16": "dtype"}),
         ("t5", {"fp16": "T5EncoderModel is not made for fp16"}),
     ],
 )
@@ -189,6 +192,8 @@ def test_an_encoder_that_fails_in_low_precision_trains_in_full(backbone, few, tm
 @pytest.mark.parametrize(("family", "precision"), [("mra", "bf16"), ("fnet", "bf16"), ("t5", "fp16")])
 def test_a_precision_that_fails_costs_no_prediction(family, precision, backbone, few, tmp_path, capsys):
     """MRA and FNet raise in bf16; T5 in fp16 would compute, wrongly."""
+    if family in REFUSED:
+        pytest.skip("this version of transformers gives it no mask")
     run = train(recipe_for(backbone(family)), few, tmp_path / "run", folds=[0])
     member = write_bundle([run.path], tmp_path / "bundle").members()[0]
     essays = read_essays(few / "train.csv", member.recipe.data)
