@@ -33,11 +33,10 @@ from fb3.tuning.study import DATABASE, SHARES, check_same, load_optuna, open_stu
 from fb3.tuning.trials import BASE, FURTHER, Outcome, Row, folder_of, ranked, rows_of
 
 if TYPE_CHECKING:
-    import torch
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
-    from fb3.training.session import Evaluation
+    from fb3.training.session import Evaluation, OnEvaluation
 
 _ERRORS = 5  # trials in a row that break while training: it is not their parameters then
 _KILLS = 2  # times that a trial may take the whole process down before it is given up
@@ -191,8 +190,6 @@ class _Search:
         Raises:
             Fb3Error: it broke, and the trial is the base.
         """
-        import torch
-
         optuna, attributes = load_optuna(), trial.user_attrs
         # A start outside the space has no parameters: the sampler would learn from values that it cannot draw.
         inside = self.space.entries if attributes.get("inside", True) else {}
@@ -210,20 +207,9 @@ class _Search:
             self._repeat(trial, same)
             return ""
         trial.set_user_attr("recipe", digest)
-        folder, start, score, broke = folder_of(self.out, trial.number), time.monotonic(), None, ""
-        try:
-            watch = partial(self._watch, trial)
-            score = train(recipe, self.data, folder, folds=self.folds[:1], on_evaluation=watch).score.overall
-        except optuna.TrialPruned:
-            pass
-        except NoRoom:  # no fault of the recipe's; the trial is made again
-            raise
-        except (Fb3Error, torch.OutOfMemoryError) as error:
-            broke = _in_words(error)
+        start, watch = time.monotonic(), partial(self._watch, trial)
+        score, broke = self._trained(recipe, trial.number, self.folds[0], watch)
         trial.set_user_attr("seconds", time.monotonic() - start)
-        _clean(folder)
-        if score is None:
-            _free_memory()
         if broke and attributes.get("origin") == BASE:
             trial.set_user_attr("message", broke)
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -238,6 +224,26 @@ class _Search:
             best = self.study.best_trial
             say(f"trial {trial.number}: {score:.4f}; best so far {best.value:.4f}, trial {best.number}")
         return broke
+
+    def _trained(self, recipe: Recipe, number: int, fold: int, watch: "OnEvaluation") -> tuple[float | None, str]:
+        """The score of a trial's fold, none where it was cut off; and how it broke, empty where it did not."""
+        import torch
+
+        folder, score, broke = folder_of(self.out, number), None, ""
+        try:
+            score = train(recipe, self.data, folder, folds=[fold], on_evaluation=watch).score.overall
+        except load_optuna().TrialPruned:
+            pass
+        except NoRoom:  # no fault of the recipe's; the trial is made again
+            raise
+        except Fb3Error as error:
+            broke = str(error)
+        except torch.OutOfMemoryError:
+            broke = "out of memory; smaller train.batch_size, or model.gradient_checkpointing"
+        _clean(folder)
+        if score is None:
+            _free_memory()
+        return score, broke
 
     def _refuse(self, trial: "Trial", message: str) -> None:
         """Pruned rather than failed: the sampler shall keep away from there."""
@@ -296,18 +302,10 @@ class _Search:
                 self._train_further(row, fold)
 
     def _train_further(self, row: Row, fold: int) -> None:
-        import torch
-
-        folder, start, message = folder_of(self.out, row.number), time.monotonic(), ""
         say(f"trial {row.number}: fold {fold}")
-        try:
-            train(load_recipe(folder / RECIPE), self.data, folder, folds=[fold], on_evaluation=lambda evaluation: None)
-        except NoRoom:
-            raise
-        except (Fb3Error, torch.OutOfMemoryError) as error:
-            message = f"fold {fold}: {_in_words(error)}"
-            _free_memory()
-        _clean(folder)
+        recipe, start = load_recipe(folder_of(self.out, row.number) / RECIPE), time.monotonic()
+        _, broke = self._trained(recipe, row.number, fold, lambda evaluation: None)
+        message = f"fold {fold}: {broke}" if broke else ""
         further = dict(self.study.user_attrs.get(FURTHER, {}))
         seconds = further.get(str(row.number), {}).get("seconds", 0.0) + time.monotonic() - start
         further[str(row.number)] = {"seconds": seconds, "message": message}
@@ -329,12 +327,6 @@ def _overrides_of(text: str, recipe: Recipe) -> list[str]:
 
 def _origin(trial: "FrozenTrial") -> str:
     return trial.user_attrs.get("origin", "")
-
-
-def _in_words(error: "Fb3Error | torch.OutOfMemoryError") -> str:
-    if not isinstance(error, Fb3Error):
-        return "out of memory; smaller train.batch_size, or model.gradient_checkpointing"
-    return str(error)
 
 
 def _clean(folder: Path) -> None:
