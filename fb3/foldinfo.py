@@ -6,7 +6,7 @@ from typing import Any
 
 from fb3.errors import Fb3Error
 from fb3.files import read_json, write_json
-from fb3.layout import FOLD_JSON
+from fb3.layout import FOLD_JSON, RESUME
 
 
 def ids_hash(ids: Any) -> str:
@@ -27,3 +27,8 @@ def is_finished(folder: Path) -> bool:
     if type(info.get("fold")) is not int or f"fold{info['fold']}" != folder.name:
         raise Fb3Error(f"{folder / FOLD_JSON}: not a fold's description; train this fold again")
     return info.get("finished") is True
+
+
+def is_begun(run: Path) -> bool:
+    """True for a run folder that has a fold or a save."""
+    return any(run.glob(f"fold*/{FOLD_JSON}")) or any(run.glob(f"fold*/{RESUME}/*"))

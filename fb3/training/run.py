@@ -18,14 +18,15 @@ import numpy as np
 import pandas as pd
 
 from fb3 import version
+from fb3.backbone_files import SECOND_KEY, check_backbone
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error, Stopped
 from fb3.essays import read_essays, read_numbers, training_files
 from fb3.files import read_json, sha256, sweep, write_csv, write_json, write_text
-from fb3.foldinfo import is_finished, mark_finished
+from fb3.foldinfo import is_begun, is_finished, mark_finished
 from fb3.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
 from fb3.git import git_state
-from fb3.layout import CONFIG, ENCODER, ENVIRONMENT, FOLD_JSON, LOCK, OOF, RECIPE, RESUME, encoder_files
+from fb3.layout import ENCODER, ENVIRONMENT, LOCK, OOF, RECIPE, RESUME, encoder_files
 from fb3.lock import alone
 from fb3.metrics import Score
 from fb3.progress import as_command, say
@@ -90,7 +91,9 @@ def train(
     recipe = recipe.debug() if debug else recipe
     data, out = Path(data), Path(out)
     stop = Stop(None if stop_after is None else parse_duration(str(stop_after)) - session_seconds())
-    _check_local_backbones(recipe)
+    check_backbone(recipe.model.backbone)
+    if recipe.model.stitch:
+        check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
     essays = sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
     unlabelled = _unlabelled(recipe, data)
     begun = _begun(out)
@@ -169,22 +172,6 @@ def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
     return [split.fold for split in make_folds(essays, recipe)]
 
 
-def _check_local_backbones(recipe: Recipe) -> None:
-    """Refuses what cannot be a backbone's folder, as far as that is seen without transformers.
-
-    Raises:
-        Fb3Error: the folder or its config is missing.
-    """
-    stitch = recipe.model.stitch
-    second = {"model.stitch.backbone": stitch.backbone} if stitch else {}
-    for key, backbone in {"model.backbone": recipe.model.backbone, **second}.items():
-        folder = Path(backbone).expanduser()
-        if folder.is_dir() and not (folder / CONFIG).is_file():
-            raise Fb3Error(f"{key}={backbone}: {CONFIG} is missing; save the model with save_pretrained")
-        if not folder.is_dir() and backbone.startswith((".", "/", "~")):
-            raise Fb3Error(f"{key}={backbone}: no such folder")
-
-
 def _unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
     """The essays without scores, where the recipe names some."""
     if not recipe.task.uda:
@@ -225,7 +212,7 @@ def _begun(out: Path) -> bool:
     Raises:
         Fb3Error: the folder holds something else.
     """
-    if any(out.glob(f"fold*/{FOLD_JSON}")) or any(out.glob(f"fold*/{RESUME}/*")):
+    if is_begun(out):
         return True
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if foreign := sorted(name for name in there - _HEAD if not _UNFINISHED.fullmatch(name)):

@@ -21,6 +21,7 @@ from fb3.backbone_files import KEY, SECOND_KEY
 from fb3.encoding import encode_essays, load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.files import read_json, replacing_folder, write_json
+from fb3.foldinfo import is_begun
 from fb3.layout import CONFIG, ENCODER, PADDED, SECOND
 from fb3.metrics import Score
 from fb3.models import build_scorer
@@ -32,7 +33,7 @@ from fb3.recipe import Recipe
 from fb3.runtime import Precision, keep_freed_memory, pick_device, pick_precision, secret
 from fb3.tasks import Task, build_task
 from fb3.texts import added_tokens, input_texts
-from fb3.tokens import Encoded, special_tokens
+from fb3.tokens import Encoded
 from fb3.training.log import RunLog
 from fb3.training.stop import Stop
 from fb3.version import __version__
@@ -138,10 +139,11 @@ def open_session(
     Raises:
         Fb3Error: the encoder cannot be used, or not as the recipe wants it.
     """
-    if accelerator.is_main_process:
+    # Folds that are trained were trained on the encoder folder as it is, whatever is installed now.
+    if writes := accelerator.is_main_process and not (is_begun(out) and (out / ENCODER / CONFIG).is_file()):
         _write_encoder(recipe, essays[recipe.data.text_column], out)
     accelerator.wait_for_everyone()
-    accelerator, precision = _try_encoders(recipe, out, accelerator, precision)
+    accelerator, precision = _try_encoders(recipe, out, accelerator, precision, writes=writes)
     accelerator.wait_for_everyone()
     if recipe.train.trackers:
         if "wandb" in recipe.train.trackers:
@@ -215,29 +217,25 @@ def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
 
 
 def _try_encoders(
-    recipe: Recipe, out: Path, accelerator: Accelerator, precision: Precision
+    recipe: Recipe, out: Path, accelerator: Accelerator, precision: Precision, *, writes: bool
 ) -> tuple[Accelerator, Precision]:
-    """Notes in the encoder folder what inputs are padded to; float32 where the encoder cannot learn in less.
+    """Notes in a new encoder folder what inputs are padded to; float32 where the encoder cannot learn in less.
 
     Raises:
         Fb3Error: an encoder cannot be used.
     """
     scorer, longest = build_scorer(recipe, out / ENCODER, init="trial"), recipe.data.encoder_length()
     key = "data.windows.length" if recipe.data.windows else "data.max_length"
-    tell, failures = say if accelerator.is_main_process else lambda line: None, []
+    failures = []
     kinds = [(out / ENCODER, KEY, recipe.model)]
     kinds += [(out / ENCODER / SECOND, SECOND_KEY, recipe.model.second())] if recipe.model.stitch else []
     for tower, (folder, of, settings) in zip(scorer.towers().values(), kinds, strict=True):
         name, kind = f"{of}={settings.backbone}", type(tower.encoder).__name__
         check_length(tower, longest, key)
         padded = padding_for(tower, longest, name)
-        if padded:
-            tell(f"{name}: the states of {kind} depend on padding, so each text is padded to {key}={padded}")
-            if accelerator.is_main_process:
-                write_json({**read_json(folder / CONFIG), PADDED: padded}, folder / CONFIG)
-        if tower.pooling.of_first and not special_tokens(load_tokenizer(folder)[0])[0]:
-            first = of.replace("backbone", "pooling.kind")
-            tell(f"{first}={settings.pooling.kind} reads the first token, which is text with this tokenizer; take mean")
+        if padded and writes:
+            say(f"{name}: the states of {kind} depend on padding, so each text is padded to {key}={padded}")
+            write_json({**read_json(folder / CONFIG), PADDED: padded}, folder / CONFIG)
         if why := learns_in(tower, precision, accelerator.device, longest):
             failures.append((f"{name}: {kind}", why))
         if why and precision == "fp32":
@@ -246,8 +244,9 @@ def _try_encoders(
             )
     if not failures:
         return accelerator, precision
-    tell(f"{failures[0][0]} cannot learn in {precision} ({failures[0][1]}); trains in fp32")
-    return _try_encoders(recipe, out, *open_accelerator(recipe, out, "fp32"))
+    if accelerator.is_main_process:
+        say(f"{failures[0][0]} cannot learn in {precision} ({failures[0][1]}); trains in fp32")
+    return _try_encoders(recipe, out, *open_accelerator(recipe, out, "fp32"), writes=writes)
 
 
 def with_local_backbone(recipe: Recipe, out: Path) -> Recipe:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from fb3.cli import main
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays
+from fb3.files import read_json, sha256
 from fb3.folds import make_folds
 from fb3.inference import infer
 from fb3.metrics import mcrmse
@@ -244,3 +246,14 @@ def test_errors_of_the_command_line_are_one_line(monkeypatch, capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_further_folds_keep_the_encoder_folder_of_the_first(run, competition, tmp_path):
+    out = copied(run, tmp_path / "run")
+    shutil.rmtree(out / "fold1")
+    tokenizer = out / "encoder" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")  # as another version of its library would write it
+    before = sha256(tokenizer)
+    train(load_recipe(out / "recipe.yaml"), competition, out, folds=[1])
+    assert sha256(tokenizer) == before
+    assert read_json(out / "environment.json")["encoder"]["tokenizer.json"] == before

@@ -23,7 +23,6 @@ class Pooling(nn.Module):
     """
 
     reads: Reads = "last"
-    of_first = False  # whether it reads the first token alone
 
     def __init__(self, hidden: int) -> None:
         super().__init__()

@@ -73,7 +73,6 @@ class RecurrentLayersPooling(Pooling):
     """
 
     reads = "layers"
-    of_first = True
 
     def __init__(self, hidden: int, layers: int, net: type[nn.RNNBase]) -> None:
         super().__init__(hidden)
@@ -89,7 +88,6 @@ class AttentionLayersPooling(Pooling):
     """Attention over the first tokens of the last n layers (Song et al. 2020, arXiv:2002.04815)."""
 
     reads = "layers"
-    of_first = True
 
     def __init__(self, hidden: int, layers: int) -> None:
         super().__init__(hidden)

@@ -12,8 +12,6 @@ from fb3.models.poolings.base import Pooling, masked_mean
 class ClsPooling(Pooling):
     """The first token's state (Devlin et al. 2018, arXiv:1810.04805)."""
 
-    of_first = True
-
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         return states[:, 0]
 
