@@ -24,7 +24,7 @@ def find_notebook(name: str) -> Path:
     return path
 
 
-def run_notebook(notebook: Path, cwd: Path, env: Mapping[str, str], timeout: float = 1800) -> Path:
+def run_notebook(notebook: Path, cwd: Path, env: Mapping[str, str], timeout: int = 1800) -> Path:
     """Executes a notebook with this interpreter's kernel, without tcp, so that it works where the network is cut.
 
     Args:

@@ -17,7 +17,7 @@ from fb3.errors import Fb3Error
 from fb3.files import read_json, write_json
 from fb3.notebook import run_notebook
 
-_LIMIT = 9 * 3600.0
+_LIMIT = 9 * 3600
 
 
 def main(spec_file: str) -> None:

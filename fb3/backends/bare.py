@@ -1,5 +1,6 @@
 """An encoder as a function of its weights, so that one conversion serves all folds."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -43,7 +44,7 @@ class Bare(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """As the class says; without weights, the encoder's own."""
         encoder = self._encoder[0]
-        with _replaced(encoder, weights), eager_attention(encoder):
+        with _replaced(encoder, weights), eager_attention(encoder), _unscripted(encoder):
             more = {"output_hidden_states": True} if self.reads == "layers" else {}
             out = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **more)
         return layer_states(out) if self.reads == "layers" else (getattr(out, _ATTRIBUTE[self.reads]),)
@@ -69,3 +70,16 @@ def _replaced(encoder: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for held, name, tensor in places:
             held[name] = tensor
+
+
+@contextmanager
+def _unscripted(encoder: nn.Module) -> Iterator[None]:
+    """Gives the encoder's module its plain functions back where transformers scripts them (DeBERTa's, up to 5.15):
+    a trace keeps the branches of scripted ones, and OpenVINO converts none."""
+    home = vars(sys.modules[type(encoder).__module__])
+    scripted = {name: value for name, value in home.items() if isinstance(value, torch.jit.ScriptFunction)}
+    home.update({name: getattr(value, "_torchdynamo_inline", value) for name, value in scripted.items()})
+    try:
+        yield
+    finally:
+        home.update(scripted)
