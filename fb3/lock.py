@@ -1,6 +1,7 @@
 """One process at a time in a folder."""
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,13 @@ def alone(folder: Path, command: str) -> Iterator[None]:
     """Keeps a second process out of a folder. The kernel holds the lock (flock), so that a killed process has none.
 
     Args:
-        folder: made where it is not there.
+        folder: made where it is not there, and removed again where nothing came into it.
         command: named in the error, such as "fb3 train".
 
     Raises:
         Fb3Error: there is one.
     """
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -51,4 +53,8 @@ def alone(folder: Path, command: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if new and [path.name for path in folder.iterdir()] == [LOCK]:
+                shutil.rmtree(folder, ignore_errors=True)

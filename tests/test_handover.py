@@ -36,7 +36,8 @@ def test_a_part_of_the_folds_is_packed_and_the_run_folder_stays_whole(half, tmp_
     assert "out-of-fold score" in text
     assert "folds are left. To go on" in text
     packed = verify_bundle(tmp_path / "bundle")
-    assert packed.manifest["runs"] == [{"name": "run", "folds": [0]}]
+    caveats = ["folds [1] of 2 are not trained to their end"]
+    assert packed.manifest["runs"] == [{"name": "run", "folds": [0], "caveats": caveats}]
     weights = "fold0/model.safetensors"
     assert (packed.path / "runs" / "run" / weights).samefile(run / weights), "its bytes are there once"
     assert contents(run) == {name: content for name, content in contents(half).items() if name != "lock"}

@@ -147,7 +147,9 @@ def test_the_road_on_kaggle_from_source_and_wheels_to_a_submission(session, sour
         *("fold0/fold.json", "fold1/fold.json"),
     }
     packed = verify_bundle(second / "bundle")
-    assert packed.manifest["runs"] == [{"name": "run", "folds": [0, 1]}]
+    assert packed.manifest["runs"] == [
+        {"name": "run", "folds": [0, 1], "caveats": ["a --debug run, 60 essays and 2 epochs"]}
+    ]
     assert packed.manifest["parity"]["largest_difference"].keys() == {"run/fold0", "run/fold1"}
     assert {path.name for path in (second / "bundle" / "wheels").iterdir()} == {
         path.name for path in (source / "wheels").iterdir()

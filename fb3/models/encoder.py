@@ -141,8 +141,9 @@ def _start_new_embeddings(encoder: nn.Module, size: int, new: Sequence[int]) -> 
 
     Rows beyond the old vocabulary are no part of the mean: DeBERTa-v3 has 99 that no text ever trained.
     """
-    old = min([encoder.get_input_embeddings().num_embeddings, *new])
-    if size > encoder.get_input_embeddings().num_embeddings:
+    rows = len(encoder.get_input_embeddings().weight)
+    old = min([rows, *new])
+    if size > rows:
         encoder.resize_token_embeddings(size, mean_resizing=False)
         new = range(old, size)
     weight = encoder.get_input_embeddings().weight

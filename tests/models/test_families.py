@@ -213,10 +213,3 @@ def test_what_is_saved_has_to_predict_as_what_is_trained(backbone, few):
     scorer.encoder.embeddings.LayerNorm.eps = 1.0  # stands neither in the config nor in the weights
     with pytest.raises(Fb3Error, match=r"a saved BertModel cannot be loaded again as it was \(it predicts otherwise\)"):
         check_reload(scorer, recipe, backbone("bert"), batch)
-
-
-def test_a_first_token_that_is_text_is_told(backbone, few, tmp_path, capsys):
-    for family, told in (("xlnet", True), ("bert", False)):
-        train(recipe_for(backbone(family), "model.pooling={kind: cls}"), few, tmp_path / family, folds=[0])
-        said = "model.pooling.kind=cls reads the first token, which is text with this tokenizer; take mean"
-        assert (said in capsys.readouterr().err) == told

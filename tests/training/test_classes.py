@@ -227,7 +227,7 @@ def test_the_head_is_as_wide_as_the_task_wants(overrides, width, run):
         ("task={kind: binned, loss: mse}", "unknown key task.binned.loss"),
         ("task={kind: bins}", "'regression', 'binned', 'ordinal'"),
         ("task={kind: binned, minimum: 5, maximum: 1}", "below"),
-        ("task.lss=mse", "did you mean 'loss'"),
+        ("task.lss=mse", "did you mean 'task.loss'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(override, words):

@@ -17,7 +17,6 @@ from fb3.files import read_json
 from fb3.lock import alone
 from fb3.recipe import load_recipe
 from fb3.training import resume as saving
-from fb3.training import run as running
 from fb3.training.loop import Loop
 from fb3.training.run import train
 from tests.conftest import ROOT, TINY, copied
@@ -324,7 +323,7 @@ def test_stop_after_saves_and_leaves_with_a_status_of_its_own(whole, competition
 
 def test_between_two_folds(competition, tmp_path, monkeypatch):
     recipe = load_recipe("tiny", [*TINY, "data.sample=20"])
-    monkeypatch.setattr(running, "asked_to_stop", lambda session: "SIGTERM")
+    monkeypatch.setattr("fb3.training.resume.asked_to_stop", lambda session: "SIGTERM")
     with pytest.raises(Stopped, match=r"SIGTERM: folds \[0\] are trained, \[1\] are left; the same command goes on"):
         train(recipe, competition, tmp_path / "run")
     monkeypatch.undo()
