@@ -15,7 +15,7 @@ from fb3.parity import replay
 from fb3.progress import say
 from fb3.recipe import Recipe
 from fb3.runtime import folders_with
-from fb3.scoring import read_scores
+from fb3.scoring import named_score, read_scores
 from fb3.training.resume import found
 from fb3.training.run import train
 
@@ -132,12 +132,11 @@ def hand_over(run: str | Path, out: str | Path, *, source: str | Path | None = N
             say(traceback.format_exc())
         return f"NOT PACKED: {error}\n{run}: is whole; download it, and pack it with build_dataset.py"
     _slim(run, complete)
-    scores, folds = read_scores(run / "scores.json"), bundle.manifest["runs"][0]["folds"]
-    kind = "CV" if complete else "out-of-fold score"
+    scores, packed = read_scores(run / "scores.json"), bundle.manifest["runs"][0]
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     lines = [
-        f"{kind} {scores['score']:.4f} | {columns}",
-        f"{out}: the bundle, folds {folds}, {_size(out)}; {run}: {_size(run)}",
+        f"{named_score(scores['score'], packed.get('caveats', []))} | {columns}",
+        f"{out}: the bundle, folds {packed['folds']}, {_size(out)}; {run}: {_size(run)}",
         f"to predict: {'' if complete else 'it can be used already. '}{_NEXT}",
     ]
     return "\n".join(lines if complete else [*lines, _go_on(run)])
