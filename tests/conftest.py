@@ -16,7 +16,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does
 
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
 from fb3.errors import Fb3Error
+from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.sample import make_essays, write_competition
@@ -68,6 +71,17 @@ def bundle(run, tmp_path_factory):
 def texts():
     """Texts to train tokenizers on."""
     return [essay.text for essay in make_essays(40, seed=3)]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory, texts):
+    """A tiny BERT, as a hub has it."""
+    folder, tokenizer = tmp_path_factory.mktemp("bert"), train_tokenizer(texts, 300)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    size |= {"max_position_embeddings": 80, "vocab_size": 300, "pad_token_id": 0, "architectures": []}
+    AutoModel.from_config(AutoConfig.for_model("bert", **size)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoModel
 
 from fb3.backbone_files import check_backbone, find_backbone
 from fb3.checkpoint import read_weights
@@ -20,23 +20,11 @@ from fb3.contents import not_weights, stand_in
 from fb3.encoding import read_tokenizer
 from fb3.errors import Fb3Error
 from fb3.models.encoder import export_encoder
-from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.recipe import load_recipe
 from tests.conftest import copied
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 371146213\n" % (b"4d" * 32)
 PAGE = b'\n<!DOCTYPE html>\n<html class=""><head><title>404</title></head></html>'
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory, texts):
-    """A tiny BERT, as a hub has it."""
-    folder, tokenizer = tmp_path_factory.mktemp("bert"), train_tokenizer(texts, 300)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    size |= {"max_position_embeddings": 80, "vocab_size": 300, "pad_token_id": 0, "architectures": []}
-    AutoModel.from_config(AutoConfig.for_model("bert", **size)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)
-    return folder
 
 
 def refused(folder):
@@ -62,22 +50,22 @@ def refused(folder):
         (b"", "is empty; copy or download it again"),
     ],
 )
-def test_what_stands_in_the_place_of_a_file(name, content, words, backbone, tmp_path):
-    folder = copied(backbone, tmp_path / "bert")
+def test_what_stands_in_the_place_of_a_file(name, content, words, tiny_bert, tmp_path):
+    folder = copied(tiny_bert, tmp_path / "bert")
     (folder / name).write_bytes(content)
     assert refused(folder) == f"{name} {words}"
 
 
-def test_a_pointer_in_the_place_of_a_sentencepiece_model(backbone, tmp_path):
-    folder = copied(backbone, tmp_path / "bert")
+def test_a_pointer_in_the_place_of_a_sentencepiece_model(tiny_bert, tmp_path):
+    folder = copied(tiny_bert, tmp_path / "bert")
     (folder / "tokenizer.json").unlink()
     (folder / "spm.model").write_bytes(POINTER)
     assert refused(folder).startswith("spm.model is a Git LFS pointer")
 
 
 @pytest.mark.parametrize("package", ["sentencepiece", "google.protobuf"])
-def test_a_sentencepiece_model_without_the_package(package, backbone, tmp_path, monkeypatch):
-    folder = copied(backbone, tmp_path / "bert")
+def test_a_sentencepiece_model_without_the_package(package, tiny_bert, tmp_path, monkeypatch):
+    folder = copied(tiny_bert, tmp_path / "bert")
     (folder / "spm.model").write_bytes(b"\n\x0e\n\x05[PAD]\x15\0\0\0\0\x18\x03")
     monkeypatch.setitem(sys.modules, package, None)
     check_backbone(str(folder))  # tokenizer.json is there
@@ -101,14 +89,14 @@ def test_a_sentencepiece_model_without_the_package(package, backbone, tmp_path, 
         (b"\0", "is of another kind, not safetensors"),
     ],
 )
-def test_a_file_of_another_kind_as_weights(content, words, backbone, tmp_path):
-    folder = copied(backbone, tmp_path / "bert")
+def test_a_file_of_another_kind_as_weights(content, words, tiny_bert, tmp_path):
+    folder = copied(tiny_bert, tmp_path / "bert")
     (folder / "model.safetensors").write_bytes(content)
     assert refused(folder) == f"model.safetensors {words}; copy or download it again"
 
 
-def test_weights_that_are_cut_off_or_too_long(backbone, tmp_path):
-    folder = copied(backbone, tmp_path / "bert")
+def test_weights_that_are_cut_off_or_too_long(tiny_bert, tmp_path):
+    folder = copied(tiny_bert, tmp_path / "bert")
     path = folder / "model.safetensors"
     whole = path.read_bytes()
     for size in (9, len(whole) - 1):
@@ -136,8 +124,8 @@ def test_whole_weights_pass_whatever_byte_they_begin_with(length, tmp_path):
     assert not_weights(path) == ""
 
 
-def test_names_that_are_changed_are_told_apart(backbone, tmp_path):
-    folder = copied(backbone, tmp_path / "bert")
+def test_names_that_are_changed_are_told_apart(tiny_bert, tmp_path):
+    folder = copied(tiny_bert, tmp_path / "bert")
     tensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
     state = {name: tensor.clone() for name, tensor in read_weights(tensors).items()}
     tensors.rename(pickled)
@@ -153,9 +141,9 @@ def test_names_that_are_changed_are_told_apart(backbone, tmp_path):
     assert refused(folder) == ("model.safetensors is a PyTorch file, not safetensors; rename it to pytorch_model.bin")
 
 
-def test_shards_that_are_missing_or_something_else(backbone, tmp_path):
-    folder = copied(backbone, tmp_path / "bert")
-    AutoModel.from_pretrained(backbone).save_pretrained(folder, max_shard_size="10KB")
+def test_shards_that_are_missing_or_something_else(tiny_bert, tmp_path):
+    folder = copied(tiny_bert, tmp_path / "bert")
+    AutoModel.from_pretrained(tiny_bert).save_pretrained(folder, max_shard_size="10KB")
     (folder / "model.safetensors").unlink()
     check_backbone(str(folder))
     shards = sorted(folder.glob("model-*.safetensors"))
@@ -170,8 +158,8 @@ def test_shards_that_are_missing_or_something_else(backbone, tmp_path):
     assert refused(folder).startswith("model.safetensors.index.json is a Git LFS pointer")
 
 
-def test_a_tokenizer_of_a_newer_version(backbone, tmp_path):
-    path = copied(backbone, tmp_path / "bert") / "tokenizer.json"
+def test_a_tokenizer_of_a_newer_version(tiny_bert, tmp_path):
+    path = copied(tiny_bert, tmp_path / "bert") / "tokenizer.json"
     tree = json.loads(path.read_text())
     tree["model"]["type"] = "WordPieceOfTomorrow"
     path.write_text(json.dumps(tree))
@@ -190,21 +178,21 @@ def test_a_path_is_no_hub_id(name, no_sockets):
         find_backbone(name)
 
 
-def test_a_file_in_the_place_of_a_folder(backbone):
+def test_a_file_in_the_place_of_a_folder(tiny_bert):
     with pytest.raises(Fb3Error, match=r"a file; give the folder with config\.json, tokenizer and weights"):
-        check_backbone(str(backbone / "model.safetensors"))
+        check_backbone(str(tiny_bert / "model.safetensors"))
 
 
-def test_the_look_at_files_imports_no_torch(backbone):
+def test_the_look_at_files_imports_no_torch(tiny_bert):
     program = (
         "import sys\nfrom fb3.backbone_files import find_backbone\nfind_backbone(sys.argv[1])\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", program, str(backbone)], check=True)
+    subprocess.run([sys.executable, "-c", program, str(tiny_bert)], check=True)
 
 
-def test_other_files_stand_for_themselves(backbone, tmp_path):
-    for path in backbone.iterdir():
+def test_other_files_stand_for_themselves(tiny_bert, tmp_path):
+    for path in tiny_bert.iterdir():
         assert stand_in(path) == ""
     odd = tmp_path / "vocab.txt"
     odd.write_text("<s>\n[PAD]\nversion\n")
@@ -262,12 +250,12 @@ for name in map(str.strip, sys.stdin):
 """
 
 
-def test_the_hub_is_asked_where_it_can_be_reached_and_else_nobody_waits(backbone, tmp_path):
+def test_the_hub_is_asked_where_it_can_be_reached_and_else_nobody_waits(tiny_bert, tmp_path):
     outside = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     outside.pop("HF_HUB_OFFLINE", None)
     none_here = "model.backbone=models/none: no folder of this name here, and the hub "
     with contextlib.ExitStack() as stack:
-        with served(backbone) as port:
+        with served(tiny_bert) as port:
             process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, str(tmp_path / "encoder")],
                 env={**outside, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "home")},
@@ -302,8 +290,8 @@ def test_offline_nothing_is_asked(monkeypatch, tmp_path, no_sockets):
 
 
 @pytest.mark.parametrize(("proxy", "reached"), [("http://127.0.0.1:{port}", True), ("127.0.0.1:1", False)])
-def test_a_proxy_is_what_must_be_reached(proxy, reached, backbone, monkeypatch):
-    with served(backbone) as port:
+def test_a_proxy_is_what_must_be_reached(proxy, reached, tiny_bert, monkeypatch):
+    with served(tiny_bert) as port:
         monkeypatch.setenv("https_proxy", proxy.format(port=port))
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)

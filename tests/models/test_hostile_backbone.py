@@ -7,27 +7,15 @@ import re
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoModel
 
 from fb3.errors import Fb3Error
 from fb3.files import read_json, write_json
 from fb3.models import build_scorer
 from fb3.models.encoder import export_encoder, random_encoder
-from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.recipe import load_recipe
 from tests.conftest import copied
 from tests.hostile import told
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory, texts):
-    """A tiny BERT, as a hub has it."""
-    folder, tokenizer = tmp_path_factory.mktemp("bert"), train_tokenizer(texts, 300)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    size |= {"max_position_embeddings": 80, "vocab_size": 300, "pad_token_id": 0, "architectures": []}
-    AutoModel.from_config(AutoConfig.for_model("bert", **size)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)
-    return folder
 
 
 class Evil:
@@ -41,7 +29,7 @@ class Evil:
 
 
 def start(folder, out):
-    """What a training does with a backbone, at first."""
+    """What a training does with a tiny_bert, at first."""
     recipe = load_recipe("tiny", [f"model.backbone={folder}", "data.max_length=64"])
     export_encoder(recipe.model, out)
     return build_scorer(recipe, out, init="pretrained")
@@ -52,10 +40,10 @@ def as_bin(folder, content):
     torch.save(content, folder / "pytorch_model.bin")
 
 
-def test_a_pytorch_model_bin_is_read_once_without_its_code(backbone, tmp_path):
-    plain = start(backbone, tmp_path / "plain").state_dict()
-    folder, place = copied(backbone, tmp_path / "bin"), tmp_path / "evil"
-    as_bin(folder, AutoModel.from_pretrained(backbone).state_dict())
+def test_a_pytorch_model_bin_is_read_once_without_its_code(tiny_bert, tmp_path):
+    plain = start(tiny_bert, tmp_path / "plain").state_dict()
+    folder, place = copied(tiny_bert, tmp_path / "bin"), tmp_path / "evil"
+    as_bin(folder, AutoModel.from_pretrained(tiny_bert).state_dict())
     read = start(folder, tmp_path / "encoder").state_dict()
     assert all(torch.equal(read[name], plain[name]) for name in plain if name.startswith("encoder"))
     assert not list((tmp_path / "encoder").glob("*.bin"))
@@ -73,9 +61,9 @@ def test_a_pytorch_model_bin_is_read_once_without_its_code(backbone, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["a model of its own", "code beside a known model", "a tokenizer of its own"])
-def test_code_that_comes_with_a_backbone_is_not_run(kind, backbone, tmp_path, monkeypatch, capsys):
+def test_code_that_comes_with_a_backbone_is_not_run(kind, tiny_bert, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda *question: "y")  # transformers asks where nothing is said
-    folder, place = copied(backbone, tmp_path / "remote"), tmp_path / "evil"
+    folder, place = copied(tiny_bert, tmp_path / "remote"), tmp_path / "evil"
     (folder / "evil.py").write_text(f"import os\nos.mkdir({str(place)!r})\nclass C: pass\n")
     name = "tokenizer_config.json" if "tokenizer" in kind else "config.json"
     change = {"auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.C", "AutoTokenizer": ["evil.C", "evil.C"]}}
@@ -113,16 +101,16 @@ def test_code_that_comes_with_a_backbone_is_not_run(kind, backbone, tmp_path, mo
         ("model.safetensors", b"\xff" * 200),
     ],
 )
-def test_a_broken_backbone(file, content, backbone, tmp_path):
-    folder = copied(backbone, tmp_path / "broken")
+def test_a_broken_backbone(file, content, tiny_bert, tmp_path):
+    folder = copied(tiny_bert, tmp_path / "broken")
     tree = {**read_json(folder / "config.json"), **content} if isinstance(content, dict) else None
     (folder / file).write_bytes(content if tree is None else json.dumps(tree).encode())
     with pytest.raises(Fb3Error, match="broken"):
         start(folder, tmp_path / "encoder")
 
 
-def test_a_folder_of_another_version_says_so_where_it_fails(backbone, tmp_path):
-    folder = copied(backbone, tmp_path / "newer")
+def test_a_folder_of_another_version_says_so_where_it_fails(tiny_bert, tmp_path):
+    folder = copied(tiny_bert, tmp_path / "newer")
     tree = read_json(folder / "config.json")
     write_json({**tree, "hidden_size": "x", "transformers_version": "9.9.9"}, folder / "config.json")
     with pytest.raises(
