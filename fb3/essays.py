@@ -212,7 +212,7 @@ def _check_range(essays: pd.DataFrame, data: DataGroup, task: TaskGroup, path: P
         raise Fb3Error(
             f"{path}: {len(bad)} scores outside {task.minimum}-{task.maximum}, first {scores[row, column]} in row "
             f"{row + 1} ({data.id_column} {essays[data.id_column].iloc[row]}), column {data.target_columns[column]}; "
-            "mend the file or set task.minimum and task.maximum"
+            f"they go from {scores.min()} to {scores.max()}: mend the file or set task.minimum and task.maximum"
         )
 
 

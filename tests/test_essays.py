@@ -54,7 +54,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
         (HEAD + "x,y,1,2\nw,z,,2\n", ["column a", "row 2", "text_id w", "''"]),
         (HEAD + "x,y,1,2\nw,z,nan,2\n", ["column a", "row 2"]),
         (HEAD + "x,y,1,2\nw,z,high,2\n", ["'high'"]),
-        (HEAD + "x,y,1,2\nw,z,1,5.5\n", ["outside 1.0-5.0", "5.5", "row 2", "column b"]),
+        (HEAD + "x,y,1,2\nw,z,1,5.5\n", ["outside 1.0-5.0", "5.5", "row 2", "column b", "from 1.0 to 5.5"]),
         (HEAD + "x,y,1,2\nw,z,1,2,3\n", ["row 2 has 5 cells, the header 4"]),
         (HEAD + "x,y,1\n", ["row 1 has 3 cells"]),
         (HEAD + 'x,"y,1,2\n', ["row 1", "not a CSV table: unexpected end of data", "(line 2)", "quotes doubled"]),
