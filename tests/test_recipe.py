@@ -227,6 +227,7 @@ def test_a_mistake_in_quoting_is_answered_with_the_right_quotes(words, meant):
         ["task.loss=rmse", "train.accumulation=2"],
         ["model.backbone="],
         ["stray"],
+        ["data.target_columns=[1, 2]"],
     ],
 )
 def test_another_mistake_is_not_taken_for_one_of_quoting(words):
