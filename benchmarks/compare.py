@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fb3.errors import Fb3Error
 from fb3.essays import read_numbers
 from fb3.layout import OOF, RECIPE
 from fb3.recipe import load_recipe
@@ -64,4 +65,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Fb3Error as error:
+        raise SystemExit(f"error: {error}") from None

@@ -33,10 +33,15 @@ def shortened(text: str, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:half]} […] {text[-half:]}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence: the known word that `word` is likely to mean, or begins; else all of them."""
+def likeliest(word: str, known: Iterable[str]) -> list[str]:
+    """The known word that looks like `word`, else those that it begins."""
     known = list(known)
-    close = get_close_matches(word, known, n=1, cutoff=_LIKE) or [
-        w for w in known if len(word) > 2 and w.startswith(word)
-    ]
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    alike = get_close_matches(word, known, n=1, cutoff=_LIKE)
+    return alike or [other for other in known if len(word) > 2 and other.startswith(word)]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence: the known word that `word` is likely to mean, else all of them."""
+    known = list(known)
+    likely = likeliest(word, known)
+    return f"did you mean {likely[0]!r}?" if likely else f"known: {', '.join(known)}"

@@ -18,7 +18,7 @@ LARGEST = 4 * 2**30  # bytes of a CSV; its cells become up to four times as larg
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
+def read_table(path: str | Path, wanted: Iterable[str], mend: str = "") -> pd.DataFrame:
     """Reads a CSV with every cell as text, exactly as it stands: an essay that says "NA" stays an essay.
 
     Columns without a name at the end, where all their cells are empty, are left out.
@@ -29,13 +29,15 @@ def read_table(path: str | Path, wanted: Iterable[str]) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.exists():
+        if path.parent.is_file():
+            raise Fb3Error(f"{path.parent}: is a file; give the folder that it is in")
         beside = sorted(p.name for p in path.parent.glob("*.csv")) if path.parent.is_dir() else []
         raise Fb3Error(f"{path}: no such file; CSV files in {path.parent}: {beside or 'none'}")
     with reading_utf8(path, LARGEST) as lines:
         table = _parse(lines, path)
     missing = [column for column in wanted if column not in table.columns]
     if missing:
-        raise Fb3Error(f"{path}: no column {missing}; it has {list(table.columns)}, wanted {list(wanted)}")
+        raise Fb3Error(f"{path}: no column {missing}; it has {list(table.columns)}, wanted {list(wanted)}{mend}")
     return table
 
 
@@ -122,7 +124,8 @@ def read_essays(path: str | Path, data: DataGroup, task: TaskGroup | None = None
     """
     path = Path(path)
     targets = list(data.target_columns) if task else []
-    table = read_table(path, [data.id_column, *data.text_columns(), *targets])
+    mend = "; data.id_column, data.text_column and data.target_columns say what they are called"
+    table = read_table(path, [data.id_column, *data.text_columns(), *targets], mend)
     check_ids(table[data.id_column], path)
     essays = table[[data.id_column, *data.text_columns()]].copy()
     for column in targets:
@@ -212,7 +215,7 @@ def _check_range(essays: pd.DataFrame, data: DataGroup, task: TaskGroup, path: P
         raise Fb3Error(
             f"{path}: {len(bad)} scores outside {task.minimum}-{task.maximum}, first {scores[row, column]} in row "
             f"{row + 1} ({data.id_column} {essays[data.id_column].iloc[row]}), column {data.target_columns[column]}; "
-            "mend the file or set task.minimum and task.maximum"
+            f"they go from {scores.min()} to {scores.max()}: mend the file or set task.minimum and task.maximum"
         )
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import math
 import os
 import re
 import shutil
@@ -66,6 +67,12 @@ def _nearest_folder(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if os.path.isdir(place))  # noqa: PTH112, never raises
 
 
+def free_room(folder: Path) -> float:
+    """Bytes that can be written there; infinitely many where a mount does not tell."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else math.inf
+
+
 def lacks_room(error: BaseException) -> bool:
     """Whether a disk or a quota is full, as an OSError says it, or a library whose writer is not Python's."""
     return getattr(error, "errno", None) in _FULL or bool(_FULL_IN_WORDS.search(str(error)))
@@ -120,5 +127,5 @@ def check_room(path: Path, need: int) -> None:
         NoRoom: saying how much it needs.
     """
     there = _nearest_folder(path)
-    if (free := shutil.disk_usage(there).free) < need:
+    if (free := free_room(there)) < need:
         raise NoRoom(f"{path}: it needs {in_words(need)}, {there} has {in_words(free)}. {_MAKE_ROOM}")

@@ -38,6 +38,12 @@ def test_texts_come_as_they_stand(tmp_path):
     assert essays[["a", "b"]].to_numpy().dtype == np.float32
 
 
+def test_a_file_for_its_folder_is_told(tmp_path):
+    file = write(tmp_path, HEAD)
+    with pytest.raises(Fb3Error, match=f"^{file}: is a file; give the folder that it is in$"):
+        read_essays(file / "train.csv", DATA)
+
+
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
     essays = read_essays(write(tmp_path, "\ufeff" + HEAD.replace("\n", "\r\n") + "x,y,1,2\r\n"), DATA, RegressionTask())
     assert essays["text_id"].tolist() == ["x"]
@@ -46,7 +52,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("text_id,full_txt,a,b\nx,y,1,2\n", ["no column ['full_text']", "'full_txt'"]),
+        ("text_id,full_txt,a,b\nx,y,1,2\n", ["no column ['full_text']", "'full_txt'", "data.text_column and"]),
         (HEAD, ["no row"]),
         ("", ["not a CSV"]),
         (HEAD + "x,y,1,2\nx,z,1,2\nw,z,1,2\n", ["1 duplicate ids", "['x']"]),
@@ -54,7 +60,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
         (HEAD + "x,y,1,2\nw,z,,2\n", ["column a", "row 2", "text_id w", "''"]),
         (HEAD + "x,y,1,2\nw,z,nan,2\n", ["column a", "row 2"]),
         (HEAD + "x,y,1,2\nw,z,high,2\n", ["'high'"]),
-        (HEAD + "x,y,1,2\nw,z,1,5.5\n", ["outside 1.0-5.0", "5.5", "row 2", "column b"]),
+        (HEAD + "x,y,1,2\nw,z,1,5.5\n", ["outside 1.0-5.0", "5.5", "row 2", "column b", "from 1.0 to 5.5"]),
         (HEAD + "x,y,1,2\nw,z,1,2,3\n", ["row 2 has 5 cells, the header 4"]),
         (HEAD + "x,y,1\n", ["row 1 has 3 cells"]),
         (HEAD + 'x,"y,1,2\n', ["row 1", "not a CSV table: unexpected end of data", "(line 2)", "quotes doubled"]),

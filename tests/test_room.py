@@ -4,6 +4,7 @@ import resource
 import shutil
 import sqlite3
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+import fb3
 from fb3.bundle import verify_bundle
 from fb3.checkpoint import write_weights
 from fb3.errors import Fb3Error, NoRoom, Stopped
@@ -159,6 +161,20 @@ def test_a_bundle_that_will_not_fit_is_refused_first(run, tmp_path, monkeypatch)
     with pytest.raises(NoRoom, match=r"bundle: it needs \d\.\d MB, \S+ has 0\.3 MB"):
         write_bundle([run], tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
+
+
+def test_room_is_asked_for_what_is_written_and_where_it_is_known(run, tmp_path, monkeypatch):
+    light = [*(run / "encoder").rglob("*"), *Path(fb3.__file__).parent.rglob("*.py")]
+    heavy = [run / f"fold{fold}" / "model.safetensors" for fold in (0, 1)]
+    free = sum(file.stat().st_size for file in [*light, heavy[0]])
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(NoRoom, match="it needs"):
+        write_bundle([run], tmp_path / "bundle")
+    write_bundle([run], tmp_path / "bundle", link=True)
+    unknown = usage._replace(total=0, free=0)  # of a mount that does not tell
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: unknown)
+    write_bundle([run], tmp_path / "bundle")
 
 
 def test_a_submission_that_stands_is_not_lost(tmp_path):

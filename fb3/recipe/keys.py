@@ -5,7 +5,7 @@ from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from typing import Any, get_args, get_origin
 
-from fb3.errors import nearest
+from fb3.errors import likeliest
 from fb3.recipe.groups import Group
 
 _LIKE = 0.75  # least likeness of a hint: metric and tricks have 0.67, epoch and epochs 0.91
@@ -75,14 +75,24 @@ def key_hint(key: str, known: Sequence[str], beside: Sequence[str]) -> str:
         known: dotted keys. Those with the same last part come first, then those that look alike.
         beside: what may stand where the key went wrong, listed where nothing is like it.
     """
-    parts = key.split(".")
-    likely = [other for other in known if other.rpartition(".")[2] == parts[-1] and other != key]
-    deeper = [other for other in likely if set(parts) <= set(other.split("."))]
-    alike = get_close_matches(key, known, n=1, cutoff=_LIKE)
-    if likely and alike and alike[0] in likely and len(parts) > 1:
+    above, _, last = key.rpartition(".")
+    others = [other for other in known if other != key and not key.startswith(f"{other}.")]
+    likely = [other for other in others if _last(other) == last]
+    near = [other for other in others if _near(last, _last(other))]
+    alike = get_close_matches(key, near, n=1, cutoff=_LIKE)
+    if above and alike and alike[0].count(".") == key.count("."):
         likely = alike
-    elif not likely:
-        last = get_close_matches(parts[-1], {other.rpartition(".")[2] for other in known}, n=1, cutoff=_LIKE)
-        likely = alike or [other for other in known if last and other.rpartition(".")[2] == last[0]]
-    likely = sorted(deeper or likely, key=lambda other: -SequenceMatcher(None, key, other).ratio())
-    return f"did you mean {' or '.join(map(repr, likely))}?" if likely else nearest(parts[-1], beside)
+    deeper = [other for other in likely if {*key.split(".")} <= {*other.split(".")}]
+    beneath = [other for other in near if above in {"", other.rpartition(".")[0]}]
+    likely = sorted(deeper or likely or alike or beneath, key=lambda other: -SequenceMatcher(None, key, other).ratio())
+    return f"did you mean {' or '.join(map(repr, likely))}?" if likely else f"known: {', '.join(beside)}"
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _near(word: str, other: str) -> bool:
+    """Whether a word is alike, the beginning of the other, or the other with one letter mistyped."""
+    typo = len(word) == len(other) and sum(a != b for a, b in zip(word, other, strict=True)) <= 1
+    return typo or bool(likeliest(word, [other]))

@@ -215,7 +215,9 @@ def _meant(recipe: Recipe, key: str, value: str) -> str:
     missing: list[str] = []
     for sign in value:
         missing = [closers[sign], *missing] if sign in closers else missing[1:] if sign in missing[:1] else missing
-    forms = [value, value + "".join(missing), re.sub(r":(?=\w)", ": ", value), json.dumps(value, ensure_ascii=False)]
+    forms = [value, value + "".join(missing), re.sub(r":(?=\w)", ": ", value)]
+    if not (value.startswith("[") and value.endswith("]")):  # a text would be taken for a list of it alone
+        forms.append(json.dumps(value, ensure_ascii=False))
     return next((each for form in forms if value and _accepted(recipe, [each := f"{key}={form}"])), "")
 
 

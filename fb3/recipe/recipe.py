@@ -214,6 +214,11 @@ def explain(model: type[Group], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown key {key}; {_hint(model, path)}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in {"model_type", "model_attributes_type"}:  # an item of a list, such as a trick, has its kind
+        keys = known_keys(model, path) or ["kind"]
+        message = f"holds keys of its own ({', '.join(keys)}), such as {{{keys[0]}: …}}"
+    elif error["type"] == "tuple_type":
+        message = "want a list in brackets"
     if isinstance(error["input"], (dict, list, Group)):
         return f"{key}: {message}"
     return f"{key}: {message}, got {error['input']!r}"

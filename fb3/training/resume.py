@@ -29,7 +29,7 @@ from fb3.layout import FOLD_JSON, RESUME, WEIGHTS
 from fb3.progress import say
 from fb3.recipe import Recipe
 from fb3.recipe.load import differences
-from fb3.room import unread
+from fb3.room import free_room, unread
 from fb3.training.loop import Loop
 from fb3.training.session import Session, versions
 from fb3.training.state import Tree, joined, load_own, load_shared, own_state, shared_state, split
@@ -145,7 +145,7 @@ class Saves:
             for old in whole[1:]:
                 shutil.rmtree(old)
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (free := shutil.disk_usage(self.folder).free) < need:
+            if (free := free_room(self.folder)) < need:
                 return f"{where}, {self.folder} has {in_words(free)}; {mend}"
             with replacing_folder(self.folder / str(number)) as aside:
                 _write_tensors(tensors, aside / _TENSORS)

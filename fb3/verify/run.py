@@ -39,7 +39,7 @@ def check_run(run: Checked) -> None:
         return
     with suppress(Fb3Error):  # which is a fault already
         for caveat in caveats(run.path, recipe) if finished else ():
-            run.add("note", f"its score is no CV: {caveat}")
+            run.add("note", f"scores.json: no CV: {caveat}")
     if finished or (run.path / OOF).is_file():
         before = len(run.report.faults)
         with run.part(f"{OOF}: the validation essays of folds {[*finished]}, all numbers"):

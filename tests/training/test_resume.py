@@ -410,7 +410,7 @@ def test_a_full_disk_names_the_bytes_and_leaves_the_last_save(whole, competition
 
 
 def test_no_space_is_seen_before_writing(competition, tmp_path, monkeypatch):
-    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, free=1000))
     with pytest.raises(Fb3Error, match=r"it needs \d\.\d MB, .*resume has 0\.0 MB; there is none yet. Make room"):
         train(load_recipe("tiny", SAVED), competition, tmp_path / "run", folds=[0])
     assert not list((tmp_path / "run" / "fold0" / "resume").iterdir())
