@@ -73,7 +73,7 @@ def write_bundle(
     aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     source = sum(file.stat().st_size for file in Path(__file__).parent.rglob("*.py"))
-    check_room(out, source + sum(_size(member, weights) for member in members))
+    check_room(out, source + sum(_size(member, weights, link) for member in members))
     try:
         for member in members:
             _pack_run(member, aside / "runs" / member.name, weights, link)
@@ -189,11 +189,11 @@ def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
         write_json(info, target / FOLD_JSON)
 
 
-def _size(member: Member, weights: str) -> int:
-    """Bytes of a packed run, as far as they count."""
+def _size(member: Member, weights: str, link: bool) -> int:
+    """Bytes that a packed run takes, as far as they count; linked weights take none."""
     folds = sum((fold / WEIGHTS).stat().st_size for fold in member.folds if (fold / WEIGHTS).is_file())
     encoder = sum(file.stat().st_size for file in (member.path / ENCODER).rglob("*") if file.is_file())
-    return encoder + folds // (2 if weights == "fp16" else 1)
+    return encoder + (folds // 2 if weights == "fp16" else 0 if link else folds)
 
 
 def _refuse_foreign(file: Path, run: Path) -> None:

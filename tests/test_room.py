@@ -161,6 +161,17 @@ def test_a_bundle_that_will_not_fit_is_refused_first(run, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_that_are_linked_need_no_room(run, tmp_path, monkeypatch):
+    whole = sum(file.stat().st_size for file in write_bundle([run], tmp_path / "plain").path.rglob("*"))
+    weights = sum(file.stat().st_size for file in run.glob("fold*/model.safetensors"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=whole - weights)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(NoRoom):
+        write_bundle([run], tmp_path / "copied")
+    bundle = write_bundle([run], tmp_path / "linked", link=True)
+    assert (bundle.path / "runs/tiny/fold0/model.safetensors").samefile(run / "fold0/model.safetensors")
+
+
 def test_a_submission_that_stands_is_not_lost(tmp_path):
     ids = pd.Series([f"{n:06}" for n in range(2000)], name="text_id")
     standing = Standing(ids, {"a": 3.0}, (1.0, 5.0), tmp_path / "submission.csv")
