@@ -96,10 +96,9 @@ def rehearse(
     finally:
         if keep is None:
             shutil.rmtree(stage, ignore_errors=True)
-    if "new" in report.layouts and report.layouts["new"]["flops"]:
-        report.projection = projection(report.layouts["new"], members)
-        if report.projection["share_t4"] > 1:
-            report.failures.append("by its FLOPs it would exceed the limit on a T4: take fewer folds or smaller models")
+    report.projection = projection(report.layouts.get("new"), members)
+    if report.projection.get("share_t4", 0) > 1:
+        report.failures.append("by its FLOPs it would exceed the limit on a T4: take fewer folds or smaller models")
     return report
 
 
