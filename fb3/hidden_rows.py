@@ -9,9 +9,8 @@ import pandas as pd
 from fb3.essays import read_table
 from fb3.files import write_csv
 from fb3.recipe import Recipe
-from fb3.runtime import COMPETITION_MARKER
+from fb3.runtime import COMPETITION_MARKER, TEST
 
-TEST = "test.csv"
 _COPIES = 10  # essays that are there twice
 ODD = {
     "empty": "",

@@ -12,19 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fb3.asked import Asked, what_is_asked
+from fb3.asked import Asked, add_essays, asked_by_sample
 from fb3.bundle import Bundle, Checks, Member, in_turn, read_bundle
 from fb3.errors import Fb3Error
 from fb3.files import check_place, read_json
 from fb3.layout import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files
 from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
-from fb3.runtime import COMPETITION_MARKER, find_competition, hidden_rerun, parse_duration, session_seconds
+from fb3.runtime import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.scoring import caveats
 from fb3.submission import Standing
 from fb3.summary import Summary
 
-TEST = "test.csv"
 _MARGIN = 0.05  # share of the limit that is kept for what comes after
 _LIMIT_HOURS = 9.0  # where no recipe can be read
 
@@ -72,36 +71,26 @@ def infer(
     recipe = members[0].recipe if members else None
     data = find_competition() if data is None and test is None else data
     ends = start + _seconds(deadline, members)
-    source = Path(test) if test is not None else Path(data) / TEST
-    sample = None if data is None else Path(data) / COMPETITION_MARKER
-    if test is not None and (sample is None or not sample.is_file()):
-        sample = None
-    if recipe is None:
-        why = summary.folds[0]["reason"] if summary.folds else "there is none"
-        broken = Fb3Error(f"{packed.path}: no run in it can be used: {why}")
-    if recipe is None and sample is None:
-        raise broken
-    standing = None
+    source, sample = _sources(data, test)
+    rerun, standing = hidden_rerun(), None
     try:
-        asked = what_is_asked(source, sample, recipe, own_order=test is not None, rerun=hidden_rerun())
-        standing = _stand(asked, packed, recipe, out, summary)
+        asked = asked_by_sample(sample, recipe, rerun=rerun)
+        if recipe is None and asked.ids is None:
+            raise _no_run(packed, summary)
+        if test is None and (first := asked.ids) is not None:
+            standing = _stand(asked, packed, recipe, out, summary)  # before test.csv is read, which may be large
+        add_essays(asked, source, recipe, own_order=test is not None, rerun=rerun)
+        if standing is None or asked.ids is not first:
+            standing = _stand(asked, packed, recipe, out, summary)
         summary.warn(asked.warnings)
         if recipe is None:
-            raise broken
+            raise _no_run(packed, summary)
         if asked.error or (strict and asked.warnings):
             raise asked.error or Fb3Error(asked.warnings[0])
-        _tell_caveats(members)
-        checks = Checks(packed, [member.folds[k] for member, k in in_turn(members)])
-        from fb3.tokenising import begin_tokens  # this and what follows after the first file stands
-
-        tokens, ids = begin_tokens(members, asked.essays), asked.essays[recipe.data.id_column].to_numpy()
-        asked.essays = None  # many texts are no small part of the memory, and are not needed once they are tokens
-        from fb3.turns import Turns  # torch and transformers
-
-        Turns(checks, members, ids, tokens, standing, summary, ends, strict).run()
+        _predict(packed, members, asked, standing, summary, ends, strict)
     except Exception as error:
         summary.error = str(error) or type(error).__name__
-        if strict or standing is None or not hidden_rerun():
+        if strict or standing is None or not rerun:
             raise
         say(traceback.format_exc())
         say(f"ERROR, but this is the run on the hidden rows: {out} stays as it stands ({error})")
@@ -109,6 +98,34 @@ def infer(
         if standing is not None:
             summary.finish(out, len(standing.table))
     return standing.table.reset_index()
+
+
+def _sources(data: str | Path | None, test: str | Path | None) -> tuple[Path, Path | None]:
+    """The essays' file, and the sample submission that gives the rows their order."""
+    sample = None if data is None else Path(data) / COMPETITION_MARKER
+    if test is None:
+        return Path(data) / TEST, sample
+    return Path(test), sample if sample and sample.is_file() else None
+
+
+def _no_run(packed: Bundle, summary: Summary) -> Fb3Error:
+    why = summary.folds[0]["reason"] if summary.folds else "there is none"
+    return Fb3Error(f"{packed.path}: no run in it can be used: {why}")
+
+
+def _predict(
+    packed: Bundle, members: list[Member], asked: Asked, standing: Standing, summary: Summary, ends: float, strict: bool
+) -> None:
+    """The folds, from here on with tokenizers and torch: the first file stands."""
+    _tell_caveats(members)
+    checks = Checks(packed, [member.folds[k] for member, k in in_turn(members)])
+    from fb3.tokenising import begin_tokens
+
+    tokens, ids = begin_tokens(members, asked.essays), asked.essays[members[0].recipe.data.id_column].to_numpy()
+    asked.essays = None  # many texts are no small part of the memory, and are not needed once they are tokens
+    from fb3.turns import Turns
+
+    Turns(checks, members, ids, tokens, standing, summary, ends, strict).run()
 
 
 def _tell_caveats(members: list[Member]) -> None:

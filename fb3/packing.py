@@ -190,7 +190,7 @@ def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
 
 
 def _size(member: Member, weights: str, link: bool) -> int:
-    """Bytes of a packed run, as far as they count: weights that are shared, where that can be, take none."""
+    """Bytes that a packed run takes, as far as they count; linked weights take none."""
     folds = sum((fold / WEIGHTS).stat().st_size for fold in member.folds if (fold / WEIGHTS).is_file())
     encoder = sum(file.stat().st_size for file in (member.path / ENCODER).rglob("*") if file.is_file())
     return encoder + (folds // 2 if weights == "fp16" else 0 if link else folds)

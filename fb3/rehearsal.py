@@ -60,8 +60,13 @@ class Rehearsal:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-def projection(layout: dict[str, Any], members: Sequence[Member]) -> dict[str, float]:
-    """Seconds that the hidden rows will take, from the run on as many of them."""
+def projection(layout: dict[str, Any] | None, members: Sequence[Member]) -> dict[str, float]:
+    """Seconds that the hidden rows will take, from the run on as many of them; empty where a member had no part in it.
+
+    layout: that run's entry in the report; none: it gave nothing.
+    """
+    if not layout or any(member.name not in layout["flops"] for member in members):
+        return {}
     flops = sum(len(member.folds) * layout["flops"][member.name] for member in members)
     limit = min(m.recipe.predict.limit_hours for m in members)
     start = layout["phases"]["tokens"]

@@ -21,13 +21,13 @@ from fb3.bundle import Bundle, Member, verify_bundle
 from fb3.errors import Fb3Error
 from fb3.essays import read_table
 from fb3.files import read_json, write_json
-from fb3.hidden_rows import TEST, invented_files, public_files, write_hidden_test
+from fb3.hidden_rows import invented_files, public_files, write_hidden_test
 from fb3.images import Image, differing_versions, installed_closure
 from fb3.notebook import find_notebook
 from fb3.progress import say
 from fb3.rehearsal import PUBLIC, Rehearsal, pass_name, projection
 from fb3.room import in_room
-from fb3.runtime import COMMIT_VARIABLES, COMPETITION_MARKER, MOUNTS, RERUN_VARIABLES, pick_device, pick_devices
+from fb3.runtime import COMMIT_VARIABLES, COMPETITION_MARKER, MOUNTS, RERUN_VARIABLES, TEST, pick_device, pick_devices
 from fb3.submission import check_form, check_values
 
 _GLANCE = 40  # rows in the second layout, which is only glanced at
@@ -96,10 +96,9 @@ def rehearse(
     finally:
         if keep is None:
             shutil.rmtree(stage, ignore_errors=True)
-    if "new" in report.layouts and report.layouts["new"]["flops"]:
-        report.projection = projection(report.layouts["new"], members)
-        if report.projection["share_t4"] > 1:
-            report.failures.append("by its FLOPs it would exceed the limit on a T4: take fewer folds or smaller models")
+    report.projection = projection(report.layouts.get("new"), members)
+    if report.projection.get("share_t4", 0) > 1:
+        report.failures.append("by its FLOPs it would exceed the limit on a T4: take fewer folds or smaller models")
     return report
 
 

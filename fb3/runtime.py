@@ -30,6 +30,7 @@ NO_CREDENTIALS = (
 )
 BUNDLE_MARKER = "manifest.json"
 COMPETITION_MARKER = "sample_submission.csv"
+TEST = "test.csv"
 _IMPORTED = time.monotonic()
 _KERNELS = (b"ipykernel", b"papermill", b"nbconvert", b"nbclient")
 _NO_MEMORY = (

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from fb3.images import find_image
 from fb3.inference import infer
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
+from fb3.rehearsal import projection
 from fb3.rehearse import as_json, check_submission, importable, rehearse
 from fb3.training.run import train
 from tests.conftest import ROOT, copied
@@ -83,6 +85,14 @@ def test_inputs_are_read_only(bundle, competition, image, tmp_path, without_netw
     report = rehearse(broken, competition, image, rows=12)
     assert "Read-only file system" in report.text()
     assert not (broken / "fb3" / "x").exists()
+
+
+def test_nothing_is_projected_where_a_run_had_no_part(bundle):
+    one = read_bundle(bundle).members()[0]
+    layout = {"rows": 9, "seconds": 2.0, "phases": {"tokens": 1.0}, "flops": {one.name: 1e9}}
+    assert projection(layout, [one])["rows"] == 9
+    assert projection(layout, [one, replace(one, name="without tokens")]) == {}
+    assert projection(None, [one]) == {}
 
 
 def test_rows_in_another_order_than_their_ids_are_noticed(bundle, competition, image, tmp_path, without_network):
