@@ -219,5 +219,5 @@ def test_what_is_saved_has_to_predict_as_what_is_trained(backbone, few):
 
 def test_a_pooling_of_a_first_token_that_is_text_is_refused(backbone, few, tmp_path):
     train(recipe_for(backbone("bert"), "model.pooling={kind: cls}"), few, tmp_path / "bert", folds=[0])
-    with pytest.raises(Fb3Error, match="pooling.kind=cls reads the first token, and this tokenizer puts none before"):
+    with pytest.raises(Fb3Error, match=r"pooling\.kind=cls reads the first token, and this tokenizer puts none before"):
         train(recipe_for(backbone("xlnet"), "model.pooling={kind: cls}"), few, tmp_path / "xlnet", folds=[0])
