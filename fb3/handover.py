@@ -8,14 +8,14 @@ from pathlib import Path
 from fb3.bundle import Bundle, read_bundle
 from fb3.errors import Fb3Error, Stopped
 from fb3.files import in_words, replacing_folder
-from fb3.foldinfo import is_finished
-from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, LOCK, RECIPE, RESUME, WEIGHTS
+from fb3.foldinfo import is_begun, is_finished
+from fb3.layout import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, WEIGHTS
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.progress import say
 from fb3.recipe import Recipe
 from fb3.runtime import folders_with
-from fb3.scoring import read_scores
+from fb3.scoring import named_score, read_scores
 from fb3.training.resume import found
 from fb3.training.run import train
 
@@ -56,8 +56,7 @@ def take_up(run: str | Path) -> Path | None:
 
 def _unfinished(folder: Path) -> bool:
     """A run folder with something done, and not everything."""
-    begun = any(folder.glob(f"fold*/{FOLD_JSON}")) or any(folder.glob(f"fold*/{RESUME}/*"))
-    return (folder / RECIPE).is_file() and begun and not _is_complete(folder)
+    return (folder / RECIPE).is_file() and is_begun(folder) and not _is_complete(folder)
 
 
 def _is_complete(run: Path) -> bool:
@@ -132,12 +131,11 @@ def hand_over(run: str | Path, out: str | Path, *, source: str | Path | None = N
             say(traceback.format_exc())
         return f"NOT PACKED: {error}\n{run}: is whole; download it, and pack it with build_dataset.py"
     _slim(run, complete)
-    scores, folds = read_scores(run / "scores.json"), bundle.manifest["runs"][0]["folds"]
-    kind = "CV" if complete else "out-of-fold score"
+    scores, packed = read_scores(run / "scores.json"), bundle.manifest["runs"][0]
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     lines = [
-        f"{kind} {scores['score']:.4f} | {columns}",
-        f"{out}: the bundle, folds {folds}, {_size(out)}; {run}: {_size(run)}",
+        f"{named_score(scores['score'], packed.get('caveats', []))} | {columns}",
+        f"{out}: the bundle, folds {packed['folds']}, {_size(out)}; {run}: {_size(run)}",
         f"to predict: {'' if complete else 'it can be used already. '}{_NEXT}",
     ]
     return "\n".join(lines if complete else [*lines, _go_on(run)])
