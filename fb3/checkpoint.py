@@ -103,7 +103,7 @@ def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
 
 @torch.no_grad()
 def check_reload(scorer: Scorer, recipe: Recipe, encoder: Path, batch: Batch) -> None:
-    """Refuses a scorer of which what is saved would predict otherwise, as soon as it is built.
+    """Refuses a scorer of which what is saved would predict otherwise, as soon as it is built; draws no random numbers.
 
     Args:
         scorer: in float32, on the CPU, before its training.
@@ -115,7 +115,8 @@ def check_reload(scorer: Scorer, recipe: Recipe, encoder: Path, batch: Batch) ->
     """
     was_training, why = scorer.training, "it predicts otherwise"
     try:
-        again = build_scorer(recipe, encoder, init="empty")
+        with torch.random.fork_rng(devices=[]):  # a head's first weights are drawn on the CPU
+            again = build_scorer(recipe, encoder, init="empty")
         assign_weights(again, weights_of(scorer), "the model")
         mine, reloaded = (each.eval()(batch).pooled for each in (scorer, again))
         if (mine - reloaded).abs().max() <= 1e-4 * mine.abs().max():

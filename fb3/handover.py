@@ -8,8 +8,8 @@ from pathlib import Path
 from fb3.bundle import Bundle, read_bundle
 from fb3.errors import Fb3Error, Stopped
 from fb3.files import in_words, replacing_folder
-from fb3.foldinfo import is_finished
-from fb3.layout import ENCODER, ENVIRONMENT, FOLD_JSON, LOCK, RECIPE, RESUME, WEIGHTS
+from fb3.foldinfo import is_begun, is_finished
+from fb3.layout import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, WEIGHTS
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.progress import say
@@ -56,8 +56,7 @@ def take_up(run: str | Path) -> Path | None:
 
 def _unfinished(folder: Path) -> bool:
     """A run folder with something done, and not everything."""
-    begun = any(folder.glob(f"fold*/{FOLD_JSON}")) or any(folder.glob(f"fold*/{RESUME}/*"))
-    return (folder / RECIPE).is_file() and begun and not _is_complete(folder)
+    return (folder / RECIPE).is_file() and is_begun(folder) and not _is_complete(folder)
 
 
 def _is_complete(run: Path) -> bool:

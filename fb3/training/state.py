@@ -91,7 +91,8 @@ def load_shared(loop: "Loop", state: Tree) -> None:
             tensor.copy_(saved[name])
     _load_optimizer(loop, state["optimizer"])
     schedule = loop.schedule.state_dict()
-    loop.schedule.load_state_dict({**schedule, **state["schedule"]})
+    rates = {key: schedule[key] for key in ("base_lrs", "_last_lr")}  # by groups, of which an earlier version had more
+    loop.schedule.load_state_dict({**schedule, **state["schedule"], **rates})
     if loop.accelerator.scaler and state["scaler"]:
         loop.accelerator.scaler.load_state_dict(state["scaler"])
     for trick, own in zip(loop.tricks, state["tricks"], strict=True):
@@ -140,10 +141,11 @@ def _optimizer_state(loop: "Loop") -> Tree:
 
 
 def _load_optimizer(loop: "Loop", state: Tree) -> None:
-    places = {name: place for place, name in enumerate(_names(loop))}
+    """Leaves out what an earlier version trained and this one freezes, such as DeBERTa's table with the embeddings."""
+    places, saved = {name: place for place, name in enumerate(_names(loop))}, {g["name"]: g for g in state["groups"]}
     groups = []
-    for now, then in zip(loop.optimizer.state_dict()["param_groups"], state["groups"], strict=True):
-        then = {key: tuple(v) if isinstance(now.get(key), tuple) else v for key, v in then.items()}
+    for now in loop.optimizer.state_dict()["param_groups"]:
+        then = {key: tuple(v) if isinstance(now.get(key), tuple) else v for key, v in saved[now["name"]].items()}
         groups.append({**then, "params": now["params"]})
-    parameters = {places[name]: own for name, own in state["parameters"].items()}
+    parameters = {places[name]: own for name, own in state["parameters"].items() if name in places}
     loop.optimizer.load_state_dict({"state": parameters | state["own"], "param_groups": groups})

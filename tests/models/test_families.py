@@ -209,7 +209,15 @@ def test_what_is_saved_has_to_predict_as_what_is_trained(backbone, few):
     recipe = recipe_for(backbone("bert"))
     scorer = build_scorer(recipe, backbone("bert"), init="pretrained")
     batch = collate(encode_essays(read_essays(few / "train.csv", recipe.data), backbone("bert"), recipe.data), [0, 1])
+    state = torch.get_rng_state()
     check_reload(scorer, recipe, backbone("bert"), batch)
+    assert torch.equal(torch.get_rng_state(), state)  # or the training would draw other dropout masks
     scorer.encoder.embeddings.LayerNorm.eps = 1.0  # stands neither in the config nor in the weights
     with pytest.raises(Fb3Error, match=r"a saved BertModel cannot be loaded again as it was \(it predicts otherwise\)"):
         check_reload(scorer, recipe, backbone("bert"), batch)
+
+
+def test_a_pooling_of_a_first_token_that_is_text_is_refused(backbone, few, tmp_path):
+    train(recipe_for(backbone("bert"), "model.pooling={kind: cls}"), few, tmp_path / "bert", folds=[0])
+    with pytest.raises(Fb3Error, match=r"pooling\.kind=cls reads the first token, and this tokenizer puts none before"):
+        train(recipe_for(backbone("xlnet"), "model.pooling={kind: cls}"), few, tmp_path / "xlnet", folds=[0])

@@ -10,11 +10,14 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from fb3.checkpoint import read_weights
 from fb3.cli import main
 from fb3.errors import Fb3Error, Stopped
 from fb3.files import read_json
 from fb3.lock import alone
+from fb3.models import surgery
 from fb3.recipe import load_recipe
 from fb3.training import resume as saving
 from fb3.training.loop import Loop
@@ -287,6 +290,25 @@ def test_other_processes_are_refused_and_other_versions_told(competition, tmp_pa
     path.write_text(saving._sealed(content))
     with pytest.raises(Fb3Error, match="saved by 2 processes, here are 1; launch as many, or delete"):
         train(recipe, competition, out)
+
+
+def test_what_an_earlier_version_did_not_freeze_is_left_out(competition, tmp_path, monkeypatch):
+    """It went on with the training of DeBERTa's relative positions where the embeddings are frozen."""
+    recipe = load_recipe("tiny", [*SAVED, "model.freeze_embeddings=true", "optimizer.layer_decay=0.5"])
+    name, freeze = "encoder.rel_embeddings.weight", surgery._freeze
+    with monkeypatch.context() as earlier:
+        thaw = lambda encoder, _: (freeze(encoder, _), encoder.get_parameter(name).requires_grad_())  # noqa: E731
+        earlier.setattr(surgery, "_freeze", thaw)
+        out = broken_run(recipe, competition, tmp_path / "run", monkeypatch)
+    then = read_weights(out / "fold0/resume/3/state.safetensors")
+    assert f"shared/optimizer/parameters/encoder.{name}/exp_avg" in then
+    train(recipe, competition, out, folds=[0])
+    assert torch.equal(
+        read_weights(out / "fold0/model.safetensors")[f"encoder.{name}"], then[f"shared/weights/encoder.{name}"]
+    )
+    train(recipe, competition, tmp_path / "whole", folds=[0])
+    rates = [[line.get("rate") for line in ended(path)["log"]] for path in (out, tmp_path / "whole")]
+    assert rates[0] == rates[1]
 
 
 def test_lines_of_other_folds_stay_in_the_log(competition, tmp_path, monkeypatch):
