@@ -171,7 +171,7 @@ def test_debug_is_a_hundred_essays_two_folds_two_epochs_and_said_wherever_it_goe
     assert packed.manifest["runs"][0]["caveats"] == ["a --debug run, 100 essays and 2 epochs"]
     assert f"WARNING: {run.path}: its score is {no_cv}" in capsys.readouterr().err
     for place in (run.path, packed.path):
-        assert re.search(f"^note .*its score is {no_cv}$", verify(place).text(), re.MULTILINE)
+        assert re.search(f"^note .*scores.json: {no_cv}$", verify(place).text(), re.MULTILINE)
     infer(packed.path, data, tmp_path / "submission.csv")
     assert f"run: its out-of-fold score is {no_cv}" in capsys.readouterr().err
     oof = str(run.path / "oof.csv")
