@@ -103,8 +103,15 @@ class _PositionsLookedUp(TorchFunctionMode):
         self.tokens, self.limits = tokens, set()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
         if func is nn.functional.embedding:
-            places = args[0].flatten()[: self.tokens]
-            if len(places) == self.tokens and bool((places.diff() == 1).all()):
-                self.limits.add(len(args[1]) - int(places[0]))
-        return func(*args, **(kwargs or {}))
+            self._note(args[0], len(args[1]))
+        elif func is torch.gather and not args[0].is_floating_point():  # token types are kept by position, too
+            index, dim = kwargs.get("index", args[-1]), kwargs.get("dim", 1)
+            self._note(index, args[0].shape[dim])
+        return func(*args, **kwargs)
+
+    def _note(self, places: torch.Tensor, rows: int) -> None:
+        places = places.flatten()[: self.tokens]
+        if len(places) == self.tokens and bool((places.diff() == 1).all()):
+            self.limits.add(rows - int(places[0]))

@@ -119,11 +119,13 @@ def test_as_many_tokens_as_there_are_positions_and_no_more(family, backbone):
     if family == "funnel":
         encoder.config.fb3_padded_to = LENGTH
     limit = longest_input(encoder.eval())
-    if family in NO_POSITIONS:
+    by_token_types = family in {"nomic_bert", "jina_embeddings_v3"} and limit is not None  # in transformers 5.15
+    if family in NO_POSITIONS and not by_token_types:
         assert limit is None
         assert runs(encoder, 4 * POSITIONS)
         return
-    assert limit == (256 if family == "big_bird" else POSITIONS - 2 * (family in SKIPS_TWO))
+    skipped = 2 if family in SKIPS_TWO and not by_token_types else 0
+    assert limit == (256 if family == "big_bird" else POSITIONS - skipped)
     assert runs(encoder, limit)
     assert family == "tapas" or not runs(encoder, limit + 1)  # which repeats its last position
 
