@@ -91,7 +91,7 @@ def wheels_of(runs: list[Path], folder: Path | None, without: bool) -> Iterator[
 
 
 def _of_runs(arguments: argparse.Namespace) -> list[str]:
-    """What was given and says something about runs, or their weights."""
+    """Arguments that were given and concern runs or their weights."""
     given = {
         "RUN": arguments.runs,
         "--weights": arguments.weights != "fp32",

@@ -35,10 +35,10 @@ from fb3.tokens import Encoded
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 128_100  # DeBERTa-v3's: its embeddings are half of the weights that training moves
-ROUNDS, SHARE = 5, 25.0  # of measuring, at most; seconds in which no further round is begun
+ROUNDS, SHARE = 5, 25.0  # rounds of measuring at most; seconds after which no further one is begun
 EXACT = 16  # essays whose scores are compared with those in fp32
 TIMES, LEAST = 3, 1e-4  # how far off the scores may be: times what transformers' own rounds off in that precision
-LOSSES_APART = 0.05  # of two mean losses over the same essays in another order
+LOSSES_APART = 0.05  # share by which two mean losses over the same essays, in another order, may differ
 MOVED = 0.5  # the least share of the plain loop's way that the head must have gone in training
 Write = Callable[[dict[str, Any]], None]
 
@@ -65,7 +65,7 @@ def wait(on: torch.device) -> None:
 
 
 def device(work: Path, small: bool, write: Write) -> None:
-    """What it is, and what products and copies reach there."""
+    """The device, and what products and copies reach on it."""
     import importlib.metadata
     import importlib.util
 

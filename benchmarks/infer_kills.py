@@ -35,7 +35,7 @@ def start(bundle: Path, data: Path, out: Path) -> tuple[subprocess.Popen, float]
 
 
 def fault_of(out: Path, sample: pd.DataFrame) -> str | None:
-    """What is wrong with a submission."""
+    """Faults of a submission."""
     try:
         table = pd.read_csv(out, dtype={sample.columns[0]: str})
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What fb3 is compared with, given the same scorer and tokens: the notebooks' loop and transformers' Trainer.
+"""Peers that fb3 is compared with, given the same scorer and tokens: the notebooks' loop and transformers' Trainer.
 
 Beside them the shapes of known encoders, and the rate of matrix products that MFU counts against.
 """

@@ -27,7 +27,7 @@ from fb3.tasks import build_task
 from fb3.worker import encode, predict_fold
 
 ESSAYS = 32  # to measure on
-TOLERANCE = 0.0005  # of the out-of-fold MCRMSE, for scores from 1 to 5; others in proportion
+TOLERANCE = 0.0005  # the out-of-fold MCRMSE may lose so much, for scores from 1 to 5; others in proportion
 
 
 def calibrate(data: Path | None, essays: int = ESSAYS) -> Check:

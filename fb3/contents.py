@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, where that is not what its name says. Looked at before a library trips over it."""
+"""Files told by their first bytes, where their names say something else; before a library trips over them."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _AGAIN = "copy or download it again"
 
 
 def stand_in(path: Path) -> str:
-    """What stands in the place of a file of any kind, with the mend, as the end of a sentence; empty for none.
+    """Names the stand-in for a file of any kind, with the mend, as the end of a sentence; empty for none.
 
     Raises:
         OSError: it cannot be read.

@@ -68,7 +68,7 @@ class _Rows:
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines, self._line = lines, ""
-        self._number, self._first, self._last = 0, 1, 0  # of the row, the header being 0; of its lines
+        self._number, self._first, self._last = 0, 1, 0  # row number, the header being 0; its first and last line
 
     def __iter__(self) -> Iterator[list[str]]:
         for row in csv.reader(self._counted(), strict=True):
@@ -83,7 +83,7 @@ class _Rows:
             yield line
 
     def fault(self, path: Path, what: str) -> Fb3Error:
-        """What is wrong with the row at hand, its lines numbered as an editor does it, and the mend."""
+        """Says what is wrong with the row at hand, its lines numbered as an editor does it, and the mend."""
         row = f"row {self._number}" if self._number else "the header"
         place = f"line {self._last}" if self._first >= self._last else f"lines {self._first}-{self._last}"
         mend = "a cell with a comma, a quote or a line end in it stands in quotes, with its own quotes doubled"

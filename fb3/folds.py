@@ -12,7 +12,7 @@ from fb3.essays import FOLD_COLUMN, check_ids, read_table, whole_numbers
 from fb3.recipe import Recipe
 
 _MOST_SCORES = 20  # distinct ones of a column that are stratified one by one
-_BINS = 10  # of a column that has more, before the outer ones are halved
+_BINS = 10  # bins of a column that has more values, before the outer ones are halved
 
 
 class FoldSplit(NamedTuple):

@@ -130,7 +130,7 @@ def _predict(
 
 def _tell_caveats(members: list[Member]) -> None:
     for member in members:
-        with suppress(Exception):  # what is amiss in these files costs words, not the submission
+        with suppress(Exception):  # a fault in these files costs words, not the submission
             if found := caveats(member.path, member.recipe):
                 say(f"{member.name}: its out-of-fold score is no CV: {'; '.join(found)}")
 

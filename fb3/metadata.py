@@ -6,7 +6,7 @@ from typing import Any
 
 from fb3.errors import Fb3Error
 
-_LENGTHS = range(6, 51)  # of a data set's slug and of its title
+_LENGTHS = range(6, 51)  # characters of a data set's slug, and of its title
 _OWNER = r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?"
 _SLUG = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 

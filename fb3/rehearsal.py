@@ -1,4 +1,4 @@
-"""What a rehearsal found, for a reader and for a program."""
+"""A rehearsal's report, for a reader and for a program."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

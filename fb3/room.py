@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 from fb3.errors import Fb3Error, NoRoom
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# As tokenizers and safetensors (Rust), SQLite and pip say it.
+# Words of tokenizers and safetensors (Rust), SQLite and pip for it.
 _FULL_IN_WORDS = re.compile(r"No space left on device|Disk quota exceeded|File too large|database or disk is full")
 _ASIDE = re.compile(r"\.([^/\\]+)\.\d+\.part\b")  # the place beside a place, until it is moved there
 _MAKE_ROOM = "Make room, and run it again"
@@ -29,7 +29,7 @@ def in_words(size: float) -> str:
 
 
 def cannot_write(path: Path, error: BaseException, need: int | None = None) -> Fb3Error:
-    """What to say where a file or folder cannot be written; where room is lacking, how much there is; where it is a
+    """The error where a file or folder cannot be written; where room is lacking, how much there is; where it is a
     source that could not be read for it, that one.
 
     Args:
@@ -51,7 +51,7 @@ def cannot_write(path: Path, error: BaseException, need: int | None = None) -> F
 def unread(place: Path, error: BaseException) -> str | None:
     """Words about the source that could not be read while `place` was written; none where writing failed."""
     name, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of copytree, for each file
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # copytree lists one error a file
         name, target, reason = error.args[0][0]
         name = name if str(name) in str(reason) else target
     if not isinstance(name, (str, os.PathLike)):
@@ -99,7 +99,7 @@ def room(path: str | Path, need: int | None = None) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        name = getattr(cause, "filename2", None) or getattr(cause, "filename", None)  # of a copy, the second
+        name = getattr(cause, "filename2", None) or getattr(cause, "filename", None)  # a copy names its target second
         raise cannot_write(Path(name if isinstance(name, str) else path), cause, need) from None
 
 

@@ -117,7 +117,7 @@ def _of_sample(path: Path, identifier: str, true: pd.DataFrame) -> tuple[list[st
 
 
 def caveats(run: Path, recipe: Recipe) -> list[str]:
-    """What keeps the score of a run folder, or of a run in a bundle, from being a CV, in words; empty: nothing does.
+    """Reasons why the score of a run folder, or of a run in a bundle, is no CV, in words; empty where it is one.
 
     The recipe tells a --debug run: it is the one file that run folders of every version and bundles share.
     """

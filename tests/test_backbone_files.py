@@ -200,7 +200,7 @@ def test_other_files_stand_for_themselves(tiny_bert, tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as `from_pretrained` asks of it."""
+    """A hub, as far as `from_pretrained` asks for it."""
 
     folder = None
 

@@ -1,4 +1,4 @@
-"""What only a GPU can tell: kernels, precisions, memory that really runs out, several processes on a device.
+"""Tests that only a GPU can answer: kernels, precisions, memory that really runs out, several processes on a device.
 
 Skipped without CUDA. FB3_GPU_TESTS=cpu runs those that ask for no GPU's memory on the CPU: a rehearsal of the tests.
 """

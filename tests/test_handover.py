@@ -1,4 +1,4 @@
-"""What a training session takes up and leaves behind, without a kernel."""
+"""A training session: what it takes up and leaves behind, without a kernel."""
 
 import re
 import shutil

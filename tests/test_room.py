@@ -172,7 +172,7 @@ def test_room_is_asked_for_what_is_written_and_where_it_is_known(run, tmp_path, 
     with pytest.raises(NoRoom, match="it needs"):
         write_bundle([run], tmp_path / "bundle")
     write_bundle([run], tmp_path / "bundle", link=True)
-    unknown = usage._replace(total=0, free=0)  # of a mount that does not tell
+    unknown = usage._replace(total=0, free=0)  # a mount that does not tell
     monkeypatch.setattr(shutil, "disk_usage", lambda path: unknown)
     write_bundle([run], tmp_path / "bundle")
 

@@ -75,7 +75,7 @@ def test_the_targets_of_other_predictions_are_the_samples_or_what_both_files_sha
     assert score_files(both, wide).columns == {"a": 0, "b": 0}
     with pytest.raises(Fb3Error, match=r"one.csv: no column \['b'\], a target by .*sample_submission.csv"):
         score_files(one, wide)
-    write(sample, [["z", 0, 0]], ("text_id", "low", "high"))  # of a form that train.csv does not have
+    write(sample, [["z", 0, 0]], ("text_id", "low", "high"))  # a form that train.csv does not have
     assert score_files(one, wide).columns == {"a": 0}
 
 

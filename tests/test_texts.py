@@ -120,7 +120,7 @@ HARD = ["a", " ", "é", "\xa0", "a'", "'", "aé", " \t", "\n ", "\n", ".", ". ",
 def test_no_text_takes_longer_than_by_its_length(work):
     WORKS[work]("x")
     for hard in HARD:
-        for start in ("x", "é", "a\n"):  # what makes a shortcut impossible, and keeps whitespace from being stripped
+        for start in ("x", "é", "a\n"):  # a start that no shortcut fits, and that keeps whitespace from being stripped
             text = start + hard * (30_000 // len(hard)) + "x"
             taken = min(seconds(WORKS[work], text) for _ in range(2))
             assert taken < 0.5, (start, hard)  # 0.02 s; a pattern that tries again at every letter takes 3 s

@@ -382,7 +382,7 @@ def without(table, *rows):
     return table.drop(index=[*rows]).reset_index(drop=True)
 
 
-# What becomes of the sample submission and of test.csv, and which rows of test.csv are then predicted.
+# Changes to the sample submission and to test.csv, and which rows of test.csv are then predicted.
 MISFITS = {
     "three rows of the sample": (lambda sample: sample.iloc[:3], lambda test: test, None),
     "a part of each": (lambda sample: without(sample, 0, 1), lambda test: without(test, 4, 5), None),

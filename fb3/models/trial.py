@@ -16,7 +16,7 @@ from fb3.models.scorer import Tower
 from fb3.runtime import Precision, out_of_memory
 
 _LENGTHS = (13, 6, 2, 1)  # tokens of its texts
-_TOLERANCE = 1e-4  # of the largest state: rounding gives 1e-6, padding that is seen 4e-3 and more
+_TOLERANCE = 1e-4  # share of the largest state: rounding gives 1e-6, padding that is seen 4e-3 and more
 _PERIOD = 2**16 + 1  # numbers until the made-up weights repeat
 _DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

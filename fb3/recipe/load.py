@@ -21,7 +21,7 @@ _BUILTIN = files("fb3.recipe") / "builtin"
 LARGEST = 256 * 2**10  # bytes of a recipe or space; all settings written out have 5 kB, and YAML is read slowly
 _NODES = 20_000  # keys and values, those of an alias counted each time that it is used
 _DEPTH = 32  # of values within values; a recipe has five
-_BEGIN = re.compile(r"(?:^|\s)([A-Za-z_][\w.]*)\s*([=:])")  # of an override
+_BEGIN = re.compile(r"(?:^|\s)([A-Za-z_][\w.]*)\s*([=:])")  # an override's key
 _DIGITS = 40  # of a whole number
 
 

@@ -79,7 +79,7 @@ class Scheduled(_Criterion):
         self._losses, self._weights = losses, weights
 
     def parts(self, predicted: Tensor, truth: Tensor) -> list[Tensor]:
-        """What is added."""
+        """The losses that are added, a scalar each."""
         return [loss(predicted, truth) for loss in self._losses]
 
     def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:
@@ -100,7 +100,7 @@ class Learned(_Criterion):
         self._losses, self._weigh = losses, Uncertainty(count)
 
     def parts(self, predicted: Tensor, truth: Tensor) -> list[Tensor]:
-        """What is added."""
+        """The losses that are added, a scalar each."""
         pairs = [(predicted, truth)]
         if len(self._losses) == 1:
             pairs = list(zip(predicted.split(1, 1), truth.split(1, 1), strict=True))

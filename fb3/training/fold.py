@@ -99,7 +99,7 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
 
 
 def _own_seed(session: Session, seed: int) -> int:
-    """What this process draws by for its own share of a batch: dropout's masks, changes of essays."""
+    """Seed for this process's own share of a batch: dropout's masks, changes of essays."""
     return seed + _OTHER_PROCESS * session.accelerator.process_index
 
 

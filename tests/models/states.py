@@ -15,7 +15,7 @@ from fb3.checkpoint import assign_weights, weights_of
 from fb3.models.encoder import empty_encoder, random_encoder
 from fb3.models.scorer import layer_states
 
-LENGTHS = (64, 13)  # of two texts
+LENGTHS = (64, 13)  # tokens of two texts
 
 
 def save_encoder(folder: Path) -> None:

@@ -29,7 +29,7 @@ class Evil:
 
 
 def start(folder, out):
-    """What a training does with a tiny_bert, at first."""
+    """The first steps of a training with a backbone."""
     recipe = load_recipe("tiny", [f"model.backbone={folder}", "data.max_length=64"])
     export_encoder(recipe.model, out)
     return build_scorer(recipe, out, init="pretrained")

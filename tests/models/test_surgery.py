@@ -76,7 +76,7 @@ def test_every_weight_starts_as_the_encoder_itself_starts_it(family):
     own = {name: p.detach().clone() for name, p in layer_stack(encoder)[-1].named_parameters()}
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter.fill_(0.5)  # as what a pretraining left
+            parameter.fill_(0.5)  # stands for what a pretraining left
     reinitialise(encoder, 1)
     for name, p in layer_stack(encoder)[-1].named_parameters():
         if own[name].std() == 0:
@@ -177,7 +177,7 @@ def test_every_part_has_the_depth_of_what_it_feeds(family):
         assert found == {depth}, part
 
 
-# What is left to train above the first two of three layers, by the beginning of its name.
+# Parameters left to train above the first two of three layers, by the beginning of its name.
 LEFT = {
     "bert": ("encoder.layer.2.",),
     "deberta": ("encoder.layer.2.",),

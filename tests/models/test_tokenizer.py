@@ -128,7 +128,7 @@ def test_a_vocabulary_of_word_pieces_marks_its_ends(model_type, folder, texts):
 
 
 def test_a_tokenizer_json_keeps_its_normaliser(folder, texts, tmp_path):
-    """As it was saved by version 4, whichever version reads it."""
+    """Saves it in the form of version 4, whichever version reads it."""
     place = folder("deberta-v2", tokenizer_class="DebertaV2Tokenizer")
     trained(place / "spm.model", texts, DEBERTA)
     wanted = loaded(place)

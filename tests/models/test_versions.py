@@ -23,7 +23,7 @@ from tests.models.families import FAMILIES, make_tokenizers, write_backbone
 from tests.models.test_families import REFUSED
 
 OTHER = os.environ.get("FB3_OTHER_TRANSFORMERS")
-# What refuses to load, or to compute, is no danger: inference says so.
+# A fold that refuses to load, or to compute, is no danger: inference says so.
 LOUD = ("does not recognize this architecture", "not the weights of this recipe's model", "unexpected keyword argument")
 
 

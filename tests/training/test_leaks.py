@@ -1,4 +1,4 @@
-"""What is fitted for a fold knows nothing of its validation essays: other ones there change nothing, bit for bit."""
+"""Nothing that is fitted for a fold knows its validation essays: other ones there change nothing, bit for bit."""
 
 import re
 

@@ -252,7 +252,7 @@ def test_further_folds_keep_the_encoder_folder_of_the_first(run, competition, tm
     out = copied(run, tmp_path / "run")
     shutil.rmtree(out / "fold1")
     tokenizer = out / "encoder" / "tokenizer.json"
-    tokenizer.write_text(tokenizer.read_text() + "\n")  # as another version of its library would write it
+    tokenizer.write_text(tokenizer.read_text() + "\n")  # a form in which another version of its library writes it
     before = sha256(tokenizer)
     train(load_recipe(out / "recipe.yaml"), competition, out, folds=[1])
     assert sha256(tokenizer) == before

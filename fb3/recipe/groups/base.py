@@ -24,4 +24,4 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Listed = BeforeValidator(_listed)  # of a list of texts: a single one is a list of one
+Listed = BeforeValidator(_listed)  # takes a single text for a list of one
