@@ -18,7 +18,7 @@ _STD = 0.5  # below that of FB3's targets, 0.57 to 0.73, so that there the range
 # Share of the predictions' spread. A model that has learned little predicts nearly the same for all, and shuffled rows
 # differ by little; bf16 alone gives about 0.01 of the spread.
 _OF_SPREAD = 0.25
-_NOISE = 0.1  # of the tolerance: below this root mean square nothing is refused
+_NOISE = 0.1  # share of the tolerance: below this root mean square nothing is refused
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fb3.errors import Fb3Error
 from fb3.files import read_json
 from fb3.layout import CONFIG, TOKENIZER, WEIGHTS
 
-KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # as errors name them
+KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # the names in errors
 _VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model")
 _BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BIN = "pytorch_model.bin"

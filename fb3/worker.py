@@ -85,7 +85,7 @@ def predict_fold(
                 encoded,
                 ids,
                 rows=left,
-                precision="fp32" if backed else each,  # of what is left to torch
+                precision="fp32" if backed else each,  # with a backend, torch computes pooling and head alone
                 token_budget=member.recipe.predict.token_budget,
                 until=until,
                 name=name,

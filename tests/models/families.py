@@ -123,7 +123,7 @@ FAMILIES = {
     family: (kind, config)
     for kind, configs in KINDS.items()
     for family, config in configs.items()
-    if family.partition("@")[0] in CONFIG_MAPPING  # of this version of transformers
+    if family.partition("@")[0] in CONFIG_MAPPING  # known to this version of transformers
 }
 _UNFRAMED = ("gpt2", "gpt_neox", "bloom", "llama", "qwen", "mistral", "gemma")
 _MARKS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
