@@ -116,7 +116,7 @@ def inner_imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_every_module_has_a_floor_and_imports_only_point_down(path):
     module = name_of(path)
-    if module in TOP:
+    if module in TOP or not path.read_text():
         return
     floor = floor_of(module)
     assert floor is not None, f"{module}: give it a floor"

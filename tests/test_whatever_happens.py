@@ -251,7 +251,8 @@ def test_a_process_below_a_kernel_counts_from_the_kernels_start(tmp_path):
     kernel.write_text(
         "import subprocess, sys, time\n"
         "time.sleep(2)\n"
-        "subprocess.run([sys.executable, '-c', 'from fb3.runtime import session_seconds; print(session_seconds())'])\n"
+        "code = 'from fb3.runtime import session_seconds; print(session_seconds())'\n"
+        "subprocess.run([sys.executable, '-c', code])\n"
     )
     env = {**os.environ, "KAGGLE_KERNEL_RUN_TYPE": "Batch", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, str(kernel)], capture_output=True, text=True, env=env, check=True)
