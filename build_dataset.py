@@ -13,10 +13,10 @@ from pathlib import Path
 
 from fb3.errors import Fb3Error
 from fb3.images import BACKENDS, RECORDED, read_image
-from fb3.layout import RECIPE
 from fb3.packing import Check, write_bundle
-from fb3.progress import as_command, escape_output, say
 from fb3.recipe import load_recipe
+from fb3.system.file_names import RECIPE
+from fb3.system.progress import as_command, escape_output, say
 from fb3.upload import upload_bundle
 from fb3.wheels import fetch_wheels, find_wheels
 

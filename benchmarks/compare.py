@@ -16,9 +16,9 @@ import pandas as pd
 
 from fb3.errors import Fb3Error
 from fb3.essays import read_numbers
-from fb3.layout import OOF, RECIPE
 from fb3.recipe import load_recipe
 from fb3.scoring import TRUTH
+from fb3.system.file_names import OOF, RECIPE
 
 
 def errors_of(run: Path, columns: list[str], identifier: str) -> pd.DataFrame:

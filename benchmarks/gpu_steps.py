@@ -30,7 +30,7 @@ from peers import (
 
 from fb3.cost import forward_flops
 from fb3.recipe import Recipe, load_recipe
-from fb3.runtime import pick_device, seed_everything
+from fb3.system.kaggle import pick_device, seed_everything
 from fb3.tokens import Encoded
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -60,7 +60,7 @@ def by_others(kind, recipe, data, out):
     from fb3.models import build_scorer
     from fb3.models.encoder import export_encoder
     from fb3.prediction import predict
-    from fb3.runtime import pick_device, seed_everything
+    from fb3.system.kaggle import pick_device, seed_everything
     from fb3.tasks import build_task
     from fb3.training.optim import build_optimizer, build_schedule
 
@@ -108,7 +108,7 @@ def trainer(recipe, scorer, task, optimizer, schedule, tokenizer, texts, targets
     """transformers' Trainer."""
     from transformers import DataCollatorWithPadding
 
-    from fb3.runtime import pick_device, pick_precision
+    from fb3.system.kaggle import pick_device, pick_precision
 
     encoded = tokenizer(texts, truncation=True, max_length=recipe.data.max_length)
     names = ("input_ids", "attention_mask")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fb3.packing import write_bundle
     from fb3.prediction import predict
     from fb3.recipe import Recipe, load_recipe
-    from fb3.runtime import find_bundle, find_competition
+    from fb3.system.kaggle import find_bundle, find_competition
     from fb3.training.merge import merge
     from fb3.training.run import train, train_fold
     from fb3.tuning.search import tune
@@ -35,8 +35,8 @@ _HOME = {
     "Stopped": "fb3.errors",
     "average": "fb3.ensemble",
     "build_scorer": "fb3.models",
-    "find_bundle": "fb3.runtime",
-    "find_competition": "fb3.runtime",
+    "find_bundle": "fb3.system.kaggle",
+    "find_competition": "fb3.system.kaggle",
     "infer": "fb3.inference",
     "load_recipe": "fb3.recipe",
     "make_folds": "fb3.folds",

@@ -6,9 +6,9 @@ import numpy as np
 
 from fb3.bundle import Member
 from fb3.essays import read_numbers
-from fb3.layout import OOF
-from fb3.runtime import Precision
 from fb3.scoring import TRUTH
+from fb3.system.file_names import OOF
+from fb3.system.kaggle import Precision
 
 # Largest difference of a score on FB3's scale of 1-5. Twice and more what was seen between chips and batch sizes on
 # real essays (bf16 0.010).

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fb3.backbone_files import unreachable
 from fb3.errors import Fb3Error
-from fb3.layout import CONFIG, RECIPE
-from fb3.runtime import folders_with, input_root
+from fb3.system.file_names import CONFIG, RECIPE
+from fb3.system.kaggle import folders_with, input_root
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from fb3.contents import not_weights, stand_in
 from fb3.errors import Fb3Error
-from fb3.files import read_json
-from fb3.layout import CONFIG, TOKENIZER, WEIGHTS
+from fb3.system.file_contents import not_weights, stand_in
+from fb3.system.file_names import CONFIG, TOKENIZER, WEIGHTS
+from fb3.system.files import read_json
 
 KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # the names in errors
 _VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model")

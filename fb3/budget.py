@@ -8,8 +8,8 @@ import torch
 
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
-from fb3.progress import say
-from fb3.runtime import Precision
+from fb3.system.kaggle import Precision
+from fb3.system.progress import say
 
 _TOKENS = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache
 _TOKENS_UNMEASURED = 16384  # on other devices than these two

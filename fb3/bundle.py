@@ -9,9 +9,9 @@ from threading import Thread
 from typing import Any
 
 from fb3.errors import Fb3Error
-from fb3.files import read_json, sha256
-from fb3.layout import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, WEIGHTS
 from fb3.recipe import Recipe, load_recipe
+from fb3.system.file_names import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, WEIGHTS
+from fb3.system.files import read_json, sha256
 
 FORMAT = 1
 SOURCE_ONLY = (

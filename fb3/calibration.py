@@ -13,16 +13,16 @@ from fb3.bundle import Member
 from fb3.checkpoint import drop_scales, load_fold, save_scales
 from fb3.errors import Fb3Error
 from fb3.essays import read_numbers
-from fb3.layout import ENCODER, OOF
 from fb3.metrics import rmse_columns
 from fb3.models import Scorer
 from fb3.models.int8 import SHIFT, Scales, Shifted, observe
 from fb3.packing import Check
 from fb3.parity import check_known, training_essays
 from fb3.prediction import lower_weights, predict
-from fb3.progress import progress, say
-from fb3.runtime import Precision, cpu_has_int8, pick_precision
 from fb3.scoring import TRUTH
+from fb3.system.file_names import ENCODER, OOF
+from fb3.system.kaggle import Precision, cpu_has_int8, pick_precision
+from fb3.system.progress import progress, say
 from fb3.tasks import build_task
 from fb3.worker import encode, predict_fold
 

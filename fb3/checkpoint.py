@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.batches import Batch
-from fb3.contents import not_weights
 from fb3.errors import Fb3Error
-from fb3.files import read_json, replacing, sha256, write_json
-from fb3.layout import FOLD_JSON, INT8, WEIGHTS
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe
-from fb3.room import cannot_write
-from fb3.runtime import out_of_memory
+from fb3.system.disk_space import cannot_write
+from fb3.system.file_contents import not_weights
+from fb3.system.file_names import FOLD_JSON, INT8, WEIGHTS
+from fb3.system.files import read_json, replacing, sha256, write_json
+from fb3.system.kaggle import out_of_memory
 
 
 def weights_of(scorer: Scorer) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fb3.errors import Fb3Error, Stopped
-from fb3.progress import escape_output
+from fb3.system.progress import escape_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +37,7 @@ def train(
 ) -> None:
     """Train folds into a run folder; one that was stopped goes on from its last save."""
     from fb3.recipe import load_recipe
-    from fb3.runtime import find_competition
+    from fb3.system.kaggle import find_competition
 
     chosen = _fold_numbers(folds)
     settings = load_recipe(recipe, overrides or [])
@@ -53,9 +53,9 @@ def merge(
     out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
 ) -> None:
     """Join folds that were trained in several sessions or on several machines."""
-    from fb3.layout import RECIPE
     from fb3.recipe import load_recipe
     from fb3.scoring import caveats, named_score
+    from fb3.system.file_names import RECIPE
     from fb3.training.merge import merge as run
 
     merged = run(runs, _required(out, "--out RUN"))
@@ -80,7 +80,7 @@ def tune(
 ) -> None:
     """Search for a better recipe: trials on one fold, the best of them on further folds."""
     from fb3.recipe import load_recipe
-    from fb3.runtime import find_competition
+    from fb3.system.kaggle import find_competition
 
     chosen = _fold_numbers(folds)
     settings = load_recipe(recipe, overrides or [])
@@ -188,8 +188,8 @@ def image_freeze(
     out: Annotated[str | None, typer.Option(metavar="FILE", help="The list to write; printed where left out.")] = None,
 ) -> None:
     """Record this machine's packages, as far as fb3 needs them: run it in a notebook of the competition."""
-    from fb3.files import write_text
     from fb3.images import freeze_image
+    from fb3.system.files import write_text
 
     text = freeze_image()
     print(text, end="") if out is None else write_text(text, out)
@@ -202,8 +202,8 @@ def wheels_lock(
     backend: Annotated[str | None, typer.Option(help="Of predict.backend, whose wheels it is to have too.")] = None,
 ) -> None:
     """Resolve what training and inference need beyond an image, with hashes."""
-    from fb3.files import write_text
     from fb3.images import read_image
+    from fb3.system.files import write_text
     from fb3.wheels import lock_text
 
     text = lock_text(read_image(image), backend)
@@ -222,7 +222,7 @@ def rehearse(
     """Run the inference notebook as the competition would: no network, read-only inputs, odd hidden rows."""
     from fb3 import rehearse as rehearsal
     from fb3.images import find_image
-    from fb3.runtime import find_competition
+    from fb3.system.kaggle import find_competition
 
     report = rehearsal.rehearse(bundle, data or find_competition(), find_image(image), rows=rows, keep=keep)
     print(rehearsal.as_json(report) if as_json else report.text())

@@ -8,12 +8,12 @@ import pandas as pd
 import tokenizers
 from tokenizers import Tokenizer
 
-from fb3.contents import stand_in
 from fb3.errors import Fb3Error
-from fb3.files import read_json, read_utf8
-from fb3.layout import CONFIG, PADDED, SECOND, TOKENIZER
 from fb3.recipe.groups import DataGroup
 from fb3.statistics import text_statistics
+from fb3.system.file_contents import stand_in
+from fb3.system.file_names import CONFIG, PADDED, SECOND, TOKENIZER
+from fb3.system.files import read_json, read_utf8
 from fb3.texts import check_tokenizer, input_texts
 from fb3.tokens import Encoded, tokenise
 

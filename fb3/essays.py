@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.files import reading_utf8
 from fb3.recipe import Recipe
 from fb3.recipe.groups import DataGroup, TaskGroup
+from fb3.system.files import reading_utf8
 
 FOLD_COLUMN = "fold"
 LARGEST = 4 * 2**30  # bytes of a CSV; its cells become up to four times as large in memory

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fb3.errors import Fb3Error
-from fb3.files import read_json, write_json
-from fb3.layout import FOLD_JSON, RESUME
+from fb3.system.file_names import FOLD_JSON, RESUME
+from fb3.system.files import read_json, write_json
 
 
 def ids_hash(ids: Any) -> str:

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from fb3.essays import read_table
-from fb3.files import write_csv
 from fb3.recipe import Recipe
-from fb3.runtime import COMPETITION_MARKER, TEST
+from fb3.system.files import write_csv
+from fb3.system.kaggle import COMPETITION_MARKER, TEST
 
 _COPIES = 10  # essays that are there twice
 ODD = {

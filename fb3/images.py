@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from fb3.errors import Fb3Error, shortened
-from fb3.files import read_utf8
+from fb3.system.files import read_utf8
 
 RECORDED = Path(__file__).resolve().parent.parent / "wheels" / "images"
 _OWN = Path(__file__).with_name("requirements.txt")

@@ -15,14 +15,14 @@ import pandas as pd
 from fb3.asked import Asked, add_essays, asked_by_sample
 from fb3.bundle import Bundle, Checks, Member, in_turn, read_bundle
 from fb3.errors import Fb3Error
-from fb3.files import check_place, read_json
-from fb3.layout import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files
-from fb3.progress import say
 from fb3.recipe import Recipe, load_recipe
-from fb3.runtime import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.scoring import caveats
 from fb3.submission import Standing
 from fb3.summary import Summary
+from fb3.system.file_names import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files
+from fb3.system.files import check_place, read_json
+from fb3.system.kaggle import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
+from fb3.system.progress import say
 
 _MARGIN = 0.05  # share of the limit that is kept for what comes after
 _LIMIT_HOURS = 9.0  # where no recipe can be read

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fb3.errors import Fb3Error
-from fb3.files import read_utf8
+from fb3.system.files import read_utf8
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 

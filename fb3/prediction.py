@@ -10,15 +10,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from fb3.ahead import made_ahead
 from fb3.batches import Batch, collate, inference_batches, on_device, pinned
 from fb3.budget import Budget, open_budget
 from fb3.ensemble import Predictions
 from fb3.models import Scorer
 from fb3.models.int8 import Scales, quantise
 from fb3.models.packed import pack_linears
-from fb3.progress import progress
-from fb3.runtime import Precision, out_of_memory
+from fb3.system.kaggle import Precision, out_of_memory
+from fb3.system.prefetch import made_ahead
+from fb3.system.progress import progress
 from fb3.tasks import Task
 from fb3.tokens import Encoded
 

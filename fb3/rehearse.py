@@ -20,15 +20,23 @@ from fb3.agreement import tolerance
 from fb3.bundle import Bundle, Member, verify_bundle
 from fb3.errors import Fb3Error
 from fb3.essays import read_table
-from fb3.files import read_json, write_json
 from fb3.hidden_rows import invented_files, public_files, write_hidden_test
 from fb3.images import Image, differing_versions, installed_closure
 from fb3.notebook import find_notebook
-from fb3.progress import say
 from fb3.rehearsal import PUBLIC, Rehearsal, pass_name, projection
-from fb3.room import in_room
-from fb3.runtime import COMMIT_VARIABLES, COMPETITION_MARKER, MOUNTS, RERUN_VARIABLES, TEST, pick_device, pick_devices
 from fb3.submission import check_form, check_values
+from fb3.system.disk_space import in_room
+from fb3.system.files import read_json, write_json
+from fb3.system.kaggle import (
+    COMMIT_VARIABLES,
+    COMPETITION_MARKER,
+    MOUNTS,
+    RERUN_VARIABLES,
+    TEST,
+    pick_device,
+    pick_devices,
+)
+from fb3.system.progress import say
 
 _GLANCE = 40  # rows in the second layout, which is only glanced at
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FB3_DEVICE")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.files import write_csv
+from fb3.system.files import write_csv
 
 ID, TEXT = "text_id", "full_text"
 TARGETS = ("cohesion", "syntax", "vocabulary", "phraseology", "grammar", "conventions")

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from fb3.errors import Fb3Error
-from fb3.files import read_json, write_json
 from fb3.notebook import run_notebook
+from fb3.system.files import read_json, write_json
 
 _LIMIT = 9 * 3600
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.files import write_csv
+from fb3.system.files import write_csv
 
 
 class Standing:

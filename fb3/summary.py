@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fb3.files import write_json
-from fb3.progress import say
+from fb3.system.files import write_json
+from fb3.system.progress import say
 
 
 @dataclass

@@ -12,12 +12,12 @@ from fb3.bundle import Checks, Member, in_turn
 from fb3.cost import forward_flops
 from fb3.ensemble import Predictions, average
 from fb3.errors import Fb3Error
-from fb3.files import read_json
-from fb3.layout import ENCODER, SECOND
-from fb3.progress import say
-from fb3.runtime import pick_devices
 from fb3.submission import Standing
 from fb3.summary import Summary
+from fb3.system.file_names import ENCODER, SECOND
+from fb3.system.files import read_json
+from fb3.system.kaggle import pick_devices
+from fb3.system.progress import say
 from fb3.tokenising import Tokens
 from fb3.tokens import Encoded
 from fb3.worker import Workers

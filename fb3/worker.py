@@ -16,11 +16,11 @@ from fb3.checkpoint import load_fold, read_scales
 from fb3.encoding import encode_essays
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
-from fb3.layout import ENCODER, INT8
 from fb3.models.trial import keeps_fp32
 from fb3.prediction import lower_weights, predict
-from fb3.progress import say
-from fb3.runtime import Precision, cpu_has_int8, emulates_bf16, keep_freed_memory, pick_precision
+from fb3.system.file_names import ENCODER, INT8
+from fb3.system.kaggle import Precision, cpu_has_int8, emulates_bf16, keep_freed_memory, pick_precision
+from fb3.system.progress import say
 from fb3.tasks import build_task
 from fb3.tokens import Encoded
 

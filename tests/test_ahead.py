@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fb3.ahead import made_ahead
+from fb3.system.prefetch import made_ahead
 
 
 def threads():

@@ -16,11 +16,11 @@ from transformers import AutoModel
 
 from fb3.backbone_files import check_backbone, find_backbone
 from fb3.checkpoint import read_weights
-from fb3.contents import not_weights, stand_in
 from fb3.encoding import read_tokenizer
 from fb3.errors import Fb3Error
 from fb3.models.encoder import export_encoder
 from fb3.recipe import load_recipe
+from fb3.system.file_contents import not_weights, stand_in
 from tests.conftest import copied
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 371146213\n" % (b"4d" * 32)

@@ -12,7 +12,6 @@ import pytest
 from build_dataset import main
 from fb3.bundle import Checks, Member, in_turn, read_bundle, verify_bundle
 from fb3.errors import Fb3Error
-from fb3.files import replacing, sha256, write_text
 from fb3.images import find_image
 from fb3.inference import infer
 from fb3.metadata import check_file_names
@@ -20,6 +19,7 @@ from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.recipe.groups import Text
 from fb3.rehearse import rehearse
+from fb3.system.files import replacing, sha256, write_text
 from fb3.training.run import train
 from fb3.verify import verify
 from fb3.wheels import fetch_wheels

@@ -12,12 +12,12 @@ from fb3.bundle import read_bundle, verify_bundle
 from fb3.calibration import calibrate
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays
-from fb3.files import read_json
 from fb3.inference import infer
 from fb3.models.int8 import Int8Linear
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe
+from fb3.system.files import read_json
 from fb3.training.run import train
 from fb3.worker import encode, predict_fold
 

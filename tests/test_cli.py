@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 
-from fb3.files import write_csv
+from fb3.system.files import write_csv
 from tests.conftest import ROOT, TINY
 
 

@@ -9,7 +9,16 @@ import pytest
 
 from fb3.cli import app
 from fb3.errors import Fb3Error
-from fb3.files import check_place, read_json, replacing, replacing_folder, sha256, write_csv, write_json, write_text
+from fb3.system.files import (
+    check_place,
+    read_json,
+    replacing,
+    replacing_folder,
+    sha256,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):

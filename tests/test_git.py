@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from fb3 import git
-from fb3.git import git_state
+from fb3.system import git
+from fb3.system.git import git_state
 
 pytestmark = pytest.mark.skipif(not shutil.which("git"), reason="no git here")
 WHO = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "protocol.file.allow=always", "-c", "commit.gpgsign=false"]

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from fb3.augmentation.text import read_synonyms
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays, read_numbers
-from fb3.files import LARGEST, read_json
 from fb3.folds import read_folds
 from fb3.images import read_image
-from fb3.lock import alone
 from fb3.notebook import run_notebook
 from fb3.recipe import load_recipe
 from fb3.recipe.groups import DataGroup, RegressionTask
 from fb3.recipe.load import LARGEST as LARGEST_YAML
 from fb3.recipe.space import read_space
 from fb3.scoring import read_scores, score_files
+from fb3.system.files import LARGEST, read_json
+from fb3.system.folder_lock import alone
 from fb3.training.log import RunLog
 from fb3.tuning.study import open_study
 from fb3.wheels import _requirements_of, locked

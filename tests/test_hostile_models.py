@@ -16,11 +16,11 @@ from fb3.bundle import read_bundle, verify_bundle
 from fb3.checkpoint import load_fold, read_weights
 from fb3.encoding import load_tokenizer
 from fb3.errors import Fb3Error
-from fb3.files import read_json, sha256, write_json
 from fb3.foldinfo import is_finished
 from fb3.inference import infer
 from fb3.models.encoder import random_encoder
 from fb3.packing import write_bundle
+from fb3.system.files import read_json, sha256, write_json
 from fb3.training import resume
 from fb3.upload.dataset import _zip_folders, check_limits
 from tests.conftest import copied

@@ -63,8 +63,8 @@ def test_rows_come_back_by_id_and_awkward_essays_are_predicted(bundle, competiti
 def test_predictions_out_of_range_are_clipped(run, competition, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from fb3.files import read_json, sha256, write_json
     from fb3.packing import write_bundle
+    from fb3.system.files import read_json, sha256, write_json
 
     high = copied(run, tmp_path / "high")
     for fold, bias in ((0, 40.0), (1, 50.0)):

@@ -1,4 +1,4 @@
-from fb3.progress import progress, say
+from fb3.system.progress import progress, say
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):

@@ -6,11 +6,20 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fb3 import runtime, worker
+from fb3 import worker
 from fb3.bundle import Member
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
-from fb3.runtime import find_bundle, find_competition, on_kaggle, pick_device, pick_devices, pick_precision, secret
+from fb3.system import kaggle as runtime
+from fb3.system.kaggle import (
+    find_bundle,
+    find_competition,
+    on_kaggle,
+    pick_device,
+    pick_devices,
+    pick_precision,
+    secret,
+)
 
 LAYOUTS = [
     ("slug", "other"),
@@ -130,7 +139,7 @@ def test_bf16_is_not_emulated(capability, taken, run, monkeypatch, capsys):
 def test_what_tensors_free_serves_the_next_ones():
     """Told by the pages that the system hands out anew, in a process of its own."""
     program = (
-        "import resource, sys, torch; from fb3.runtime import keep_freed_memory\n"
+        "import resource, sys, torch; from fb3.system.kaggle import keep_freed_memory\n"
         "keep_freed_memory() if sys.argv[1] == 'keep' else None\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "before = faults()\n"

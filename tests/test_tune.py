@@ -14,9 +14,9 @@ pytest.importorskip("optuna")
 
 from fb3.cli import main
 from fb3.errors import Fb3Error
-from fb3.lock import alone
 from fb3.recipe import load_recipe
 from fb3.recipe.space import read_space
+from fb3.system.folder_lock import alone
 from fb3.training import loop
 from fb3.training.run import train
 from fb3.training.session import Evaluation

@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 import torch
 
-from fb3 import asked, budget, inference, prediction, runtime, tokenising, turns, worker
+from fb3 import asked, budget, inference, prediction, tokenising, turns, worker
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
-from fb3.files import read_json, write_json
 from fb3.inference import infer
 from fb3.packing import write_bundle
 from fb3.submission import Standing
+from fb3.system import kaggle as runtime
+from fb3.system.files import read_json, write_json
 from fb3.worker import Workers, share_by_tokens
 from tests.conftest import ROOT, copied
 
@@ -251,7 +252,7 @@ def test_a_process_below_a_kernel_counts_from_the_kernels_start(tmp_path):
     kernel.write_text(
         "import subprocess, sys, time\n"
         "time.sleep(2)\n"
-        "code = 'from fb3.runtime import session_seconds; print(session_seconds())'\n"
+        "code = 'from fb3.system.kaggle import session_seconds; print(session_seconds())'\n"
         "subprocess.run([sys.executable, '-c', code])\n"
     )
     env = {**os.environ, "KAGGLE_KERNEL_RUN_TYPE": "Batch", "PYTHONPATH": str(ROOT)}

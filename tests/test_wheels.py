@@ -14,7 +14,6 @@ from packaging.requirements import Requirement
 import build_dataset
 from fb3 import wheels
 from fb3.errors import Fb3Error
-from fb3.files import sha256
 from fb3.images import (
     BACKENDS,
     RECORDED,
@@ -25,6 +24,7 @@ from fb3.images import (
     own_requirements,
     read_image,
 )
+from fb3.system.files import sha256
 from fb3.wheels import check_wheels, fetch_wheels, find_wheels, resolve
 from tests.conftest import ROOT, copied
 

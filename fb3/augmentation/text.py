@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fb3.errors import Fb3Error
-from fb3.files import read_utf8
+from fb3.system.files import read_utf8
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"(?<!\[)\b[^\W\d_]{2,}\b(?!\])")  # two letters at least; what stands in brackets is a token

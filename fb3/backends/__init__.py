@@ -13,9 +13,9 @@ from fb3.backends.backed import Backed
 from fb3.backends.bare import Bare
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
-from fb3.progress import say
 from fb3.recipe import Recipe
-from fb3.runtime import Precision
+from fb3.system.kaggle import Precision
+from fb3.system.progress import say
 
 Backend = Literal["torch", "openvino", "onnx"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fb3.backends.bare import Bare, as_output
 from fb3.models.layers import longest_input
-from fb3.progress import say
+from fb3.system.progress import say
 
 Run = Callable[[Tensor, Tensor], Sequence[Tensor]]  # input_ids and attention_mask (B, T) to states, float32
 _PROBE = (33, 20)  # tokens of its two texts; other shapes than the conversion saw

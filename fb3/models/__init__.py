@@ -8,7 +8,6 @@ from torch import nn
 from fb3.backbone_files import KEY, SECOND_KEY
 from fb3.encoding import load_tokenizer
 from fb3.errors import Fb3Error
-from fb3.layout import SECOND
 from fb3.models.attention import use_blocked_attention
 from fb3.models.deberta import use_fused_disentangled_attention
 from fb3.models.encoder import empty_encoder, pretrained_encoder, random_encoder
@@ -22,6 +21,7 @@ from fb3.models.surgery import operate, reinitialise
 from fb3.models.trial import make_up_weights
 from fb3.recipe import Recipe
 from fb3.recipe.groups import ModelGroup
+from fb3.system.file_names import SECOND
 from fb3.tokens import special_tokens
 
 __all__ = ["ModelOutput", "Scorer", "build_scorer"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fb3.models.disentangled import Tables, disentangled_attention, make_log_bucket_position, rows_by_distance
 from fb3.models.flash import flash_attention, flash_runs, table_scale
-from fb3.progress import say
+from fb3.system.progress import say
 
 try:
     from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention

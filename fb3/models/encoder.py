@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, Pretra
 
 from fb3.backbone_files import KEY, Source, find_backbone
 from fb3.errors import Fb3Error
-from fb3.files import read_json
-from fb3.layout import CONFIG
 from fb3.models.tokenizer import backbone_tokenizer, check_tokens
-from fb3.progress import say
 from fb3.recipe.groups import ModelGroup
+from fb3.system.file_names import CONFIG
+from fb3.system.files import read_json
+from fb3.system.progress import say
 
 _HIDDEN_DROPOUT = (
     "hidden_dropout_prob",

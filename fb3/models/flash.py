@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fb3.models.disentangled import Tables, rows_by_distance
 from fb3.models.flash_check import Span, fault_of, words
-from fb3.progress import say
+from fb3.system.progress import say
 
 _DEVICES = ("cuda",)
 _OLDEST = (8, 0)  # compute capability

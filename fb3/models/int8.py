@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fb3.models.packed import TOKENS, before_gelu, linears_of, put, replace
 from fb3.models.scorer import Scorer
-from fb3.progress import say
+from fb3.system.progress import say
 
 # By a linear layer's name in the scorer, the least and the largest number it reads: (2, C), one of each for a channel,
 # or (2, 1) for what comes in uint8 from the layer before it. Beside them the shift.

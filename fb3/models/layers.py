@@ -7,7 +7,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fb3.errors import Fb3Error
-from fb3.layout import PADDED
+from fb3.system.file_names import PADDED
 
 _PROBE = 9  # tokens of a text that is only to show where positions are looked up
 # Where the families of transformers keep their layers, lowest first.

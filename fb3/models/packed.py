@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from fb3.layout import PADDED
-from fb3.progress import say
+from fb3.system.file_names import PADDED
+from fb3.system.progress import say
 
 TOKENS = 4096  # in a batch, for which the layout is chosen; any other number works too
 

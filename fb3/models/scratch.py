@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.errors import Fb3Error
 from fb3.recipe.groups import Scratch
-from fb3.room import room
+from fb3.system.disk_space import room
 
 SPECIAL = {
     "pad_token": "[PAD]",

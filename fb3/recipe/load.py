@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from fb3.errors import Fb3Error, RuleError, nearest
-from fb3.files import read_utf8
-from fb3.progress import as_command
 from fb3.recipe.groups import Group
 from fb3.recipe.keys import below, dotted_keys, key_hint
 from fb3.recipe.recipe import Recipe
+from fb3.system.files import read_utf8
+from fb3.system.progress import as_command
 
 _BUILTIN = files("fb3.recipe") / "builtin"
 LARGEST = 256 * 2**10  # bytes of a recipe or space; all settings written out have 5 kB, and YAML is read slowly

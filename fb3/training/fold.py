@@ -16,7 +16,7 @@ from fb3.folds import FoldSplit
 from fb3.metrics import Score
 from fb3.models import build_scorer
 from fb3.prediction import predict
-from fb3.runtime import seed_everything
+from fb3.system.kaggle import seed_everything
 from fb3.tasks import Consistent, Task, build_task
 from fb3.tokens import Encoded
 from fb3.training.loop import Loop

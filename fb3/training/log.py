@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fb3.files import replacing
-from fb3.progress import Advance, say
-from fb3.room import cannot_write
+from fb3.system.disk_space import cannot_write
+from fb3.system.files import replacing
+from fb3.system.progress import Advance, say
 
 
 class RunLog:

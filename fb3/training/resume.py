@@ -22,14 +22,14 @@ from torch import Tensor
 
 from fb3.checkpoint import read_weights
 from fb3.errors import Fb3Error, NoRoom, Stopped
-from fb3.files import in_words, link_or_copy, read_json, replacing, replacing_folder, sha256, write_text
 from fb3.foldinfo import ids_hash, is_finished
 from fb3.folds import FoldSplit
-from fb3.layout import FOLD_JSON, RESUME, WEIGHTS
-from fb3.progress import say
 from fb3.recipe import Recipe
 from fb3.recipe.load import differences
-from fb3.room import free_room, unread
+from fb3.system.disk_space import free_room, unread
+from fb3.system.file_names import FOLD_JSON, RESUME, WEIGHTS
+from fb3.system.files import in_words, link_or_copy, read_json, replacing, replacing_folder, sha256, write_text
+from fb3.system.progress import say
 from fb3.training.loop import Loop
 from fb3.training.session import Session, versions
 from fb3.training.state import Tree, joined, load_own, load_shared, own_state, shared_state, split

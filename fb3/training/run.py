@@ -22,19 +22,19 @@ from fb3.backbone_files import SECOND_KEY, check_backbone
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error, Stopped
 from fb3.essays import read_essays, read_numbers, training_files
-from fb3.files import read_json, sha256, sweep, write_csv, write_json, write_text
 from fb3.foldinfo import is_begun, is_finished, mark_finished
 from fb3.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
-from fb3.git import git_state
-from fb3.layout import ENCODER, ENVIRONMENT, LOCK, OOF, RECIPE, RESUME, encoder_files
-from fb3.lock import alone
 from fb3.metrics import Score
-from fb3.progress import as_command, say
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
-from fb3.room import in_room
-from fb3.runtime import is_main_process, parse_duration, session_seconds
 from fb3.scoring import TRUTH, caveats, named_score, read_scores, scores_of
+from fb3.system.disk_space import in_room
+from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, OOF, RECIPE, RESUME, encoder_files
+from fb3.system.files import read_json, sha256, sweep, write_csv, write_json, write_text
+from fb3.system.folder_lock import alone
+from fb3.system.git import git_state
+from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
+from fb3.system.progress import as_command, say
 from fb3.training.stop import Stop
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fb3.checkpoint import weights_of
 from fb3.errors import Fb3Error
 from fb3.metrics import Score
-from fb3.runtime import random_state, restore_random_state
+from fb3.system.kaggle import random_state, restore_random_state
 
 if TYPE_CHECKING:
     from fb3.training.loop import Loop

@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fb3.errors import Fb3Error
-from fb3.files import sha256
 from fb3.recipe import Recipe
 from fb3.recipe.space import Choice, Entry, Space
-from fb3.room import lacks_room
+from fb3.system.disk_space import lacks_room
+from fb3.system.files import sha256
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fb3.errors import Fb3Error
-from fb3.runtime import NO_CREDENTIALS, SECRET_VARIABLES
+from fb3.system.kaggle import NO_CREDENTIALS, SECRET_VARIABLES
 
 T = TypeVar("T")
 _BUSY = {408, 429, 500, 502, 503, 504}

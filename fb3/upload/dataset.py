@@ -15,10 +15,10 @@ from typing import Any
 
 from fb3.bundle import verify_bundle
 from fb3.errors import Fb3Error
-from fb3.files import read_json, sha256
-from fb3.layout import MANIFEST, METADATA
 from fb3.metadata import check_file_names, dataset_metadata
-from fb3.progress import say
+from fb3.system.file_names import MANIFEST, METADATA
+from fb3.system.files import read_json, sha256
+from fb3.system.progress import say
 from fb3.upload.client import open_client, patiently, refuse, status_code, told
 
 _TOP_LEVEL = 50  # files and folders that a data set may have at its top

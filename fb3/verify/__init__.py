@@ -8,8 +8,8 @@ from typing import Any
 
 from fb3.bundle import SOURCE_ONLY, Bundle, read_bundle
 from fb3.errors import Fb3Error
-from fb3.files import read_json, sha256
-from fb3.layout import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE
+from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE
+from fb3.system.files import read_json, sha256
 from fb3.verify.checked import Checked
 from fb3.verify.report import Report
 from fb3.verify.run import check_run

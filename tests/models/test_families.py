@@ -14,7 +14,6 @@ from fb3.checkpoint import check_reload, load_fold
 from fb3.encoding import encode_essays
 from fb3.errors import Fb3Error
 from fb3.essays import read_essays
-from fb3.files import read_json
 from fb3.inference import infer
 from fb3.models import build_scorer
 from fb3.models.encoder import empty_encoder
@@ -24,6 +23,7 @@ from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe
 from fb3.sample import write_competition
+from fb3.system.files import read_json
 from fb3.training.run import train
 from fb3.worker import encode, predict_fold
 from tests.models.families import FAMILIES, POSITIONS, make_tokenizers, write_backbone

@@ -6,7 +6,7 @@ from fb3.models.scratch import train_tokenizer
 PROGRAM = """
 import sys
 from pathlib import Path
-from fb3.files import sha256
+from fb3.system.files import sha256
 from fb3.models.scratch import build_backbone
 from fb3.recipe.groups import Scratch
 from fb3.sample import make_essays

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from fb3.checkpoint import load_fold
 from fb3.errors import Fb3Error
-from fb3.files import read_json, write_json
 from fb3.models.scorer import layer_states
+from fb3.system.files import read_json, write_json
 from tests.conftest import ROOT, copied
 from tests.models import states
 from tests.models.families import FAMILIES, make_tokenizers, write_backbone

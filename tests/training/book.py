@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.bundle import Member
 from fb3.checkpoint import read_weights
-from fb3.files import read_json
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.groups import Group, TaskGroup
+from fb3.system.files import read_json
 from fb3.training.run import train
 from fb3.worker import encode, predict_fold
 from tests.conftest import TINY

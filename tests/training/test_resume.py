@@ -15,10 +15,10 @@ import torch
 from fb3.checkpoint import read_weights
 from fb3.cli import main
 from fb3.errors import Fb3Error, Stopped
-from fb3.files import read_json
-from fb3.lock import alone
 from fb3.models import surgery
 from fb3.recipe import load_recipe
+from fb3.system.files import read_json
+from fb3.system.folder_lock import alone
 from fb3.training import resume as saving
 from fb3.training.loop import Loop
 from fb3.training.run import train
@@ -133,7 +133,8 @@ def test_breaking_twice_at_a_save_and_in_the_last_step(competition, tmp_path, mo
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fb3 import files, prediction
+from fb3.system import files
+from fb3 import prediction
 from fb3.cli import main
 from fb3.training import fold, resume
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fb3.errors import Fb3Error
-from fb3.layout import LOCK
+from fb3.system.file_names import LOCK
 
 _SHOWN = 200  # characters of what another process wrote
 

@@ -5,7 +5,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from fb3.files import in_words
+from fb3.system.files import in_words
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|error)\b", re.IGNORECASE)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fb3.errors import Fb3Error
-from fb3.room import cannot_write, in_words
+from fb3.system.disk_space import cannot_write, in_words
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -179,7 +179,7 @@ def pick_devices(name: str | None = None, broken: Broken = "cpu") -> "list[torch
     """
     import torch
 
-    from fb3.progress import say
+    from fb3.system.progress import say
 
     wish = name or os.environ.get("FB3_DEVICE")
     working = []
