@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from fb3.errors import Fb3Error
-from fb3.recipe.groups import DataGroup
+from fb3.recipe.data import DataGroup
 from fb3.statistics import text_statistics
 from fb3.system.file_contents import stand_in
 from fb3.system.file_names import CONFIG, PADDED, SECOND, TOKENIZER

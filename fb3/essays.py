@@ -10,7 +10,8 @@ import pandas as pd
 
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
-from fb3.recipe.groups import DataGroup, TaskGroup
+from fb3.recipe.data import DataGroup
+from fb3.recipe.task import TaskGroup
 from fb3.system.files import reading_utf8
 
 FOLD_COLUMN = "fold"

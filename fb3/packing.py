@@ -176,11 +176,7 @@ def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
         target = out / fold.name
         target.mkdir()
         if weights == "fp16":
-            from fb3.checkpoint import (  # torch, once the runs are known to be whole
-                as_half,
-                read_weights,
-                write_weights,
-            )
+            from fb3.checkpoint import as_half, read_weights, write_weights
 
             write_weights(as_half(read_weights(fold / WEIGHTS), str(fold / WEIGHTS)), target / WEIGHTS)
             info["sha256"] = sha256(target / WEIGHTS)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.recipe.groups import DataGroup
+from fb3.recipe.data import DataGroup
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -11,7 +11,7 @@ from fb3.augmentation.text import mistyped, read_synonyms, replaced, shuffled
 from fb3.augmentation.tokens import change, spliced
 from fb3.errors import Fb3Error
 from fb3.models.scratch import train_tokenizer
-from fb3.recipe.groups import Augment, DataGroup
+from fb3.recipe.data import Augment, DataGroup
 from fb3.tokens import tokenise
 
 MASK = 999

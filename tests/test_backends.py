@@ -25,7 +25,7 @@ from fb3.models.statistics import Alone
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import Windows
+from fb3.recipe.data import Windows
 from fb3.training.run import train
 from fb3.worker import encode, predict_fold
 from tests.conftest import TINY

@@ -17,7 +17,7 @@ from fb3.inference import infer
 from fb3.metadata import check_file_names
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import Text
+from fb3.recipe.data import Text
 from fb3.rehearse import rehearse
 from fb3.system.files import replacing, sha256, write_text
 from fb3.training.run import train

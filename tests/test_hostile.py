@@ -17,9 +17,10 @@ from fb3.folds import read_folds
 from fb3.images import read_image
 from fb3.notebook import run_notebook
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import DataGroup, RegressionTask
+from fb3.recipe.data import DataGroup
 from fb3.recipe.load import LARGEST as LARGEST_YAML
 from fb3.recipe.space import read_space
+from fb3.recipe.task import RegressionTask
 from fb3.scoring import read_scores, score_files
 from fb3.system.files import LARGEST, read_json
 from fb3.system.folder_lock import alone

@@ -14,7 +14,7 @@ from fb3.models import build_scorer
 from fb3.models.scratch import train_tokenizer
 from fb3.prediction import predict
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import DataGroup, Windows
+from fb3.recipe.data import DataGroup, Windows
 from fb3.tasks import build_task
 from fb3.tokens import Encoded, Slicer, tokenise
 

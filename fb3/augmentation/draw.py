@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from fb3.augmentation.text import Synonyms, mistyped, read_synonyms, replaced, shuffled
 from fb3.augmentation.tokens import change, spliced
 from fb3.errors import Fb3Error
-from fb3.recipe.groups import Augment, DataGroup
+from fb3.recipe.data import Augment, DataGroup
 from fb3.tokens import Encoded, RowEncoder
 
 

@@ -20,7 +20,7 @@ from fb3.models.statistics import Alone, StatisticsNet
 from fb3.models.surgery import operate, reinitialise
 from fb3.models.trial import make_up_weights
 from fb3.recipe import Recipe
-from fb3.recipe.groups import ModelGroup
+from fb3.recipe.model import ModelGroup
 from fb3.system.file_names import SECOND
 from fb3.tokens import special_tokens
 

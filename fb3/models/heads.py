@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fb3.recipe.groups import LinearHead, MultiSampleHead
+from fb3.recipe.model import LinearHead, MultiSampleHead
 
 WEIGHT_STD = 0.002  # small, so that the first predictions are the bias's: the targets' means
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
 from fb3.models.layers import layer_stack
-from fb3.recipe.groups import ModelGroup
+from fb3.recipe.model import ModelGroup
 
 
 def mixed(weight: Tensor, start: Tensor, probability: float) -> Tensor:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.errors import Fb3Error
-from fb3.recipe.groups import Scratch
+from fb3.recipe.model import Scratch
 from fb3.system.disk_space import room
 
 SPECIAL = {

@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 from fb3.backbone_files import Source
 from fb3.encoding import read_tokenizer
 from fb3.errors import Fb3Error
-from fb3.recipe.groups import ModelGroup
+from fb3.recipe.model import ModelGroup
 from fb3.system.file_names import TOKENIZER
 from fb3.system.progress import say
 from fb3.tokens import special_tokens

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, get_args, get_origin
 
 from fb3.errors import likeliest
-from fb3.recipe.groups import Group
+from fb3.recipe.group import Group
 
 _LIKE = 0.75  # least likeness of a hint: metric and tricks have 0.67, epoch and epochs 0.91
 

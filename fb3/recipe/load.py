@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from fb3.errors import Fb3Error, RuleError, nearest
-from fb3.recipe.groups import Group
+from fb3.recipe.group import Group
 from fb3.recipe.keys import below, dotted_keys, key_hint
 from fb3.recipe.recipe import Recipe
 from fb3.system.files import read_utf8

@@ -8,7 +8,7 @@ from pydantic import ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError, nearest
 from fb3.recipe import groups
-from fb3.recipe.groups import Group
+from fb3.recipe.group import Group
 from fb3.recipe.keys import dotted_keys, key_hint, known_keys, without_kinds
 
 DEBUG: dict[str, dict[str, int | None]] = {

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
-from fb3.recipe.groups import Group
+from fb3.recipe.group import Group
 from fb3.recipe.keys import dotted_keys, key_hint
 from fb3.recipe.load import LARGEST, check_key, overridden, parse
 from fb3.recipe.recipe import Recipe, explain

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fb3.metrics import Score, rmse_columns
 from fb3.models import ModelOutput
-from fb3.recipe.groups import TaskGroup
+from fb3.recipe.task import TaskGroup
 
 Model = Callable[[Mapping[str, Tensor]], ModelOutput]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fb3.recipe.groups import BinnedTask, OrdinalTask
+from fb3.recipe.task import BinnedTask, OrdinalTask
 from fb3.tasks.base import Model, ScoreTask, StepOutput
 from fb3.tasks.weighting import Uncertainty
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fb3.recipe.groups import RegressionTask
+from fb3.recipe.task import RegressionTask
 from fb3.tasks.weighting import Uncertainty
 
 Loss = Callable[[Tensor, Tensor], Tensor]

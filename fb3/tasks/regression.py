@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fb3.metrics import Score
-from fb3.recipe.groups import RegressionTask
+from fb3.recipe.task import RegressionTask
 from fb3.tasks.base import Model, ScoreTask, StepOutput
 from fb3.tasks.losses import build_criterion
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fb3.batches import Batch, collate, on_device, training_batches
-from fb3.recipe.groups import Uda
+from fb3.recipe.task import Uda
 from fb3.tasks.base import Model, StepOutput, Task, Wrapper, with_term
 from fb3.tokens import Encoded
 

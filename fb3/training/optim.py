@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.models.layers import depth_of_parameters, is_bias, is_norm
-from fb3.recipe.groups import MANY_STEPS, OptimizerGroup, ScheduleGroup
+from fb3.recipe.training import MANY_STEPS, OptimizerGroup, ScheduleGroup
 
 
 def parameter_groups(scorer: Scorer, settings: OptimizerGroup) -> list[dict[str, Any]]:

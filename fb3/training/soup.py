@@ -12,7 +12,7 @@ from torch import Tensor
 from fb3.checkpoint import weights_of
 from fb3.metrics import Score
 from fb3.models import Scorer
-from fb3.recipe.groups import SoupSettings
+from fb3.recipe.training import SoupSettings
 
 Weights = dict[str, Tensor]
 

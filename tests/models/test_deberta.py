@@ -14,7 +14,7 @@ from fb3.models.disentangled import disentangled_attention, rows_by_distance
 from fb3.models.layers import layer_stack
 from fb3.models.mixout import mix_out
 from fb3.models.surgery import operate
-from fb3.recipe.groups import ModelGroup, PlainPooling
+from fb3.recipe.model import ModelGroup, PlainPooling
 
 V3 = {
     "vocab_size": 50,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fb3.models.heads import build_head
-from fb3.recipe.groups import LinearHead, MultiSampleHead
+from fb3.recipe.model import LinearHead, MultiSampleHead
 
 SETTINGS = [LinearHead(), MultiSampleHead(kind="multi_sample_dropout", samples=3)]
 

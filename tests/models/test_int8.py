@@ -14,7 +14,7 @@ from fb3.models.int8 import SHIFT, Input, Int8Linear, Quantiser, observe, quanti
 from fb3.models.poolings import build_pooling, build_window_pooling
 from fb3.models.scorer import Scorer, StitchedScorer, Tower
 from fb3.models.statistics import Alone
-from fb3.recipe.groups import PlainPooling
+from fb3.recipe.model import PlainPooling
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 V3 = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "share_att_key": True}

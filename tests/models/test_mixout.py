@@ -16,7 +16,7 @@ from fb3.models import build_scorer
 from fb3.models.mixout import MixedLinear, mix_out, mixed
 from fb3.models.surgery import operate
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import ModelGroup, PlainPooling
+from fb3.recipe.model import ModelGroup, PlainPooling
 from fb3.training.run import train
 from tests.conftest import TINY
 

@@ -12,7 +12,7 @@ from fb3.models.poolings import build_pooling
 from fb3.models.poolings.base import masked_mean
 from fb3.models.poolings.tokens import TokenWeightedPooling
 from fb3.models.poolings.windows import WindowPooling
-from fb3.recipe.groups import FittedPooling, GemPooling, LayersPooling, PlainPooling, TokensPooling
+from fb3.recipe.model import FittedPooling, GemPooling, LayersPooling, PlainPooling, TokensPooling
 
 WIDTH, DEPTH = 6, 4
 

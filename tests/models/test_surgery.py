@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel
 from fb3.errors import Fb3Error
 from fb3.models.layers import depth_of_parameters, layer_stack
 from fb3.models.surgery import operate, reinitialise
-from fb3.recipe.groups import ModelGroup, PlainPooling
+from fb3.recipe.model import ModelGroup, PlainPooling
 from tests.models.sized import SMALL, sized
 
 FAMILIES = ["bert", "deberta-v2", "electra", "roberta"]

@@ -10,7 +10,10 @@ from fb3.errors import Fb3Error
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import Recipe, load_recipe
-from fb3.recipe.groups import Augment, ModelGroup, OptimizerGroup, ScheduleGroup, Text, Trick
+from fb3.recipe.data import Augment, Text
+from fb3.recipe.model import ModelGroup
+from fb3.recipe.training import OptimizerGroup, ScheduleGroup
+from fb3.recipe.tricks import Trick
 from tests.training.book import Book, inside, offered, prepare, used
 
 # Overrides by name. "a/b" is b on top of a, and must differ from a; every other piece must differ from the plain run.

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 
 from fb3.metrics import mcrmse
 from fb3.models import ModelOutput
-from fb3.recipe.groups import RegressionTask
+from fb3.recipe.task import RegressionTask
 from fb3.tasks import RDropped, losses
 from fb3.tasks.losses import build_criterion
 from fb3.tasks.regression import Regression

@@ -3,7 +3,7 @@
 import torch
 
 from fb3.metrics import Score
-from fb3.recipe.groups import SoupSettings
+from fb3.recipe.training import SoupSettings
 from fb3.training.soup import Soup
 
 

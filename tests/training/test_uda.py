@@ -16,7 +16,8 @@ from fb3.models import build_scorer
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import Augment, Uda
+from fb3.recipe.data import Augment
+from fb3.recipe.task import Uda
 from fb3.tasks import Consistent, build_task
 from fb3.training import session
 from fb3.training.run import train, train_fold

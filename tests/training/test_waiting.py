@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fb3.models import build_scorer
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import Awp, Pgd
+from fb3.recipe.tricks import Awp, Pgd
 from fb3.tasks import build_task
 from fb3.training.optim import build_optimizer, trainable
 from fb3.training.tricks import AWP, PGD, Step, build_tricks

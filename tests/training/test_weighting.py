@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fb3.errors import Fb3Error
 from fb3.models import ModelOutput, build_scorer
 from fb3.recipe import load_recipe
-from fb3.recipe.groups import OptimizerGroup, RegressionTask
+from fb3.recipe.task import RegressionTask
+from fb3.recipe.training import OptimizerGroup
 from fb3.tasks import RDropped, Regression, losses
 from fb3.tasks.losses import build_criterion
 from fb3.tasks.weighting import Uncertainty

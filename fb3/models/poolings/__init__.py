@@ -27,8 +27,9 @@ from fb3.models.poolings.tokens import (
     TokenWeightedPooling,
 )
 from fb3.models.poolings.windows import OneInput, WindowPooling
-from fb3.recipe.groups import FittedPooling, GemPooling, PlainPooling, TokensPooling, Windows
-from fb3.recipe.groups import Pooling as AnyPooling
+from fb3.recipe.data import Windows
+from fb3.recipe.model import FittedPooling, GemPooling, PlainPooling, TokensPooling
+from fb3.recipe.model import Pooling as AnyPooling
 
 __all__ = ["Pooling", "build_pooling", "build_window_pooling"]
 

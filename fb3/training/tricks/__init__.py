@@ -3,7 +3,7 @@
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.recipe import Recipe
-from fb3.recipe.groups import ON_ENCODER
+from fb3.recipe.tricks import ON_ENCODER
 from fb3.training.tricks.average import Average
 from fb3.training.tricks.awp import AWP
 from fb3.training.tricks.base import Backward, Step, Trick

@@ -6,7 +6,7 @@ Cost: from `from_epoch` on one more forward and backward pass a step; memory of 
 import torch
 from torch import nn
 
-from fb3.recipe.groups import Awp
+from fb3.recipe.tricks import Awp
 from fb3.tasks import StepOutput
 from fb3.training.tricks.base import Backward, Step, Trick
 from fb3.training.tricks.embeddings import direction, restored

@@ -6,7 +6,7 @@ Cost: next to nothing.
 import torch
 from torch import Tensor, nn
 
-from fb3.recipe.groups import Noise
+from fb3.recipe.tricks import Noise
 from fb3.tasks import StepOutput
 from fb3.training.tricks.base import Backward, Step, Trick
 

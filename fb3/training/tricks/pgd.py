@@ -6,7 +6,7 @@ Cost: `steps` more forward and backward passes; memory of a copy of the embeddin
 import torch
 from torch import Tensor
 
-from fb3.recipe.groups import Pgd
+from fb3.recipe.tricks import Pgd
 from fb3.tasks import StepOutput
 from fb3.training.tricks.base import Backward, Step, Trick
 from fb3.training.tricks.embeddings import direction, restored, word_embeddings

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.groups.base import Count, Group, Listed, Probability, Rate, Seed, Share
+from fb3.recipe.group import Count, Group, Listed, Probability, Rate, Seed, Share
 
 MANY_STEPS = 10**6  # after so many, Adam's bias corrections are 1 to the last bit
 

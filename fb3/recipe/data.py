@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.groups.base import Count, Group, Listed, Probability, Rate, Seed
+from fb3.recipe.group import Count, Group, Listed, Probability, Rate, Seed
 
 
 class Synonyms(Group):

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fb3.recipe.groups.base import Count, Group, Probability, Rate
-from fb3.recipe.groups.data import Augment
+from fb3.recipe.data import Augment
+from fb3.recipe.group import Count, Group, Probability, Rate
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
 BATCH_LOSSES = {"rmse", "mcrmse", "pearson", "rank"}  # not a mean over essays: those of parts do not add up

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fb3.recipe.groups.base import Count, Group, Probability, Rate
+from fb3.recipe.group import Count, Group, Probability, Rate
 
 # --- adversarial ---
 
