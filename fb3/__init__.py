@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from fb3.essays import read_essays
     from fb3.folds import make_folds
     from fb3.inference import infer
-    from fb3.metrics import mcrmse
     from fb3.models import build_scorer
     from fb3.packing import write_bundle
     from fb3.prediction import predict
     from fb3.recipe import Recipe, load_recipe
     from fb3.system.kaggle import find_bundle, find_competition
+    from fb3.targets.metrics import mcrmse
     from fb3.training.merge import merge
     from fb3.training.run import train, train_fold
     from fb3.tuning.search import tune
@@ -40,7 +40,7 @@ _HOME = {
     "infer": "fb3.inference",
     "load_recipe": "fb3.recipe",
     "make_folds": "fb3.folds",
-    "mcrmse": "fb3.metrics",
+    "mcrmse": "fb3.targets.metrics",
     "merge": "fb3.training.merge",
     "predict": "fb3.prediction",
     "read_essays": "fb3.essays",

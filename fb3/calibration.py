@@ -13,7 +13,6 @@ from fb3.bundle import Member
 from fb3.checkpoint import drop_scales, load_fold, save_scales
 from fb3.errors import Fb3Error
 from fb3.essays import read_numbers
-from fb3.metrics import rmse_columns
 from fb3.models import Scorer
 from fb3.models.int8 import SHIFT, Scales, Shifted, observe
 from fb3.packing import Check
@@ -23,6 +22,7 @@ from fb3.scoring import TRUTH
 from fb3.system.file_names import ENCODER, OOF
 from fb3.system.kaggle import Precision, cpu_has_int8, pick_precision
 from fb3.system.progress import progress, say
+from fb3.targets.metrics import rmse_columns
 from fb3.tasks import build_task
 from fb3.worker import encode, predict_fold
 

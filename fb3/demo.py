@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.metrics import mcrmse
 from fb3.notebook import find_notebook, run_notebook
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
@@ -14,6 +13,7 @@ from fb3.sample import ID, TARGETS, write_competition
 from fb3.scoring import score_files
 from fb3.system.disk_space import in_room
 from fb3.system.progress import as_command, escape_output, say
+from fb3.targets.metrics import mcrmse
 from fb3.training.run import train
 
 TRAIN, TEST, SEED = 600, 150, 7

@@ -17,7 +17,7 @@ FLOORS = [
         "system.files",
         "system.file_contents",
         "backbone_files",
-        "metrics",
+        "targets.metrics",
         "system.progress",
         "system.disk_space",
         "system.kaggle",

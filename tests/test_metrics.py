@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import root_mean_squared_error
 
-from fb3.metrics import Score, mcrmse, rmse_columns
+from fb3.targets.metrics import Score, mcrmse, rmse_columns
 
 TABLES = arrays(np.float64, (5, 3), elements=st.floats(-10, 10))
 

@@ -6,8 +6,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import Ridge
 
 from fb3.errors import Fb3Error
-from fb3.metrics import mcrmse
 from fb3.sample import TARGETS, make_essays, write_competition
+from fb3.targets.metrics import mcrmse
 
 
 def test_the_same_seed_gives_the_same_essays():

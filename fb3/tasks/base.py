@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fb3.metrics import Score, rmse_columns
 from fb3.models import ModelOutput
 from fb3.recipe.task import TaskGroup
+from fb3.targets.metrics import Score, rmse_columns
 
 Model = Callable[[Mapping[str, Tensor]], ModelOutput]
 

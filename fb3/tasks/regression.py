@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fb3.metrics import Score
 from fb3.recipe.task import RegressionTask
+from fb3.targets.metrics import Score
 from fb3.tasks.base import Model, ScoreTask, StepOutput
 from fb3.tasks.losses import build_criterion
 

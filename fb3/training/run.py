@@ -24,7 +24,6 @@ from fb3.errors import Fb3Error, Stopped
 from fb3.essays import read_essays, read_numbers, training_files
 from fb3.foldinfo import is_begun, is_finished, mark_finished
 from fb3.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
-from fb3.metrics import Score
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
 from fb3.scoring import TRUTH, caveats, named_score, read_scores, scores_of
@@ -35,6 +34,7 @@ from fb3.system.folder_lock import alone
 from fb3.system.git import git_state
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
+from fb3.targets.metrics import Score
 from fb3.training.stop import Stop
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from fb3.backbone_files import KEY, SECOND_KEY
 from fb3.encoding import encode_essays, load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.foldinfo import is_begun
-from fb3.metrics import Score
 from fb3.models import build_scorer
 from fb3.models.encoder import export_encoder
 from fb3.models.scratch import build_backbone
@@ -31,6 +30,7 @@ from fb3.system.file_names import CONFIG, ENCODER, PADDED, SECOND
 from fb3.system.files import read_json, replacing_folder, write_json
 from fb3.system.kaggle import Precision, keep_freed_memory, pick_device, pick_precision, secret
 from fb3.system.progress import say
+from fb3.targets.metrics import Score
 from fb3.tasks import Task, build_task
 from fb3.texts import added_tokens, input_texts
 from fb3.tokens import Encoded

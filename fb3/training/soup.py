@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fb3.checkpoint import weights_of
-from fb3.metrics import Score
 from fb3.models import Scorer
 from fb3.recipe.training import SoupSettings
+from fb3.targets.metrics import Score
 
 Weights = dict[str, Tensor]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fb3.checkpoint import weights_of
 from fb3.errors import Fb3Error
-from fb3.metrics import Score
 from fb3.system.kaggle import random_state, restore_random_state
+from fb3.targets.metrics import Score
 
 if TYPE_CHECKING:
     from fb3.training.loop import Loop

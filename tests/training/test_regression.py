@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fb3.metrics import mcrmse
 from fb3.models import ModelOutput
 from fb3.recipe.task import RegressionTask
+from fb3.targets.metrics import mcrmse
 from fb3.tasks import RDropped, losses
 from fb3.tasks.losses import build_criterion
 from fb3.tasks.regression import Regression

@@ -15,10 +15,10 @@ from fb3.errors import Fb3Error
 from fb3.essays import read_essays
 from fb3.folds import make_folds
 from fb3.inference import infer
-from fb3.metrics import mcrmse
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.system.files import read_json, sha256
+from fb3.targets.metrics import mcrmse
 from fb3.training import loop, session
 from fb3.training.run import scores_of, train, train_fold
 from fb3.verify import verify

@@ -2,8 +2,8 @@
 
 import torch
 
-from fb3.metrics import Score
 from fb3.recipe.training import SoupSettings
+from fb3.targets.metrics import Score
 from fb3.training.soup import Soup
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fb3.metrics import Score
 from fb3.models import Scorer
+from fb3.targets.metrics import Score
 from fb3.tasks import StepOutput
 
 Backward = Callable[[], StepOutput]
