@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fb3.data.essays import read_numbers
 from fb3.errors import Fb3Error
-from fb3.essays import read_numbers
 from fb3.recipe import load_recipe
 from fb3.scoring import TRUTH
 from fb3.system.file_names import OOF, RECIPE

@@ -29,9 +29,9 @@ from peers import (
 )
 
 from fb3.cost import forward_flops
+from fb3.data.tokens import Encoded
 from fb3.recipe import Recipe, load_recipe
 from fb3.system.kaggle import pick_device, seed_everything
-from fb3.tokens import Encoded
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 128_100  # DeBERTa-v3's: its embeddings are half of the weights that training moves
@@ -172,7 +172,7 @@ def prepared(shape: str, length: int, essays: int, batch: int, out: Path) -> tup
     """An encoder folder of a known shape, and synthetic essays whose lengths are as those of real ones."""
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
-    from fb3.encoding import encode_texts
+    from fb3.data.tokenizer import encode_texts
     from fb3.models.scratch import SPECIAL, train_tokenizer
     from fb3.sample import make_essays
 
@@ -386,7 +386,7 @@ def _trained(who: str, near: Callable[[str], bool], moved: dict[str, float]) -> 
 
 def _epoch(who, recipe, start, encoded, targets, length, precision, on, folder) -> Callable[[], Callable]:
     """Prepares an epoch; what it gives then tells its mean loss and how far the head's weights went."""
-    from fb3.batches import steps_per_epoch
+    from fb3.data.batches import steps_per_epoch
     from fb3.tasks import build_task
     from fb3.training.optim import build_optimizer, build_schedule
 

@@ -40,7 +40,7 @@ TOLERANCE_INT8 = 0.15  # of single scores; what counts there is the CV, which th
 
 def worker(kind: str, run: Path, arguments: argparse.Namespace) -> None:
     """One process: loads, tokenises, predicts; writes values and seconds."""
-    from fb3.essays import read_essays
+    from fb3.data.essays import read_essays
     from fb3.recipe import load_recipe
 
     start = time.perf_counter()
@@ -179,7 +179,7 @@ def with_scales(run: Path, data: Path, out: Path) -> Path:
     from fb3.bundle import Member
     from fb3.calibration import ESSAYS, measure_scales
     from fb3.checkpoint import save_scales
-    from fb3.essays import read_essays
+    from fb3.data.essays import read_essays
     from fb3.recipe import load_recipe
     from fb3.system.kaggle import cpu_has_int8, pick_device
 
@@ -198,8 +198,8 @@ def with_scales(run: Path, data: Path, out: Path) -> Path:
 def flops_of(run: Path, data: Path, essays: int) -> tuple[float, float]:
     """Of all essays' real tokens, and tokens an essay."""
     from fb3.cost import forward_flops
-    from fb3.encoding import encode_texts
-    from fb3.essays import read_essays
+    from fb3.data.essays import read_essays
+    from fb3.data.tokenizer import encode_texts
     from fb3.recipe import load_recipe
 
     recipe = load_recipe(run / "recipe.yaml")

@@ -54,9 +54,9 @@ def by_others(kind, recipe, data, out):
     import torch
     from transformers import AutoTokenizer
 
-    from fb3.batches import steps_per_epoch
-    from fb3.encoding import encode_texts
-    from fb3.essays import read_essays
+    from fb3.data.batches import steps_per_epoch
+    from fb3.data.essays import read_essays
+    from fb3.data.tokenizer import encode_texts
     from fb3.models import build_scorer
     from fb3.models.encoder import export_encoder
     from fb3.prediction import predict

@@ -12,10 +12,10 @@ from fb3.version import __version__
 
 if TYPE_CHECKING:
     from fb3.bundle import Bundle, verify_bundle
+    from fb3.data.essays import read_essays
+    from fb3.data.folds import make_folds
     from fb3.ensemble import Predictions, average
     from fb3.errors import Fb3Error, Stopped
-    from fb3.essays import read_essays
-    from fb3.folds import make_folds
     from fb3.inference import infer
     from fb3.models import build_scorer
     from fb3.packing import write_bundle
@@ -39,11 +39,11 @@ _HOME = {
     "find_competition": "fb3.system.kaggle",
     "infer": "fb3.inference",
     "load_recipe": "fb3.recipe",
-    "make_folds": "fb3.folds",
+    "make_folds": "fb3.data.folds",
     "mcrmse": "fb3.targets.metrics",
     "merge": "fb3.training.merge",
     "predict": "fb3.prediction",
-    "read_essays": "fb3.essays",
+    "read_essays": "fb3.data.essays",
     "train": "fb3.training.run",
     "train_fold": "fb3.training.run",
     "tune": "fb3.tuning.search",

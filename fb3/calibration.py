@@ -11,8 +11,8 @@ from torch import Tensor
 from fb3.agreement import target_scale
 from fb3.bundle import Member
 from fb3.checkpoint import drop_scales, load_fold, save_scales
+from fb3.data.essays import read_numbers
 from fb3.errors import Fb3Error
-from fb3.essays import read_numbers
 from fb3.models import Scorer
 from fb3.models.int8 import SHIFT, Scales, Shifted, observe
 from fb3.packing import Check

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fb3.batches import Batch
+from fb3.data.batches import Batch
 from fb3.errors import Fb3Error
 from fb3.models import Scorer, build_scorer
 from fb3.recipe import Recipe

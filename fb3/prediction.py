@@ -10,8 +10,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from fb3.batches import Batch, collate, inference_batches, on_device, pinned
 from fb3.budget import Budget, open_budget
+from fb3.data.batches import Batch, collate, inference_batches, on_device, pinned
+from fb3.data.tokens import Encoded
 from fb3.ensemble import Predictions
 from fb3.models import Scorer
 from fb3.models.int8 import Scales, quantise
@@ -20,7 +21,6 @@ from fb3.system.kaggle import Precision, out_of_memory
 from fb3.system.prefetch import made_ahead
 from fb3.system.progress import progress
 from fb3.tasks import Task
-from fb3.tokens import Encoded
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _AHEAD = {"cuda": 1}  # batches that are begun before one is fetched; elsewhere there is nobody to wait for

@@ -7,11 +7,11 @@ from threading import Thread
 import pandas as pd
 
 from fb3.bundle import Member
-from fb3.encoding import encode_essays
+from fb3.data.tokenizer import encode_essays
+from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.system.file_names import ENCODER
 from fb3.system.files import sha256
-from fb3.tokens import Encoded
 
 Tokens = dict[str, Future[Encoded]]  # by the run's name
 _NOT_OF_TOKENS = {"augment", "sample"}

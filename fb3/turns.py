@@ -10,6 +10,7 @@ import numpy as np
 from fb3.backends import tell_backends
 from fb3.bundle import Checks, Member, in_turn
 from fb3.cost import forward_flops
+from fb3.data.tokens import Encoded
 from fb3.ensemble import Predictions, average
 from fb3.errors import Fb3Error
 from fb3.submission import Standing
@@ -19,7 +20,6 @@ from fb3.system.files import read_json
 from fb3.system.kaggle import pick_devices
 from fb3.system.progress import say
 from fb3.tokenising import Tokens
-from fb3.tokens import Encoded
 from fb3.worker import Workers
 
 _UNSURE = 1.5  # a run that was not measured yet is taken to need so many times what another's speed promises

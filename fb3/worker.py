@@ -13,7 +13,8 @@ import torch
 from fb3.backends import pick_backend, use_backend
 from fb3.bundle import Member
 from fb3.checkpoint import load_fold, read_scales
-from fb3.encoding import encode_essays
+from fb3.data.tokenizer import encode_essays
+from fb3.data.tokens import Encoded
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.models.trial import keeps_fp32
@@ -22,7 +23,6 @@ from fb3.system.file_names import ENCODER, INT8
 from fb3.system.kaggle import Precision, cpu_has_int8, emulates_bf16, keep_freed_memory, pick_precision
 from fb3.system.progress import say
 from fb3.tasks import build_task
-from fb3.tokens import Encoded
 
 _GRACE = 60.0  # seconds after the deadline in which a process may end its last batch; then it is killed
 

@@ -33,7 +33,18 @@ FLOORS = [
         "guard",
         "summary",
     },
-    {"attached", "essays", "texts", "statistics", "tokens", "encoding", "batches", "models", "cost", "augmentation"},
+    {
+        "attached",
+        "data.essays",
+        "data.texts",
+        "data.text_statistics",
+        "data.tokens",
+        "data.tokenizer",
+        "data.batches",
+        "models",
+        "cost",
+        "augmentation",
+    },
     {"tasks", "prediction", "budget", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
     {
         "training.log",
@@ -50,7 +61,7 @@ FLOORS = [
         "bundle",
         "packing",
         "worker",
-        "folds",
+        "data.folds",
     },
     {
         "training.run",
@@ -143,7 +154,7 @@ def test_no_circles():
 @pytest.mark.parametrize(
     ("package", "rooms"),
     [
-        ("iterstrat", {"folds"}),
+        ("iterstrat", {"data.folds"}),
         ("accelerate", {"training."}),
         ("pydantic", {"recipe."}),
         ("kaggle", {"upload"}),

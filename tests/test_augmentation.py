@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from fb3.augmentation import augmented
-from fb3.augmentation.text import mistyped, read_synonyms, replaced, shuffled
-from fb3.augmentation.tokens import change, spliced
+from fb3.data.augmentation.draw import augmented
+from fb3.data.augmentation.text_changes import mistyped, read_synonyms, replaced, shuffled
+from fb3.data.augmentation.token_changes import change, spliced
+from fb3.data.tokens import tokenise
 from fb3.errors import Fb3Error
 from fb3.models.scratch import train_tokenizer
 from fb3.recipe.data import Augment, DataGroup
-from fb3.tokens import tokenise
 
 MASK = 999
 TOKENS = st.lists(st.integers(0, 50), min_size=1, max_size=60)

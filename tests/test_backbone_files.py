@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from fb3.backbone_files import check_backbone, find_backbone
 from fb3.checkpoint import read_weights
-from fb3.encoding import read_tokenizer
+from fb3.data.tokenizer import read_tokenizer
 from fb3.errors import Fb3Error
 from fb3.models.encoder import export_encoder
 from fb3.recipe import load_recipe

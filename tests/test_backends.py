@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModel
 from fb3.backends import pick_backend, use_backend
 from fb3.backends.bare import Bare
 from fb3.bundle import read_bundle
+from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays
 from fb3.inference import infer
 from fb3.models.attention import use_blocked_attention
 from fb3.models.heads import Linear

@@ -10,8 +10,8 @@ import torch
 from fb3 import calibration
 from fb3.bundle import read_bundle, verify_bundle
 from fb3.calibration import calibrate
+from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays
 from fb3.inference import infer
 from fb3.models.int8 import Int8Linear
 from fb3.packing import write_bundle

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from fb3.batches import BUCKET_BATCHES, collate, inference_batches, steps_per_epoch, training_batches
+from fb3.data.batches import BUCKET_BATCHES, collate, inference_batches, steps_per_epoch, training_batches
+from fb3.data.essays import read_essays, read_table
+from fb3.data.tokens import Encoded, special_tokens, tokenise, truncate
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays, read_table
 from fb3.inference import infer
 from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.recipe.data import DataGroup
 from fb3.recipe.task import RegressionTask
 from fb3.system.files import write_csv
-from fb3.tokens import Encoded, special_tokens, tokenise, truncate
 
 DATA = DataGroup(target_columns=("a", "b"))
 HEAD = "text_id,full_text,a,b\n"

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fb3.data.folds import fold_table, make_folds, read_folds
 from fb3.errors import Fb3Error
-from fb3.folds import fold_table, make_folds, read_folds
 from fb3.recipe import load_recipe
 from fb3.sample import make_essays
 

@@ -15,15 +15,15 @@ import torch
 from fb3 import budget, prediction
 from fb3.bundle import Member
 from fb3.checkpoint import load_fold
-from fb3.encoding import load_tokenizer
-from fb3.essays import read_essays
+from fb3.data.essays import read_essays
+from fb3.data.tokenizer import load_tokenizer
+from fb3.data.tokens import tokenise
 from fb3.inference import infer
 from fb3.models import build_scorer, flash
 from fb3.packing import write_bundle
 from fb3.prediction import lower_weights, predict
 from fb3.recipe import load_recipe
 from fb3.tasks import build_task
-from fb3.tokens import tokenise
 from fb3.training.optim import build_optimizer
 from fb3.training.run import train
 from fb3.training.tricks import Step, build_tricks

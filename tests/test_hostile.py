@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fb3.augmentation.text import read_synonyms
+from fb3.data.augmentation.text_changes import read_synonyms
+from fb3.data.essays import read_essays, read_numbers
+from fb3.data.folds import read_folds
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays, read_numbers
-from fb3.folds import read_folds
 from fb3.images import read_image
 from fb3.notebook import run_notebook
 from fb3.recipe import load_recipe

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from fb3.bundle import read_bundle, verify_bundle
 from fb3.checkpoint import load_fold, read_weights
-from fb3.encoding import load_tokenizer
+from fb3.data.tokenizer import load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.foldinfo import is_finished
 from fb3.inference import infer

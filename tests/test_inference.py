@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 
 from fb3.checkpoint import load_fold
-from fb3.encoding import load_tokenizer
+from fb3.data.essays import read_essays
+from fb3.data.tokenizer import load_tokenizer
+from fb3.data.tokens import tokenise
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays
 from fb3.inference import infer
 from fb3.prediction import predict
 from fb3.recipe import load_recipe
 from fb3.tasks import build_task
-from fb3.tokens import tokenise
 from tests.conftest import ROOT, copied
 
 

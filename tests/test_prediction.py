@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from fb3 import prediction
 from fb3.checkpoint import load_fold
-from fb3.encoding import load_tokenizer
-from fb3.essays import read_essays
+from fb3.data.essays import read_essays
+from fb3.data.tokenizer import load_tokenizer
+from fb3.data.tokens import tokenise
 from fb3.prediction import lower_weights, predict
 from fb3.recipe import load_recipe
 from fb3.tasks import build_task
-from fb3.tokens import tokenise
 
 
 @pytest.fixture(scope="module")

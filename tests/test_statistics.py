@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fb3.data.text_statistics import NAMES, text_statistics
 from fb3.models.statistics import Alone, StatisticsNet
-from fb3.statistics import NAMES, text_statistics
 
 
 def of(text):

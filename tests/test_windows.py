@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from fb3.batches import collate, inference_batches
 from fb3.budget import Budget
+from fb3.data.batches import collate, inference_batches
+from fb3.data.tokens import Encoded, Slicer, tokenise
 from fb3.errors import Fb3Error
 from fb3.models import build_scorer
 from fb3.models.scratch import train_tokenizer
@@ -16,7 +17,6 @@ from fb3.prediction import predict
 from fb3.recipe import load_recipe
 from fb3.recipe.data import DataGroup, Windows
 from fb3.tasks import build_task
-from fb3.tokens import Encoded, Slicer, tokenise
 
 
 @given(

@@ -6,7 +6,8 @@ from typing import Literal
 from torch import nn
 
 from fb3.backbone_files import KEY, SECOND_KEY
-from fb3.encoding import load_tokenizer
+from fb3.data.tokenizer import load_tokenizer
+from fb3.data.tokens import special_tokens
 from fb3.errors import Fb3Error
 from fb3.models.attention import use_blocked_attention
 from fb3.models.deberta import use_fused_disentangled_attention
@@ -22,7 +23,6 @@ from fb3.models.trial import make_up_weights
 from fb3.recipe import Recipe
 from fb3.recipe.model import ModelGroup
 from fb3.system.file_names import SECOND
-from fb3.tokens import special_tokens
 
 __all__ = ["ModelOutput", "Scorer", "build_scorer"]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fb3.batches import SECOND_
+from fb3.data.batches import SECOND_
 from fb3.models.heads import Linear
 from fb3.models.poolings import Pooling
 

@@ -9,12 +9,12 @@ from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS
 from transformers.utils import cached_file
 
 from fb3.backbone_files import Source
-from fb3.encoding import read_tokenizer
+from fb3.data.tokenizer import read_tokenizer
+from fb3.data.tokens import special_tokens
 from fb3.errors import Fb3Error
 from fb3.recipe.model import ModelGroup
 from fb3.system.file_names import TOKENIZER
 from fb3.system.progress import say
-from fb3.tokens import special_tokens
 
 _REBUILDS = int(transformers.__version__.split(".")[0]) >= 5
 _PROBE = "ﬁne…\u00a0text\n\nof  lines "

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fb3.batches import Batch, collate, on_device, training_batches
+from fb3.data.batches import Batch, collate, on_device, training_batches
+from fb3.data.tokens import Encoded
 from fb3.recipe.task import Uda
 from fb3.tasks.base import Model, StepOutput, Task, Wrapper, with_term
-from fb3.tokens import Encoded
 
 _REMEMBERED = 256  # batches; of token ids, so some megabytes
 

@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fb3.batches import Batch, collate, on_device, training_batches
+from fb3.data.batches import Batch, collate, on_device, training_batches
+from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models import Scorer
 from fb3.recipe.training import OptimizerGroup, TrainGroup
 from fb3.system.kaggle import out_of_memory
 from fb3.system.progress import Advance, progress
 from fb3.tasks import StepOutput, Task
-from fb3.tokens import Encoded
 from fb3.training.log import RunLog
 from fb3.training.optim import trainable
 from fb3.training.parts import Parts

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fb3.checkpoint import read_weights
+from fb3.data.folds import FoldSplit
 from fb3.errors import Fb3Error, NoRoom, Stopped
 from fb3.foldinfo import ids_hash, is_finished
-from fb3.folds import FoldSplit
 from fb3.recipe import Recipe
 from fb3.recipe.load import differences
 from fb3.system.disk_space import free_room, unread

@@ -18,7 +18,9 @@ from tokenizers import Tokenizer
 
 from fb3.attached import local_backbone
 from fb3.backbone_files import KEY, SECOND_KEY
-from fb3.encoding import encode_essays, load_tokenizer
+from fb3.data.texts import added_tokens, input_texts
+from fb3.data.tokenizer import encode_essays, load_tokenizer
+from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.foldinfo import is_begun
 from fb3.models import build_scorer
@@ -32,8 +34,6 @@ from fb3.system.kaggle import Precision, keep_freed_memory, pick_device, pick_pr
 from fb3.system.progress import say
 from fb3.targets.metrics import Score
 from fb3.tasks import Task, build_task
-from fb3.texts import added_tokens, input_texts
-from fb3.tokens import Encoded
 from fb3.training.log import RunLog
 from fb3.training.stop import Stop
 from fb3.version import __version__

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fb3.data.essays import FOLD_COLUMN, read_essays, read_numbers, training_files
 from fb3.errors import Fb3Error
-from fb3.essays import FOLD_COLUMN, read_essays, read_numbers, training_files
 from fb3.foldinfo import ids_hash
 from fb3.recipe import Recipe
 from fb3.scoring import TRUTH
@@ -33,7 +33,7 @@ def check_essays(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: di
                     "that one's folder with --data DIR"
                 )
     with run.part(f"folds.csv and the truths in {OOF}: those of train.csv"):
-        from fb3.folds import sampled
+        from fb3.data.folds import sampled
 
         essays = sampled(read_essays(run.data / "train.csv", recipe.data, recipe.task), recipe)
         _check_split(run, recipe, essays, table, finished)
@@ -44,7 +44,7 @@ def check_essays(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: di
 def _check_split(
     run: Checked, recipe: Recipe, essays: pd.DataFrame, table: pd.DataFrame, finished: dict[int, Path]
 ) -> None:
-    from fb3.folds import fold_table, make_folds
+    from fb3.data.folds import fold_table, make_folds
 
     path, identifier = run.path / "folds.csv", recipe.data.id_column
     if differ := sorted(set(table[identifier]) ^ set(essays[identifier])):

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from fb3.bundle import Member
+from fb3.data.essays import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error
-from fb3.essays import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
 from fb3.foldinfo import ids_hash, is_finished
 from fb3.recipe import Recipe, load_recipe
 from fb3.scoring import TRUTH, caveats, scores_of

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.backbone_files import check_backbone
 from fb3.checkpoint import load_fold
-from fb3.encoding import encode_texts, load_tokenizer
+from fb3.data.texts import added_tokens, target_tokens
+from fb3.data.tokenizer import encode_texts, load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.inference import infer
 from fb3.models import build_scorer
@@ -22,7 +23,6 @@ from fb3.models.scratch import SPECIAL, train_tokenizer
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.system.files import read_json, write_json
-from fb3.texts import added_tokens, target_tokens
 from fb3.training.optim import build_optimizer
 from fb3.training.run import train
 

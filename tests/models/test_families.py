@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import FNetModel
 
-from fb3.batches import collate
 from fb3.checkpoint import check_reload, load_fold
-from fb3.encoding import encode_essays
+from fb3.data.batches import collate
+from fb3.data.essays import read_essays
+from fb3.data.tokenizer import encode_essays
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays
 from fb3.inference import infer
 from fb3.models import build_scorer
 from fb3.models.encoder import empty_encoder

@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 
 from fb3.checkpoint import read_weights
+from fb3.data.essays import read_essays
+from fb3.data.folds import make_folds
 from fb3.errors import Fb3Error, Stopped
-from fb3.essays import read_essays
-from fb3.folds import make_folds
 from fb3.models import Scorer, build_scorer
 from fb3.models.layers import layer_stack
 from fb3.recipe import load_recipe

@@ -6,11 +6,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fb3.augmentation import augmented
-from fb3.encoding import encode_texts, load_tokenizer
+from fb3.data.augmentation.draw import augmented
+from fb3.data.essays import read_essays
+from fb3.data.folds import make_folds
+from fb3.data.tokenizer import encode_texts, load_tokenizer
 from fb3.errors import Fb3Error
-from fb3.essays import read_essays
-from fb3.folds import make_folds
 from fb3.inference import infer
 from fb3.models import build_scorer
 from fb3.packing import write_bundle

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fb3.data.texts import prompt_ids
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataGroup
-from fb3.texts import prompt_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

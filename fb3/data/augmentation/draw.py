@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from fb3.augmentation.text import Synonyms, mistyped, read_synonyms, replaced, shuffled
-from fb3.augmentation.tokens import change, spliced
+from fb3.data.augmentation.text_changes import Synonyms, mistyped, read_synonyms, replaced, shuffled
+from fb3.data.augmentation.token_changes import change, spliced
+from fb3.data.tokens import Encoded, RowEncoder
 from fb3.errors import Fb3Error
 from fb3.recipe.data import Augment, DataGroup
-from fb3.tokens import Encoded, RowEncoder
 
 
 @dataclass(frozen=True)

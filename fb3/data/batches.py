@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fb3.tokens import Encoded
+from fb3.data.tokens import Encoded
 
 if TYPE_CHECKING:
     import torch

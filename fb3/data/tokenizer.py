@@ -8,14 +8,14 @@ import pandas as pd
 import tokenizers
 from tokenizers import Tokenizer
 
+from fb3.data.text_statistics import text_statistics
+from fb3.data.texts import check_tokenizer, input_texts
+from fb3.data.tokens import Encoded, tokenise
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataGroup
-from fb3.statistics import text_statistics
 from fb3.system.file_contents import stand_in
 from fb3.system.file_names import CONFIG, PADDED, SECOND, TOKENIZER
 from fb3.system.files import read_json, read_utf8
-from fb3.texts import check_tokenizer, input_texts
-from fb3.tokens import Encoded, tokenise
 
 _LARGEST = 256 * 2**20  # bytes of a tokenizer.json; those of 250,000 tokens have 30 MB
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fb3.data.essays import FOLD_COLUMN, check_ids, read_table, whole_numbers
 from fb3.errors import Fb3Error
-from fb3.essays import FOLD_COLUMN, check_ids, read_table, whole_numbers
 from fb3.recipe import Recipe
 
 _MOST_SCORES = 20  # distinct ones of a column that are stratified one by one
