@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fb3.models import flash
-from fb3.models.deberta import use_fused_disentangled_attention
+from fb3.models.kernels import flash_attention as flash
+from fb3.models.kernels.deberta import use_fused_disentangled_attention
 
 V3_BASE = {
     "vocab_size": 1000,  # the embeddings are no part of it

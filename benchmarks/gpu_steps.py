@@ -28,8 +28,8 @@ from peers import (
     trainer_training,
 )
 
-from fb3.cost import forward_flops
 from fb3.data.tokens import Encoded
+from fb3.models.flops import forward_flops
 from fb3.recipe import Recipe, load_recipe
 from fb3.system.kaggle import pick_device, seed_everything
 
@@ -173,7 +173,7 @@ def prepared(shape: str, length: int, essays: int, batch: int, out: Path) -> tup
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
     from fb3.data.tokenizer import encode_texts
-    from fb3.models.scratch import SPECIAL, train_tokenizer
+    from fb3.models.from_scratch import SPECIAL, train_tokenizer
     from fb3.sample import make_essays
 
     made = make_essays(200, seed=0)
@@ -196,7 +196,7 @@ def prepared(shape: str, length: int, essays: int, batch: int, out: Path) -> tup
 
 def scorer_of(recipe: Recipe, out: Path, on: torch.device) -> torch.nn.Module:
     """Random weights, made where they are to be; attention that looks at some tokens more than at others."""
-    from fb3.models import build_scorer
+    from fb3.models.build import build_scorer
 
     seed_everything(0)
     with on:

@@ -158,7 +158,7 @@ def random_run(shape: str, run: Path, out: Path) -> Path:
     from transformers import AutoConfig
 
     from fb3.checkpoint import save_fold
-    from fb3.models import build_scorer
+    from fb3.models.build import build_scorer
     from fb3.recipe import load_recipe
     from fb3.system.kaggle import seed_everything
 
@@ -197,9 +197,9 @@ def with_scales(run: Path, data: Path, out: Path) -> Path:
 
 def flops_of(run: Path, data: Path, essays: int) -> tuple[float, float]:
     """Of all essays' real tokens, and tokens an essay."""
-    from fb3.cost import forward_flops
     from fb3.data.essays import read_essays
     from fb3.data.tokenizer import encode_texts
+    from fb3.models.flops import forward_flops
     from fb3.recipe import load_recipe
 
     recipe = load_recipe(run / "recipe.yaml")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fb3.models import attention
-from fb3.models.deberta import eager_attention
-from fb3.models.packed import PackedLinear
+from fb3.models.kernels import blocked_attention as attention
+from fb3.models.kernels.deberta import eager_attention
+from fb3.models.kernels.packed_linear import PackedLinear
 
 V3 = {
     "model_type": "deberta-v2",

@@ -57,8 +57,8 @@ def by_others(kind, recipe, data, out):
     from fb3.data.batches import steps_per_epoch
     from fb3.data.essays import read_essays
     from fb3.data.tokenizer import encode_texts
-    from fb3.models import build_scorer
-    from fb3.models.encoder import export_encoder
+    from fb3.models.backbone import export_encoder
+    from fb3.models.build import build_scorer
     from fb3.prediction import predict
     from fb3.system.kaggle import pick_device, seed_everything
     from fb3.tasks import build_task

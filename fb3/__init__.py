@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fb3.ensemble import Predictions, average
     from fb3.errors import Fb3Error, Stopped
     from fb3.inference import infer
-    from fb3.models import build_scorer
+    from fb3.models.build import build_scorer
     from fb3.packing import write_bundle
     from fb3.prediction import predict
     from fb3.recipe import Recipe, load_recipe
@@ -34,7 +34,7 @@ _HOME = {
     "Recipe": "fb3.recipe",
     "Stopped": "fb3.errors",
     "average": "fb3.ensemble",
-    "build_scorer": "fb3.models",
+    "build_scorer": "fb3.models.build",
     "find_bundle": "fb3.system.kaggle",
     "find_competition": "fb3.system.kaggle",
     "infer": "fb3.inference",

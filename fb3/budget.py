@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fb3.errors import Fb3Error
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.system.kaggle import Precision
 from fb3.system.progress import say
 

@@ -13,8 +13,8 @@ from fb3.bundle import Member
 from fb3.checkpoint import drop_scales, load_fold, save_scales
 from fb3.data.essays import read_numbers
 from fb3.errors import Fb3Error
-from fb3.models import Scorer
-from fb3.models.int8 import SHIFT, Scales, Shifted, observe
+from fb3.models.kernels.int8_linear import SHIFT, Scales, Shifted, observe
+from fb3.models.scorer import Scorer
 from fb3.packing import Check
 from fb3.parity import check_known, training_essays
 from fb3.prediction import lower_weights, predict

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fb3.data.batches import Batch
 from fb3.errors import Fb3Error
-from fb3.models import Scorer, build_scorer
+from fb3.models.build import build_scorer
+from fb3.models.scorer import Scorer
 from fb3.recipe import Recipe
 from fb3.system.disk_space import cannot_write
 from fb3.system.file_contents import not_weights

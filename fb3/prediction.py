@@ -14,9 +14,9 @@ from fb3.budget import Budget, open_budget
 from fb3.data.batches import Batch, collate, inference_batches, on_device, pinned
 from fb3.data.tokens import Encoded
 from fb3.ensemble import Predictions
-from fb3.models import Scorer
-from fb3.models.int8 import Scales, quantise
-from fb3.models.packed import pack_linears
+from fb3.models.kernels.int8_linear import Scales, quantise
+from fb3.models.kernels.packed_linear import pack_linears
+from fb3.models.scorer import Scorer
 from fb3.system.kaggle import Precision, out_of_memory
 from fb3.system.prefetch import made_ahead
 from fb3.system.progress import progress

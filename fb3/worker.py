@@ -17,7 +17,7 @@ from fb3.data.tokenizer import encode_essays
 from fb3.data.tokens import Encoded
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
-from fb3.models.trial import keeps_fp32
+from fb3.models.dry_run import keeps_fp32
 from fb3.prediction import lower_weights, predict
 from fb3.system.file_names import ENCODER, INT8
 from fb3.system.kaggle import Precision, cpu_has_int8, emulates_bf16, keep_freed_memory, pick_precision

@@ -5,8 +5,8 @@ import socket
 import pytest
 from huggingface_hub import constants
 
-from fb3.attached import local_backbone
 from fb3.errors import Fb3Error
+from fb3.models.attached_backbone import local_backbone
 
 ID, KEY = "microsoft/deberta-v3-base", "model.backbone"
 

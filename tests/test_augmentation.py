@@ -11,7 +11,7 @@ from fb3.data.augmentation.text_changes import mistyped, read_synonyms, replaced
 from fb3.data.augmentation.token_changes import change, spliced
 from fb3.data.tokens import tokenise
 from fb3.errors import Fb3Error
-from fb3.models.scratch import train_tokenizer
+from fb3.models.from_scratch import train_tokenizer
 from fb3.recipe.data import Augment, DataGroup
 
 MASK = 999

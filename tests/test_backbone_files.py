@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModel
 
-from fb3.backbone_files import check_backbone, find_backbone
 from fb3.checkpoint import read_weights
 from fb3.data.tokenizer import read_tokenizer
 from fb3.errors import Fb3Error
-from fb3.models.encoder import export_encoder
+from fb3.models.backbone import export_encoder
+from fb3.models.backbone_files import check_backbone, find_backbone
 from fb3.recipe import load_recipe
 from fb3.system.file_contents import not_weights, stand_in
 from tests.conftest import copied
@@ -185,7 +185,7 @@ def test_a_file_in_the_place_of_a_folder(tiny_bert):
 
 def test_the_look_at_files_imports_no_torch(tiny_bert):
     program = (
-        "import sys\nfrom fb3.backbone_files import find_backbone\nfind_backbone(sys.argv[1])\n"
+        "import sys\nfrom fb3.models.backbone_files import find_backbone\nfind_backbone(sys.argv[1])\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program, str(tiny_bert)], check=True)
@@ -237,7 +237,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from fb3.errors import Fb3Error
-from fb3.models.encoder import export_encoder, pretrained_encoder
+from fb3.models.backbone import export_encoder, pretrained_encoder
 from fb3.recipe import load_recipe
 for name in map(str.strip, sys.stdin):
     recipe, start = load_recipe("tiny", [f"model.backbone={name}", "data.max_length=64"]), time.monotonic()

@@ -15,13 +15,13 @@ from fb3.bundle import read_bundle
 from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
 from fb3.inference import infer
-from fb3.models.attention import use_blocked_attention
 from fb3.models.heads import Linear
-from fb3.models.poolings.layers import ConcatLayersPooling
-from fb3.models.poolings.tokens import MeanPooling, PoolerPooling
-from fb3.models.poolings.windows import OneInput
+from fb3.models.kernels.blocked_attention import use_blocked_attention
+from fb3.models.poolings.layer_poolings import ConcatLayersPooling
+from fb3.models.poolings.token_poolings import MeanPooling, PoolerPooling
+from fb3.models.poolings.window_pooling import OneInput
 from fb3.models.scorer import Scorer, StitchedScorer, Tower
-from fb3.models.statistics import Alone
+from fb3.models.statistics_net import Alone
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe

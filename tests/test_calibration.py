@@ -13,7 +13,7 @@ from fb3.calibration import calibrate
 from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
 from fb3.inference import infer
-from fb3.models.int8 import Int8Linear
+from fb3.models.kernels.int8_linear import Int8Linear
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe

@@ -19,7 +19,8 @@ from fb3.data.essays import read_essays
 from fb3.data.tokenizer import load_tokenizer
 from fb3.data.tokens import tokenise
 from fb3.inference import infer
-from fb3.models import build_scorer, flash
+from fb3.models.build import build_scorer
+from fb3.models.kernels import flash_attention as flash
 from fb3.packing import write_bundle
 from fb3.prediction import lower_weights, predict
 from fb3.recipe import load_recipe

@@ -18,7 +18,7 @@ from fb3.data.tokenizer import load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.foldinfo import is_finished
 from fb3.inference import infer
-from fb3.models.encoder import random_encoder
+from fb3.models.backbone import random_encoder
 from fb3.packing import write_bundle
 from fb3.system.files import read_json, sha256, write_json
 from fb3.training import resume

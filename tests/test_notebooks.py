@@ -15,7 +15,7 @@ from fb3.bundle import verify_bundle
 from fb3.errors import Fb3Error
 from fb3.images import find_image
 from fb3.inference import infer
-from fb3.models.scratch import build_backbone
+from fb3.models.from_scratch import build_backbone
 from fb3.notebook import find_notebook, run_notebook
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe

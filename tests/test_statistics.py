@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fb3.data.text_statistics import NAMES, text_statistics
-from fb3.models.statistics import Alone, StatisticsNet
+from fb3.models.statistics_net import Alone, StatisticsNet
 
 
 def of(text):

@@ -11,8 +11,8 @@ from fb3.budget import Budget
 from fb3.data.batches import collate, inference_batches
 from fb3.data.tokens import Encoded, Slicer, tokenise
 from fb3.errors import Fb3Error
-from fb3.models import build_scorer
-from fb3.models.scratch import train_tokenizer
+from fb3.models.build import build_scorer
+from fb3.models.from_scratch import train_tokenizer
 from fb3.prediction import predict
 from fb3.recipe import load_recipe
 from fb3.recipe.data import DataGroup, Windows

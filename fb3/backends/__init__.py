@@ -12,7 +12,7 @@ import torch
 from fb3.backends.backed import Backed
 from fb3.backends.bare import Bare
 from fb3.errors import Fb3Error
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.recipe import Recipe
 from fb3.system.kaggle import Precision
 from fb3.system.progress import say

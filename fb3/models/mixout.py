@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.models.layers import layer_stack
+from fb3.models.layer_stack import layer_stack
 from fb3.recipe.model import ModelGroup
 
 

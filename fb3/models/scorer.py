@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fb3.data.batches import SECOND_
 from fb3.models.heads import Linear
-from fb3.models.poolings import Pooling
+from fb3.recipe.model import Pooling
 
 
 class ModelOutput(NamedTuple):

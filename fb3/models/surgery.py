@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.models.layers import is_bias, is_norm, layer_stack, parts_by_depth
+from fb3.models.layer_stack import is_bias, is_norm, layer_stack, parts_by_depth
 from fb3.recipe.model import ModelGroup
 
 _CONVOLUTION_STD = 0.02  # ConvBERT's initializer_range

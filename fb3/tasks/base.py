@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fb3.models import ModelOutput
+from fb3.models.scorer import ModelOutput
 from fb3.recipe.task import TaskGroup
 from fb3.targets.metrics import Score, rmse_columns
 

@@ -14,7 +14,7 @@ from fb3.data.tokens import Encoded
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.foldinfo import ids_hash
-from fb3.models import build_scorer
+from fb3.models.build import build_scorer
 from fb3.prediction import predict
 from fb3.system.kaggle import seed_everything
 from fb3.targets.metrics import Score

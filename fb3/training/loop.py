@@ -15,7 +15,7 @@ from torch import Tensor
 from fb3.data.batches import Batch, collate, on_device, training_batches
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.recipe.training import OptimizerGroup, TrainGroup
 from fb3.system.kaggle import out_of_memory
 from fb3.system.progress import Advance, progress

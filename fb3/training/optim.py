@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fb3.errors import Fb3Error
-from fb3.models import Scorer
-from fb3.models.layers import depth_of_parameters, is_bias, is_norm
+from fb3.models.layer_stack import depth_of_parameters, is_bias, is_norm
+from fb3.models.scorer import Scorer
 from fb3.recipe.training import MANY_STEPS, OptimizerGroup, ScheduleGroup
 
 

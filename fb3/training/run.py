@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from fb3 import version
-from fb3.backbone_files import SECOND_KEY, check_backbone
 from fb3.data.essays import read_essays, read_numbers, training_files
 from fb3.data.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error, Stopped
 from fb3.foldinfo import is_begun, is_finished, mark_finished
+from fb3.models.backbone_files import SECOND_KEY, check_backbone
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
 from fb3.scoring import TRUTH, caveats, named_score, read_scores, scores_of

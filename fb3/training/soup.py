@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fb3.checkpoint import weights_of
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.recipe.training import SoupSettings
 from fb3.targets.metrics import Score
 

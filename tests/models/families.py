@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from fb3.models.scratch import SPECIAL, train_tokenizer
+from fb3.models.from_scratch import SPECIAL, train_tokenizer
 
 POSITIONS = 80
 _BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

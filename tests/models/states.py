@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.checkpoint import assign_weights, weights_of
-from fb3.models.encoder import empty_encoder, random_encoder
+from fb3.models.backbone import empty_encoder, random_encoder
 from fb3.models.scorer import layer_states
 
 LENGTHS = (64, 13)  # tokens of two texts

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
-from fb3.models import attention
-from fb3.models.attention import blocked_attention, use_blocked_attention
+from fb3.models.kernels import blocked_attention as attention
+from fb3.models.kernels.blocked_attention import blocked_attention, use_blocked_attention
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 

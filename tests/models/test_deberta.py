@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
-from fb3.models import deberta, disentangled
-from fb3.models.deberta import use_fused_disentangled_attention
-from fb3.models.disentangled import disentangled_attention, rows_by_distance
-from fb3.models.layers import layer_stack
+from fb3.models.kernels import deberta
+from fb3.models.kernels import disentangled_attention as disentangled
+from fb3.models.kernels.deberta import use_fused_disentangled_attention
+from fb3.models.kernels.disentangled_attention import disentangled_attention, rows_by_distance
+from fb3.models.layer_stack import layer_stack
 from fb3.models.mixout import mix_out
 from fb3.models.surgery import operate
 from fb3.recipe.model import ModelGroup, PlainPooling
@@ -135,7 +136,7 @@ def test_any_shape(tokens, essays, heads, buckets, farthest, tile, at_once, norm
     inputs = batch(tokens, essays, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(disentangled, "_TILE", {torch.float32: tile})
-        patch.setattr("fb3.models.attention._BLOCK_BYTES", at_once * tokens * tokens * 4)
+        patch.setattr("fb3.models.kernels.blocked_attention._BLOCK_BYTES", at_once * tokens * tokens * 4)
         (mine, my_slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
         with torch.inference_mode():
             close(states(fused.eval(), inputs), theirs)
@@ -497,7 +498,7 @@ def test_mixout_frozen_and_dropped_layers_go_with_it():
 
 
 def test_a_scorer_is_built_with_it(run, tiny):
-    from fb3.models import build_scorer
+    from fb3.models.build import build_scorer
 
     for init in ("config", "empty"):
         scorer = build_scorer(tiny, run / "encoder", init=init)

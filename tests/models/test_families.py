@@ -15,10 +15,10 @@ from fb3.data.essays import read_essays
 from fb3.data.tokenizer import encode_essays
 from fb3.errors import Fb3Error
 from fb3.inference import infer
-from fb3.models import build_scorer
-from fb3.models.encoder import empty_encoder
-from fb3.models.layers import longest_input
-from fb3.models.trial import check_length, learns_in, make_up_weights, padding_for
+from fb3.models.backbone import empty_encoder
+from fb3.models.build import build_scorer
+from fb3.models.dry_run import check_length, learns_in, make_up_weights, padding_for
+from fb3.models.layer_stack import longest_input
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fb3.models import flash
-from fb3.models.flash_check import fault_of
+from fb3.models.kernels import flash_attention as flash
+from fb3.models.kernels.flash_check import fault_of
 from tests.models.test_deberta import BOTH, batch, close, distance, gradients, pair, states
 
 MISSING = [name for name in ("triton", "disentangled_flash") if not importlib.util.find_spec(name)]

@@ -10,8 +10,8 @@ import transformers
 from transformers import AutoModel
 
 from fb3.errors import Fb3Error
-from fb3.models import build_scorer
-from fb3.models.encoder import export_encoder, random_encoder
+from fb3.models.backbone import export_encoder, random_encoder
+from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.system.files import read_json, write_json
 from tests.conftest import copied

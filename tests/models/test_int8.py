@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fb3.models.attention import use_blocked_attention
-from fb3.models.deberta import use_fused_disentangled_attention
 from fb3.models.heads import Linear
-from fb3.models.int8 import SHIFT, Input, Int8Linear, Quantiser, observe, quantise
-from fb3.models.poolings import build_pooling, build_window_pooling
+from fb3.models.kernels.blocked_attention import use_blocked_attention
+from fb3.models.kernels.deberta import use_fused_disentangled_attention
+from fb3.models.kernels.int8_linear import SHIFT, Input, Int8Linear, Quantiser, observe, quantise
+from fb3.models.poolings.build import build_pooling, build_window_pooling
 from fb3.models.scorer import Scorer, StitchedScorer, Tower
-from fb3.models.statistics import Alone
+from fb3.models.statistics_net import Alone
 from fb3.recipe.model import PlainPooling
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}

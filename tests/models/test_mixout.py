@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from fb3.checkpoint import weights_of
 from fb3.errors import Fb3Error
-from fb3.models import build_scorer
+from fb3.models.build import build_scorer
 from fb3.models.mixout import MixedLinear, mix_out, mixed
 from fb3.models.surgery import operate
 from fb3.recipe import load_recipe

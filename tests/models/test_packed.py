@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fb3.models.packed import PackedLinear, pack_linears
+from fb3.models.kernels.packed_linear import PackedLinear, pack_linears
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IDS = torch.randint(1, 50, (3, 24), generator=torch.Generator().manual_seed(1))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
-from fb3.models.poolings import build_pooling
-from fb3.models.poolings.base import masked_mean
-from fb3.models.poolings.tokens import TokenWeightedPooling
-from fb3.models.poolings.windows import WindowPooling
+from fb3.models.poolings.build import build_pooling
+from fb3.models.poolings.pooling import masked_mean
+from fb3.models.poolings.token_poolings import TokenWeightedPooling
+from fb3.models.poolings.window_pooling import WindowPooling
 from fb3.recipe.model import FittedPooling, GemPooling, LayersPooling, PlainPooling, TokensPooling
 
 WIDTH, DEPTH = 6, 4

@@ -1,13 +1,13 @@
 import subprocess
 import sys
 
-from fb3.models.scratch import train_tokenizer
+from fb3.models.from_scratch import train_tokenizer
 
 PROGRAM = """
 import sys
 from pathlib import Path
 from fb3.system.files import sha256
-from fb3.models.scratch import build_backbone
+from fb3.models.from_scratch import build_backbone
 from fb3.recipe.model import Scratch
 from fb3.sample import make_essays
 out = Path(sys.argv[1])

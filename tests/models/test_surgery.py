@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from fb3.errors import Fb3Error
-from fb3.models.layers import depth_of_parameters, layer_stack
+from fb3.models.layer_stack import depth_of_parameters, layer_stack
 from fb3.models.surgery import operate, reinitialise
 from fb3.recipe.model import ModelGroup, PlainPooling
 from tests.models.sized import SMALL, sized

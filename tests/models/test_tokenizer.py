@@ -8,11 +8,11 @@ import transformers
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from fb3.backbone_files import Source
 from fb3.data.tokens import special_tokens
 from fb3.errors import Fb3Error
-from fb3.models.scratch import SPECIAL, train_tokenizer
-from fb3.models.tokenizer import backbone_tokenizer, check_frame
+from fb3.models.backbone_files import Source
+from fb3.models.backbone_tokenizer import backbone_tokenizer, check_frame
+from fb3.models.from_scratch import SPECIAL, train_tokenizer
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 BERT = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": ["[CLS]", "[SEP]", "[MASK]"]}

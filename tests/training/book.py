@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.bundle import Member
 from fb3.checkpoint import read_weights
-from fb3.models.scratch import SPECIAL, train_tokenizer
+from fb3.models.from_scratch import SPECIAL, train_tokenizer
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.group import Group
 from fb3.recipe.task import TaskGroup

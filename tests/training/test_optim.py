@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from fb3.errors import Fb3Error
-from fb3.models import build_scorer
+from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.training import OptimizerGroup, ScheduleGroup
 from fb3.training.optim import build_optimizer, build_schedule, parameter_groups

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fb3.models import ModelOutput
+from fb3.models.scorer import ModelOutput
 from fb3.recipe.task import RegressionTask
 from fb3.targets.metrics import mcrmse
 from fb3.tasks import RDropped, losses

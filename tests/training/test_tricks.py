@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
-from fb3.models import build_scorer
+from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.tricks import ON_ENCODER, Awp, Ema, Fgm, GradualUnfreeze, Lookahead, Noise, Pgd, PullToStart, Swa
 from fb3.targets.metrics import Score

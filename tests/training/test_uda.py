@@ -12,7 +12,7 @@ from fb3.data.folds import make_folds
 from fb3.data.tokenizer import encode_texts, load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.inference import infer
-from fb3.models import build_scorer
+from fb3.models.build import build_scorer
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe

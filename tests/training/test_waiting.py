@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fb3.models import build_scorer
+from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.tricks import Awp, Pgd
 from fb3.tasks import build_task

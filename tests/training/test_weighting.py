@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
-from fb3.models import ModelOutput, build_scorer
+from fb3.models.build import build_scorer
+from fb3.models.scorer import ModelOutput
 from fb3.recipe import load_recipe
 from fb3.recipe.task import RegressionTask
 from fb3.recipe.training import OptimizerGroup

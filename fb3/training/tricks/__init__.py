@@ -1,7 +1,7 @@
 """Tricks around the step. Each is one file, its paper and its cost on top."""
 
 from fb3.errors import Fb3Error
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.recipe import Recipe
 from fb3.recipe.tricks import ON_ENCODER
 from fb3.training.tricks.average import Average

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.training.tricks.base import Step, Trick
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.targets.metrics import Score
 from fb3.tasks import StepOutput
 

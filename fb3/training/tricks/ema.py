@@ -5,7 +5,7 @@ Cost: about 1 % of a step and one more copy of the weights.
 
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.recipe.tricks import Ema
 from fb3.training.tricks.average import Average
 

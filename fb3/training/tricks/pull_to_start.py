@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.recipe.tricks import PullToStart
 from fb3.training.tricks.base import Step, Trick
 

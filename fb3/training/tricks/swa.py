@@ -5,7 +5,7 @@ Cost: next to nothing, and one more copy of the weights. Its own schedule is sch
 
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
-from fb3.models import Scorer
+from fb3.models.scorer import Scorer
 from fb3.recipe.tricks import Swa
 from fb3.training.tricks.average import Average
 

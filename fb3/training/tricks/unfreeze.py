@@ -4,8 +4,8 @@ Cost: none; the gradients of the layers that wait are computed and thrown away.
 """
 
 from fb3.errors import Fb3Error
-from fb3.models import Scorer
-from fb3.models.layers import depth_of_parameters
+from fb3.models.layer_stack import depth_of_parameters
+from fb3.models.scorer import Scorer
 from fb3.recipe.tricks import GradualUnfreeze
 from fb3.tasks import StepOutput
 from fb3.training.tricks.base import Backward, Step, Trick

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fb3.models.attention import heads_at_once, room_like
+from fb3.models.kernels.blocked_attention import heads_at_once, room_like
 
 try:
     from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position

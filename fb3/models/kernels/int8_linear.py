@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fb3.models.packed import TOKENS, before_gelu, linears_of, put, replace
+from fb3.models.kernels.packed_linear import TOKENS, before_gelu, linears_of, put, replace
 from fb3.models.scorer import Scorer
 from fb3.system.progress import say
 

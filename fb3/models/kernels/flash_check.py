@@ -1,4 +1,4 @@
-"""Whether somebody else's disentangled attention computes what `fb3.models.disentangled` does, on this device."""
+"""Whether somebody else's disentangled attention computes what `fb3.models.kernels.disentangled_attention` does, on this device."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fb3.models.disentangled import Tables, disentangled_attention, rows_by_distance
+from fb3.models.kernels.disentangled_attention import Tables, disentangled_attention, rows_by_distance
 
 Span = tuple[int, int, int]  # half of a table's rows, buckets, farthest distance, as `rows_by_distance` takes them
 Attend = Callable[[Tensor, Tensor, Tensor, Tables], Tensor]  # queries, keys, values, unscaled tables to (B, T, H · D)
@@ -31,7 +31,7 @@ def fault_of(
     Nobody's random numbers change.
 
     Args:
-        attend: as `fb3.models.flash` has it.
+        attend: as `fb3.models.kernels.flash_attention` has it.
         like: queries (B, H, T, D); tokens, width, precision and device are theirs, so that what is compiled now is
             what is wanted next.
         kinds: whether there are position keys, position queries.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fb3.models.poolings.base import Pooling
+from fb3.models.poolings.pooling import Pooling
 
 
 class LstmTokensPooling(Pooling):

@@ -3,7 +3,7 @@
 There torch's fused kernel gains nothing from bf16. For 8 essays of 512 tokens, on two AVX-512 cores, it takes 31 ms at
 12 heads of width 32 (57 ms at width 64), this one at most 18 ms (26 ms); with the backward pass 107 ms against 36 ms.
 It goes through transformers' attention interface, so encoders outside that (T5, and all before transformers 4.56 or so)
-keep their own; DeBERTa has `fb3.models.deberta`.
+keep their own; DeBERTa has `fb3.models.kernels.deberta`.
 """
 
 import math

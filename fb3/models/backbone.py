@@ -11,9 +11,9 @@ from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
-from fb3.backbone_files import KEY, Source, find_backbone
 from fb3.errors import Fb3Error
-from fb3.models.tokenizer import backbone_tokenizer, check_tokens
+from fb3.models.backbone_files import KEY, Source, find_backbone
+from fb3.models.backbone_tokenizer import backbone_tokenizer, check_tokens
 from fb3.recipe.model import ModelGroup
 from fb3.system.file_names import CONFIG
 from fb3.system.files import read_json

@@ -1,7 +1,7 @@
 """Disentangled attention by disentangled-flash's Triton kernels, forward and backward, where they run and are right.
 
 Nothing of (T, T) is stored. Optional (`pip install 'fb3[flash]'`), for NVIDIA GPUs from compute capability 8.0 on,
-since Triton has no T4; elsewhere nothing of it is imported. Checked before the first use, `fb3.models.flash_check`.
+since Triton has no T4; elsewhere nothing of it is imported. Checked before the first use, `fb3.models.kernels.flash_check`.
 """
 
 import importlib.util
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fb3.models.disentangled import Tables, rows_by_distance
-from fb3.models.flash_check import Span, fault_of, words
+from fb3.models.kernels.disentangled_attention import Tables, rows_by_distance
+from fb3.models.kernels.flash_check import Span, fault_of, words
 from fb3.system.progress import say
 
 _DEVICES = ("cuda",)

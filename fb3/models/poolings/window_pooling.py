@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from fb3.models.poolings.base import Pooling
+from fb3.models.poolings.pooling import Pooling
 
 
 class WindowPooling(nn.Module):

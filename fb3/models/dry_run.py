@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.models.layers import longest_input
+from fb3.models.layer_stack import longest_input
 from fb3.models.scorer import Tower
 from fb3.system.kaggle import Precision, out_of_memory
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fb3.models.poolings.base import Pooling, masked_mean
+from fb3.models.poolings.pooling import Pooling, masked_mean
 
 
 class ClsPooling(Pooling):

@@ -14,8 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fb3.models.disentangled import Tables, disentangled_attention, make_log_bucket_position, rows_by_distance
-from fb3.models.flash import flash_attention, flash_runs, table_scale
+from fb3.models.kernels.disentangled_attention import (
+    Tables,
+    disentangled_attention,
+    make_log_bucket_position,
+    rows_by_distance,
+)
+from fb3.models.kernels.flash_attention import flash_attention, flash_runs, table_scale
 from fb3.system.progress import say
 
 try:

@@ -3,8 +3,8 @@
 from contextlib import suppress
 from pathlib import Path
 
-from fb3.backbone_files import unreachable
 from fb3.errors import Fb3Error
+from fb3.models.backbone_files import unreachable
 from fb3.system.file_names import CONFIG, RECIPE
 from fb3.system.kaggle import folders_with, input_root
 

@@ -1,0 +1,107 @@
+"""Models: encoder → pooling → head, built from a recipe and an encoder folder (config and tokenizer)."""
+
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from fb3.data.tokenizer import load_tokenizer
+from fb3.data.tokens import special_tokens
+from fb3.errors import Fb3Error
+from fb3.models.backbone import empty_encoder, pretrained_encoder, random_encoder
+from fb3.models.backbone_files import KEY, SECOND_KEY
+from fb3.models.dry_run import make_up_weights
+from fb3.models.heads import build_head
+from fb3.models.kernels.blocked_attention import use_blocked_attention
+from fb3.models.kernels.deberta import use_fused_disentangled_attention
+from fb3.models.layer_stack import layer_stack
+from fb3.models.mixout import mix_out
+from fb3.models.poolings.build import build_pooling, build_window_pooling
+from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer, Tower
+from fb3.models.statistics_net import Alone, StatisticsNet
+from fb3.models.surgery import operate, reinitialise
+from fb3.recipe import Recipe
+from fb3.recipe.model import ModelGroup
+from fb3.system.file_names import SECOND
+
+__all__ = ["ModelOutput", "Scorer", "build_scorer"]
+
+_EMPTY = {"empty", "trial"}
+
+
+Init = Literal["pretrained", "config", "empty", "trial"]
+
+
+def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
+    """The scorer of a recipe.
+
+    Args:
+        recipe: its `model`, `data` and `task` groups decide.
+        folder: the encoder folder: config.json and tokenizer, as `export_encoder` writes it.
+        init: pretrained: the backbone's weights; config: random ones; empty: parameters on the meta device, to be
+            assigned from a checkpoint; trial: the same, with made-up weights for the encoder that take little memory.
+
+    Raises:
+        Fb3Error: a file is missing or the encoder lacks what the recipe asks for.
+    """
+    folder = Path(folder)
+    tower = _build_tower(recipe, recipe.model, folder, init, KEY)
+    width, second = tower.pooling.width, None
+    if stitch := recipe.model.stitch:
+        second = _build_tower(recipe, recipe.model.second(), folder / SECOND, init, SECOND_KEY)
+        width += second.pooling.width
+        second.encoder.requires_grad_(stitch.frozen == "none")
+        if stitch.frozen == "both":
+            tower.encoder.requires_grad_(False)
+    beside = StatisticsNet(width) if recipe.data.text.statistics else Alone(width)
+    head = build_head(recipe.model.head, beside.width, recipe.task.outputs(len(recipe.data.target_columns)))
+    if init in _EMPTY:
+        _to_meta(beside)
+        _to_meta(head)
+    return StitchedScorer(tower, second, beside, head) if second else Scorer(tower, beside, head)
+
+
+def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str, key: str) -> Tower:
+    if init == "pretrained":
+        encoder = pretrained_encoder(settings, folder, key)
+        reinitialise(encoder, settings.reinit_layers)
+    else:
+        encoder = random_encoder(folder) if init == "config" else empty_encoder(folder)
+    if init == "trial":
+        make_up_weights(encoder)
+    width = getattr(encoder.config, "hidden_size", None)
+    if not isinstance(width, int):
+        raise Fb3Error(f"{key}={settings.backbone}: {type(encoder).__name__} is no encoder of texts; take another one")
+    operate(encoder, settings)
+    if init == "pretrained":
+        mix_out(encoder, settings)  # after the freezing: only what trains has a start to go back to
+    use_blocked_attention(encoder)
+    use_fused_disentangled_attention(encoder)
+    pooling = build_pooling(
+        settings.pooling,
+        width,
+        depth=getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder))),
+        vocabulary=encoder.config.vocab_size,
+        prompt=_prompt(recipe, settings, folder),
+    )
+    over_windows = build_window_pooling(recipe.data.windows, pooling.width)
+    if init in _EMPTY:
+        _to_meta(pooling)
+        _to_meta(over_windows)
+    return Tower(encoder, pooling, over_windows)
+
+
+def _prompt(recipe: Recipe, settings: ModelGroup, folder: Path) -> range:
+    """The positions of the targets' tokens; read from the tokenizer only where they are wanted."""
+    if settings.pooling.kind != "target_tokens":
+        return range(0)
+    first = len(special_tokens(load_tokenizer(folder)[0])[0])
+    return range(first, first + len(recipe.data.target_columns))
+
+
+def _to_meta(module: nn.Module) -> None:
+    """Parameters only: buffers are filled in place."""
+    for each in module.modules():
+        for name, parameter in each._parameters.items():
+            if parameter is not None:
+                each._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
