@@ -304,7 +304,7 @@ def rows_of(
 def infer(shape: str, length: int, work: Path, small: bool, write: Write) -> None:
     """The same tokens and weights to scores, three ways."""
     from fb3.prediction import lower_weights, predict
-    from fb3.tasks import build_task
+    from fb3.tasks.build import build_task
 
     on, folder = place(), work / f"infer-{shape}-{length}"
     essays = amounts(shape, length, small, on)
@@ -387,7 +387,7 @@ def _trained(who: str, near: Callable[[str], bool], moved: dict[str, float]) -> 
 def _epoch(who, recipe, start, encoded, targets, length, precision, on, folder) -> Callable[[], Callable]:
     """Prepares an epoch; what it gives then tells its mean loss and how far the head's weights went."""
     from fb3.data.batches import steps_per_epoch
-    from fb3.tasks import build_task
+    from fb3.tasks.build import build_task
     from fb3.training.optim import build_optimizer, build_schedule
 
     seed_everything(0)

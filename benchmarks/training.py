@@ -61,7 +61,7 @@ def by_others(kind, recipe, data, out):
     from fb3.models.build import build_scorer
     from fb3.prediction import predict
     from fb3.system.kaggle import pick_device, seed_everything
-    from fb3.tasks import build_task
+    from fb3.tasks.build import build_task
     from fb3.training.optim import build_optimizer, build_schedule
 
     export_encoder(recipe.model, out / "encoder", [])

@@ -23,7 +23,7 @@ from fb3.system.file_names import ENCODER, OOF
 from fb3.system.kaggle import Precision, cpu_has_int8, pick_precision
 from fb3.system.progress import progress, say
 from fb3.targets.metrics import rmse_columns
-from fb3.tasks import build_task
+from fb3.tasks.build import build_task
 from fb3.worker import encode, predict_fold
 
 ESSAYS = 32  # to measure on

@@ -22,7 +22,7 @@ from fb3.prediction import lower_weights, predict
 from fb3.system.file_names import ENCODER, INT8
 from fb3.system.kaggle import Precision, cpu_has_int8, emulates_bf16, keep_freed_memory, pick_precision
 from fb3.system.progress import say
-from fb3.tasks import build_task
+from fb3.tasks.build import build_task
 
 _GRACE = 60.0  # seconds after the deadline in which a process may end its last batch; then it is killed
 

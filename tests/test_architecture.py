@@ -45,7 +45,7 @@ FLOORS = [
         "models.flops",
         "augmentation",
     },
-    {"tasks", "prediction", "budget", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
+    {"tasks.build", "prediction", "budget", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
     {
         "training.log",
         "training.loop",

@@ -24,7 +24,7 @@ from fb3.models.kernels import flash_attention as flash
 from fb3.packing import write_bundle
 from fb3.prediction import lower_weights, predict
 from fb3.recipe import load_recipe
-from fb3.tasks import build_task
+from fb3.tasks.build import build_task
 from fb3.training.optim import build_optimizer
 from fb3.training.run import train
 from fb3.training.tricks import Step, build_tricks

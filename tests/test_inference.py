@@ -17,7 +17,7 @@ from fb3.errors import Fb3Error
 from fb3.inference import infer
 from fb3.prediction import predict
 from fb3.recipe import load_recipe
-from fb3.tasks import build_task
+from fb3.tasks.build import build_task
 from tests.conftest import ROOT, copied
 
 

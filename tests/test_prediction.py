@@ -15,7 +15,7 @@ from fb3.data.tokenizer import load_tokenizer
 from fb3.data.tokens import tokenise
 from fb3.prediction import lower_weights, predict
 from fb3.recipe import load_recipe
-from fb3.tasks import build_task
+from fb3.tasks.build import build_task
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fb3.models.from_scratch import train_tokenizer
 from fb3.prediction import predict
 from fb3.recipe import load_recipe
 from fb3.recipe.data import DataGroup, Windows
-from fb3.tasks import build_task
+from fb3.tasks.build import build_task
 
 
 @given(

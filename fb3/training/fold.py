@@ -18,7 +18,9 @@ from fb3.models.build import build_scorer
 from fb3.prediction import predict
 from fb3.system.kaggle import seed_everything
 from fb3.targets.metrics import Score
-from fb3.tasks import Consistent, Task, build_task
+from fb3.tasks.build import build_task
+from fb3.tasks.task import Task
+from fb3.tasks.uda import Consistent
 from fb3.training.loop import Loop
 from fb3.training.optim import build_optimizer, build_schedule
 from fb3.training.parts import Parts

@@ -13,7 +13,10 @@ from fb3.models.build import build_scorer
 from fb3.models.scorer import ModelOutput
 from fb3.recipe import load_recipe
 from fb3.recipe.task import BinnedTask, OrdinalTask
-from fb3.tasks import Binned, Ordinal, RDropped, Squeezed, build_task
+from fb3.tasks.build import build_task
+from fb3.tasks.classes import Binned, Ordinal
+from fb3.tasks.r_drop import RDropped
+from fb3.tasks.squeeze import Squeezed
 from fb3.tasks.weighting import Uncertainty
 
 COLUMNS = ("a", "b", "c")

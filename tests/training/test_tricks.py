@@ -12,7 +12,8 @@ from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.tricks import ON_ENCODER, Awp, Ema, Fgm, GradualUnfreeze, Lookahead, Noise, Pgd, PullToStart, Swa
 from fb3.targets.metrics import Score
-from fb3.tasks import RDropped, build_task
+from fb3.tasks.build import build_task
+from fb3.tasks.r_drop import RDropped
 from fb3.training.tricks import AWP, EMA, FGM, PGD, SWA, EmbeddingNoise, Pull, SlowWeights, Step, Unfreeze, build_tricks
 
 

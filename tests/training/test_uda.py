@@ -18,7 +18,8 @@ from fb3.parity import replay
 from fb3.recipe import load_recipe
 from fb3.recipe.data import Augment
 from fb3.recipe.task import Uda
-from fb3.tasks import Consistent, build_task
+from fb3.tasks.build import build_task
+from fb3.tasks.uda import Consistent
 from fb3.training import session
 from fb3.training.run import train, train_fold
 from tests.conftest import TINY

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.tricks import Awp, Pgd
-from fb3.tasks import build_task
+from fb3.tasks.build import build_task
 from fb3.training.optim import build_optimizer, trainable
 from fb3.training.tricks import AWP, PGD, Step, build_tricks
 from fb3.training.tricks.embeddings import direction

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fb3.recipe.tricks import Awp
-from fb3.tasks import StepOutput
+from fb3.tasks.task import StepOutput
 from fb3.training.tricks.base import Backward, Step, Trick
 from fb3.training.tricks.embeddings import direction, restored
 

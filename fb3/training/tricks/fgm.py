@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from fb3.recipe.tricks import Fgm
-from fb3.tasks import StepOutput
+from fb3.tasks.task import StepOutput
 from fb3.training.tricks.base import Backward, Step, Trick
 from fb3.training.tricks.embeddings import direction, restored, word_embeddings
 

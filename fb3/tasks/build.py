@@ -1,0 +1,24 @@
+"""Tasks: what a target is. Each gives a loss, a prediction on the submission's scale, and a score."""
+
+from fb3.recipe import Recipe
+from fb3.tasks.classes import Binned, Ordinal
+from fb3.tasks.r_drop import RDropped
+from fb3.tasks.regression import Regression
+from fb3.tasks.squeeze import Squeezed
+from fb3.tasks.task import StepOutput, Task
+from fb3.tasks.uda import Consistent
+
+__all__ = ["Binned", "Consistent", "Ordinal", "RDropped", "Regression", "Squeezed", "StepOutput", "Task", "build_task"]
+
+_BUILD = {"regression": Regression, "binned": Binned, "ordinal": Ordinal}
+
+
+def build_task(recipe: Recipe) -> Task:
+    """The task of a recipe, in its wrappers, on the CPU; without UDA, whose essays only a training has."""
+    settings = recipe.task
+    task: Task = _BUILD[settings.kind](settings, recipe.data.target_columns)
+    if settings.kind != "regression" and settings.squeeze:
+        task = Squeezed(task, settings.squeeze)
+    if settings.r_drop:
+        task = RDropped(task, settings.r_drop.alpha)
+    return task
