@@ -17,7 +17,7 @@ import pandas as pd
 from fb3.data.essays import read_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
-from fb3.scoring import TRUTH
+from fb3.runs.scores import TRUTH
 from fb3.system.file_names import OOF, RECIPE
 
 

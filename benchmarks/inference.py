@@ -66,7 +66,7 @@ def backend(kind, run, recipe, table):
 
 def scorer_of(run, recipe):
     """The fold in fp32, with the attention that transformers gives it."""
-    from fb3.checkpoint import load_fold
+    from fb3.runs.checkpoint import load_fold
     from fb3.system.kaggle import pick_device
 
     scorer = load_fold(recipe, run / "encoder", min(run.glob("fold*[0-9]"))).to(pick_device())
@@ -105,7 +105,7 @@ def sentence(kind, run, recipe, table, batch, exported):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Module, Transformer
 
-    from fb3.checkpoint import load_fold
+    from fb3.runs.checkpoint import load_fold
     from fb3.system.kaggle import pick_device, pick_precision
 
     device = pick_device()
@@ -140,8 +140,8 @@ def sentence(kind, run, recipe, table, batch, exported):
 
 def export(run: Path, out: Path) -> Path:
     """The first fold's encoder as `from_pretrained` reads it; before the clock runs."""
-    from fb3.checkpoint import load_fold
     from fb3.recipe import load_recipe
+    from fb3.runs.checkpoint import load_fold
 
     recipe = load_recipe(run / "recipe.yaml")
     scorer = load_fold(recipe, run / "encoder", min(run.glob("fold*[0-9]")))
@@ -157,9 +157,9 @@ def random_run(shape: str, run: Path, out: Path) -> Path:
     """A run folder of random weights in a known shape, with the run's tokenizer and all else of its recipe."""
     from transformers import AutoConfig
 
-    from fb3.checkpoint import save_fold
     from fb3.models.build import build_scorer
     from fb3.recipe import load_recipe
+    from fb3.runs.checkpoint import save_fold
     from fb3.system.kaggle import seed_everything
 
     recipe = load_recipe(run / "recipe.yaml", ["model.pooling={kind: mean}", "data.text.statistics=false"])
@@ -178,9 +178,9 @@ def with_scales(run: Path, data: Path, out: Path) -> Path:
     """A run folder whose first fold has int8 scales."""
     from fb3.bundle import Member
     from fb3.calibration import ESSAYS, measure_scales
-    from fb3.checkpoint import save_scales
     from fb3.data.essays import read_essays
     from fb3.recipe import load_recipe
+    from fb3.runs.checkpoint import save_scales
     from fb3.system.kaggle import cpu_has_int8, pick_device
 
     fold = min(run.glob("fold*[0-9]"))

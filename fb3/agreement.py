@@ -6,7 +6,7 @@ import numpy as np
 
 from fb3.bundle import Member
 from fb3.data.essays import read_numbers
-from fb3.scoring import TRUTH
+from fb3.runs.scores import TRUTH
 from fb3.system.file_names import OOF
 from fb3.system.kaggle import Precision
 

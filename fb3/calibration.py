@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fb3.agreement import target_scale
 from fb3.bundle import Member
-from fb3.checkpoint import drop_scales, load_fold, save_scales
 from fb3.data.essays import read_numbers
 from fb3.errors import Fb3Error
 from fb3.models.kernels.int8_linear import SHIFT, Scales, Shifted, observe
@@ -18,7 +17,8 @@ from fb3.models.scorer import Scorer
 from fb3.packing import Check
 from fb3.parity import check_known, training_essays
 from fb3.prediction import lower_weights, predict
-from fb3.scoring import TRUTH
+from fb3.runs.checkpoint import drop_scales, load_fold, save_scales
+from fb3.runs.scores import TRUTH
 from fb3.system.file_names import ENCODER, OOF
 from fb3.system.kaggle import Precision, cpu_has_int8, pick_precision
 from fb3.system.progress import progress, say

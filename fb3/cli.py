@@ -54,7 +54,7 @@ def merge(
 ) -> None:
     """Join folds that were trained in several sessions or on several machines."""
     from fb3.recipe import load_recipe
-    from fb3.scoring import caveats, named_score
+    from fb3.runs.scores import caveats, named_score
     from fb3.system.file_names import RECIPE
     from fb3.training.merge import merge as run
 
@@ -126,7 +126,7 @@ def score(
     subset: Annotated[bool, typer.Option("--subset", help="Score what is predicted; ignore other truths.")] = False,
 ) -> None:
     """MCRMSE of predictions against truths, matched by id."""
-    from fb3.scoring import score_files
+    from fb3.runs.scores import score_files
 
     result = score_files(predictions, truth, subset=subset)
     if as_json:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fb3.bundle import Bundle, read_bundle
 from fb3.errors import Fb3Error, Stopped
-from fb3.foldinfo import is_begun, is_finished
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import Recipe
-from fb3.scoring import named_score, read_scores
+from fb3.runs.fold_json import is_begun, is_finished
+from fb3.runs.scores import named_score, read_scores
 from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, WEIGHTS
 from fb3.system.files import in_words, replacing_folder
 from fb3.system.kaggle import folders_with

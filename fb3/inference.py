@@ -16,7 +16,7 @@ from fb3.asked import Asked, add_essays, asked_by_sample
 from fb3.bundle import Bundle, Checks, Member, in_turn, read_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
-from fb3.scoring import caveats
+from fb3.runs.scores import caveats
 from fb3.submission import Standing
 from fb3.summary import Summary
 from fb3.system.file_names import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files

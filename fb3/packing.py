@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from fb3.bundle import FORMAT, Bundle, Member, read_bundle
 from fb3.errors import Fb3Error
-from fb3.foldinfo import is_finished
 from fb3.metadata import dataset_metadata, default_slug, safe_file_name
 from fb3.recipe import load_recipe
-from fb3.scoring import caveats
+from fb3.runs.fold_json import is_finished
+from fb3.runs.scores import caveats
 from fb3.system.disk_space import cannot_write, check_room, in_room
 from fb3.system.file_names import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
 from fb3.system.files import link_or_copy, read_json, sha256, write_json
@@ -176,7 +176,7 @@ def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
         target = out / fold.name
         target.mkdir()
         if weights == "fp16":
-            from fb3.checkpoint import as_half, read_weights, write_weights
+            from fb3.runs.checkpoint import as_half, read_weights, write_weights
 
             write_weights(as_half(read_weights(fold / WEIGHTS), str(fold / WEIGHTS)), target / WEIGHTS)
             info["sha256"] = sha256(target / WEIGHTS)

@@ -45,7 +45,7 @@ FLOORS = [
         "models.flops",
         "augmentation",
     },
-    {"tasks.build", "prediction", "budget", "backends", "checkpoint", "foldinfo", "ensemble", "scoring"},
+    {"tasks.build", "prediction", "budget", "backends", "runs.checkpoint", "runs.fold_json", "ensemble", "runs.scores"},
     {
         "training.log",
         "training.loop",

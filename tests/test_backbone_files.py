@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModel
 
-from fb3.checkpoint import read_weights
 from fb3.data.tokenizer import read_tokenizer
 from fb3.errors import Fb3Error
 from fb3.models.backbone import export_encoder
 from fb3.models.backbone_files import check_backbone, find_backbone
 from fb3.recipe import load_recipe
+from fb3.runs.checkpoint import read_weights
 from fb3.system.file_contents import not_weights, stand_in
 from tests.conftest import copied
 

@@ -96,7 +96,7 @@ def test_scales_that_cannot_be_read_cost_no_fold(packed, competition, used, monk
     def broken(path):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("fb3.checkpoint.sha256", broken)
+    monkeypatch.setattr("fb3.runs.checkpoint.sha256", broken)
     assert np.isfinite(predicted(packed.path, competition)).all()
     assert not used
     assert "not in int8 ([Errno 5]" in capsys.readouterr().err

@@ -2,11 +2,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fb3.checkpoint import as_half, load_fold, weights_of
 from fb3.errors import Fb3Error
-from fb3.foldinfo import ids_hash
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
+from fb3.runs.checkpoint import as_half, load_fold, weights_of
+from fb3.runs.fold_json import ids_hash
 from tests.conftest import copied
 
 

@@ -14,7 +14,6 @@ import torch
 
 from fb3 import budget, prediction
 from fb3.bundle import Member
-from fb3.checkpoint import load_fold
 from fb3.data.essays import read_essays
 from fb3.data.tokenizer import load_tokenizer
 from fb3.data.tokens import tokenise
@@ -24,6 +23,7 @@ from fb3.models.kernels import flash_attention as flash
 from fb3.packing import write_bundle
 from fb3.prediction import lower_weights, predict
 from fb3.recipe import load_recipe
+from fb3.runs.checkpoint import load_fold
 from fb3.tasks.build import build_task
 from fb3.training.optim import build_optimizer
 from fb3.training.run import train

@@ -21,7 +21,7 @@ from fb3.recipe.data import DataGroup
 from fb3.recipe.load import LARGEST as LARGEST_YAML
 from fb3.recipe.space import read_space
 from fb3.recipe.task import RegressionTask
-from fb3.scoring import read_scores, score_files
+from fb3.runs.scores import read_scores, score_files
 from fb3.system.files import LARGEST, read_json
 from fb3.system.folder_lock import alone
 from fb3.training.log import RunLog

@@ -14,12 +14,12 @@ from transformers import BertConfig, BertModel
 
 import fb3
 from fb3.bundle import verify_bundle
-from fb3.checkpoint import write_weights
 from fb3.errors import Fb3Error, NoRoom, Stopped
 from fb3.images import find_image
 from fb3.models.from_scratch import train_tokenizer
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
+from fb3.runs.checkpoint import write_weights
 from fb3.submission import Standing
 from fb3.system.disk_space import check_room, room
 from fb3.system.files import replacing_folder, write_csv, write_json, write_text

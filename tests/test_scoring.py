@@ -6,7 +6,7 @@ import pytest
 
 from fb3.errors import Fb3Error
 from fb3.recipe import builtin_names, load_recipe
-from fb3.scoring import caveats, named_score, score_files
+from fb3.runs.scores import caveats, named_score, score_files
 from tests.conftest import copied
 
 

@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fb3.checkpoint import read_weights
 from fb3.data.folds import FoldSplit
 from fb3.errors import Fb3Error, NoRoom, Stopped
-from fb3.foldinfo import ids_hash, is_finished
 from fb3.recipe import Recipe
 from fb3.recipe.load import differences
+from fb3.runs.checkpoint import read_weights
+from fb3.runs.fold_json import ids_hash, is_finished
 from fb3.system.disk_space import free_room, unread
 from fb3.system.file_names import FOLD_JSON, RESUME, WEIGHTS
 from fb3.system.files import in_words, link_or_copy, read_json, replacing, replacing_folder, sha256, write_text

@@ -22,11 +22,11 @@ from fb3.data.essays import read_essays, read_numbers, training_files
 from fb3.data.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
 from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error, Stopped
-from fb3.foldinfo import is_begun, is_finished, mark_finished
 from fb3.models.backbone_files import SECOND_KEY, check_backbone
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
-from fb3.scoring import TRUTH, caveats, named_score, read_scores, scores_of
+from fb3.runs.fold_json import is_begun, is_finished, mark_finished
+from fb3.runs.scores import TRUTH, caveats, named_score, read_scores, scores_of
 from fb3.system.disk_space import in_room
 from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, OOF, RECIPE, RESUME, encoder_files
 from fb3.system.files import read_json, sha256, sweep, write_csv, write_json, write_text

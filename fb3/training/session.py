@@ -20,7 +20,6 @@ from fb3.data.texts import added_tokens, input_texts
 from fb3.data.tokenizer import encode_essays, load_tokenizer
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
-from fb3.foldinfo import is_begun
 from fb3.models.attached_backbone import local_backbone
 from fb3.models.backbone import export_encoder
 from fb3.models.backbone_files import KEY, SECOND_KEY
@@ -28,6 +27,7 @@ from fb3.models.build import build_scorer
 from fb3.models.dry_run import check_length, learns_in, padding_for
 from fb3.models.from_scratch import build_backbone
 from fb3.recipe import Recipe
+from fb3.runs.fold_json import is_begun
 from fb3.system.file_names import CONFIG, ENCODER, PADDED, SECOND
 from fb3.system.files import read_json, replacing_folder, write_json
 from fb3.system.kaggle import Precision, keep_freed_memory, pick_device, pick_precision, secret

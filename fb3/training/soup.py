@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fb3.checkpoint import weights_of
 from fb3.models.scorer import Scorer
 from fb3.recipe.training import SoupSettings
+from fb3.runs.checkpoint import weights_of
 from fb3.targets.metrics import Score
 
 Weights = dict[str, Tensor]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fb3.checkpoint import weights_of
 from fb3.errors import Fb3Error
+from fb3.runs.checkpoint import weights_of
 from fb3.system.kaggle import random_state, restore_random_state
 from fb3.targets.metrics import Score
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fb3.recipe import load_recipe
-from fb3.scoring import read_scores
+from fb3.runs.scores import read_scores
 from fb3.system.file_names import RECIPE
 from fb3.system.files import write_csv, write_text
 from fb3.system.progress import as_command, escape_output

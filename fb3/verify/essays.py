@@ -7,9 +7,9 @@ import pandas as pd
 
 from fb3.data.essays import FOLD_COLUMN, read_essays, read_numbers, training_files
 from fb3.errors import Fb3Error
-from fb3.foldinfo import ids_hash
 from fb3.recipe import Recipe
-from fb3.scoring import TRUTH
+from fb3.runs.fold_json import ids_hash
+from fb3.runs.scores import TRUTH
 from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, OOF
 from fb3.system.files import read_json, sha256
 from fb3.verify.checked import Checked

@@ -11,9 +11,9 @@ import pandas as pd
 from fb3.bundle import Member
 from fb3.data.essays import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error
-from fb3.foldinfo import ids_hash, is_finished
 from fb3.recipe import Recipe, load_recipe
-from fb3.scoring import TRUTH, caveats, scores_of
+from fb3.runs.fold_json import ids_hash, is_finished
+from fb3.runs.scores import TRUTH, caveats, scores_of
 from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, WEIGHTS, encoder_files
 from fb3.system.files import read_json
 from fb3.verify.checked import Checked

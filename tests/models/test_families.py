@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import FNetModel
 
-from fb3.checkpoint import check_reload, load_fold
 from fb3.data.batches import collate
 from fb3.data.essays import read_essays
 from fb3.data.tokenizer import encode_essays
@@ -22,6 +21,7 @@ from fb3.models.layer_stack import longest_input
 from fb3.packing import write_bundle
 from fb3.parity import replay
 from fb3.recipe import load_recipe
+from fb3.runs.checkpoint import check_reload, load_fold
 from fb3.sample import write_competition
 from fb3.system.files import read_json
 from fb3.training.run import train

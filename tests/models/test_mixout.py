@@ -10,13 +10,13 @@ from safetensors import safe_open
 from torch.optim.swa_utils import AveragedModel
 from transformers import AutoConfig, AutoModel
 
-from fb3.checkpoint import weights_of
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.models.mixout import MixedLinear, mix_out, mixed
 from fb3.models.surgery import operate
 from fb3.recipe import load_recipe
 from fb3.recipe.model import ModelGroup, PlainPooling
+from fb3.runs.checkpoint import weights_of
 from fb3.training.run import train
 from tests.conftest import TINY
 

@@ -9,11 +9,11 @@ import torch
 
 from fb3 import calibration
 from fb3.calibration import calibrate
-from fb3.checkpoint import read_weights
 from fb3.data.essays import read_essays
 from fb3.data.folds import FoldSplit
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
+from fb3.runs.checkpoint import read_weights
 from fb3.sample import make_essays
 from fb3.system.files import read_json
 from fb3.training.loop import Loop

@@ -10,7 +10,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fb3.checkpoint import read_weights
 from fb3.data.essays import read_essays
 from fb3.data.folds import make_folds
 from fb3.errors import Fb3Error, Stopped
@@ -18,6 +17,7 @@ from fb3.models.build import build_scorer
 from fb3.models.layer_stack import layer_stack
 from fb3.models.scorer import Scorer
 from fb3.recipe import load_recipe
+from fb3.runs.checkpoint import read_weights
 from fb3.training import loop as loop_module
 from fb3.training.optim import build_optimizer
 from fb3.training.parts import Parts

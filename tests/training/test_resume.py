@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fb3.checkpoint import read_weights
 from fb3.cli import main
 from fb3.errors import Fb3Error, Stopped
 from fb3.models.build import surgery
 from fb3.recipe import load_recipe
+from fb3.runs.checkpoint import read_weights
 from fb3.system.files import read_json
 from fb3.system.folder_lock import alone
 from fb3.training import resume as saving

@@ -9,8 +9,8 @@ import pandas as pd
 
 from fb3.data.essays import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error
-from fb3.foldinfo import is_finished
 from fb3.recipe import Recipe, load_recipe
+from fb3.runs.fold_json import is_finished
 from fb3.system.file_names import OOF, RECIPE
 from fb3.system.files import read_json
 from fb3.system.kaggle import COMPETITION_MARKER
