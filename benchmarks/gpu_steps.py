@@ -303,7 +303,7 @@ def rows_of(
 
 def infer(shape: str, length: int, work: Path, small: bool, write: Write) -> None:
     """The same tokens and weights to scores, three ways."""
-    from fb3.prediction import lower_weights, predict
+    from fb3.prediction.inference_loop import lower_weights, predict
     from fb3.tasks.build import build_task
 
     on, folder = place(), work / f"infer-{shape}-{length}"

@@ -59,7 +59,7 @@ def by_others(kind, recipe, data, out):
     from fb3.data.tokenizer import encode_texts
     from fb3.models.backbone import export_encoder
     from fb3.models.build import build_scorer
-    from fb3.prediction import predict
+    from fb3.prediction.inference_loop import predict
     from fb3.system.kaggle import pick_device, seed_everything
     from fb3.tasks.build import build_task
     from fb3.training.optim import build_optimizer, build_schedule

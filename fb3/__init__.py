@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from fb3.bundle import Bundle, verify_bundle
     from fb3.data.essays import read_essays
     from fb3.data.folds import make_folds
-    from fb3.ensemble import Predictions, average
     from fb3.errors import Fb3Error, Stopped
     from fb3.inference import infer
     from fb3.models.build import build_scorer
     from fb3.packing import write_bundle
-    from fb3.prediction import predict
+    from fb3.prediction.inference_loop import predict
+    from fb3.prediction.predictions import Predictions, average
     from fb3.recipe import Recipe, load_recipe
     from fb3.system.kaggle import find_bundle, find_competition
     from fb3.targets.metrics import mcrmse
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 _HOME = {
     "Bundle": "fb3.bundle",
     "Fb3Error": "fb3.errors",
-    "Predictions": "fb3.ensemble",
+    "Predictions": "fb3.prediction.predictions",
     "Recipe": "fb3.recipe",
     "Stopped": "fb3.errors",
-    "average": "fb3.ensemble",
+    "average": "fb3.prediction.predictions",
     "build_scorer": "fb3.models.build",
     "find_bundle": "fb3.system.kaggle",
     "find_competition": "fb3.system.kaggle",
@@ -42,7 +42,7 @@ _HOME = {
     "make_folds": "fb3.data.folds",
     "mcrmse": "fb3.targets.metrics",
     "merge": "fb3.training.merge",
-    "predict": "fb3.prediction",
+    "predict": "fb3.prediction.inference_loop",
     "read_essays": "fb3.data.essays",
     "train": "fb3.training.run",
     "train_fold": "fb3.training.run",

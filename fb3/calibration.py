@@ -16,7 +16,7 @@ from fb3.models.kernels.int8_linear import SHIFT, Scales, Shifted, observe
 from fb3.models.scorer import Scorer
 from fb3.packing import Check
 from fb3.parity import check_known, training_essays
-from fb3.prediction import lower_weights, predict
+from fb3.prediction.inference_loop import lower_weights, predict
 from fb3.runs.checkpoint import drop_scales, load_fold, save_scales
 from fb3.runs.scores import TRUTH
 from fb3.system.file_names import ENCODER, OOF

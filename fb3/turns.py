@@ -7,12 +7,12 @@ from threading import TIMEOUT_MAX
 
 import numpy as np
 
-from fb3.backends import tell_backends
 from fb3.bundle import Checks, Member, in_turn
 from fb3.data.tokens import Encoded
-from fb3.ensemble import Predictions, average
 from fb3.errors import Fb3Error
 from fb3.models.flops import forward_flops
+from fb3.prediction.backends.choose import tell_backends
+from fb3.prediction.predictions import Predictions, average
 from fb3.submission import Standing
 from fb3.summary import Summary
 from fb3.system.file_names import ENCODER, SECOND

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fb3.backends import pick_backend, use_backend
 from fb3.bundle import Member
 from fb3.data.tokenizer import encode_essays
 from fb3.data.tokens import Encoded
-from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.models.dry_run import keeps_fp32
-from fb3.prediction import lower_weights, predict
+from fb3.prediction.backends.choose import pick_backend, use_backend
+from fb3.prediction.inference_loop import lower_weights, predict
+from fb3.prediction.predictions import Predictions
 from fb3.runs.checkpoint import load_fold, read_scales
 from fb3.system.file_names import ENCODER, INT8
 from fb3.system.kaggle import Precision, cpu_has_int8, emulates_bf16, keep_freed_memory, pick_precision

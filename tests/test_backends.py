@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fb3.backends import pick_backend, use_backend
-from fb3.backends.bare import Bare
 from fb3.bundle import read_bundle
 from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
@@ -24,6 +22,8 @@ from fb3.models.scorer import Scorer, StitchedScorer, Tower
 from fb3.models.statistics_net import Alone
 from fb3.packing import write_bundle
 from fb3.parity import replay
+from fb3.prediction.backends.choose import pick_backend, use_backend
+from fb3.prediction.backends.functional_encoder import Bare
 from fb3.recipe import load_recipe
 from fb3.recipe.data import Windows
 from fb3.training.run import train

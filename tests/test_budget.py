@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fb3 import prediction
-from fb3.budget import _FIRST, _MOST, _SHARE, Budget, open_budget, tokens_within
 from fb3.errors import Fb3Error
-from fb3.prediction import predict
+from fb3.prediction import inference_loop as prediction
+from fb3.prediction.inference_loop import predict
+from fb3.prediction.token_budget import _FIRST, _MOST, _SHARE, Budget, open_budget, tokens_within
 from tests.test_prediction import parts  # noqa: F401 - a fixture
 
 BYTES, TOKENS, FREE = st.integers(1, 2**40), st.integers(1, 2**18), st.integers(0, 2**40)

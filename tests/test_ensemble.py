@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fb3.ensemble import Predictions, average
 from fb3.errors import Fb3Error
+from fb3.prediction.predictions import Predictions, average
 
 
 def member(ids, values, name="m", columns=("a",)):

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fb3 import prediction
 from fb3.data.essays import read_essays
 from fb3.data.tokenizer import load_tokenizer
 from fb3.data.tokens import tokenise
-from fb3.prediction import lower_weights, predict
+from fb3.prediction import inference_loop as prediction
+from fb3.prediction.inference_loop import lower_weights, predict
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import load_fold
 from fb3.tasks.build import build_task

@@ -14,11 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from fb3 import asked, budget, inference, prediction, tokenising, turns, worker
-from fb3.ensemble import Predictions
+from fb3 import asked, inference, tokenising, turns, worker
 from fb3.errors import Fb3Error
 from fb3.inference import infer
 from fb3.packing import write_bundle
+from fb3.prediction import inference_loop as prediction
+from fb3.prediction import token_budget as budget
+from fb3.prediction.predictions import Predictions
 from fb3.submission import Standing
 from fb3.system import kaggle as runtime
 from fb3.system.files import read_json, write_json

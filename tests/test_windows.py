@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from fb3.budget import Budget
 from fb3.data.batches import collate, inference_batches
 from fb3.data.tokens import Encoded, Slicer, tokenise
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.models.from_scratch import train_tokenizer
-from fb3.prediction import predict
+from fb3.prediction.inference_loop import predict
+from fb3.prediction.token_budget import Budget
 from fb3.recipe import load_recipe
 from fb3.recipe.data import DataGroup, Windows
 from fb3.tasks.build import build_task

@@ -10,10 +10,10 @@ from fb3.data.augmentation.draw import augmented
 from fb3.data.batches import collate, steps_per_epoch
 from fb3.data.folds import FoldSplit
 from fb3.data.tokens import Encoded
-from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
-from fb3.prediction import predict
+from fb3.prediction.inference_loop import predict
+from fb3.prediction.predictions import Predictions
 from fb3.runs.checkpoint import check_reload, save_fold
 from fb3.runs.fold_json import ids_hash
 from fb3.system.kaggle import seed_everything

@@ -20,9 +20,9 @@ import pandas as pd
 from fb3 import version
 from fb3.data.essays import read_essays, read_numbers, training_files
 from fb3.data.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
-from fb3.ensemble import Predictions
 from fb3.errors import Fb3Error, Stopped
 from fb3.models.backbone_files import SECOND_KEY, check_backbone
+from fb3.prediction.predictions import Predictions
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
 from fb3.runs.fold_json import is_begun, is_finished, mark_finished

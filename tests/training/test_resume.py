@@ -134,7 +134,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from fb3.system import files
-from fb3 import prediction
+from fb3.prediction import inference_loop as prediction
 from fb3.cli import main
 from fb3.training import fold, resume
 

@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from fb3.backends.bare import Bare
+from fb3.prediction.backends.functional_encoder import Bare
 from fb3.system.kaggle import Precision
 
 _OPSET = 17

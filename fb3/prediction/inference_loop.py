@@ -10,13 +10,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from fb3.budget import Budget, open_budget
 from fb3.data.batches import Batch, collate, inference_batches, on_device, pinned
 from fb3.data.tokens import Encoded
-from fb3.ensemble import Predictions
 from fb3.models.kernels.int8_linear import Scales, quantise
 from fb3.models.kernels.packed_linear import pack_linears
 from fb3.models.scorer import Scorer
+from fb3.prediction.predictions import Predictions
+from fb3.prediction.token_budget import Budget, open_budget
 from fb3.system.kaggle import Precision, out_of_memory
 from fb3.system.prefetch import made_ahead
 from fb3.system.progress import progress
@@ -77,7 +77,7 @@ def predict(
         ids: all essays' ids, (N,).
         rows: which essays, none: all.
         precision: of the encoder.
-        token_budget: tokens a batch, padding included; none: by device, see `fb3.budget`.
+        token_budget: tokens a batch, padding included; none: by device, see `fb3.prediction.token_budget`.
         until: no batch is begun after this time, by time.monotonic(); the essays left are not in the result. On a GPU
             two batches may have been begun by then.
         name: of the result, and of the progress bar.

@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 
-from fb3.backends.backed import Backed
-from fb3.backends.bare import Bare
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
+from fb3.prediction.backends.backend_encoder import Backed
+from fb3.prediction.backends.functional_encoder import Bare
 from fb3.recipe import Recipe
 from fb3.system.kaggle import Precision
 from fb3.system.progress import say

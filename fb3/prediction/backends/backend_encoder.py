@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fb3.backends.bare import Bare, as_output
 from fb3.models.layer_stack import longest_input
+from fb3.prediction.backends.functional_encoder import Bare, as_output
 from fb3.system.progress import say
 
 Run = Callable[[Tensor, Tensor], Sequence[Tensor]]  # input_ids and attention_mask (B, T) to states, float32
