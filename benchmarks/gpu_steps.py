@@ -388,7 +388,7 @@ def _epoch(who, recipe, start, encoded, targets, length, precision, on, folder) 
     """Prepares an epoch; what it gives then tells its mean loss and how far the head's weights went."""
     from fb3.data.batches import steps_per_epoch
     from fb3.tasks.build import build_task
-    from fb3.training.optim import build_optimizer, build_schedule
+    from fb3.training.optimizer import build_optimizer, build_schedule
 
     seed_everything(0)
     scorer = copy.deepcopy(start).to(on).train()
@@ -427,9 +427,9 @@ def _by_fb3(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from fb3.training.log import RunLog
     from fb3.training.loop import Loop
-    from fb3.training.parts import Parts
+    from fb3.training.memory import Parts
+    from fb3.training.run_log import RunLog
 
     AcceleratorState._reset_state()
     accelerator = Accelerator(

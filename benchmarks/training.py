@@ -62,7 +62,7 @@ def by_others(kind, recipe, data, out):
     from fb3.prediction.inference_loop import predict
     from fb3.system.kaggle import pick_device, seed_everything
     from fb3.tasks.build import build_task
-    from fb3.training.optim import build_optimizer, build_schedule
+    from fb3.training.optimizer import build_optimizer, build_schedule
 
     export_encoder(recipe.model, out / "encoder", [])
     essays = read_essays(data / "train.csv", recipe.data, recipe.task)

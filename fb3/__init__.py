@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from fb3.prediction.inference_loop import predict
     from fb3.prediction.predictions import Predictions, average
     from fb3.recipe import Recipe, load_recipe
+    from fb3.runs.joining import merge
     from fb3.system.kaggle import find_bundle, find_competition
     from fb3.targets.metrics import mcrmse
-    from fb3.training.merge import merge
     from fb3.training.run import train, train_fold
     from fb3.tuning.search import tune
 
@@ -41,7 +41,7 @@ _HOME = {
     "load_recipe": "fb3.recipe",
     "make_folds": "fb3.data.folds",
     "mcrmse": "fb3.targets.metrics",
-    "merge": "fb3.training.merge",
+    "merge": "fb3.runs.joining",
     "predict": "fb3.prediction.inference_loop",
     "read_essays": "fb3.data.essays",
     "train": "fb3.training.run",

@@ -54,9 +54,9 @@ def merge(
 ) -> None:
     """Join folds that were trained in several sessions or on several machines."""
     from fb3.recipe import load_recipe
+    from fb3.runs.joining import merge as run
     from fb3.runs.scores import caveats, named_score
     from fb3.system.file_names import RECIPE
-    from fb3.training.merge import merge as run
 
     merged = run(runs, _required(out, "--out RUN"))
     found = caveats(merged.path, load_recipe(merged.path / RECIPE))

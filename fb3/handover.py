@@ -16,8 +16,8 @@ from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, WE
 from fb3.system.files import in_words, replacing_folder
 from fb3.system.kaggle import folders_with
 from fb3.system.progress import say
-from fb3.training.resume import found
 from fb3.training.run import train
+from fb3.training.saves import found
 
 _NEXT = (
     "Save Version → Save & Run All; then, in notebooks/inference.ipynb, Add Input → Notebook Output → this notebook "

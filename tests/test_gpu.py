@@ -26,9 +26,10 @@ from fb3.prediction.inference_loop import lower_weights, predict
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import load_fold
 from fb3.tasks.build import build_task
-from fb3.training.optim import build_optimizer
+from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
-from fb3.training.tricks import Step, build_tricks
+from fb3.training.tricks.build import build_tricks
+from fb3.training.tricks.trick import Step
 from fb3.worker import encode, predict_fold
 from tests.models.test_deberta import BOTH, batch, close, distance, gradients, pair, states
 

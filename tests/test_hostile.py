@@ -24,7 +24,7 @@ from fb3.recipe.task import RegressionTask
 from fb3.runs.scores import read_scores, score_files
 from fb3.system.files import LARGEST, read_json
 from fb3.system.folder_lock import alone
-from fb3.training.log import RunLog
+from fb3.training.run_log import RunLog
 from fb3.tuning.study import open_study
 from fb3.wheels import _requirements_of, locked
 from tests.conftest import ROOT

@@ -21,7 +21,7 @@ from fb3.packing import write_bundle
 from fb3.runs.checkpoint import load_fold, read_weights
 from fb3.runs.fold_json import is_finished
 from fb3.system.files import read_json, sha256, write_json
-from fb3.training import resume
+from fb3.training import saves as resume
 from fb3.upload.dataset import _zip_folders, check_limits
 from tests.conftest import copied
 from tests.hostile import damaged, fuzz, swapped, told

@@ -20,10 +20,10 @@ from fb3.models.from_scratch import train_tokenizer
 from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import write_weights
+from fb3.runs.joining import merge
 from fb3.submission import Standing
 from fb3.system.disk_space import check_room, room
 from fb3.system.files import replacing_folder, write_csv, write_json, write_text
-from fb3.training.merge import merge
 from fb3.training.run import train
 from fb3.tuning.search import tune
 from fb3.wheels import fetch_wheels

@@ -22,13 +22,14 @@ from fb3.tasks.build import build_task
 from fb3.tasks.task import Task
 from fb3.tasks.uda import Consistent
 from fb3.training.loop import Loop
-from fb3.training.optim import build_optimizer, build_schedule
-from fb3.training.parts import Parts
-from fb3.training.resume import Saves
+from fb3.training.memory import Parts
+from fb3.training.optimizer import build_optimizer, build_schedule
+from fb3.training.saves import Saves
 from fb3.training.session import Evaluation, Session, versions, with_local_backbone
 from fb3.training.soup import Soup
 from fb3.training.state import Tree, score_of, score_state
-from fb3.training.tricks import Step, build_tricks
+from fb3.training.tricks.build import build_tricks
+from fb3.training.tricks.trick import Step
 
 _APART = 2**31  # above the recipe's seeds: essays without scores have draws of their own
 _OTHER_PROCESS = 2**32  # from one process's seed to the next one's; the first has the recipe's

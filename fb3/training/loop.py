@@ -20,10 +20,10 @@ from fb3.recipe.training import OptimizerGroup, TrainGroup
 from fb3.system.kaggle import out_of_memory
 from fb3.system.progress import Advance, progress
 from fb3.tasks.task import StepOutput, Task
-from fb3.training.log import RunLog
-from fb3.training.optim import trainable
-from fb3.training.parts import Parts
-from fb3.training.tricks import Step, Trick
+from fb3.training.memory import Parts
+from fb3.training.optimizer import trainable
+from fb3.training.run_log import RunLog
+from fb3.training.tricks.trick import Step, Trick
 
 
 class Loop:

@@ -102,7 +102,7 @@ def train(
         if debug:
             splits = splits[:2]
         chosen = _chosen(splits, folds, out, resume)
-        from fb3.training.resume import drop_finished
+        from fb3.training.saves import drop_finished
         from fb3.training.session import close_session, open_accelerator, open_session
 
         accelerator, precision = open_accelerator(recipe, out)
@@ -126,7 +126,7 @@ def train(
 
 def _train_folds(session: "Session", chosen: list[FoldSplit]) -> None:
     from fb3.training.fold import run_fold
-    from fb3.training.resume import asked_to_stop, drop_finished
+    from fb3.training.saves import asked_to_stop, drop_finished
 
     accelerator, out = session.accelerator, session.out
     for place, split in enumerate(chosen):

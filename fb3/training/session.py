@@ -35,7 +35,7 @@ from fb3.system.progress import say
 from fb3.targets.metrics import Score
 from fb3.tasks.build import build_task
 from fb3.tasks.task import Task
-from fb3.training.log import RunLog
+from fb3.training.run_log import RunLog
 from fb3.training.stop import Stop
 from fb3.version import __version__
 

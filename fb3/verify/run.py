@@ -144,7 +144,7 @@ def _check_fold(run: Checked, folder: Path, number: int, recipe: Recipe | None, 
 
 def _check_saves(run: Checked, folder: Path) -> None:
     """Those of a fold that was not trained to its end."""
-    from fb3.training.resume import found, read_save
+    from fb3.training.saves import found, read_save
 
     saves = found(folder / RESUME)
     state = f"saves of steps {[int(save.name) for save in saves]}" if saves else "no save"

@@ -23,7 +23,7 @@ from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import load_fold
 from fb3.system.files import read_json, write_json
-from fb3.training.optim import build_optimizer
+from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

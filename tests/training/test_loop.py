@@ -19,8 +19,8 @@ from fb3.models.scorer import Scorer
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
 from fb3.training import loop as loop_module
-from fb3.training.optim import build_optimizer
-from fb3.training.parts import Parts
+from fb3.training.memory import Parts
+from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
 
 BASE = ["train.precision=fp32", "train.epochs=1", "data.sample=24", "train.log_every_steps=1"]
@@ -313,7 +313,7 @@ def test_bf16_on_a_cpu_stays_close_to_fp32(competition, tmp_path):
 def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(competition, tmp_path, monkeypatch, unscale):
     """A gradient scaler on the CPU, whose second step overflows, stands in for fp16 on a GPU."""
     from fb3.training import fold, session
-    from fb3.training.tricks import EMA
+    from fb3.training.tricks.ema import EMA
 
     def scaled(*arguments, **keywords):
         accelerator = Accelerator(*arguments, **keywords)

@@ -21,7 +21,7 @@ from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.training import OptimizerGroup, ScheduleGroup
-from fb3.training.optim import build_optimizer, build_schedule, parameter_groups
+from fb3.training.optimizer import build_optimizer, build_schedule, parameter_groups
 from tests.models.sized import sized
 
 

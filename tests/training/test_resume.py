@@ -19,7 +19,7 @@ from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
 from fb3.system.files import read_json
 from fb3.system.folder_lock import alone
-from fb3.training import resume as saving
+from fb3.training import saves as saving
 from fb3.training.loop import Loop
 from fb3.training.run import train
 from tests.conftest import ROOT, TINY, copied
@@ -136,7 +136,7 @@ from pathlib import Path
 from fb3.system import files
 from fb3.prediction import inference_loop as prediction
 from fb3.cli import main
-from fb3.training import fold, resume
+from fb3.training import fold, saves as resume
 
 def die(*arguments, **keywords):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -346,7 +346,7 @@ def test_stop_after_saves_and_leaves_with_a_status_of_its_own(whole, competition
 
 def test_between_two_folds(competition, tmp_path, monkeypatch):
     recipe = load_recipe("tiny", [*TINY, "data.sample=20"])
-    monkeypatch.setattr("fb3.training.resume.asked_to_stop", lambda session: "SIGTERM")
+    monkeypatch.setattr("fb3.training.saves.asked_to_stop", lambda session: "SIGTERM")
     with pytest.raises(Stopped, match=r"SIGTERM: folds \[0\] are trained, \[1\] are left; the same command goes on"):
         train(recipe, competition, tmp_path / "run")
     monkeypatch.undo()

@@ -17,9 +17,12 @@ from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.tricks import Awp, Pgd
 from fb3.tasks.build import build_task
-from fb3.training.optim import build_optimizer, trainable
-from fb3.training.tricks import AWP, PGD, Step, build_tricks
-from fb3.training.tricks.embeddings import direction
+from fb3.training.optimizer import build_optimizer, trainable
+from fb3.training.tricks.awp import AWP
+from fb3.training.tricks.build import build_tricks
+from fb3.training.tricks.perturbation import direction
+from fb3.training.tricks.pgd import PGD
+from fb3.training.tricks.trick import Step
 
 PIECES = [
     "tricks=[{kind: fgm}, {kind: ema, decay: 0.5}]",

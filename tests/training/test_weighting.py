@@ -21,7 +21,7 @@ from fb3.tasks.regression import Regression
 from fb3.tasks.weighting import Uncertainty
 from fb3.training import fold, session
 from fb3.training import loop as loop_module
-from fb3.training.optim import build_optimizer
+from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
 from tests.conftest import TINY
 

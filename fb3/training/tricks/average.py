@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from fb3.models.scorer import Scorer
-from fb3.training.tricks.base import Step, Trick
+from fb3.training.tricks.trick import Step, Trick
 
 
 class Average(Trick):

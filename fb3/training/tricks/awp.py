@@ -8,8 +8,8 @@ from torch import nn
 
 from fb3.recipe.tricks import Awp
 from fb3.tasks.task import StepOutput
-from fb3.training.tricks.base import Backward, Step, Trick
-from fb3.training.tricks.embeddings import direction, restored
+from fb3.training.tricks.perturbation import direction, restored
+from fb3.training.tricks.trick import Backward, Step, Trick
 
 
 class AWP(Trick):

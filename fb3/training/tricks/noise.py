@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fb3.recipe.tricks import Noise
 from fb3.tasks.task import StepOutput
-from fb3.training.tricks.base import Backward, Step, Trick
+from fb3.training.tricks.trick import Backward, Step, Trick
 
 
 class EmbeddingNoise(Trick):

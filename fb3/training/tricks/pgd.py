@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fb3.recipe.tricks import Pgd
 from fb3.tasks.task import StepOutput
-from fb3.training.tricks.base import Backward, Step, Trick
-from fb3.training.tricks.embeddings import direction, restored, word_embeddings
+from fb3.training.tricks.perturbation import direction, restored, word_embeddings
+from fb3.training.tricks.trick import Backward, Step, Trick
 
 
 class PGD(Trick):

@@ -9,7 +9,7 @@ import torch
 
 from fb3.models.scorer import Scorer
 from fb3.recipe.tricks import PullToStart
-from fb3.training.tricks.base import Step, Trick
+from fb3.training.tricks.trick import Step, Trick
 
 
 class Pull(Trick):

@@ -8,7 +8,7 @@ from fb3.models.layer_stack import depth_of_parameters
 from fb3.models.scorer import Scorer
 from fb3.recipe.tricks import GradualUnfreeze
 from fb3.tasks.task import StepOutput
-from fb3.training.tricks.base import Backward, Step, Trick
+from fb3.training.tricks.trick import Backward, Step, Trick
 
 
 class Unfreeze(Trick):

@@ -6,7 +6,7 @@ from typing import Literal
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
 from fb3.models.surgery import recompute_activations
-from fb3.training.log import RunLog
+from fb3.training.run_log import RunLog
 
 
 class Parts:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.training.tricks.base import Step
+from fb3.training.tricks.trick import Step
 
 
 def word_embeddings(step: Step, trick: str) -> nn.Parameter:
