@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+from fb3.bundles.images import BACKENDS, RECORDED, read_image
+from fb3.bundles.packing import Check, write_bundle
+from fb3.bundles.wheels import fetch_wheels, find_wheels
 from fb3.errors import Fb3Error
-from fb3.images import BACKENDS, RECORDED, read_image
-from fb3.packing import Check, write_bundle
 from fb3.recipe import load_recipe
 from fb3.system.file_names import RECIPE
 from fb3.system.progress import as_command, escape_output, say
 from fb3.upload import upload_bundle
-from fb3.wheels import fetch_wheels, find_wheels
 
 WHEELS = Path(__file__).parent / "wheels"
 
@@ -61,8 +61,10 @@ def main() -> None:
         title=arguments.title,
         weights=arguments.weights,
         wheels=wheels_of(arguments.runs, arguments.wheels, arguments.no_wheels),
-        int8=later("fb3.calibration", "calibrate", arguments.data) if arguments.int8 else None,
-        check=None if arguments.no_parity or arguments.source_only else later("fb3.parity", "replay", arguments.data),
+        int8=later("fb3.bundles.int8_scales", "calibrate", arguments.data) if arguments.int8 else None,
+        check=None
+        if arguments.no_parity or arguments.source_only
+        else later("fb3.bundles.parity", "replay", arguments.data),
         source_only=arguments.source_only,
     )
     size = sum(entry["size"] for entry in bundle.manifest["files"].values())

@@ -459,7 +459,7 @@ def _by_fb3(
 
 def startup(work: Path, small: bool, write: Write) -> None:
     """The whole `fb3 infer` on a tiny bundle, as a user calls it, again and again."""
-    from fb3.packing import write_bundle
+    from fb3.bundles.packing import write_bundle
     from fb3.sample import write_competition
     from fb3.training.run import train as train_run
 

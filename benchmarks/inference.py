@@ -54,7 +54,7 @@ def worker(kind: str, run: Path, arguments: argparse.Namespace) -> None:
 
 def backend(kind, run, recipe, table):
     """As `fb3 infer` runs a fold."""
-    from fb3.bundle import Member
+    from fb3.bundles.bundle import Member
     from fb3.system.kaggle import pick_device
     from fb3.worker import encode, predict_fold
 
@@ -176,8 +176,8 @@ def random_run(shape: str, run: Path, out: Path) -> Path:
 
 def with_scales(run: Path, data: Path, out: Path) -> Path:
     """A run folder whose first fold has int8 scales."""
-    from fb3.bundle import Member
-    from fb3.calibration import ESSAYS, measure_scales
+    from fb3.bundles.bundle import Member
+    from fb3.bundles.int8_scales import ESSAYS, measure_scales
     from fb3.data.essays import read_essays
     from fb3.recipe import load_recipe
     from fb3.runs.checkpoint import save_scales

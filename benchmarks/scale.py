@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from fb3.packing import write_bundle
+from fb3.bundles.packing import write_bundle
 from fb3.sample import ID, TARGETS, TEXT, make_essays, write_competition
 
 OVERRIDES = ["data.max_length=512", "train.epochs=1", "folds.count=2"]

@@ -61,7 +61,7 @@ runpy.run_module("fb3", run_name="__main__", alter_sys=True)
 
 def pack(run: Path, folder: Path) -> dict[str, list[str]]:
     """The run's first fold as a bundle, and its encoder alone as transformers saves one; the arguments for both."""
-    from fb3.packing import write_bundle
+    from fb3.bundles.packing import write_bundle
     from fb3.recipe import load_recipe
     from fb3.runs.checkpoint import read_weights, write_weights
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from fb3.version import __version__
 
 if TYPE_CHECKING:
-    from fb3.bundle import Bundle, verify_bundle
+    from fb3.bundles.bundle import Bundle, verify_bundle
+    from fb3.bundles.packing import write_bundle
     from fb3.data.essays import read_essays
     from fb3.data.folds import make_folds
     from fb3.errors import Fb3Error, Stopped
     from fb3.inference import infer
     from fb3.models.build import build_scorer
-    from fb3.packing import write_bundle
     from fb3.prediction.inference_loop import predict
     from fb3.prediction.predictions import Predictions, average
     from fb3.recipe import Recipe, load_recipe
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fb3.tuning.search import tune
 
 _HOME = {
-    "Bundle": "fb3.bundle",
+    "Bundle": "fb3.bundles.bundle",
     "Fb3Error": "fb3.errors",
     "Predictions": "fb3.prediction.predictions",
     "Recipe": "fb3.recipe",
@@ -47,8 +47,8 @@ _HOME = {
     "train": "fb3.training.run",
     "train_fold": "fb3.training.run",
     "tune": "fb3.tuning.search",
-    "verify_bundle": "fb3.bundle",
-    "write_bundle": "fb3.packing",
+    "verify_bundle": "fb3.bundles.bundle",
+    "write_bundle": "fb3.bundles.packing",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]

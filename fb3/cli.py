@@ -188,7 +188,7 @@ def image_freeze(
     out: Annotated[str | None, typer.Option(metavar="FILE", help="The list to write; printed where left out.")] = None,
 ) -> None:
     """Record this machine's packages, as far as fb3 needs them: run it in a notebook of the competition."""
-    from fb3.images import freeze_image
+    from fb3.bundles.images import freeze_image
     from fb3.system.files import write_text
 
     text = freeze_image()
@@ -202,9 +202,9 @@ def wheels_lock(
     backend: Annotated[str | None, typer.Option(help="Of predict.backend, whose wheels it is to have too.")] = None,
 ) -> None:
     """Resolve what training and inference need beyond an image, with hashes."""
-    from fb3.images import read_image
+    from fb3.bundles.images import read_image
+    from fb3.bundles.wheels import lock_text
     from fb3.system.files import write_text
-    from fb3.wheels import lock_text
 
     text = lock_text(read_image(image), backend)
     print(text, end="") if out is None else write_text(text, out)
@@ -221,7 +221,7 @@ def rehearse(
 ) -> None:
     """Run the inference notebook as the competition would: no network, read-only inputs, odd hidden rows."""
     from fb3 import rehearse as rehearsal
-    from fb3.images import find_image
+    from fb3.bundles.images import find_image
     from fb3.system.kaggle import find_competition
 
     report = rehearsal.rehearse(bundle, data or find_competition(), find_image(image), rows=rows, keep=keep)

@@ -5,10 +5,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fb3.bundle import Bundle, read_bundle
+from fb3.bundles.bundle import Bundle, read_bundle
+from fb3.bundles.packing import write_bundle
+from fb3.bundles.parity import replay
 from fb3.errors import Fb3Error, Stopped
-from fb3.packing import write_bundle
-from fb3.parity import replay
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun, is_finished
 from fb3.runs.scores import named_score, read_scores

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.asked import Asked, add_essays, asked_by_sample
-from fb3.bundle import Bundle, Checks, Member, in_turn, read_bundle
+from fb3.bundles.bundle import Bundle, Checks, Member, in_turn, read_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.scores import caveats

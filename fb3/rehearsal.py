@@ -6,8 +6,8 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from fb3.bundle import Member
-from fb3.images import own_requirements
+from fb3.bundles.bundle import Member
+from fb3.bundles.images import own_requirements
 from fb3.models.flops import T4_FLOPS
 
 PUBLIC = "public"  # beside the names of the mount layouts

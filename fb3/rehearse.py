@@ -16,12 +16,12 @@ import numpy as np
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fb3.agreement import tolerance
-from fb3.bundle import Bundle, Member, verify_bundle
+from fb3.bundles.bundle import Bundle, Member, verify_bundle
+from fb3.bundles.images import Image, differing_versions, installed_closure
+from fb3.bundles.tolerance import tolerance
 from fb3.data.essays import read_table
 from fb3.errors import Fb3Error
 from fb3.hidden_rows import invented_files, public_files, write_hidden_test
-from fb3.images import Image, differing_versions, installed_closure
 from fb3.notebook import find_notebook
 from fb3.rehearsal import PUBLIC, Rehearsal, pass_name, projection
 from fb3.submission import check_form, check_values

@@ -6,7 +6,7 @@ from threading import Thread
 
 import pandas as pd
 
-from fb3.bundle import Member
+from fb3.bundles.bundle import Member
 from fb3.data.tokenizer import encode_essays
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error

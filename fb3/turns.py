@@ -7,7 +7,7 @@ from threading import TIMEOUT_MAX
 
 import numpy as np
 
-from fb3.bundle import Checks, Member, in_turn
+from fb3.bundles.bundle import Checks, Member, in_turn
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models.flops import forward_flops

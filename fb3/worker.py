@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fb3.bundle import Member
+from fb3.bundles.bundle import Member
 from fb3.data.tokenizer import encode_essays
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fb3.bundle import read_bundle
+from fb3.bundles.bundle import read_bundle
+from fb3.bundles.packing import write_bundle
+from fb3.bundles.parity import replay
 from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
 from fb3.inference import infer
@@ -20,8 +22,6 @@ from fb3.models.poolings.token_poolings import MeanPooling, PoolerPooling
 from fb3.models.poolings.window_pooling import OneInput
 from fb3.models.scorer import Scorer, StitchedScorer, Tower
 from fb3.models.statistics_net import Alone
-from fb3.packing import write_bundle
-from fb3.parity import replay
 from fb3.prediction.backends.choose import pick_backend, use_backend
 from fb3.prediction.backends.functional_encoder import Bare
 from fb3.recipe import load_recipe

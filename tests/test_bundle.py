@@ -10,19 +10,19 @@ import pandas as pd
 import pytest
 
 from build_dataset import main
-from fb3.bundle import Checks, Member, in_turn, read_bundle, verify_bundle
+from fb3.bundles.bundle import Checks, Member, in_turn, read_bundle, verify_bundle
+from fb3.bundles.images import find_image
+from fb3.bundles.metadata import check_file_names
+from fb3.bundles.packing import write_bundle
+from fb3.bundles.wheels import fetch_wheels
 from fb3.errors import Fb3Error
-from fb3.images import find_image
 from fb3.inference import infer
-from fb3.metadata import check_file_names
-from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.recipe.data import Text
 from fb3.rehearse import rehearse
 from fb3.system.files import replacing, sha256, write_text
 from fb3.training.run import train
 from fb3.verify import verify
-from fb3.wheels import fetch_wheels
 from tests.conftest import ROOT, TINY, copied
 
 

@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from fb3 import calibration
-from fb3.bundle import read_bundle, verify_bundle
-from fb3.calibration import calibrate
+from fb3.bundles import int8_scales as calibration
+from fb3.bundles.bundle import read_bundle, verify_bundle
+from fb3.bundles.int8_scales import calibrate
+from fb3.bundles.packing import write_bundle
+from fb3.bundles.parity import replay
 from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
 from fb3.inference import infer
 from fb3.models.kernels.int8_linear import Int8Linear
-from fb3.packing import write_bundle
-from fb3.parity import replay
 from fb3.recipe import load_recipe
 from fb3.system.files import read_json
 from fb3.training.run import train

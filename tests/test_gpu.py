@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from fb3.bundle import Member
+from fb3.bundles.bundle import Member
+from fb3.bundles.packing import write_bundle
 from fb3.data.essays import read_essays
 from fb3.data.tokenizer import load_tokenizer
 from fb3.data.tokens import tokenise
 from fb3.inference import infer
 from fb3.models.build import build_scorer
 from fb3.models.kernels import flash_attention as flash
-from fb3.packing import write_bundle
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction import token_budget as budget
 from fb3.prediction.inference_loop import lower_weights, predict

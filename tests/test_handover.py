@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from fb3.bundle import verify_bundle
+from fb3.bundles.bundle import verify_bundle
 from fb3.errors import Fb3Error
 from fb3.handover import hand_over, take_up, train_session
 from fb3.inference import infer

@@ -10,11 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fb3.bundles.images import read_image
+from fb3.bundles.wheels import _requirements_of, locked
 from fb3.data.augmentation.text_changes import read_synonyms
 from fb3.data.essays import read_essays, read_numbers
 from fb3.data.folds import read_folds
 from fb3.errors import Fb3Error
-from fb3.images import read_image
 from fb3.notebook import run_notebook
 from fb3.recipe import load_recipe
 from fb3.recipe.data import DataGroup
@@ -26,7 +27,6 @@ from fb3.system.files import LARGEST, read_json
 from fb3.system.folder_lock import alone
 from fb3.training.run_log import RunLog
 from fb3.tuning.study import open_study
-from fb3.wheels import _requirements_of, locked
 from tests.conftest import ROOT
 from tests.hostile import damaged, fuzz, swapped, told
 

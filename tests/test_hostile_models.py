@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from fb3.bundle import read_bundle, verify_bundle
+from fb3.bundles.bundle import read_bundle, verify_bundle
+from fb3.bundles.packing import write_bundle
 from fb3.data.tokenizer import load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.inference import infer
 from fb3.models.backbone import random_encoder
-from fb3.packing import write_bundle
 from fb3.runs.checkpoint import load_fold, read_weights
 from fb3.runs.fold_json import is_finished
 from fb3.system.files import read_json, sha256, write_json

@@ -63,7 +63,7 @@ def test_rows_come_back_by_id_and_awkward_essays_are_predicted(bundle, competiti
 def test_predictions_out_of_range_are_clipped(run, competition, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from fb3.packing import write_bundle
+    from fb3.bundles.packing import write_bundle
     from fb3.system.files import read_json, sha256, write_json
 
     high = copied(run, tmp_path / "high")

@@ -11,13 +11,13 @@ import nbformat
 import pandas as pd
 import pytest
 
-from fb3.bundle import verify_bundle
+from fb3.bundles.bundle import verify_bundle
+from fb3.bundles.images import find_image
+from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
-from fb3.images import find_image
 from fb3.inference import infer
 from fb3.models.from_scratch import build_backbone
 from fb3.notebook import find_notebook, run_notebook
-from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.rehearse import importable
 from fb3.system.files import read_json, sha256, write_json

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fb3.bundle import read_bundle
+from fb3.bundles.bundle import read_bundle
+from fb3.bundles.images import find_image
+from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
 from fb3.hidden_rows import ODD, PublicFiles, ids_like, invented_files, public_files, write_hidden_test
-from fb3.images import find_image
 from fb3.inference import infer
-from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.rehearsal import projection
 from fb3.rehearse import as_json, check_submission, importable, rehearse

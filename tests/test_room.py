@@ -13,11 +13,12 @@ import torch
 from transformers import BertConfig, BertModel
 
 import fb3
-from fb3.bundle import verify_bundle
+from fb3.bundles.bundle import verify_bundle
+from fb3.bundles.images import find_image
+from fb3.bundles.packing import write_bundle
+from fb3.bundles.wheels import fetch_wheels
 from fb3.errors import Fb3Error, NoRoom, Stopped
-from fb3.images import find_image
 from fb3.models.from_scratch import train_tokenizer
-from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import write_weights
 from fb3.runs.joining import merge
@@ -26,7 +27,6 @@ from fb3.system.disk_space import check_room, room
 from fb3.system.files import replacing_folder, write_csv, write_json, write_text
 from fb3.training.run import train
 from fb3.tuning.search import tune
-from fb3.wheels import fetch_wheels
 from tests.conftest import TINY
 
 
@@ -192,6 +192,6 @@ def test_wheels_say_it_as_the_rest_does(tmp_path, monkeypatch):
     lock = tmp_path / "py312.lock"
     lock.write_text("six==1.17.0 --hash=sha256:" + "0" * 64)
     why = "Could not install packages due to an OSError: [Errno 28] No space left on device"
-    monkeypatch.setattr("fb3.wheels._pip", lambda arguments: why)
+    monkeypatch.setattr("fb3.bundles.wheels._pip", lambda arguments: why)
     with pytest.raises(NoRoom, match=rf"{tmp_path}: cannot be written \(No space left on device\)"):
         fetch_wheels(lock, tmp_path, find_image("py312"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fb3 import worker
-from fb3.bundle import Member
+from fb3.bundles.bundle import Member
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.system import kaggle as runtime

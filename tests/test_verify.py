@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error, Stopped
-from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.runs.scores import scores_of
 from fb3.system.files import read_json, sha256, write_json

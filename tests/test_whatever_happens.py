@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from fb3 import asked, inference, tokenising, turns, worker
+from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
 from fb3.inference import infer
-from fb3.packing import write_bundle
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction import token_budget as budget
 from fb3.prediction.predictions import Predictions

@@ -12,9 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import build_dataset
-from fb3 import wheels
-from fb3.errors import Fb3Error
-from fb3.images import (
+from fb3.bundles import wheels
+from fb3.bundles.images import (
     BACKENDS,
     RECORDED,
     Image,
@@ -24,8 +23,9 @@ from fb3.images import (
     own_requirements,
     read_image,
 )
+from fb3.bundles.wheels import check_wheels, fetch_wheels, find_wheels, resolve
+from fb3.errors import Fb3Error
 from fb3.system.files import sha256
-from fb3.wheels import check_wheels, fetch_wheels, find_wheels, resolve
 from tests.conftest import ROOT, copied
 
 IMAGES = Path(os.environ.get("FB3_IMAGES", ROOT.parent / "shared" / "images"))

@@ -6,14 +6,14 @@ It only reads, and goes on after a fault. Hashes and scores need no torch; saves
 from pathlib import Path
 from typing import Any
 
-from fb3.bundle import SOURCE_ONLY, Bundle, read_bundle
+from fb3.bundles.bundle import SOURCE_ONLY, Bundle, read_bundle
+from fb3.bundles.wheels import locked
 from fb3.errors import Fb3Error
 from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE
 from fb3.system.files import read_json, sha256
 from fb3.verify.checked import Checked
 from fb3.verify.report import Report
 from fb3.verify.run import check_run
-from fb3.wheels import locked
 
 
 def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0) -> Report:

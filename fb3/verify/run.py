@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fb3.bundle import Member
+from fb3.bundles.bundle import Member
 from fb3.data.essays import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
@@ -200,7 +200,7 @@ def _differences(said: Any, again: Any, key: str = "") -> Iterator[str]:
 
 
 def _predict_again(run: Checked, recipe: Recipe, finished: dict[int, Path]) -> None:
-    from fb3.parity import replay_fold
+    from fb3.bundles.parity import replay_fold
 
     member = Member(run.path.name, run.path, recipe, [*finished.values()])
     for folder in finished.values():

@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import FNetModel
 
+from fb3.bundles.packing import write_bundle
+from fb3.bundles.parity import replay
 from fb3.data.batches import collate
 from fb3.data.essays import read_essays
 from fb3.data.tokenizer import encode_essays
@@ -18,8 +20,6 @@ from fb3.models.backbone import empty_encoder
 from fb3.models.build import build_scorer
 from fb3.models.dry_run import check_length, learns_in, make_up_weights, padding_for
 from fb3.models.layer_stack import longest_input
-from fb3.packing import write_bundle
-from fb3.parity import replay
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import check_reload, load_fold
 from fb3.sample import write_competition

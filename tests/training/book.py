@@ -13,7 +13,7 @@ import torch
 from tokenizers import normalizers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from fb3.bundle import Member
+from fb3.bundles.bundle import Member
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.group import Group

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pandas as pd
 import pytest
 
+from fb3.bundles.packing import write_bundle
+from fb3.bundles.parity import replay
 from fb3.errors import Fb3Error
-from fb3.packing import write_bundle
-from fb3.parity import replay
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.data import Augment, Text
 from fb3.recipe.model import ModelGroup

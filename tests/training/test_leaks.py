@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from fb3 import calibration
-from fb3.calibration import calibrate
+from fb3.bundles import int8_scales as calibration
+from fb3.bundles.int8_scales import calibrate
+from fb3.bundles.packing import write_bundle
 from fb3.data.essays import read_essays
 from fb3.data.folds import FoldSplit
-from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
 from fb3.sample import make_essays

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from fb3.bundles.packing import write_bundle
 from fb3.cli import main
 from fb3.errors import Fb3Error
-from fb3.packing import write_bundle
 from fb3.recipe import load_recipe
 from fb3.runs.joining import merge
 from fb3.training.run import train

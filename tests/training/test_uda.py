@@ -6,6 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from fb3.bundles.packing import write_bundle
+from fb3.bundles.parity import replay
 from fb3.data.augmentation.draw import augmented
 from fb3.data.essays import read_essays
 from fb3.data.folds import make_folds
@@ -13,8 +15,6 @@ from fb3.data.tokenizer import encode_texts, load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.inference import infer
 from fb3.models.build import build_scorer
-from fb3.packing import write_bundle
-from fb3.parity import replay
 from fb3.recipe import load_recipe
 from fb3.recipe.data import Augment
 from fb3.recipe.task import Uda

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fb3.bundle import Member
+from fb3.bundles.bundle import Member
 from fb3.data.essays import read_numbers
 from fb3.runs.scores import TRUTH
 from fb3.system.file_names import OOF

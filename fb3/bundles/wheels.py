@@ -14,8 +14,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
+from fb3.bundles.images import BACKENDS, Image, own_requirements, parse_requirements
 from fb3.errors import Fb3Error
-from fb3.images import BACKENDS, Image, own_requirements, parse_requirements
 from fb3.system.disk_space import cannot_write, lacks_room
 from fb3.system.files import LARGEST, in_words, read_utf8, sha256
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fb3.agreement import TOLERANCE, Tolerance, tolerance
-from fb3.bundle import Member
+from fb3.bundles.bundle import Member
+from fb3.bundles.packing import Check
+from fb3.bundles.tolerance import TOLERANCE, Tolerance, tolerance
 from fb3.data.essays import read_numbers, read_table
 from fb3.errors import Fb3Error
-from fb3.packing import Check
 from fb3.prediction.backends.choose import tell_backends
 from fb3.system.file_names import ENVIRONMENT, OOF
 from fb3.system.files import read_json

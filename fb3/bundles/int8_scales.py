@@ -8,14 +8,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fb3.agreement import target_scale
-from fb3.bundle import Member
+from fb3.bundles.bundle import Member
+from fb3.bundles.packing import Check
+from fb3.bundles.parity import check_known, training_essays
+from fb3.bundles.tolerance import target_scale
 from fb3.data.essays import read_numbers
 from fb3.errors import Fb3Error
 from fb3.models.kernels.int8_linear import SHIFT, Scales, Shifted, observe
 from fb3.models.scorer import Scorer
-from fb3.packing import Check
-from fb3.parity import check_known, training_essays
 from fb3.prediction.inference_loop import lower_weights, predict
 from fb3.runs.checkpoint import drop_scales, load_fold, save_scales
 from fb3.runs.scores import TRUTH
