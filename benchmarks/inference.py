@@ -55,8 +55,8 @@ def worker(kind: str, run: Path, arguments: argparse.Namespace) -> None:
 def backend(kind, run, recipe, table):
     """As `fb3 infer` runs a fold."""
     from fb3.bundles.bundle import Member
+    from fb3.submission.workers import encode, predict_fold
     from fb3.system.kaggle import pick_device
-    from fb3.worker import encode, predict_fold
 
     settings = recipe.predict.model_copy(update={"backend": kind if kind in ("openvino", "onnx") else "torch"})
     member = Member("run", run, recipe.model_copy(update={"predict": settings}), [min(run.glob("fold*[0-9]"))])

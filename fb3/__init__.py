@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from fb3.data.essays import read_essays
     from fb3.data.folds import make_folds
     from fb3.errors import Fb3Error, Stopped
-    from fb3.inference import infer
     from fb3.models.build import build_scorer
     from fb3.prediction.inference_loop import predict
     from fb3.prediction.predictions import Predictions, average
     from fb3.recipe import Recipe, load_recipe
     from fb3.runs.joining import merge
+    from fb3.submission.inference import infer
     from fb3.system.kaggle import find_bundle, find_competition
     from fb3.targets.metrics import mcrmse
     from fb3.training.run import train, train_fold
@@ -37,7 +37,7 @@ _HOME = {
     "build_scorer": "fb3.models.build",
     "find_bundle": "fb3.system.kaggle",
     "find_competition": "fb3.system.kaggle",
-    "infer": "fb3.inference",
+    "infer": "fb3.submission.inference",
     "load_recipe": "fb3.recipe",
     "make_folds": "fb3.data.folds",
     "mcrmse": "fb3.targets.metrics",

@@ -113,7 +113,7 @@ def infer(
     strict: Annotated[bool, typer.Option("--strict", help="A fold that cannot be used is an error.")] = False,
 ) -> None:
     """Predict with a bundle and write a checked submission."""
-    from fb3.inference import infer as run
+    from fb3.submission.inference import infer as run
 
     run(bundle, data, out, test=test, deadline=deadline, strict=strict)
 

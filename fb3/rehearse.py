@@ -24,7 +24,7 @@ from fb3.errors import Fb3Error
 from fb3.hidden_rows import invented_files, public_files, write_hidden_test
 from fb3.notebook import find_notebook
 from fb3.rehearsal import PUBLIC, Rehearsal, pass_name, projection
-from fb3.submission import check_form, check_values
+from fb3.submission.submission_file import check_form, check_values
 from fb3.system.disk_space import in_room
 from fb3.system.files import read_json, write_json
 from fb3.system.kaggle import (

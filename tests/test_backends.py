@@ -14,7 +14,6 @@ from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
-from fb3.inference import infer
 from fb3.models.heads import Linear
 from fb3.models.kernels.blocked_attention import use_blocked_attention
 from fb3.models.poolings.layer_poolings import ConcatLayersPooling
@@ -26,8 +25,9 @@ from fb3.prediction.backends.choose import pick_backend, use_backend
 from fb3.prediction.backends.functional_encoder import Bare
 from fb3.recipe import load_recipe
 from fb3.recipe.data import Windows
+from fb3.submission.inference import infer
+from fb3.submission.workers import encode, predict_fold
 from fb3.training.run import train
-from fb3.worker import encode, predict_fold
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -228,7 +228,7 @@ def test_a_bundle_is_replayed_and_predicts_with_its_backend(of, backend, competi
     assert len(graphs) == 1, "the inference did not use it"
     table = infer(bundle.path, competition, tmp_path / "s.csv", strict=True)
     assert "torch" not in capsys.readouterr().err, "no fold was left to torch"
-    monkeypatch.setattr("fb3.worker.pick_backend", lambda *_: ("torch", ""))
+    monkeypatch.setattr("fb3.submission.workers.pick_backend", lambda *_: ("torch", ""))
     want = predicted(bundle.path, competition)
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert table.iloc[:, 1:].notna().all(axis=None)

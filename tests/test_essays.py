@@ -15,10 +15,10 @@ from fb3.data.batches import BUCKET_BATCHES, collate, inference_batches, steps_p
 from fb3.data.essays import read_essays, read_table
 from fb3.data.tokens import Encoded, special_tokens, tokenise, truncate
 from fb3.errors import Fb3Error
-from fb3.inference import infer
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
 from fb3.recipe.data import DataGroup
 from fb3.recipe.task import RegressionTask
+from fb3.submission.inference import infer
 from fb3.system.files import write_csv
 
 DATA = DataGroup(target_columns=("a", "b"))

@@ -17,7 +17,6 @@ from fb3.bundles.packing import write_bundle
 from fb3.data.essays import read_essays
 from fb3.data.tokenizer import load_tokenizer
 from fb3.data.tokens import tokenise
-from fb3.inference import infer
 from fb3.models.build import build_scorer
 from fb3.models.kernels import flash_attention as flash
 from fb3.prediction import inference_loop as prediction
@@ -25,12 +24,13 @@ from fb3.prediction import token_budget as budget
 from fb3.prediction.inference_loop import lower_weights, predict
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import load_fold
+from fb3.submission.inference import infer
+from fb3.submission.workers import encode, predict_fold
 from fb3.tasks.build import build_task
 from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
 from fb3.training.tricks.build import build_tricks
 from fb3.training.tricks.trick import Step
-from fb3.worker import encode, predict_fold
 from tests.models.test_deberta import BOTH, batch, close, distance, gradients, pair, states
 
 CUDA = torch.cuda.is_available()

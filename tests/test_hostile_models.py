@@ -16,10 +16,10 @@ from fb3.bundles.bundle import read_bundle, verify_bundle
 from fb3.bundles.packing import write_bundle
 from fb3.data.tokenizer import load_tokenizer
 from fb3.errors import Fb3Error
-from fb3.inference import infer
 from fb3.models.backbone import random_encoder
 from fb3.runs.checkpoint import load_fold, read_weights
 from fb3.runs.fold_json import is_finished
+from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
 from fb3.training import saves as resume
 from fb3.upload.dataset import _zip_folders, check_limits

@@ -13,10 +13,10 @@ from fb3.data.essays import read_essays
 from fb3.data.tokenizer import load_tokenizer
 from fb3.data.tokens import tokenise
 from fb3.errors import Fb3Error
-from fb3.inference import infer
 from fb3.prediction.inference_loop import predict
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import load_fold
+from fb3.submission.inference import infer
 from fb3.tasks.build import build_task
 from tests.conftest import ROOT, copied
 

@@ -15,11 +15,11 @@ from fb3.bundles.bundle import verify_bundle
 from fb3.bundles.images import find_image
 from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
-from fb3.inference import infer
 from fb3.models.from_scratch import build_backbone
 from fb3.notebook import find_notebook, run_notebook
 from fb3.recipe import load_recipe
 from fb3.rehearse import importable
+from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
 from fb3.training.run import train
 from tests.conftest import ROOT, copied

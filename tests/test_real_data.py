@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fb3.bundles.packing import write_bundle
-from fb3.inference import infer
 from fb3.recipe import load_recipe
+from fb3.submission.inference import infer
 from fb3.training.run import train
 from tests.conftest import ROOT
 

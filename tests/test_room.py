@@ -22,7 +22,7 @@ from fb3.models.from_scratch import train_tokenizer
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import write_weights
 from fb3.runs.joining import merge
-from fb3.submission import Standing
+from fb3.submission.submission_file import Standing
 from fb3.system.disk_space import check_room, room
 from fb3.system.files import replacing_folder, write_csv, write_json, write_text
 from fb3.training.run import train

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fb3 import worker
 from fb3.bundles.bundle import Member
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
+from fb3.submission import workers as worker
 from fb3.system import kaggle as runtime
 from fb3.system.kaggle import (
     find_bundle,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
-from fb3.submission import Standing, check_form, check_values
+from fb3.submission.submission_file import Standing, check_form, check_values
 
 SAMPLE = pd.DataFrame({"text_id": ["x", "y", "z"], "b": 3.0, "a": 3.0})
 

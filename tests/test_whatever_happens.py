@@ -14,17 +14,21 @@ import pandas as pd
 import pytest
 import torch
 
-from fb3 import asked, inference, tokenising, turns, worker
 from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
-from fb3.inference import infer
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction import token_budget as budget
 from fb3.prediction.predictions import Predictions
-from fb3.submission import Standing
+from fb3.submission import background as tokenising
+from fb3.submission import fold_queue as turns
+from fb3.submission import form as asked
+from fb3.submission import inference
+from fb3.submission import workers as worker
+from fb3.submission.inference import infer
+from fb3.submission.submission_file import Standing
+from fb3.submission.workers import Workers, share_by_tokens
 from fb3.system import kaggle as runtime
 from fb3.system.files import read_json, write_json
-from fb3.worker import Workers, share_by_tokens
 from tests.conftest import ROOT, copied
 
 
@@ -57,14 +61,14 @@ def is_means(table, bundle):
 def test_the_first_file_holds_the_training_means_and_needs_no_torch(bundle, competition, tmp_path):
     program = """
 import sys
-import fb3.inference, fb3.submission
-real = fb3.submission.Standing.__init__
+import fb3.submission.inference, fb3.submission.submission_file
+real = fb3.submission.submission_file.Standing.__init__
 def stop(self, *arguments):
     real(self, *arguments)
     assert not {"torch", "transformers", "tokenizers"} & set(sys.modules)
     raise SystemExit(7)
-fb3.submission.Standing.__init__ = stop
-fb3.inference.infer(*sys.argv[1:])
+fb3.submission.submission_file.Standing.__init__ = stop
+fb3.submission.inference.infer(*sys.argv[1:])
 """
     out = tmp_path / "s.csv"
     done = subprocess.run([sys.executable, "-c", program, bundle, competition, out], cwd=ROOT)
@@ -495,9 +499,9 @@ def test_tokens_that_take_too_long_cost_only_their_run(bundle, run, competition,
 def test_a_process_ends_at_its_deadline_whatever_the_tokens_do(bundle, competition, tmp_path):
     program = """
 import sys, time
-from fb3 import tokenising
+from fb3.submission import background as tokenising
 tokenising.encode_essays = lambda *arguments: time.sleep(600)
-from fb3.inference import infer
+from fb3.submission.inference import infer
 infer(*sys.argv[1:], deadline="1s")
 """
     command = [sys.executable, "-c", program, bundle, competition, tmp_path / "s.csv"]

@@ -19,12 +19,12 @@ from fb3.models.scorer import Scorer
 from fb3.prediction.inference_loop import lower_weights, predict
 from fb3.runs.checkpoint import drop_scales, load_fold, save_scales
 from fb3.runs.scores import TRUTH
+from fb3.submission.workers import encode, predict_fold
 from fb3.system.file_names import ENCODER, OOF
 from fb3.system.kaggle import Precision, cpu_has_int8, pick_precision
 from fb3.system.progress import progress, say
 from fb3.targets.metrics import rmse_columns
 from fb3.tasks.build import build_task
-from fb3.worker import encode, predict_fold
 
 ESSAYS = 32  # to measure on
 TOLERANCE = 0.0005  # the out-of-fold MCRMSE may lose so much, for scores from 1 to 5; others in proportion

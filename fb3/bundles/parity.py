@@ -17,11 +17,11 @@ from fb3.bundles.tolerance import TOLERANCE, Tolerance, tolerance
 from fb3.data.essays import read_numbers, read_table
 from fb3.errors import Fb3Error
 from fb3.prediction.backends.choose import tell_backends
+from fb3.submission.workers import encode, predict_fold
 from fb3.system.file_names import ENVIRONMENT, OOF
 from fb3.system.files import read_json
 from fb3.system.kaggle import Precision, pick_device, pick_precision
 from fb3.system.progress import progress
-from fb3.worker import encode, predict_fold
 
 ESSAYS = 12  # a fold: a second or two on a CPU for a base encoder
 

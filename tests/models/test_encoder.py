@@ -14,7 +14,6 @@ from fb3.bundles.packing import write_bundle
 from fb3.data.texts import added_tokens, target_tokens
 from fb3.data.tokenizer import encode_texts, load_tokenizer
 from fb3.errors import Fb3Error
-from fb3.inference import infer
 from fb3.models.backbone import export_encoder, pretrained_encoder
 from fb3.models.backbone_files import check_backbone
 from fb3.models.build import build_scorer
@@ -22,6 +21,7 @@ from fb3.models.from_scratch import SPECIAL, train_tokenizer
 from fb3.models.layer_stack import depth_of_parameters, layer_stack
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import load_fold
+from fb3.submission.inference import infer
 from fb3.system.files import read_json, write_json
 from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train

@@ -19,9 +19,9 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.group import Group
 from fb3.recipe.task import TaskGroup
 from fb3.runs.checkpoint import read_weights
+from fb3.submission.workers import encode, predict_fold
 from fb3.system.files import read_json
 from fb3.training.run import train
-from fb3.worker import encode, predict_fold
 from tests.conftest import TINY
 
 SMALL_RUN = [

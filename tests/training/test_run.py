@@ -15,8 +15,8 @@ from fb3.cli import main
 from fb3.data.essays import read_essays
 from fb3.data.folds import make_folds
 from fb3.errors import Fb3Error
-from fb3.inference import infer
 from fb3.recipe import load_recipe
+from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256
 from fb3.targets.metrics import mcrmse
 from fb3.training import loop, session

@@ -13,14 +13,14 @@ from fb3.errors import Fb3Error
 from fb3.models.flops import forward_flops
 from fb3.prediction.backends.choose import tell_backends
 from fb3.prediction.predictions import Predictions, average
-from fb3.submission import Standing
-from fb3.summary import Summary
+from fb3.submission.background import Tokens
+from fb3.submission.submission_file import Standing
+from fb3.submission.summary import Summary
+from fb3.submission.workers import Workers
 from fb3.system.file_names import ENCODER, SECOND
 from fb3.system.files import read_json
 from fb3.system.kaggle import pick_devices
 from fb3.system.progress import say
-from fb3.tokenising import Tokens
-from fb3.worker import Workers
 
 _UNSURE = 1.5  # a run that was not measured yet is taken to need so many times what another's speed promises
 

@@ -13,7 +13,7 @@ import pandas as pd
 from fb3.data.essays import check_ids, read_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
-from fb3.submission import check_columns, check_same_ids
+from fb3.submission.submission_file import check_columns, check_same_ids
 from fb3.system.progress import say
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fb3.asked import Asked, add_essays, asked_by_sample
 from fb3.bundles.bundle import Bundle, Checks, Member, in_turn, read_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.scores import caveats
-from fb3.submission import Standing
-from fb3.summary import Summary
+from fb3.submission.form import Asked, add_essays, asked_by_sample
+from fb3.submission.submission_file import Standing
+from fb3.submission.summary import Summary
 from fb3.system.file_names import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files
 from fb3.system.files import check_place, read_json
 from fb3.system.kaggle import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
@@ -119,11 +119,11 @@ def _predict(
     """The folds, from here on with tokenizers and torch: the first file stands."""
     _tell_caveats(members)
     checks = Checks(packed, [member.folds[k] for member, k in in_turn(members)])
-    from fb3.tokenising import begin_tokens
+    from fb3.submission.background import begin_tokens
 
     tokens, ids = begin_tokens(members, asked.essays), asked.essays[members[0].recipe.data.id_column].to_numpy()
     asked.essays = None  # many texts are no small part of the memory, and are not needed once they are tokens
-    from fb3.turns import Turns
+    from fb3.submission.fold_queue import Turns
 
     Turns(checks, members, ids, tokens, standing, summary, ends, strict).run()
 
