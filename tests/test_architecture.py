@@ -89,7 +89,7 @@ FLOORS = [
         "stage",
         "upload",
         "submission.fold_queue",
-        "handover",
+        "sessions.train_notebook",
         "submission.background",
     },
     {"cli", "demo", "__main__"},

@@ -8,9 +8,9 @@ import pytest
 
 from fb3.bundles.bundle import verify_bundle
 from fb3.errors import Fb3Error
-from fb3.handover import hand_over, take_up, train_session
 from fb3.recipe import load_recipe
 from fb3.runs.scores import scores_of
+from fb3.sessions.train_notebook import hand_over, take_up, train_session
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, write_json
 from tests.conftest import TINY, copied
