@@ -20,12 +20,12 @@ from fb3.notebook import run_notebook
 from fb3.recipe import load_recipe
 from fb3.recipe.data import DataGroup
 from fb3.recipe.load import LARGEST as LARGEST_YAML
-from fb3.recipe.space import read_space
 from fb3.recipe.task import RegressionTask
 from fb3.runs.scores import read_scores, score_files
 from fb3.system.files import LARGEST, read_json
 from fb3.system.folder_lock import alone
 from fb3.training.run_log import RunLog
+from fb3.tuning.space import read_space
 from fb3.tuning.study import open_study
 from tests.conftest import ROOT
 from tests.hostile import damaged, fuzz, swapped, told

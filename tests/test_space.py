@@ -4,7 +4,7 @@ import pytest
 
 from fb3.errors import Fb3Error
 from fb3.recipe import builtin_names, load_recipe
-from fb3.recipe.space import Choice, Range, read_space
+from fb3.tuning.space import Choice, Range, read_space
 
 REGULARISE = "regularise: {overrides: true, choices: [[], ['model.dropout=0.1', 'task.r_drop={alpha: 1.0}']]}"
 

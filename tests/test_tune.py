@@ -15,7 +15,6 @@ pytest.importorskip("optuna")
 from fb3.cli import main
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
-from fb3.recipe.space import read_space
 from fb3.system.folder_lock import alone
 from fb3.training import loop
 from fb3.training.run import train
@@ -23,6 +22,7 @@ from fb3.training.session import Evaluation
 from fb3.tuning import search as searches
 from fb3.tuning import study as studies
 from fb3.tuning.search import tune
+from fb3.tuning.space import read_space
 from fb3.tuning.study import lies_behind, open_study, suggest
 from tests.conftest import ROOT, TINY, copied
 

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 from fb3.errors import Fb3Error, NoRoom
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import overridden
-from fb3.recipe.space import Space, read_space, refuse_fixed
 from fb3.system.disk_space import in_room
 from fb3.system.file_names import LOCK, RECIPE, RESUME
 from fb3.system.files import write_text
 from fb3.system.folder_lock import alone
 from fb3.system.progress import say
 from fb3.training.run import fold_numbers, train
+from fb3.tuning.space import Space, read_space, refuse_fixed
 from fb3.tuning.study import DATABASE, SHARES, check_same, load_optuna, open_study, suggest
 from fb3.tuning.trials import BASE, FURTHER, Outcome, Row, folder_of, ranked, rows_of
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
-from fb3.recipe.space import Choice, Entry, Space
 from fb3.system.disk_space import lacks_room
 from fb3.system.files import sha256
+from fb3.tuning.space import Choice, Entry, Space
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
