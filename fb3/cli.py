@@ -148,7 +148,7 @@ def verify(
     essays: Annotated[int, typer.Option(min=0, help="Of each fold, predicted again from the weights.")] = 0,
 ) -> None:
     """Check every hash, and that the out-of-fold scores recompute."""
-    from fb3.verify import verify as run
+    from fb3.verification.check import verify as run
 
     report = run(path, data, essays=essays)
     print(report.text())

@@ -84,7 +84,7 @@ FLOORS = [
         "bundles.tolerance",
         "bundles.parity",
         "bundles.int8_scales",
-        "verify",
+        "verification.check",
         "notebook",
         "stage",
         "upload",

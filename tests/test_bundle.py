@@ -22,7 +22,7 @@ from fb3.rehearse import rehearse
 from fb3.submission.inference import infer
 from fb3.system.files import replacing, sha256, write_text
 from fb3.training.run import train
-from fb3.verify import verify
+from fb3.verification.check import verify
 from tests.conftest import ROOT, TINY, copied
 
 

@@ -14,7 +14,7 @@ from fb3.recipe import load_recipe
 from fb3.runs.scores import scores_of
 from fb3.system.files import read_json, sha256, write_json
 from fb3.training.run import train
-from fb3.verify import verify
+from fb3.verification.check import verify
 from tests.conftest import ROOT, TINY, copied
 
 
@@ -305,7 +305,7 @@ def test_the_command(broken, tmp_path):
 
 def test_hashes_and_scores_need_no_torch(run, bundle):
     code = (
-        "import sys; from fb3.verify import verify; passed = [verify(path).passed for path in sys.argv[1:]]; "
+        "import sys; from fb3.verification.check import verify; passed = [verify(path).passed for path in sys.argv[1:]]; "
         "sys.exit(not all(passed) or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, run, bundle], cwd=ROOT).returncode == 0

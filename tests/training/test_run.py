@@ -21,7 +21,7 @@ from fb3.system.files import read_json, sha256
 from fb3.targets.metrics import mcrmse
 from fb3.training import loop, session
 from fb3.training.run import scores_of, train, train_fold
-from fb3.verify import verify
+from fb3.verification.check import verify
 from tests.conftest import TINY, copied
 
 SMALL = [*TINY, "data.sample=20"]

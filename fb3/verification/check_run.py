@@ -16,8 +16,8 @@ from fb3.runs.fold_json import ids_hash, is_finished
 from fb3.runs.scores import TRUTH, caveats, scores_of
 from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, WEIGHTS, encoder_files
 from fb3.system.files import read_json
-from fb3.verify.checked import Checked
-from fb3.verify.essays import check_essays
+from fb3.verification.check_data import check_essays
+from fb3.verification.checked import Checked
 
 # oof.csv and scores.json hold every digit of a float, so that only the order of sums differs between machines: some
 # 1e-16. One prediction of a thousand that was changed by 1e-5 moves the score by more than this.

@@ -12,7 +12,7 @@ from fb3.runs.fold_json import ids_hash
 from fb3.runs.scores import TRUTH
 from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, OOF
 from fb3.system.files import read_json, sha256
-from fb3.verify.checked import Checked
+from fb3.verification.checked import Checked
 
 
 def check_essays(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
