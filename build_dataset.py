@@ -18,7 +18,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.system.file_names import RECIPE
 from fb3.system.progress import as_command, escape_output, say
-from fb3.upload import upload_bundle
+from fb3.upload.dataset import upload_bundle
 
 WHEELS = Path(__file__).parent / "wheels"
 

@@ -240,7 +240,7 @@ def push_notebook(
 ) -> None:
     """Push the inference notebook: internet off, two T4s, data set and competition attached."""
     from fb3.notebook import find_notebook
-    from fb3.upload import push_notebook as push
+    from fb3.upload.notebook import push_notebook as push
 
     version = push(
         find_notebook("inference"), kernel, dataset=dataset, competition=competition, pinning=pinning, title=title
@@ -256,7 +256,7 @@ def submit(
     message: Annotated[str, typer.Option(help="Of the submission.")] = "",
 ) -> None:
     """Wait until a pushed notebook has run, show the end of its log, and submit it."""
-    from fb3.upload import submit_notebook
+    from fb3.upload.notebook import submit_notebook
 
     print(submit_notebook(kernel, competition, version=version, message=message))
 

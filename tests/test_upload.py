@@ -8,8 +8,9 @@ import pytest
 from fb3.errors import Fb3Error
 from fb3.notebook import find_notebook
 from fb3.system.files import read_json, write_json
-from fb3.upload import check_limits, kernel_metadata, log_tail, push_notebook, submit_notebook, upload_bundle
 from fb3.upload.client import clean
+from fb3.upload.dataset import check_limits, upload_bundle
+from fb3.upload.notebook import kernel_metadata, log_tail, push_notebook, submit_notebook
 from tests.conftest import copied
 from tests.kaggle_server import Kaggle, serve
 
