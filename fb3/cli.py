@@ -220,8 +220,8 @@ def rehearse(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run the inference notebook as the competition would: no network, read-only inputs, odd hidden rows."""
-    from fb3 import rehearse as rehearsal
     from fb3.bundles.images import find_image
+    from fb3.rehearsal import rehearsal
     from fb3.system.kaggle import find_competition
 
     report = rehearsal.rehearse(bundle, data or find_competition(), find_image(image), rows=rows, keep=keep)
@@ -239,7 +239,7 @@ def push_notebook(
     title: Annotated[str | None, typer.Option(help="Of the notebook; must give the slug.")] = None,
 ) -> None:
     """Push the inference notebook: internet off, two T4s, data set and competition attached."""
-    from fb3.notebook import find_notebook
+    from fb3.rehearsal.notebooks import find_notebook
     from fb3.upload.notebook import push_notebook as push
 
     version = push(

@@ -18,7 +18,7 @@ from fb3.bundles.wheels import fetch_wheels
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.recipe.data import Text
-from fb3.rehearse import rehearse
+from fb3.rehearsal.rehearsal import rehearse
 from fb3.submission.inference import infer
 from fb3.system.files import replacing, sha256, write_text
 from fb3.training.run import train

@@ -16,9 +16,9 @@ from fb3.bundles.images import find_image
 from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import build_backbone
-from fb3.notebook import find_notebook, run_notebook
 from fb3.recipe import load_recipe
-from fb3.rehearse import importable
+from fb3.rehearsal.notebooks import find_notebook, run_notebook
+from fb3.rehearsal.rehearsal import importable
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
 from fb3.training.run import train
@@ -27,7 +27,7 @@ from tests.conftest import ROOT, copied
 RUN = """
 import sys
 from pathlib import Path
-from fb3.notebook import find_notebook, run_notebook
+from fb3.rehearsal.notebooks import find_notebook, run_notebook
 run_notebook(find_notebook("inference"), Path(sys.argv[1]), {"FB3_INPUT": sys.argv[2]})
 """
 
@@ -110,7 +110,7 @@ def session(tmp_path, without_network):
         }
         write_json(spec, tmp_path / name / "spec.json")
         cut = [without_network[0], without_network[1].replace("n", "mn")]
-        command = [*cut, sys.executable, "-m", "fb3.stage", str(tmp_path / name / "spec.json")]
+        command = [*cut, sys.executable, "-m", "fb3.rehearsal.inside_sandbox", str(tmp_path / name / "spec.json")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         return working, read_json(result)["error"]

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 
 from fb3.errors import Fb3Error
-from fb3.notebook import find_notebook
+from fb3.rehearsal.notebooks import find_notebook
 from fb3.system.files import read_json, write_json
 from fb3.upload.client import clean
 from fb3.upload.dataset import check_limits, upload_bundle

@@ -21,9 +21,9 @@ from fb3.bundles.images import Image, differing_versions, installed_closure
 from fb3.bundles.tolerance import tolerance
 from fb3.data.essays import read_table
 from fb3.errors import Fb3Error
-from fb3.hidden_rows import invented_files, public_files, write_hidden_test
-from fb3.notebook import find_notebook
-from fb3.rehearsal import PUBLIC, Rehearsal, pass_name, projection
+from fb3.rehearsal.hidden_rows import invented_files, public_files, write_hidden_test
+from fb3.rehearsal.notebooks import find_notebook
+from fb3.rehearsal.report import PUBLIC, Rehearsal, pass_name, projection
 from fb3.submission.submission_file import check_form, check_values
 from fb3.system.disk_space import in_room
 from fb3.system.files import read_json, write_json
@@ -115,7 +115,9 @@ def _tools(report: Rehearsal) -> list[str] | None:
     for prefix in (["unshare", "-rmn"], ["unshare", "-mn"]):
         try:
             with tempfile.TemporaryDirectory() as folder:
-                program = "import sys; from fb3.stage import bind_read_only; bind_read_only(*sys.argv[1:])"
+                program = (
+                    "import sys; from fb3.rehearsal.inside_sandbox import bind_read_only; bind_read_only(*sys.argv[1:])"
+                )
                 command = [*prefix, sys.executable, "-c", program, folder, folder]
                 if not subprocess.run(command, capture_output=True, cwd=Path(__file__).parent.parent).returncode:
                     return prefix
@@ -178,7 +180,13 @@ def _run(
         "result": str((stage / "result.json").resolve()),
     }
     write_json(spec, stage / "spec.json")
-    command = [*(tools or []), sys.executable, "-m", "fb3.stage", str((stage / "spec.json").resolve())]
+    command = [
+        *(tools or []),
+        sys.executable,
+        "-m",
+        "fb3.rehearsal.inside_sandbox",
+        str((stage / "spec.json").resolve()),
+    ]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, env=os.environ)
     if done.returncode:
         return {"error": f"the stage itself failed: {done.stderr.strip()[-1500:]}", "seconds": 0.0}

@@ -1,7 +1,7 @@
 """The inside of a rehearsal: run where network and mounts are already this process's own, it binds the inputs read-only
 and executes the notebook.
 
-    python -m fb3.stage SPEC.json
+    python -m fb3.rehearsal.inside_sandbox SPEC.json
 
 SPEC: notebook, working (folder), env (variables of the kernel), mounts ([source, place], …; none where namespaces are
 not to be had), result (the JSON file to write: error or null, seconds).
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from fb3.errors import Fb3Error
-from fb3.notebook import run_notebook
+from fb3.rehearsal.notebooks import run_notebook
 from fb3.system.files import read_json, write_json
 
 _LIMIT = 9 * 3600
