@@ -173,8 +173,8 @@ def prepared(shape: str, length: int, essays: int, batch: int, out: Path) -> tup
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
     from fb3.data.tokenizer import encode_texts
+    from fb3.demo.synthetic import make_essays
     from fb3.models.from_scratch import SPECIAL, train_tokenizer
-    from fb3.sample import make_essays
 
     made = make_essays(200, seed=0)
     tokenizer = train_tokenizer([essay.text for essay in made], 8000)
@@ -460,7 +460,7 @@ def _by_fb3(
 def startup(work: Path, small: bool, write: Write) -> None:
     """The whole `fb3 infer` on a tiny bundle, as a user calls it, again and again."""
     from fb3.bundles.packing import write_bundle
-    from fb3.sample import write_competition
+    from fb3.demo.synthetic import write_competition
     from fb3.training.run import train as train_run
 
     write_competition(work / "data", 24, 8, seed=1)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from fb3.bundles.packing import write_bundle
-from fb3.sample import ID, TARGETS, TEXT, make_essays, write_competition
+from fb3.demo.synthetic import ID, TARGETS, TEXT, make_essays, write_competition
 
 OVERRIDES = ["data.max_length=512", "train.epochs=1", "folds.count=2"]
 DIFFERENT = 3000  # texts; further essays repeat them in pairs of their own

@@ -178,7 +178,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="A new folder for everything the demo makes.")] = Path("fb3-demo"),
 ) -> None:
     """The whole way on a made-up competition: data, training, bundle, inference notebook. Under three minutes."""
-    from fb3.demo import run_demo
+    from fb3.demo.demo import run_demo
 
     run_demo(out)
 

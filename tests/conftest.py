@@ -19,10 +19,10 @@ if not torch.cuda.is_available():
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.bundles.packing import write_bundle
+from fb3.demo.synthetic import make_essays, write_competition
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
 from fb3.recipe import load_recipe
-from fb3.sample import make_essays, write_competition
 from fb3.training.run import train
 
 ROOT = Path(__file__).resolve().parent.parent

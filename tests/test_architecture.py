@@ -23,7 +23,7 @@ FLOORS = [
         "system.kaggle",
         "submission.submission_file",
         "bundles.wheels",
-        "sample",
+        "demo.synthetic",
         "version",
         "system.file_names",
         "system.folder_lock",
@@ -92,7 +92,7 @@ FLOORS = [
         "sessions.train_notebook",
         "submission.background",
     },
-    {"cli", "demo", "__main__"},
+    {"cli", "demo.demo", "__main__"},
 ]
 TOP = {"__init__", "training.__init__"}  # names only
 MODULES = sorted(PACKAGE.rglob("*.py"))

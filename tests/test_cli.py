@@ -137,7 +137,7 @@ from pathlib import Path
 from fb3.tuning.trials import Outcome, Row
 row = Row(0, "base", "complete", {0: 0.5}, 1.0, {}, ["data.id_column=größe→"])
 Outcome(Path("größe→"), Path("data"), [row], [0]).show()
-from fb3.demo import _table
+from fb3.demo.demo import _table
 _table([("größe→", "x")])
 from fb3.cli import main
 sys.argv = ["fb3", "verify", sys.argv[1]]

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from fb3.data.folds import fold_table, make_folds, read_folds
+from fb3.demo.synthetic import make_essays
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
-from fb3.sample import make_essays
 
 
 @pytest.fixture(scope="module")

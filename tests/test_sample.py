@@ -5,8 +5,8 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import Ridge
 
+from fb3.demo.synthetic import TARGETS, make_essays, write_competition
 from fb3.errors import Fb3Error
-from fb3.sample import TARGETS, make_essays, write_competition
 from fb3.targets.metrics import mcrmse
 
 

@@ -14,6 +14,7 @@ from fb3.bundles.parity import replay
 from fb3.data.batches import collate
 from fb3.data.essays import read_essays
 from fb3.data.tokenizer import encode_essays
+from fb3.demo.synthetic import write_competition
 from fb3.errors import Fb3Error
 from fb3.models.backbone import empty_encoder
 from fb3.models.build import build_scorer
@@ -21,7 +22,6 @@ from fb3.models.dry_run import check_length, learns_in, make_up_weights, padding
 from fb3.models.layer_stack import longest_input
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import check_reload, load_fold
-from fb3.sample import write_competition
 from fb3.submission.inference import infer
 from fb3.submission.workers import encode, predict_fold
 from fb3.system.files import read_json

@@ -12,9 +12,9 @@ from fb3.bundles.int8_scales import calibrate
 from fb3.bundles.packing import write_bundle
 from fb3.data.essays import read_essays
 from fb3.data.folds import FoldSplit
+from fb3.demo.synthetic import make_essays
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
-from fb3.sample import make_essays
 from fb3.system.files import read_json
 from fb3.training.loop import Loop
 from fb3.training.run import train, train_fold

@@ -155,7 +155,7 @@ def test_a_tracker_that_is_not_installed(competition, tmp_path, monkeypatch):
 
 
 def test_debug_is_a_hundred_essays_two_folds_two_epochs_and_said_wherever_it_goes(tmp_path, capsys):
-    from fb3.sample import write_competition
+    from fb3.demo.synthetic import write_competition
 
     data = tmp_path / "data"
     write_competition(data, 130, 3, seed=5)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from fb3.bundles.packing import write_bundle
+from fb3.demo.synthetic import ID, TARGETS, write_competition
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.rehearsal.notebooks import find_notebook, run_notebook
 from fb3.runs.scores import score_files
-from fb3.sample import ID, TARGETS, write_competition
 from fb3.system.disk_space import in_room
 from fb3.system.progress import as_command, escape_output, say
 from fb3.targets.metrics import mcrmse
