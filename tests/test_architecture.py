@@ -1,7 +1,9 @@
-"""The house's rules, enforced: floors, circles, who knows what."""
+"""The house's rules, enforced: the order of the stations, no circles, who knows what."""
 
 import ast
 import re
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,109 +11,47 @@ import pytest
 import fb3
 
 PACKAGE = Path(fb3.__file__).parent
-FLOORS = [
-    {
-        "recipe",
-        "system.prefetch",
-        "errors",
-        "system.files",
-        "system.file_contents",
-        "models.backbone_files",
-        "targets.metrics",
-        "system.progress",
-        "system.disk_space",
-        "system.kaggle",
-        "submission.submission_file",
-        "bundles.wheels",
-        "demo.synthetic",
-        "version",
-        "system.file_names",
-        "system.folder_lock",
-        "bundles.metadata",
-        "system.git",
-        "bundles.images",
-        "rehearsal.import_guard",
-        "submission.summary",
-    },
-    {
-        "models.attached_backbone",
-        "data.essays",
-        "data.texts",
-        "data.text_statistics",
-        "data.tokens",
-        "data.tokenizer",
-        "data.batches",
-        "models.build",
-        "models.flops",
-        "augmentation",
-    },
-    {
-        "tasks.build",
-        "prediction.inference_loop",
-        "prediction.token_budget",
-        "prediction.backends.choose",
-        "runs.checkpoint",
-        "runs.fold_json",
-        "prediction.predictions",
-        "runs.scores",
-    },
-    {
-        "training.run_log",
-        "training.loop",
-        "training.memory",
-        "training.optimizer",
-        "training.tricks.build",
-        "training.session",
-        "training.fold",
-        "training.soup",
-        "training.state",
-        "training.stop",
-        "training.saves",
-        "bundles.bundle",
-        "bundles.packing",
-        "submission.workers",
-        "data.folds",
-    },
-    {
-        "training.run",
-        "runs.joining",
-        "tuning",
-        "submission.inference",
-        "submission.form",
-        "rehearsal.rehearsal",
-        "rehearsal.report",
-        "rehearsal.hidden_rows",
-        "bundles.tolerance",
-        "bundles.parity",
-        "bundles.int8_scales",
-        "verification.check",
-        "rehearsal.notebooks",
-        "rehearsal.inside_sandbox",
-        "upload",
-        "submission.fold_queue",
-        "sessions.train_notebook",
-        "submission.background",
-    },
-    {"cli", "demo.demo", "__main__"},
+# From the ground up. A station imports those below it; stations of one line do not know each other.
+STATIONS = [
+    {"errors", "version"},
+    {"system"},
+    {"recipe"},
+    {"targets"},
+    {"data"},
+    {"models"},
+    {"tasks", "runs"},
+    {"prediction"},
+    {"training", "bundles"},
+    {"tuning", "submission", "verification", "upload", "sessions"},
+    {"rehearsal"},
+    {"demo"},
+    {"cli"},
+    {"__main__", "__init__"},
 ]
-TOP = {"__init__", "training.__init__"}  # names only
+WITHOUT_TORCH = {"errors", "version", "system", "recipe", "targets"}
+# The competition image lacks these, so nothing that `infer` can reach may import them.
+NOT_AT_INFERENCE = {"accelerate", "iterstrat", "kaggle", "optuna", "pytorch_optimizer", "ray", "sklearn"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*MODULES, PACKAGE.parent / "build_dataset.py"]
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+    """Such as training.tricks.fgm; a package's name for its `__init__`, and `__init__` for fb3's own."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
 
 
-def floor_of(module: str) -> int | None:
-    """The floor of a dotted name below fb3, such as "training.tricks.fgm"."""
-    for number, rooms in enumerate(FLOORS):
-        if any(module == room or module.startswith(room + ".") for room in rooms):
-            return number
-    return None
+def station_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def imports_of(path: Path) -> set[str]:
+def level_of(module: str) -> int:
+    levels = [level for level, stations in enumerate(STATIONS) if station_of(module) in stations]
+    assert len(levels) == 1, f"{module}: give its station a line in STATIONS"
+    return levels[0]
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
     """Every dotted name that a file imports, also inside functions, without those for type checkers."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
@@ -123,40 +63,38 @@ def imports_of(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
-def inner_imports(path: Path) -> set[str]:
-    """The modules of fb3 that a file imports, by their names below fb3."""
-    known = {name_of(p).removesuffix(".__init__") for p in MODULES}
-    named = {name.removeprefix("fb3.") for name in imports_of(path) if name.startswith("fb3.")}
-    return {name for name in named if name in known} - {name_of(path).removesuffix(".__init__")}
+KNOWN = {name_of(path): path for path in MODULES}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_every_module_has_a_floor_and_imports_only_point_down(path):
-    module = name_of(path)
-    if module in TOP or not path.read_text():
-        return
-    floor = floor_of(module)
-    assert floor is not None, f"{module}: give it a floor"
-    for other in inner_imports(path) - {"training"}:
-        assert floor_of(other) <= floor, f"{module} imports {other}, which is above it"
+@cache
+def inner_imports(module: str) -> frozenset[str]:
+    """The modules of fb3 that a module imports, by their names below fb3."""
+    named = {name.removeprefix("fb3.") for name in imports_of(KNOWN[module]) if name.startswith("fb3.")}
+    return frozenset(named & set(KNOWN)) - {module}
+
+
+@pytest.mark.parametrize("module", KNOWN)
+def test_imports_point_down_only(module):
+    for other in inner_imports(module):
+        same = station_of(other) == station_of(module)
+        assert same or level_of(other) < level_of(module), f"{module} imports {other}, which is not below it"
 
 
 def test_no_circles():
-    graph = {name_of(p).removesuffix(".__init__"): inner_imports(p) for p in MODULES}
     done: set[str] = set()
 
     def visit(module, trail):
         assert module not in trail, f"a circle: {[*trail, module]}"
         if module not in done:
-            for other in graph[module]:
+            for other in inner_imports(module):
                 if not other.startswith(module + "."):  # a package's face names its own pieces
                     visit(other, [*trail, module])
             done.add(module)
 
-    for module in graph:
+    for module in KNOWN:
         visit(module, [])
 
 
@@ -164,8 +102,8 @@ def test_no_circles():
     ("package", "rooms"),
     [
         ("iterstrat", {"data.folds"}),
-        ("accelerate", {"training."}),
-        ("pydantic", {"recipe."}),
+        ("accelerate", {"training"}),
+        ("pydantic", {"recipe", "tuning.space"}),
         ("kaggle", {"upload"}),
         ("optuna", {"tuning.study"}),
         ("openvino", {"prediction.backends.openvino"}),
@@ -175,17 +113,15 @@ def test_no_circles():
     ],
 )
 def test_a_package_is_known_in_one_place(package, rooms):
-    for path in MODULES:
-        if package in {name.split(".")[0] for name in imports_of(path)}:
-            assert any(name_of(path) == room or name_of(path).startswith(room) for room in rooms), path
+    for module, path in KNOWN.items():
+        if package in {name.partition(".")[0] for name in imports_of(path)}:
+            assert any(module == room or module.startswith(room + ".") for room in rooms), module
 
 
-def test_the_recipe_and_the_ground_floor_know_no_torch_when_imported():
-    for path in MODULES:
-        if floor_of(name_of(path)) == 0:
-            top = {n.split(".")[0] for node in ast.parse(path.read_text()).body for n in names(node)}
-            assert "torch" not in top, path
-            assert "transformers" not in top, path
+@pytest.mark.parametrize("module", [module for module in KNOWN if station_of(module) in WITHOUT_TORCH])
+def test_the_ground_floors_import_no_torch_when_they_are_imported(module):
+    top = {name.partition(".")[0] for node in ast.parse(KNOWN[module].read_text()).body for name in names(node)}
+    assert not top & {"torch", "transformers"}
 
 
 def names(node):
@@ -194,14 +130,27 @@ def names(node):
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
 
 
-def test_only_runtime_knows_kaggles_paths_and_variables():
+def test_inference_imports_only_what_the_image_has():
+    reached, waiting = set(), ["submission.inference"]
+    while waiting:
+        module = waiting.pop()
+        if module in reached:
+            continue
+        reached.add(module)
+        waiting += inner_imports(module)
+        foreign = {name.partition(".")[0] for name in imports_of(KNOWN[module])} & NOT_AT_INFERENCE
+        assert not foreign, f"infer reaches {module}, which imports {foreign}"
+    assert {"prediction.inference_loop", "models.build", "data.tokens"} <= reached
+
+
+def test_only_one_module_knows_kaggles_paths_and_variables():
     for path in SOURCES:
-        if path.name != "runtime.py":
+        if path != KNOWN["system.kaggle"]:
             assert not re.search(r"/kaggle/|KAGGLE_[A-Z]|kaggle_secrets", path.read_text()), path
 
 
 def test_the_loop_names_no_trick_task_or_data_set():
-    text = (PACKAGE / "training" / "loop.py").read_text().lower()
+    text = KNOWN["training.loop"].read_text().lower()
     for word in ("fgm", "ema", "regression", "mcrmse", "essay_id", "feedback", "cohesion"):
         assert not re.search(rf"\b{word}\b", text), word
 
@@ -213,18 +162,33 @@ def test_no_pickles_and_no_remote_code():
         ), path
 
 
-def test_no_submodule_bears_the_name_of_a_public_function():
-    modules = {p.stem for p in PACKAGE.iterdir()}
-    assert not modules & set(fb3.__all__)
+def test_no_module_bears_the_name_of_a_public_function():
+    assert not {part for module in KNOWN for part in module.split(".")} & set(fb3.__all__)
     for name in fb3.__all__:
         assert getattr(fb3, name) is not None
     with pytest.raises(AttributeError):
         fb3.nothing  # noqa: B018
 
 
+@pytest.mark.parametrize("path", [path for path in MODULES if path.stem == "__init__"], ids=name_of)
+def test_packages_are_empty_or_hand_names_on(path):
+    if path.parent == PACKAGE:
+        return  # the lazy face of fb3, which hands names on by __getattr__
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        exports = isinstance(node, ast.Assign) and [target.id for target in node.targets] == ["__all__"]
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        assert isinstance(node, ast.ImportFrom) or exports or docstring, f"{path}: move line {node.lineno} to a module"
+
+
+def test_no_two_modules_share_a_name():
+    shared = {stem: n for stem, n in Counter(path.stem for path in MODULES).items() if n > 1}
+    assert set(shared) <= {"__init__", "build"}
+
+
 def test_modules_and_tricks_stay_small():
     for path in MODULES:
         lines = len(path.read_text().splitlines())
         assert lines <= 350, f"{path}: {lines} lines, two purposes?"
-        if "tricks" in path.parts and path.stem not in {"__init__", "base"}:
+        if "tricks" in path.parts and path.stem not in {"build", "trick"}:
             assert lines <= 80, path

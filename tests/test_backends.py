@@ -104,7 +104,7 @@ def outputs(model, batches):
     [(f, r) for f in FAMILIES for r in POOLINGS if (f, r) != ("deberta-v2", "pooler")],
 )
 def test_every_fold_scores_as_with_torch_and_one_conversion_serves_all(backend, family, reads):
-    graphs = import_module(f"fb3.backends.{backend}")._graphs
+    graphs = import_module(f"fb3.prediction.backends.{backend}")._graphs
     graphs.clear()
     batches = [batch(3, 21), batch(1, 1), batch(1, 64, 1), batch(5, 33, 2), batch(3, 21)]
     models = [scorer(family, reads, seed) for seed in (1, 2)]
@@ -157,7 +157,7 @@ def test_low_precision_is_near_and_its_states_are_float32(backend):
 def test_a_conversion_that_computes_something_else_is_left_to_torch(backend, capsys):
     model, other, batches = scorer("bert"), scorer("bert", seed=1), [batch(3, 21)]
     want = outputs(model, batches)
-    module = import_module(f"fb3.backends.{backend}")
+    module = import_module(f"fb3.prediction.backends.{backend}")
     module._graphs.clear()
     true, module.bind = module.bind, lambda bare, precision: true(Bare(other.encoder, "last"), precision)
     try:
@@ -218,7 +218,7 @@ def predicted(bundle, competition):
 
 
 def test_a_bundle_is_replayed_and_predicts_with_its_backend(of, backend, competition, tmp_path, monkeypatch, capsys):
-    graphs = import_module(f"fb3.backends.{backend}")._graphs
+    graphs = import_module(f"fb3.prediction.backends.{backend}")._graphs
     graphs.clear()
     bundle = write_bundle([of(backend)], tmp_path / "bundle", check=replay(None))
     assert len(graphs) == 1, "the replay did not use it"

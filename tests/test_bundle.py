@@ -49,7 +49,7 @@ def test_nothing_in_a_bundle_names_a_place_of_this_machine(bundle, run):
             assert str(run.parent).encode() not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize("name", ["runs/tiny/fold1/model.safetensors", "runs/tiny/recipe.yaml", "fb3/essays.py"])
+@pytest.mark.parametrize("name", ["runs/tiny/fold1/model.safetensors", "runs/tiny/recipe.yaml", "fb3/data/essays.py"])
 def test_a_changed_file_is_refused_by_name(bundle, tmp_path, name):
     damaged = copied(bundle, tmp_path / "bundle")
     content = bytearray((damaged / name).read_bytes())
@@ -279,7 +279,7 @@ def test_source_alone_is_packed_checked_and_refused_where_a_run_is_wanted(run, c
         with pytest.raises(Fb3Error, match=r"source: holds fb3's source and wheels and no trained run: .*train\.ipynb"):
             what(out, competition, third)
     assert not (tmp_path / "s.csv").exists()
-    (out / "fb3" / "folds.py").write_text("")
+    (out / "fb3" / "data" / "folds.py").write_text("")
     assert not verify(out).passed
     assert "folds.py: 0 bytes, packed were" in verify(out).text()
 

@@ -88,7 +88,7 @@ def session(tmp_path, without_network):
         guard, root, home = (tmp_path / name / part for part in ("guard", "input", "home"))
         for folder in (guard, home, *(root / place for place in inputs)):
             folder.mkdir(parents=True)
-        shutil.copyfile(ROOT / "fb3" / "guard.py", guard / "sitecustomize.py")
+        shutil.copyfile(ROOT / "fb3" / "rehearsal" / "import_guard.py", guard / "sitecustomize.py")
         settings = {"modules": modules, "bundle": str(root), "log": str(guard / "refused.txt"), "sockets": False}
         write_json(settings, guard / "settings.json")
         env = {

@@ -66,7 +66,9 @@ def test_a_sound_bundle_passes_on_the_public_files_and_in_both_layouts(
 
 
 def test_an_import_that_the_image_lacks_is_named(bundle, competition, image, tmp_path, without_network):
-    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/worker.py", lambda text: "import iterstrat\n" + text)
+    broken = rewritten(
+        copied(bundle, tmp_path / "b"), "fb3/submission/workers.py", lambda text: "import iterstrat\n" + text
+    )
     report = rehearse(broken, competition, image, rows=12)
     assert not report.passed
     assert "No module named 'iterstrat'" in report.text()
@@ -74,14 +76,14 @@ def test_an_import_that_the_image_lacks_is_named(bundle, competition, image, tmp
 
 def test_a_try_to_reach_the_network_fails_and_is_told(bundle, competition, image, tmp_path, without_network):
     hub = "import urllib.request\nurllib.request.urlopen('http://192.0.2.1/model', timeout=5)\n"
-    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/worker.py", lambda text: hub + text)
+    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/submission/workers.py", lambda text: hub + text)
     report = rehearse(broken, competition, image, rows=12)
     assert "unreachable" in report.text()
 
 
 def test_inputs_are_read_only(bundle, competition, image, tmp_path, without_network):
     write = "from pathlib import Path\nPath(__file__).with_name('x').write_text('')\n"
-    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/worker.py", lambda text: write + text)
+    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/submission/workers.py", lambda text: write + text)
     report = rehearse(broken, competition, image, rows=12)
     assert "Read-only file system" in report.text()
     assert not (broken / "fb3" / "x").exists()
@@ -100,7 +102,7 @@ def test_rows_in_another_order_than_their_ids_are_noticed(bundle, competition, i
         assert "values[rows], task.columns, name)" in text
         return text.replace("values[rows], task.columns, name)", "values[rows][::-1], task.columns, name)")
 
-    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/prediction.py", shuffle)
+    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/prediction/inference_loop.py", shuffle)
     report = rehearse(broken, competition, image, rows=60)
     assert "are the same essay" in report.text()
     assert "public" in report.layouts, "twenty different essays show nothing"
@@ -134,7 +136,7 @@ def test_without_namespaces_it_is_weaker_and_without_public_files_it_invents(
 
 def test_the_guard_blocks_sockets_where_it_must(tmp_path):
     guard = tmp_path / "sitecustomize.py"
-    shutil.copyfile(ROOT / "fb3" / "guard.py", guard)
+    shutil.copyfile(ROOT / "fb3" / "rehearsal" / "import_guard.py", guard)
     settings = {"modules": [], "bundle": str(tmp_path), "log": str(tmp_path / "log"), "sockets": True}
     write_json(settings, tmp_path / "s.json")
     program = "import socket; socket.create_connection(('192.0.2.1', 80), 3)"

@@ -305,7 +305,8 @@ def test_the_command(broken, tmp_path):
 
 def test_hashes_and_scores_need_no_torch(run, bundle):
     code = (
-        "import sys; from fb3.verification.check import verify; passed = [verify(path).passed for path in sys.argv[1:]]; "
+        "import sys; from fb3.verification.check import verify; "
+        "passed = [verify(path).passed for path in sys.argv[1:]]; "
         "sys.exit(not all(passed) or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, run, bundle], cwd=ROOT).returncode == 0

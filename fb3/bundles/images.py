@@ -15,8 +15,8 @@ from packaging.version import Version
 from fb3.errors import Fb3Error, shortened
 from fb3.system.files import read_utf8
 
-RECORDED = Path(__file__).resolve().parent.parent / "wheels" / "images"
-_OWN = Path(__file__).with_name("requirements.txt")
+RECORDED = Path(__file__).resolve().parents[2] / "wheels" / "images"
+_OWN = Path(__file__).parents[1] / "requirements.txt"
 # What predict.backend wants beyond fb3's own requirements; setup.cfg names the same as extras.
 BACKENDS = {"openvino": ("openvino>=2025.0",), "onnx": ("onnx>=1.17", "onnxruntime>=1.20")}
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s;#]+)")

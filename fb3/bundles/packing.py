@@ -26,6 +26,7 @@ _COLUMNS = {  # what the runs of a bundle share, since test.csv is read once
     "the texts' columns (data.text_column, data.text.template)": lambda data: data.text_columns(),
 }
 _CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # what runs, or holds what runs
+_SOURCE = Path(__file__).parents[1]  # the package fb3
 Check = Callable[[list[Member], Path], dict[str, Any]]
 
 
@@ -72,7 +73,7 @@ def write_bundle(
     wheels = list(wheels)  # may fetch them, now that the runs are known to be ones
     aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
-    source = sum(file.stat().st_size for file in Path(__file__).parent.rglob("*.py"))
+    source = sum(file.stat().st_size for file in _SOURCE.rglob("*.py"))
     check_room(out, source + sum(_size(member, weights, link) for member in members))
     try:
         for member in members:
@@ -201,5 +202,4 @@ def _refuse_foreign(file: Path, run: Path) -> None:
 
 
 def _pack_source(out: Path) -> None:
-    source = Path(__file__).parent
-    shutil.copytree(source, out, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+    shutil.copytree(_SOURCE, out, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))

@@ -20,7 +20,7 @@ from fb3.prediction.token_budget import Budget, open_budget
 from fb3.system.kaggle import Precision, out_of_memory
 from fb3.system.prefetch import made_ahead
 from fb3.system.progress import progress
-from fb3.tasks.task import Task
+from fb3.tasks.base import Task
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _AHEAD = {"cuda": 1}  # batches that are begun before one is fetched; elsewhere there is nobody to wait for

@@ -7,9 +7,13 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError, nearest
-from fb3.recipe import groups
+from fb3.recipe.data import DataGroup, FoldsGroup, PredictGroup
 from fb3.recipe.group import Group
 from fb3.recipe.keys import dotted_keys, key_hint, known_keys, without_kinds
+from fb3.recipe.model import ModelGroup
+from fb3.recipe.task import COMPARISONS, RegressionTask, TaskSettings
+from fb3.recipe.training import OptimizerGroup, ScheduleGroup, TrainGroup
+from fb3.recipe.tricks import ADVERSARIAL, AVERAGERS, EMBEDDING_ADVERSARIAL, ON_ENCODER, Trick
 
 DEBUG: dict[str, dict[str, int | None]] = {
     "data": {"sample": 100},
@@ -21,23 +25,23 @@ DEBUG: dict[str, dict[str, int | None]] = {
 class Recipe(Group):
     """Everything that decides a run. The one saved in the run folder is the only truth at inference."""
 
-    model: groups.ModelGroup = groups.ModelGroup()
+    model: ModelGroup = ModelGroup()
     """Encoder, pooling, head."""
-    data: groups.DataGroup = groups.DataGroup()
+    data: DataGroup = DataGroup()
     """Columns, length, truncation."""
-    folds: groups.FoldsGroup = groups.FoldsGroup()
+    folds: FoldsGroup = FoldsGroup()
     """The split."""
-    train: groups.TrainGroup = groups.TrainGroup()
+    train: TrainGroup = TrainGroup()
     """The loop."""
-    optimizer: groups.OptimizerGroup = groups.OptimizerGroup()
+    optimizer: OptimizerGroup = OptimizerGroup()
     """Rates and decay."""
-    schedule: groups.ScheduleGroup = groups.ScheduleGroup()
+    schedule: ScheduleGroup = ScheduleGroup()
     """The rate over time."""
-    task: groups.TaskSettings = groups.RegressionTask()
+    task: TaskSettings = RegressionTask()
     """What a target is."""
-    predict: groups.PredictGroup = groups.PredictGroup()
+    predict: PredictGroup = PredictGroup()
     """Inference."""
-    tricks: tuple[groups.Trick, ...] = ()
+    tricks: tuple[Trick, ...] = ()
     """Pieces around the step, each by its kind; their order here does not matter."""
 
     @model_validator(mode="after")
@@ -46,15 +50,15 @@ class Recipe(Group):
         for kind in set(kinds):
             if kinds.count(kind) > 1:
                 raise ValueError(f"tricks: {kind} stands {kinds.count(kind)} times; give it once")
-        if len(averagers := [kind for kind in kinds if kind in groups.AVERAGERS]) > 1:
+        if len(averagers := [kind for kind in kinds if kind in AVERAGERS]) > 1:
             raise ValueError(f"tricks: {averagers} both average the weights; give one")
-        adversarial = [kind for kind in kinds if kind in groups.ADVERSARIAL]
+        adversarial = [kind for kind in kinds if kind in ADVERSARIAL]
         if adversarial and self.train.accumulation > 1:
             raise ValueError(
                 f"tricks: {adversarial[0]} perturbs along the gradient of one batch, which train.accumulation > 1 "
                 "mixes with others; set train.accumulation=1"
             )
-        on_embeddings = [kind for kind in kinds if kind in groups.EMBEDDING_ADVERSARIAL]
+        on_embeddings = [kind for kind in kinds if kind in EMBEDDING_ADVERSARIAL]
         if on_embeddings and self.model.freeze_embeddings:
             raise ValueError(
                 f"tricks: {on_embeddings[0]} perturbs the embeddings, which get no gradient with "
@@ -121,7 +125,7 @@ class Recipe(Group):
             raise ValueError("model.stitch.backbone: only the first encoder can be built from scratch; give a folder")
         if stitch.pooling.kind == "target_tokens" and self.data.text.prompt != "tokens":
             raise ValueError("model.stitch.pooling.kind=target_tokens: set data.text.prompt=tokens")
-        on_frozen = [trick.kind for trick in self.tricks if trick.kind in groups.ON_ENCODER]
+        on_frozen = [trick.kind for trick in self.tricks if trick.kind in ON_ENCODER]
         if stitch.frozen == "both" and (on_frozen or self.model.mixout or self.model.reinit_layers):
             what = f"tricks: {on_frozen[0]}" if on_frozen else "model.mixout or reinit_layers"
             raise ValueError(f"{what} acts on an encoder that model.stitch.frozen=both keeps as it is; drop one")
@@ -145,7 +149,7 @@ class Recipe(Group):
             raise ValueError(
                 f"task: {self.task.of_batches()[0]} of parts does not add up; set train.accumulation=1 or take mse"
             )
-        comparisons = [kind for kind in self.task.kinds() if kind in groups.COMPARISONS]
+        comparisons = [kind for kind in self.task.kinds() if kind in COMPARISONS]
         if comparisons and self.train.batch_size == 1:
             raise ValueError(
                 f"task: {comparisons[0]} compares the essays of a batch, and train.batch_size=1 has one; raise it or "

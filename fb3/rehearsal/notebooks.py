@@ -9,7 +9,7 @@ from pathlib import Path
 from fb3.errors import Fb3Error
 from fb3.system.files import read_utf8
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def find_notebook(name: str) -> Path:

@@ -119,7 +119,7 @@ def _tools(report: Rehearsal) -> list[str] | None:
                     "import sys; from fb3.rehearsal.inside_sandbox import bind_read_only; bind_read_only(*sys.argv[1:])"
                 )
                 command = [*prefix, sys.executable, "-c", program, folder, folder]
-                if not subprocess.run(command, capture_output=True, cwd=Path(__file__).parent.parent).returncode:
+                if not subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[2]).returncode:
                     return prefix
         except OSError:
             continue
@@ -156,7 +156,7 @@ def _run(
         else:
             shutil.copytree(source, target)
     log = guard / "refused.txt"
-    shutil.copyfile(Path(__file__).with_name("guard.py"), guard / "sitecustomize.py")
+    shutil.copyfile(Path(__file__).with_name("import_guard.py"), guard / "sitecustomize.py")
     settings = {
         "modules": importable(image),
         "bundle": str((inputs / places[0]).resolve()),
@@ -187,7 +187,7 @@ def _run(
         "fb3.rehearsal.inside_sandbox",
         str((stage / "spec.json").resolve()),
     ]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, env=os.environ)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, env=os.environ)
     if done.returncode:
         return {"error": f"the stage itself failed: {done.stderr.strip()[-1500:]}", "seconds": 0.0}
     refused = sorted(set(log.read_text(encoding="utf-8").split())) if log.is_file() else []

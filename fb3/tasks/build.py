@@ -1,11 +1,11 @@
 """Tasks: what a target is. Each gives a loss, a prediction on the submission's scale, and a score."""
 
 from fb3.recipe import Recipe
+from fb3.tasks.base import StepOutput, Task
 from fb3.tasks.classes import Binned, Ordinal
 from fb3.tasks.r_drop import RDropped
 from fb3.tasks.regression import Regression
 from fb3.tasks.squeeze import Squeezed
-from fb3.tasks.task import StepOutput, Task
 from fb3.tasks.uda import Consistent
 
 __all__ = ["Binned", "Consistent", "Ordinal", "RDropped", "Regression", "Squeezed", "StepOutput", "Task", "build_task"]

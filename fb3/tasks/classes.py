@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fb3.recipe.task import BinnedTask, OrdinalTask
-from fb3.tasks.task import Model, ScoreTask, StepOutput
+from fb3.tasks.base import Model, ScoreTask, StepOutput
 from fb3.tasks.weighting import Uncertainty
 
 _SURE = 1e-6  # the focal weight has no gradient at a probability of 1

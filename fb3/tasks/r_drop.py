@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fb3.tasks.task import Model, Recorder, StepOutput, Task, Wrapper, with_term
+from fb3.tasks.base import Model, Recorder, StepOutput, Task, Wrapper, with_term
 
 
 class RDropped(Wrapper):

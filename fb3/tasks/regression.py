@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fb3.recipe.task import RegressionTask
 from fb3.targets.metrics import Score
+from fb3.tasks.base import Model, ScoreTask, StepOutput
 from fb3.tasks.losses import build_criterion
-from fb3.tasks.task import Model, ScoreTask, StepOutput
 
 
 class Regression(ScoreTask):

@@ -15,7 +15,7 @@ from torch import Tensor
 from fb3.data.batches import Batch, collate, on_device, training_batches
 from fb3.data.tokens import Encoded
 from fb3.recipe.task import Uda
-from fb3.tasks.task import Model, StepOutput, Task, Wrapper, with_term
+from fb3.tasks.base import Model, StepOutput, Task, Wrapper, with_term
 
 _REMEMBERED = 256  # batches; of token ids, so some megabytes
 

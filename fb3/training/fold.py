@@ -18,8 +18,8 @@ from fb3.runs.checkpoint import check_reload, save_fold
 from fb3.runs.fold_json import ids_hash
 from fb3.system.kaggle import seed_everything
 from fb3.targets.metrics import Score
+from fb3.tasks.base import Task
 from fb3.tasks.build import build_task
-from fb3.tasks.task import Task
 from fb3.tasks.uda import Consistent
 from fb3.training.loop import Loop
 from fb3.training.memory import Parts

@@ -19,7 +19,7 @@ from fb3.models.scorer import Scorer
 from fb3.recipe.training import OptimizerGroup, TrainGroup
 from fb3.system.kaggle import out_of_memory
 from fb3.system.progress import Advance, progress
-from fb3.tasks.task import StepOutput, Task
+from fb3.tasks.base import StepOutput, Task
 from fb3.training.memory import Parts
 from fb3.training.optimizer import trainable
 from fb3.training.run_log import RunLog

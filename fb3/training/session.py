@@ -33,8 +33,8 @@ from fb3.system.files import read_json, replacing_folder, write_json
 from fb3.system.kaggle import Precision, keep_freed_memory, pick_device, pick_precision, secret
 from fb3.system.progress import say
 from fb3.targets.metrics import Score
+from fb3.tasks.base import Task
 from fb3.tasks.build import build_task
-from fb3.tasks.task import Task
 from fb3.training.run_log import RunLog
 from fb3.training.stop import Stop
 from fb3.version import __version__

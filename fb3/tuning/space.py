@@ -27,7 +27,7 @@ from fb3.recipe.recipe import Recipe, explain
 from fb3.system.files import read_utf8
 
 _MOST_CHOICES = 200  # of an entry: each is tried on the recipe before a search begins
-_BUILTIN = files("fb3.recipe") / "spaces"
+_BUILTIN = files("fb3.tuning") / "spaces"
 # What decides how a score is made: those of two values do not compare, or differ by luck alone.
 _FIXED = (
     "data.id_column",

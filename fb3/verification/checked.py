@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fb3.verification.report import Kind, Report
+from fb3.verification.findings import Kind, Report
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Disentangled attention by disentangled-flash's Triton kernels, forward and backward, where they run and are right.
 
 Nothing of (T, T) is stored. Optional (`pip install 'fb3[flash]'`), for NVIDIA GPUs from compute capability 8.0 on,
-since Triton has no T4; elsewhere nothing of it is imported. Checked before the first use, `fb3.models.kernels.flash_check`.
+since Triton has no T4; elsewhere nothing of it is imported. Checked before the
+first use by `flash_check`.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Whether somebody else's disentangled attention computes what `fb3.models.kernels.disentangled_attention` does, on this device."""
+"""Whether somebody else's disentangled attention computes what ours does, on this device."""
 
 from collections.abc import Callable
 from functools import partial

@@ -81,7 +81,7 @@ def use_backend(scorer: Scorer, backend: Backend, precision: Precision, name: st
         return False
     precision = "fp32" if backend == "onnx" else precision
     try:
-        bind = import_module(f"fb3.backends.{backend}").bind
+        bind = import_module(f"fb3.prediction.backends.{backend}").bind
         towers = scorer.towers().values()
         made = [Backed(t.encoder, t.reads, bind(Bare(t.encoder, t.reads), precision), name) for t in towers]
         for each in made:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fb3.recipe.tricks import Awp
-from fb3.tasks.task import StepOutput
+from fb3.tasks.base import StepOutput
 from fb3.training.tricks.perturbation import direction, restored
 from fb3.training.tricks.trick import Backward, Step, Trick
 

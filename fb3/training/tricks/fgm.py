@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from fb3.recipe.tricks import Fgm
-from fb3.tasks.task import StepOutput
+from fb3.tasks.base import StepOutput
 from fb3.training.tricks.perturbation import direction, restored, word_embeddings
 from fb3.training.tricks.trick import Backward, Step, Trick
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.recipe.tricks import Noise
-from fb3.tasks.task import StepOutput
+from fb3.tasks.base import StepOutput
 from fb3.training.tricks.trick import Backward, Step, Trick
 
 

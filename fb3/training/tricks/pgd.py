@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fb3.recipe.tricks import Pgd
-from fb3.tasks.task import StepOutput
+from fb3.tasks.base import StepOutput
 from fb3.training.tricks.perturbation import direction, restored, word_embeddings
 from fb3.training.tricks.trick import Backward, Step, Trick
 

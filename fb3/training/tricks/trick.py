@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fb3.models.scorer import Scorer
 from fb3.targets.metrics import Score
-from fb3.tasks.task import StepOutput
+from fb3.tasks.base import StepOutput
 
 Backward = Callable[[], StepOutput]
 

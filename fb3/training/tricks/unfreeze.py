@@ -7,7 +7,7 @@ from fb3.errors import Fb3Error
 from fb3.models.layer_stack import depth_of_parameters
 from fb3.models.scorer import Scorer
 from fb3.recipe.tricks import GradualUnfreeze
-from fb3.tasks.task import StepOutput
+from fb3.tasks.base import StepOutput
 from fb3.training.tricks.trick import Backward, Step, Trick
 
 
