@@ -7,20 +7,14 @@ python build_dataset.py --source-only --out source --id your-name/fb3-source    
 
 import argparse
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from fb3.bundles.images import BACKENDS, RECORDED, read_image
+from fb3.bundles.packed_wheels import packed_wheels
 from fb3.bundles.packing import Check, write_bundle
-from fb3.bundles.wheels import fetch_wheels, find_wheels
 from fb3.errors import Fb3Error
-from fb3.recipe import load_recipe
-from fb3.system.file_names import RECIPE
-from fb3.system.progress import as_command, escape_output, say
+from fb3.system.progress import as_command, escape_output
 from fb3.upload.dataset import upload_bundle
-
-WHEELS = Path(__file__).parent / "wheels"
 
 
 def main() -> None:
@@ -60,7 +54,7 @@ def main() -> None:
         id=arguments.id,
         title=arguments.title,
         weights=arguments.weights,
-        wheels=wheels_of(arguments.runs, arguments.wheels, arguments.no_wheels),
+        wheels=packed_wheels(arguments.runs, arguments.wheels, arguments.no_wheels),
         int8=later("fb3.bundles.int8_scales", "calibrate", arguments.data) if arguments.int8 else None,
         check=None
         if arguments.no_parity or arguments.source_only
@@ -84,14 +78,6 @@ def later(module: str, name: str, data: Path | None) -> Check:
     return lambda members, packed: getattr(import_module(module), name)(data)(members, packed)
 
 
-def wheels_of(runs: list[Path], folder: Path | None, without: bool) -> Iterator[Path]:
-    """All wheels and lock files, found or fetched when they are asked for."""
-    wheels = [] if without else wheels_for_all_images(folder)
-    for backend in backends_of(runs):
-        wheels += wheels_of_backend(backend, folder, without)
-    yield from {path.name: path for path in wheels}.values()
-
-
 def _of_runs(arguments: argparse.Namespace) -> list[str]:
     """Arguments that were given and concern runs or their weights."""
     given = {
@@ -102,34 +88,6 @@ def _of_runs(arguments: argparse.Namespace) -> list[str]:
         "--no-parity": arguments.no_parity,
     }
     return [name for name, value in given.items() if value]
-
-
-def backends_of(runs: list[Path]) -> list[str]:
-    """The libraries that the runs' recipes name in predict.backend; what is no run is left to `write_bundle`."""
-    recipes = [load_recipe(run / RECIPE) for run in runs if (run / RECIPE).is_file()]
-    return sorted({recipe.predict.backend for recipe in recipes} & BACKENDS.keys())
-
-
-def wheels_of_backend(backend: str, folder: Path | None, without: bool) -> list[Path]:
-    """Wheels and lock files of a backend, where there are locks for it; else says so."""
-    if without or not all((WHEELS / f"{path.stem}-{backend}.lock").is_file() for path in RECORDED.glob("*.txt")):
-        why = "--no-wheels" if without else f"no lock of it; `fb3 wheels-lock IMAGE --backend {backend}` writes one"
-        say(f"predict.backend={backend}: its wheels are not packed ({why}); where they are missing, torch computes")
-        return []
-    return wheels_for_all_images(folder, f"-{backend}")
-
-
-def wheels_for_all_images(folder: Path | None, suffix: str = "") -> list[Path]:
-    """Wheels and lock files for every recorded image, from a folder or fetched by hash.
-
-    suffix: of the lock files' stems.
-    """
-    files = {}
-    for listed in sorted(RECORDED.glob("*.txt")):
-        image, lock = read_image(listed), WHEELS / f"{listed.stem}{suffix}.lock"
-        found = find_wheels(lock, folder, image) if folder else fetch_wheels(lock, WHEELS, image)
-        files |= {path.name: path for path in (*found, lock)}
-    return list(files.values())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fb3.data.essays import read_numbers
+from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.scores import TRUTH

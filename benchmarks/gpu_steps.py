@@ -31,7 +31,8 @@ from peers import (
 from fb3.data.tokens import Encoded
 from fb3.models.flops import forward_flops
 from fb3.recipe import Recipe, load_recipe
-from fb3.system.kaggle import pick_device, seed_everything
+from fb3.system.devices import pick_device
+from fb3.system.seeds import seed_everything
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 128_100  # DeBERTa-v3's: its embeddings are half of the weights that training moves
@@ -172,7 +173,7 @@ def prepared(shape: str, length: int, essays: int, batch: int, out: Path) -> tup
     """An encoder folder of a known shape, and synthetic essays whose lengths are as those of real ones."""
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
-    from fb3.data.tokenizer import encode_texts
+    from fb3.data.tokens import encode_texts
     from fb3.demo.synthetic import make_essays
     from fb3.models.from_scratch import SPECIAL, train_tokenizer
 
@@ -388,7 +389,8 @@ def _epoch(who, recipe, start, encoded, targets, length, precision, on, folder) 
     """Prepares an epoch; what it gives then tells its mean loss and how far the head's weights went."""
     from fb3.data.batches import steps_per_epoch
     from fb3.tasks.build import build_task
-    from fb3.training.optimizer import build_optimizer, build_schedule
+    from fb3.training.optimizer import build_optimizer
+    from fb3.training.schedule import build_schedule
 
     seed_everything(0)
     scorer = copy.deepcopy(start).to(on).train()

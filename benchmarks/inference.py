@@ -54,9 +54,9 @@ def worker(kind: str, run: Path, arguments: argparse.Namespace) -> None:
 
 def backend(kind, run, recipe, table):
     """As `fb3 infer` runs a fold."""
-    from fb3.bundles.bundle import Member
-    from fb3.submission.workers import encode, predict_fold
-    from fb3.system.kaggle import pick_device
+    from fb3.prediction.fold_prediction import encode, predict_fold
+    from fb3.runs.run_folder import Member
+    from fb3.system.devices import pick_device
 
     settings = recipe.predict.model_copy(update={"backend": kind if kind in ("openvino", "onnx") else "torch"})
     member = Member("run", run, recipe.model_copy(update={"predict": settings}), [min(run.glob("fold*[0-9]"))])
@@ -67,7 +67,7 @@ def backend(kind, run, recipe, table):
 def scorer_of(run, recipe):
     """The fold in fp32, with the attention that transformers gives it."""
     from fb3.runs.checkpoint import load_fold
-    from fb3.system.kaggle import pick_device
+    from fb3.system.devices import pick_device
 
     scorer = load_fold(recipe, run / "encoder", min(run.glob("fold*[0-9]"))).to(pick_device())
     restore_attention(scorer.encoder)
@@ -90,7 +90,7 @@ def trainer(kind, run, recipe, table, batch):
     """transformers' Trainer."""
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
-    from fb3.system.kaggle import pick_device, pick_precision
+    from fb3.system.devices import pick_device, pick_precision
 
     tokenizer = AutoTokenizer.from_pretrained(run / "encoder", local_files_only=True)
     encoded = tokenizer(table[recipe.data.text_column].tolist(), truncation=True, max_length=recipe.data.max_length)
@@ -106,7 +106,7 @@ def sentence(kind, run, recipe, table, batch, exported):
     from sentence_transformers.sentence_transformer.modules import Module, Transformer
 
     from fb3.runs.checkpoint import load_fold
-    from fb3.system.kaggle import pick_device, pick_precision
+    from fb3.system.devices import pick_device, pick_precision
 
     device = pick_device()
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision("auto", device), torch.float32)
@@ -160,7 +160,7 @@ def random_run(shape: str, run: Path, out: Path) -> Path:
     from fb3.models.build import build_scorer
     from fb3.recipe import load_recipe
     from fb3.runs.checkpoint import save_fold
-    from fb3.system.kaggle import seed_everything
+    from fb3.system.seeds import seed_everything
 
     recipe = load_recipe(run / "recipe.yaml", ["model.pooling={kind: mean}", "data.text.statistics=false"])
     shutil.copytree(run / "encoder", out / "encoder")
@@ -176,12 +176,12 @@ def random_run(shape: str, run: Path, out: Path) -> Path:
 
 def with_scales(run: Path, data: Path, out: Path) -> Path:
     """A run folder whose first fold has int8 scales."""
-    from fb3.bundles.bundle import Member
     from fb3.bundles.int8_scales import ESSAYS, measure_scales
     from fb3.data.essays import read_essays
     from fb3.recipe import load_recipe
     from fb3.runs.checkpoint import save_scales
-    from fb3.system.kaggle import cpu_has_int8, pick_device
+    from fb3.runs.run_folder import Member
+    from fb3.system.devices import cpu_has_int8, pick_device
 
     fold = min(run.glob("fold*[0-9]"))
     shutil.copytree(run / "encoder", out / "encoder")
@@ -198,7 +198,7 @@ def with_scales(run: Path, data: Path, out: Path) -> Path:
 def flops_of(run: Path, data: Path, essays: int) -> tuple[float, float]:
     """Of all essays' real tokens, and tokens an essay."""
     from fb3.data.essays import read_essays
-    from fb3.data.tokenizer import encode_texts
+    from fb3.data.tokens import encode_texts
     from fb3.models.flops import forward_flops
     from fb3.recipe import load_recipe
 

@@ -171,7 +171,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int, repeats: i
 
 def peak() -> float:
     """FLOP a second of the best bf16 matrix product, on the device that computes."""
-    from fb3.system.kaggle import pick_device
+    from fb3.system.devices import pick_device
 
     device = pick_device()
     return product_rate(device, torch.bfloat16, 8192 if device.type == "cuda" else 1536)

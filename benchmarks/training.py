@@ -56,13 +56,15 @@ def by_others(kind, recipe, data, out):
 
     from fb3.data.batches import steps_per_epoch
     from fb3.data.essays import read_essays
-    from fb3.data.tokenizer import encode_texts
+    from fb3.data.tokens import encode_texts
     from fb3.models.backbone import export_encoder
     from fb3.models.build import build_scorer
     from fb3.prediction.inference_loop import predict
-    from fb3.system.kaggle import pick_device, seed_everything
+    from fb3.system.devices import pick_device
+    from fb3.system.seeds import seed_everything
     from fb3.tasks.build import build_task
-    from fb3.training.optimizer import build_optimizer, build_schedule
+    from fb3.training.optimizer import build_optimizer
+    from fb3.training.schedule import build_schedule
 
     export_encoder(recipe.model, out / "encoder", [])
     essays = read_essays(data / "train.csv", recipe.data, recipe.task)
@@ -108,7 +110,7 @@ def trainer(recipe, scorer, task, optimizer, schedule, tokenizer, texts, targets
     """transformers' Trainer."""
     from transformers import DataCollatorWithPadding
 
-    from fb3.system.kaggle import pick_device, pick_precision
+    from fb3.system.devices import pick_device, pick_precision
 
     encoded = tokenizer(texts, truncation=True, max_length=recipe.data.max_length)
     names = ("input_ids", "attention_mask")

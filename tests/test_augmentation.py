@@ -12,7 +12,8 @@ from fb3.data.augmentation.token_changes import change, spliced
 from fb3.data.tokens import tokenise
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import train_tokenizer
-from fb3.recipe.data import Augment, DataGroup
+from fb3.recipe.augmentation import Augment
+from fb3.recipe.data import DataGroup
 
 MASK = 999
 TOKENS = st.lists(st.integers(0, 50), min_size=1, max_size=60)

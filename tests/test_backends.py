@@ -19,14 +19,15 @@ from fb3.models.kernels.blocked_attention import use_blocked_attention
 from fb3.models.poolings.layer_poolings import ConcatLayersPooling
 from fb3.models.poolings.token_poolings import MeanPooling, PoolerPooling
 from fb3.models.poolings.window_pooling import OneInput
-from fb3.models.scorer import Scorer, StitchedScorer, Tower
+from fb3.models.scorer import Scorer, StitchedScorer
 from fb3.models.statistics_net import Alone
+from fb3.models.towers import Tower
 from fb3.prediction.backends.choose import pick_backend, use_backend
 from fb3.prediction.backends.functional_encoder import Bare
+from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.recipe import load_recipe
 from fb3.recipe.data import Windows
 from fb3.submission.inference import infer
-from fb3.submission.workers import encode, predict_fold
 from fb3.training.run import train
 from tests.conftest import TINY
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from build_dataset import main
-from fb3.bundles.bundle import Checks, Member, in_turn, read_bundle, verify_bundle
+from fb3.bundles.bundle import read_bundle, verify_bundle
 from fb3.bundles.images import find_image
 from fb3.bundles.metadata import check_file_names
 from fb3.bundles.packing import write_bundle
@@ -19,6 +19,8 @@ from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.recipe.data import Text
 from fb3.rehearsal.rehearsal import rehearse
+from fb3.runs.run_folder import Member, in_turn
+from fb3.submission.background import Checks
 from fb3.submission.inference import infer
 from fb3.system.files import replacing, sha256, write_text
 from fb3.training.run import train

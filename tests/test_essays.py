@@ -12,8 +12,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from fb3.data.batches import BUCKET_BATCHES, collate, inference_batches, steps_per_epoch, training_batches
-from fb3.data.essays import read_essays, read_table
-from fb3.data.tokens import Encoded, special_tokens, tokenise, truncate
+from fb3.data.essays import read_essays
+from fb3.data.tables import read_table
+from fb3.data.tokenizer import special_tokens
+from fb3.data.tokens import Encoded, tokenise, truncate
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
 from fb3.recipe.data import DataGroup

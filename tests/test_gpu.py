@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from fb3.bundles.bundle import Member
 from fb3.bundles.packing import write_bundle
 from fb3.data.essays import read_essays
 from fb3.data.tokenizer import load_tokenizer
@@ -21,11 +20,12 @@ from fb3.models.build import build_scorer
 from fb3.models.kernels import flash_attention as flash
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction import token_budget as budget
+from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.prediction.inference_loop import lower_weights, predict
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import load_fold
+from fb3.runs.run_folder import Member
 from fb3.submission.inference import infer
-from fb3.submission.workers import encode, predict_fold
 from fb3.tasks.build import build_task
 from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train

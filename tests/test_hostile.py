@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from fb3.bundles.images import read_image
 from fb3.bundles.wheels import _requirements_of, locked
 from fb3.data.augmentation.text_changes import read_synonyms
-from fb3.data.essays import read_essays, read_numbers
+from fb3.data.essays import read_essays
 from fb3.data.folds import read_folds
+from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.recipe.data import DataGroup
-from fb3.recipe.load import LARGEST as LARGEST_YAML
+from fb3.recipe.safe_yaml import LARGEST as LARGEST_YAML
 from fb3.recipe.task import RegressionTask
 from fb3.rehearsal.notebooks import run_notebook
 from fb3.runs.scores import read_scores, score_files

@@ -270,7 +270,7 @@ def test_a_save_of_any_form(data, trained):
     odd = data.draw(swapped(content))
     text = json.dumps(odd)
     sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": odd}
-    (folder / "state.json").write_text(resume._sealed(content))
+    (folder / "state.json").write_text(sealed(content))
     resume.read_save(folder)
     (folder / "state.json").write_text(json.dumps(sealed))
     told(

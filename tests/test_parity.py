@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from fb3.bundles.bundle import Member
 from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.bundles.tolerance import target_scale, tolerance
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
+from fb3.runs.run_folder import Member
 from fb3.system.files import read_json, sha256, write_json
 from fb3.training.run import train
 from tests.conftest import TINY, copied

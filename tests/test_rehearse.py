@@ -17,8 +17,8 @@ from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.rehearsal.hidden_rows import ODD, PublicFiles, ids_like, invented_files, public_files, write_hidden_test
-from fb3.rehearsal.rehearsal import as_json, check_submission, importable, rehearse
-from fb3.rehearsal.report import projection
+from fb3.rehearsal.rehearsal import check_submission, importable, rehearse
+from fb3.rehearsal.report import as_json, projection
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
 from fb3.training.run import train

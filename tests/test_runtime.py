@@ -6,20 +6,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fb3.bundles.bundle import Member
 from fb3.errors import Fb3Error
+from fb3.prediction import fold_prediction
 from fb3.recipe import load_recipe
-from fb3.submission import workers as worker
+from fb3.runs.run_folder import Member
 from fb3.system import kaggle as runtime
-from fb3.system.kaggle import (
-    find_bundle,
-    find_competition,
-    on_kaggle,
-    pick_device,
-    pick_devices,
-    pick_precision,
-    secret,
-)
+from fb3.system.devices import pick_device, pick_devices, pick_precision
+from fb3.system.kaggle import find_bundle, find_competition, on_kaggle, secret
 
 LAYOUTS = [
     ("slug", "other"),
@@ -124,7 +117,7 @@ def test_bf16_is_not_emulated(capability, taken, run, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     device = torch.device("cuda:1")
     recipe = load_recipe(run / "recipe.yaml", ["predict.precision=bf16"])
-    assert worker._precision(Member("run", run, recipe, []), device, "run/fold0") == taken
+    assert fold_prediction._precision(Member("run", run, recipe, []), device, "run/fold0") == taken
     said = capsys.readouterr().err
     if taken == "bf16":
         assert pick_precision("bf16", device) == "bf16"

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from fb3.data.augmentation.text_changes import mistyped, replaced, shuffled
 from fb3.data.text_statistics import text_statistics
-from fb3.data.texts import _CONTROL, _decoded, added_tokens, check_tokenizer, input_texts, repaired
+from fb3.data.texts import _CONTROL, _decoded, input_texts, repaired
+from fb3.data.tokenizer import added_tokens, check_tokenizer
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import train_tokenizer
 from fb3.recipe import load_recipe

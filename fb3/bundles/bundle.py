@@ -1,15 +1,14 @@
 """The dataset folder ("bundle"), read: its manifest names every file with size and hash."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from fb3.errors import Fb3Error
-from fb3.recipe import Recipe, load_recipe
+from fb3.recipe import load_recipe
+from fb3.runs.run_folder import Member
 from fb3.system.file_names import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, WEIGHTS
 from fb3.system.files import read_json, sha256
 
@@ -18,16 +17,6 @@ SOURCE_ONLY = (
     "holds fb3's source and wheels and no trained run: notebooks/train.ipynb trains with it; to predict, give the "
     "bundle that came out of the training, or one of `python build_dataset.py RUN`"
 )
-
-
-@dataclass(frozen=True)
-class Member:
-    """A run in a bundle: its name, its folder, its recipe and its fold folders."""
-
-    name: str
-    path: Path
-    recipe: Recipe
-    folds: list[Path]
 
 
 @dataclass(frozen=True)
@@ -122,66 +111,6 @@ class Bundle:
         there = [path.relative_to(self.path) for path in sorted(self.path.rglob("*")) if not path.is_dir()]
         known = {*self.manifest["files"], MANIFEST, METADATA}
         return [p.as_posix() for p in there if p.as_posix() not in known and "__pycache__" not in p.parts]
-
-
-def in_turn(members: Sequence[Member]) -> list[tuple[Member, int]]:
-    """Run and position of each fold: the runs' first folds, then their second ones, and so on."""
-    most = max((len(member.folds) for member in members), default=0)
-    return [(member, k) for k in range(most) for member in members if k < len(member.folds)]
-
-
-class Checks:
-    """Compares folds with the manifest ahead of their turns, the first while torch is imported, each other one while
-    the fold before it computes. The weights are in the system's file cache then, so that loading them costs little.
-
-    Args:
-        packed: the bundle.
-        folders: of the folds, in the order in which they will be used.
-    """
-
-    def __init__(self, packed: Bundle, folders: Sequence[Path]) -> None:
-        self._packed, self._next = packed, dict(pairwise(folders))
-        self._begun: dict[Path, _Check] = {}
-        for folder in folders[:1]:
-            self._begin(folder)
-
-    def wait(self, folder: Path) -> None:
-        """Until a fold is checked; begins with the next.
-
-        Raises:
-            Fb3Error: as `Bundle.check` does.
-        """
-        check = self._begin(folder)
-        if check.is_alive():
-            check.join()
-        if folder in self._next:
-            self._begin(self._next[folder])
-        if check.error:
-            raise check.error
-
-    def _begin(self, folder: Path) -> "_Check":
-        if folder not in self._begun:
-            self._begun[folder] = check = _Check(self._packed, folder)
-            try:
-                check.start()
-            except RuntimeError:  # no thread to be had
-                check.run()
-        return self._begun[folder]
-
-
-class _Check(Thread):
-    """One fold's; a daemon, so that a disk that hangs does not keep the process from ending."""
-
-    def __init__(self, packed: Bundle, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self.packed, self.folder = packed, folder
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            self.packed.check_fold(self.folder)
-        except Exception as error:
-            self.error = error
 
 
 def read_bundle(path: str | Path) -> Bundle:

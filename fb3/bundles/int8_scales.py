@@ -8,20 +8,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fb3.bundles.bundle import Member
 from fb3.bundles.packing import Check
-from fb3.bundles.parity import check_known, training_essays
 from fb3.bundles.tolerance import target_scale
-from fb3.data.essays import read_numbers
+from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
 from fb3.models.kernels.int8_linear import SHIFT, Scales, Shifted, observe
 from fb3.models.scorer import Scorer
+from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.prediction.inference_loop import lower_weights, predict
 from fb3.runs.checkpoint import drop_scales, load_fold, save_scales
+from fb3.runs.run_folder import Member, check_known, training_essays
 from fb3.runs.scores import TRUTH
-from fb3.submission.workers import encode, predict_fold
+from fb3.system.devices import Precision, cpu_has_int8, pick_precision
 from fb3.system.file_names import ENCODER, OOF
-from fb3.system.kaggle import Precision, cpu_has_int8, pick_precision
 from fb3.system.progress import progress, say
 from fb3.targets.metrics import rmse_columns
 from fb3.tasks.build import build_task

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fb3.bundles.bundle import FORMAT, Bundle, Member, read_bundle
+from fb3.bundles.bundle import FORMAT, Bundle, read_bundle
 from fb3.bundles.metadata import dataset_metadata, default_slug, safe_file_name
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.fold_json import is_finished
+from fb3.runs.run_folder import Member
 from fb3.runs.scores import caveats
 from fb3.system.disk_space import cannot_write, check_room, in_room
 from fb3.system.file_names import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fb3.bundles.bundle import Member
 from fb3.bundles.packing import Check
 from fb3.bundles.tolerance import TOLERANCE, Tolerance, tolerance
-from fb3.data.essays import read_numbers, read_table
+from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
 from fb3.prediction.backends.choose import tell_backends
-from fb3.submission.workers import encode, predict_fold
+from fb3.prediction.fold_prediction import encode, predict_fold
+from fb3.runs.run_folder import Member, check_known, training_essays
+from fb3.system.devices import Precision, pick_device, pick_precision
 from fb3.system.file_names import ENVIRONMENT, OOF
 from fb3.system.files import read_json
-from fb3.system.kaggle import Precision, pick_device, pick_precision
 from fb3.system.progress import progress
 
 ESSAYS = 12  # a fold: a second or two on a CPU for a base encoder
@@ -99,38 +99,6 @@ def _replay_run(
         out.append((f"{member.name}/{folder.name}", round(float(np.abs(difference).max()), 5)))
         advance()
     return out
-
-
-def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
-    """The training essays by id.
-
-    Raises:
-        Fb3Error: no folder is known that holds them.
-    """
-    if data is None:
-        recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
-        if not isinstance(recorded, str) or not (Path(recorded) / "train.csv").is_file():
-            raise Fb3Error(
-                f"{run}: the essays it was trained on are not where {ENVIRONMENT} says ({recorded}), so its "
-                "predictions cannot be replayed; give their folder with --data DIR, or pack unproven with --no-parity"
-            )
-        data = Path(recorded)
-    settings = member.recipe.data
-    table = read_table(data / "train.csv", [settings.id_column, *settings.text_columns()])
-    return table.set_index(settings.id_column)[list(settings.text_columns())]
-
-
-def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:
-    """Refuses texts that are not all there.
-
-    Raises:
-        Fb3Error: ids of a run's oof.csv are not among them.
-    """
-    if absent := sorted(set(ids) - set(texts.index)):
-        raise Fb3Error(
-            f"{run / OOF}: {len(absent)} of its ids are not in train.csv {absent[:5]}; give the folder of the essays "
-            "it was trained on with --data DIR"
-        )
 
 
 def _sample(rows: pd.DataFrame, texts: pd.DataFrame, identifier: str, essays: int, run: Path) -> pd.DataFrame:

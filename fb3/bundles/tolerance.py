@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fb3.bundles.bundle import Member
-from fb3.data.essays import read_numbers
+from fb3.data.tables import read_numbers
+from fb3.runs.run_folder import Member
 from fb3.runs.scores import TRUTH
+from fb3.system.devices import Precision
 from fb3.system.file_names import OOF
-from fb3.system.kaggle import Precision
 
 # Largest difference of a score on FB3's scale of 1-5. Twice and more what was seen between chips and batch sizes on
 # real essays (bf16 0.010).

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fb3.data.essays import FOLD_COLUMN, check_ids, read_table, whole_numbers
+from fb3.data.tables import FOLD_COLUMN, check_ids, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from fb3.errors import Fb3Error
 from fb3.recipe.data import DataGroup
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 NEWLINE, CAPITAL, UPPER = "[BR]", "[CAP]", "[UP]"
 # Patterns whose matches are looked at one by one: a pattern that says it all would try again at every letter.
@@ -17,39 +16,6 @@ _SPACES = re.compile(r"\s\s+|\n")
 _RUN = re.compile(r"\S*+[^\S\x00-\x7f]\S*|\S+")  # a word, or two with a space between them that is not ASCII
 _WORD = re.compile(r"[^\W\d_]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-
-
-def added_tokens(data: DataGroup) -> list[str]:
-    """The tokens that a recipe adds to the tokenizer, in their order."""
-    text = data.text
-    added = [NEWLINE] * text.newlines + [CAPITAL, UPPER] * text.capitals
-    return added + (target_tokens(data) if text.prompt == "tokens" else [])
-
-
-def target_tokens(data: DataGroup) -> list[str]:
-    """One token a target, such as [COHESION]."""
-    return [f"[{column.upper()}]" for column in data.target_columns]
-
-
-def check_tokenizer(tokenizer: "Tokenizer", data: DataGroup) -> None:
-    """Refuses what would do nothing, or the same twice, with this tokenizer.
-
-    Raises:
-        Fb3Error: it tells capitals apart by itself.
-    """
-    encoded = [tokenizer.encode(word, add_special_tokens=False).ids for word in ("Essay", "essay")]
-    if data.text.capitals and encoded[0] != encoded[1]:
-        raise Fb3Error("data.text.capitals: this tokenizer tells capitals apart by itself; leave it out")
-
-
-def prompt_ids(tokenizer: "Tokenizer", data: DataGroup) -> list[int]:
-    """The tokens of the prompt, which stand before each text and each of its windows."""
-    if data.text.prompt == "tokens":
-        return [tokenizer.token_to_id(token) for token in target_tokens(data)]
-    if data.text.prompt == "names":
-        names = ", ".join(column.replace("_", " ") for column in data.target_columns)
-        return tokenizer.encode(f"{names}:", add_special_tokens=False).ids
-    return []
 
 
 def input_texts(essays: pd.DataFrame, data: DataGroup) -> list[str]:

@@ -1,20 +1,15 @@
 """Essays to what a scorer reads of them: tokens and statistics. Without torch: it goes on beside its import."""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import tokenizers
 from tokenizers import Tokenizer
 
-from fb3.data.text_statistics import text_statistics
-from fb3.data.texts import check_tokenizer, input_texts
-from fb3.data.tokens import Encoded, tokenise
+from fb3.data.texts import CAPITAL, NEWLINE, UPPER
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataGroup
 from fb3.system.file_contents import stand_in
-from fb3.system.file_names import CONFIG, PADDED, SECOND, TOKENIZER
+from fb3.system.file_names import CONFIG, PADDED, TOKENIZER
 from fb3.system.files import read_json, read_utf8
 
 _LARGEST = 256 * 2**20  # bytes of a tokenizer.json; those of 250,000 tokens have 30 MB
@@ -70,32 +65,49 @@ def padded_to(folder: str | Path) -> int:
     return tokens
 
 
-def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataGroup) -> Encoded:
-    """What a scorer reads of N essays: tokens, and the texts' statistics where the recipe wants them.
-
-    Args:
-        essays: as `read_essays` returns them.
-        folder: the encoder folder.
-        data: what happens to a text.
-
-    Raises:
-        Fb3Error: as in `encode_texts`.
-    """
-    encoded = encode_texts(input_texts(essays, data), folder, data)
-    if not data.text.statistics:
-        return encoded
-    return replace(encoded, statistics=text_statistics(essays[data.text_column].tolist()))
+def added_tokens(data: DataGroup) -> list[str]:
+    """The tokens that a recipe adds to the tokenizer, in their order."""
+    text = data.text
+    added = [NEWLINE] * text.newlines + [CAPITAL, UPPER] * text.capitals
+    return added + (target_tokens(data) if text.prompt == "tokens" else [])
 
 
-def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> Encoded:
-    """N texts as tokens of an encoder folder, and as those of its second encoder where it has one.
+def target_tokens(data: DataGroup) -> list[str]:
+    """One token a target, such as [COHESION]."""
+    return [f"[{column.upper()}]" for column in data.target_columns]
+
+
+def check_tokenizer(tokenizer: "Tokenizer", data: DataGroup) -> None:
+    """Refuses what would do nothing, or the same twice, with this tokenizer.
 
     Raises:
-        Fb3Error: a file is missing or broken; the recipe asks of a tokenizer what it cannot do.
+        Fb3Error: it tells capitals apart by itself.
     """
-    tokenizer, pad = load_tokenizer(folder)
-    check_tokenizer(tokenizer, data)
-    encoded = tokenise(texts, tokenizer, pad, data, padded_to(folder))
-    if not (Path(folder) / SECOND).is_dir():
-        return encoded
-    return replace(encoded, second=encode_texts(texts, Path(folder) / SECOND, data))
+    encoded = [tokenizer.encode(word, add_special_tokens=False).ids for word in ("Essay", "essay")]
+    if data.text.capitals and encoded[0] != encoded[1]:
+        raise Fb3Error("data.text.capitals: this tokenizer tells capitals apart by itself; leave it out")
+
+
+def prompt_ids(tokenizer: "Tokenizer", data: DataGroup) -> list[int]:
+    """The tokens of the prompt, which stand before each text and each of its windows."""
+    if data.text.prompt == "tokens":
+        return [tokenizer.token_to_id(token) for token in target_tokens(data)]
+    if data.text.prompt == "names":
+        names = ", ".join(column.replace("_", " ") for column in data.target_columns)
+        return tokenizer.encode(f"{names}:", add_special_tokens=False).ids
+    return []
+
+
+def frame(tokenizer: "Tokenizer", data: DataGroup) -> tuple[list[int], list[int]]:
+    """What stands before and after each input: special tokens and the prompt."""
+    prefix, suffix = special_tokens(tokenizer)
+    return [*prefix, *prompt_ids(tokenizer, data)], suffix
+
+
+def special_tokens(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text."""
+    marked = tokenizer.encode("a")
+    special = marked.special_tokens_mask
+    inner = [position for position, flag in enumerate(special) if not flag]
+    first, last = (inner[0], inner[-1] + 1) if inner else (len(special), len(special))
+    return marked.ids[:first], marked.ids[last:]

@@ -1,17 +1,20 @@
 """Tokens: each text tokenised once and ragged, truncated, cut into windows where the recipe says so."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from tokenizers import Tokenizer
 
-from fb3.data.texts import prompt_ids
+from fb3.data.text_statistics import text_statistics
+from fb3.data.texts import input_texts
+from fb3.data.tokenizer import check_tokenizer, frame, load_tokenizer, padded_to
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataGroup
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from fb3.system.file_names import SECOND
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Encoded:
         """Puts back what `state` gave."""
 
 
-def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataGroup, padded: int = 0) -> Encoded:
+def tokenise(texts: Sequence[str], tokenizer: Tokenizer, pad: int, data: DataGroup, padded: int = 0) -> Encoded:
     """Tokenises every text once and truncates it.
 
     Args:
@@ -105,7 +108,7 @@ class RowEncoder:
         Fb3Error: no room for text.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", pad: int, data: DataGroup) -> None:
+    def __init__(self, tokenizer: Tokenizer, pad: int, data: DataGroup) -> None:
         self.tokenizer, self.pad, self.truncation = tokenizer, pad, data.truncation
         self.prefix, self.suffix = frame(tokenizer, data)
         around = len(self.prefix) + len(self.suffix)
@@ -129,21 +132,6 @@ class RowEncoder:
         return np.array(framed or [self.pad], np.int32)  # an encoder needs one token at least
 
 
-def frame(tokenizer: "Tokenizer", data: DataGroup) -> tuple[list[int], list[int]]:
-    """What stands before and after each input: special tokens and the prompt."""
-    prefix, suffix = special_tokens(tokenizer)
-    return [*prefix, *prompt_ids(tokenizer, data)], suffix
-
-
-def special_tokens(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
-    marked = tokenizer.encode("a")
-    special = marked.special_tokens_mask
-    inner = [position for position, flag in enumerate(special) if not flag]
-    first, last = (inner[0], inner[-1] + 1) if inner else (len(special), len(special))
-    return marked.ids[:first], marked.ids[last:]
-
-
 def truncate(ids: list[int], room: int, how: str) -> list[int]:
     """Keeps `room` tokens: the first, the last, or half of each end (the head takes the odd one)."""
     if len(ids) <= room:
@@ -154,3 +142,34 @@ def truncate(ids: list[int], room: int, how: str) -> list[int]:
         return ids[-room:]
     tail = room // 2
     return ids[: room - tail] + (ids[-tail:] if tail else [])
+
+
+def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataGroup) -> Encoded:
+    """What a scorer reads of N essays: tokens, and the texts' statistics where the recipe wants them.
+
+    Args:
+        essays: as `read_essays` returns them.
+        folder: the encoder folder.
+        data: what happens to a text.
+
+    Raises:
+        Fb3Error: as in `encode_texts`.
+    """
+    encoded = encode_texts(input_texts(essays, data), folder, data)
+    if not data.text.statistics:
+        return encoded
+    return replace(encoded, statistics=text_statistics(essays[data.text_column].tolist()))
+
+
+def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> Encoded:
+    """N texts as tokens of an encoder folder, and as those of its second encoder where it has one.
+
+    Raises:
+        Fb3Error: a file is missing or broken; the recipe asks of a tokenizer what it cannot do.
+    """
+    tokenizer, pad = load_tokenizer(folder)
+    check_tokenizer(tokenizer, data)
+    encoded = tokenise(texts, tokenizer, pad, data, padded_to(folder))
+    if not (Path(folder) / SECOND).is_dir():
+        return encoded
+    return replace(encoded, second=encode_texts(texts, Path(folder) / SECOND, data))

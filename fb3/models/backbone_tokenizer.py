@@ -8,8 +8,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS
 from transformers.utils import cached_file
 
-from fb3.data.tokenizer import read_tokenizer
-from fb3.data.tokens import special_tokens
+from fb3.data.tokenizer import read_tokenizer, special_tokens
 from fb3.errors import Fb3Error
 from fb3.models.backbone_files import Source
 from fb3.recipe.model import ModelGroup

@@ -5,8 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from fb3.data.tokenizer import load_tokenizer
-from fb3.data.tokens import special_tokens
+from fb3.data.tokenizer import load_tokenizer, special_tokens
 from fb3.errors import Fb3Error
 from fb3.models.backbone import empty_encoder, pretrained_encoder, random_encoder
 from fb3.models.backbone_files import KEY, SECOND_KEY
@@ -17,9 +16,10 @@ from fb3.models.kernels.deberta import use_fused_disentangled_attention
 from fb3.models.layer_stack import layer_stack
 from fb3.models.mixout import mix_out
 from fb3.models.poolings.build import build_pooling, build_window_pooling
-from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer, Tower
+from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer
 from fb3.models.statistics_net import Alone, StatisticsNet
 from fb3.models.surgery import operate, reinitialise
+from fb3.models.towers import Tower
 from fb3.recipe import Recipe
 from fb3.recipe.model import ModelGroup
 from fb3.system.file_names import SECOND

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
 from fb3.models.layer_stack import longest_input
-from fb3.models.scorer import Tower
-from fb3.system.kaggle import Precision, out_of_memory
+from fb3.models.towers import Tower
+from fb3.system.devices import Precision, out_of_memory
 
 _LENGTHS = (13, 6, 2, 1)  # tokens of its texts
 _TOLERANCE = 1e-4  # share of the largest state: rounding gives 1e-6, padding that is seen 4e-3 and more

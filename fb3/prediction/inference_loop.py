@@ -17,7 +17,7 @@ from fb3.models.kernels.packed_linear import pack_linears
 from fb3.models.scorer import Scorer
 from fb3.prediction.predictions import Predictions
 from fb3.prediction.token_budget import Budget, open_budget
-from fb3.system.kaggle import Precision, out_of_memory
+from fb3.system.devices import Precision, out_of_memory
 from fb3.system.prefetch import made_ahead
 from fb3.system.progress import progress
 from fb3.tasks.base import Task

@@ -8,7 +8,7 @@ import torch
 
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
-from fb3.system.kaggle import Precision
+from fb3.system.devices import Precision
 from fb3.system.progress import say
 
 _TOKENS = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache

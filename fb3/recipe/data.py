@@ -5,46 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.group import Count, Group, Listed, Probability, Rate, Seed
-
-
-class Synonyms(Group):
-    """Words that may stand for one another (Wei & Zou 2019, arXiv:1901.11196), from a list of yours."""
-
-    file: str
-    """A text file: on each line words that may stand for one another, separated by commas."""
-    share: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Probability of a word that has synonyms to be replaced by one."""
-
-
-class Augment(Group):
-    """Changes of a training essay, new ones each time it is drawn; special tokens stay."""
-
-    shuffle: Probability = 0.0
-    """Probability of an essay to come with its sentences in another order."""
-    synonyms: Synonyms | None = None
-    """Words replaced by synonyms; none: off."""
-    typos: Probability = 0.0
-    """Probability of a word to be mistyped: letters swapped, left out, doubled (Belinkov & Bisk 2017,
-    arXiv:1711.02173)."""
-    mix: Probability = 0.0
-    """Probability of an essay to go on as another of its batch from some point, its targets mixed by the same share
-    (CutMix, Yun et al. 2019, arXiv:1905.04899, on tokens)."""
-    mask: Probability = 0.0
-    """Probability of a token to become the mask (after Devlin et al. 2018, arXiv:1810.04805)."""
-    delete: Probability = 0.0
-    """Probability of a token to be left out (Wei & Zou 2019, arXiv:1901.11196)."""
-    swap: Probability = 0.0
-    """Probability of a token to change places with the next (the same paper)."""
-    cut: Probability = 0.0
-    """Share of the essay that one span takes out (Shen et al. 2020, arXiv:2009.13818)."""
-
-    @model_validator(mode="after")
-    def _something(self) -> "Augment":
-        if not any(getattr(self, name) for name in type(self).model_fields):
-            raise ValueError(f"augment does nothing with all of {', '.join(type(self).model_fields)} off; leave it out")
-        return self
-
+from fb3.recipe.augmentation import Augment
+from fb3.recipe.group import Count, Group, Listed, Seed
 
 _LONGEST_TEMPLATE = 2000  # characters: a column may be named in it any number of times
 
@@ -171,30 +133,3 @@ class FoldsGroup(Group):
     """Seed of the split."""
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the essays held out in one single split, instead of folds."""
-
-
-class PredictGroup(Group):
-    """Inference, out of fold and on the test essays alike."""
-
-    token_budget: Annotated[int, Field(ge=1)] | None = None
-    """Tokens a batch, padding included; none: 4,096 on a CPU, on a GPU as many as its memory holds, 8,192 to
-    131,072."""
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """Of the encoder on test essays; auto: by what the chip there really does, as in train.precision, and on a CPU with
-    linear layers in int8 where the bundle was packed for that."""
-    backend: Literal["auto", "torch", "openvino", "onnx"] = "auto"
-    """What computes the encoder on test essays on a CPU: torch, OpenVINO in `precision`, or ONNX Runtime in fp32; auto:
-    torch. Where the library is missing, or fails on an encoder, torch computes and says so; so it does on GPUs."""
-    broken_gpu: Literal["cpu", "stop"] = "cpu"
-    """A GPU for which torch has no kernels: go on with the CPU, or stop."""
-    limit_hours: Rate = 9.0
-    """The competition's limit for a submission, in hours; inference is done 5 % earlier."""
-
-    @model_validator(mode="after")
-    def _backend_has_the_precision(self) -> "PredictGroup":
-        if self.backend == "onnx" and self.precision in ("fp16", "bf16"):
-            raise ValueError(
-                f"backend=onnx computes in fp32, and precision={self.precision} would do nothing; leave precision "
-                "out, or take backend=openvino"
-            )
-        return self

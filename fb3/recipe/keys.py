@@ -5,7 +5,7 @@ from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from typing import Any, get_args, get_origin
 
-from fb3.errors import likeliest
+from fb3.errors import likeliest, nearest
 from fb3.recipe.group import Group
 
 _LIKE = 0.75  # least likeness of a hint: metric and tricks have 0.67, epoch and epochs 0.91
@@ -96,3 +96,28 @@ def _near(word: str, other: str) -> bool:
     """Whether a word is alike, the beginning of the other, or the other with one letter mistyped."""
     typo = len(word) == len(other) and sum(a != b for a, b in zip(word, other, strict=True)) <= 1
     return typo or bool(likeliest(word, [other]))
+
+
+def explain(model: type[Group], error: Any) -> str:
+    """One error of pydantic's in words: key, what is wrong, value or nearest known key."""
+    path = error["loc"]
+    key = ".".join(str(part) for part in path) or "recipe"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key}; {_hint(model, path)}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in {"model_type", "model_attributes_type"}:  # an item of a list, such as a trick, has its kind
+        keys = known_keys(model, path) or ["kind"]
+        message = f"holds keys of its own ({', '.join(keys)}), such as {{{keys[0]}: …}}"
+    elif error["type"] == "tuple_type":
+        message = "want a list in brackets"
+    if isinstance(error["input"], (dict, list, Group)):
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {error['input']!r}"
+
+
+def _hint(model: type[Group], path: tuple[str | int, ...]) -> str:
+    known, key, beside = dotted_keys(model), without_kinds(model, path), known_keys(model, path[:-1])
+    if any(isinstance(part, int) for part in path):
+        return nearest(str(path[-1]), beside)
+    # A key of another kind is no hint to itself.
+    return f"known: {', '.join(beside)}" if key in known else key_hint(key, known, beside)

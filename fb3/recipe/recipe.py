@@ -6,11 +6,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, model_validator
 
-from fb3.errors import Fb3Error, RuleError, nearest
-from fb3.recipe.data import DataGroup, FoldsGroup, PredictGroup
+from fb3.errors import Fb3Error, RuleError
+from fb3.recipe.data import DataGroup, FoldsGroup
 from fb3.recipe.group import Group
-from fb3.recipe.keys import dotted_keys, key_hint, known_keys, without_kinds
+from fb3.recipe.keys import explain
 from fb3.recipe.model import ModelGroup
+from fb3.recipe.prediction import PredictGroup
 from fb3.recipe.task import COMPARISONS, RegressionTask, TaskSettings
 from fb3.recipe.training import OptimizerGroup, ScheduleGroup, TrainGroup
 from fb3.recipe.tricks import ADVERSARIAL, AVERAGERS, EMBEDDING_ADVERSARIAL, ON_ENCODER, Trick
@@ -209,31 +210,6 @@ class Recipe(Group):
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def explain(model: type[Group], error: Any) -> str:
-    """One error of pydantic's in words: key, what is wrong, value or nearest known key."""
-    path = error["loc"]
-    key = ".".join(str(part) for part in path) or "recipe"
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key}; {_hint(model, path)}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] in {"model_type", "model_attributes_type"}:  # an item of a list, such as a trick, has its kind
-        keys = known_keys(model, path) or ["kind"]
-        message = f"holds keys of its own ({', '.join(keys)}), such as {{{keys[0]}: …}}"
-    elif error["type"] == "tuple_type":
-        message = "want a list in brackets"
-    if isinstance(error["input"], (dict, list, Group)):
-        return f"{key}: {message}"
-    return f"{key}: {message}, got {error['input']!r}"
-
-
-def _hint(model: type[Group], path: tuple[str | int, ...]) -> str:
-    known, key, beside = dotted_keys(model), without_kinds(model, path), known_keys(model, path[:-1])
-    if any(isinstance(part, int) for part in path):
-        return nearest(str(path[-1]), beside)
-    # A key of another kind is no hint to itself.
-    return f"known: {', '.join(beside)}" if key in known else key_hint(key, known, beside)
 
 
 def json_schema() -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fb3.recipe.data import Augment
+from fb3.recipe.augmentation import Augment
 from fb3.recipe.group import Count, Group, Probability, Rate
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]

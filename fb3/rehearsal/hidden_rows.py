@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fb3.data.essays import read_table
+from fb3.data.tables import read_table
 from fb3.recipe import Recipe
 from fb3.system.files import write_csv
 from fb3.system.kaggle import COMPETITION_MARKER, TEST

@@ -1,14 +1,12 @@
 """Rehearsal: the inference notebook run as the competition will run it, on its public files and on odd hidden rows."""
 
 import importlib.metadata
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,20 @@ import numpy as np
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fb3.bundles.bundle import Bundle, Member, verify_bundle
+from fb3.bundles.bundle import Bundle, verify_bundle
 from fb3.bundles.images import Image, differing_versions, installed_closure
 from fb3.bundles.tolerance import tolerance
-from fb3.data.essays import read_table
+from fb3.data.tables import read_table
 from fb3.errors import Fb3Error
 from fb3.rehearsal.hidden_rows import invented_files, public_files, write_hidden_test
 from fb3.rehearsal.notebooks import find_notebook
 from fb3.rehearsal.report import PUBLIC, Rehearsal, pass_name, projection
+from fb3.runs.run_folder import Member
 from fb3.submission.submission_file import check_form, check_values
+from fb3.system.devices import pick_device, pick_devices
 from fb3.system.disk_space import in_room
 from fb3.system.files import read_json, write_json
-from fb3.system.kaggle import (
-    COMMIT_VARIABLES,
-    COMPETITION_MARKER,
-    MOUNTS,
-    RERUN_VARIABLES,
-    TEST,
-    pick_device,
-    pick_devices,
-)
+from fb3.system.kaggle import COMMIT_VARIABLES, COMPETITION_MARKER, MOUNTS, RERUN_VARIABLES, TEST
 from fb3.system.progress import say
 
 _GLANCE = 40  # rows in the second layout, which is only glanced at
@@ -278,8 +270,3 @@ def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[s
             f"{path}: {one} and {copies[one]} are the same essay, their scores differ by {apart[worst].max():.3g}; "
             "are rows in another order than their ids?"
         )
-
-
-def as_json(report: Rehearsal) -> str:
-    """For a program."""
-    return json.dumps({"passed": report.passed, **asdict(report)}, indent=1, ensure_ascii=False)

@@ -1,14 +1,15 @@
 """A rehearsal's report, for a reader and for a program."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from fb3.bundles.bundle import Member
 from fb3.bundles.images import own_requirements
 from fb3.models.flops import T4_FLOPS
+from fb3.runs.run_folder import Member
 
 PUBLIC = "public"  # beside the names of the mount layouts
 
@@ -78,3 +79,8 @@ def projection(layout: dict[str, Any] | None, members: Sequence[Member]) -> dict
         "share_here": layout["seconds"] / (limit * 3600),
         "limit_hours": limit,
     }
+
+
+def as_json(report: Rehearsal) -> str:
+    """For a program."""
+    return json.dumps({"passed": report.passed, **asdict(report)}, indent=1, ensure_ascii=False)

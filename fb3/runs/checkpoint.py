@@ -15,11 +15,11 @@ from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.models.scorer import Scorer
 from fb3.recipe import Recipe
+from fb3.system.devices import out_of_memory
 from fb3.system.disk_space import cannot_write
 from fb3.system.file_contents import not_weights
 from fb3.system.file_names import FOLD_JSON, INT8, WEIGHTS
 from fb3.system.files import read_json, replacing, sha256, write_json
-from fb3.system.kaggle import out_of_memory
 
 
 def weights_of(scorer: Scorer) -> dict[str, Tensor]:

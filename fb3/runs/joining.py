@@ -7,16 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from fb3.data.essays import FOLD_COLUMN, check_ids, read_table, whole_numbers
+from fb3.data.tables import FOLD_COLUMN, check_ids, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
 from fb3.runs.fold_json import ids_hash, is_finished
+from fb3.runs.run_folder import Run, run_of
 from fb3.runs.scores import scores_of
 from fb3.system.disk_space import in_room
 from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, SECOND, WEIGHTS
 from fb3.system.files import link_or_copy, read_json, replacing_folder, sha256, write_csv, write_json
-from fb3.training.run import Run, run_of
 
 
 @in_room("out")

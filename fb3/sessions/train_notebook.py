@@ -11,13 +11,13 @@ from fb3.bundles.parity import replay
 from fb3.errors import Fb3Error, Stopped
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun, is_finished
+from fb3.runs.save_folder import found
 from fb3.runs.scores import named_score, read_scores
 from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, WEIGHTS
 from fb3.system.files import in_words, replacing_folder
 from fb3.system.kaggle import folders_with
 from fb3.system.progress import say
 from fb3.training.run import train
-from fb3.training.saves import found
 
 _NEXT = (
     "Save Version → Save & Run All; then, in notebooks/inference.ipynb, Add Input → Notebook Output → this notebook "

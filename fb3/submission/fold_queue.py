@@ -7,19 +7,19 @@ from threading import TIMEOUT_MAX
 
 import numpy as np
 
-from fb3.bundles.bundle import Checks, Member, in_turn
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models.flops import forward_flops
 from fb3.prediction.backends.choose import tell_backends
 from fb3.prediction.predictions import Predictions, average
-from fb3.submission.background import Tokens
+from fb3.runs.run_folder import Member, in_turn
+from fb3.submission.background import Checks, Tokens
 from fb3.submission.submission_file import Standing
 from fb3.submission.summary import Summary
 from fb3.submission.workers import Workers
+from fb3.system.devices import pick_devices
 from fb3.system.file_names import ENCODER, SECOND
 from fb3.system.files import read_json
-from fb3.system.kaggle import pick_devices
 from fb3.system.progress import say
 
 _UNSURE = 1.5  # a run that was not measured yet is taken to need so many times what another's speed promises

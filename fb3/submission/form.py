@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fb3.data.essays import check_ids, read_table
+from fb3.data.tables import check_ids, read_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.submission.submission_file import check_columns, check_same_ids

@@ -3,24 +3,25 @@
 The first file, of training means, is written before torch is imported; each fold then replaces it.
 """
 
-import math
 import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from fb3.bundles.bundle import Bundle, Checks, Member, in_turn, read_bundle
+from fb3.bundles.bundle import Bundle, read_bundle
 from fb3.errors import Fb3Error
-from fb3.recipe import Recipe, load_recipe
+from fb3.recipe import load_recipe
+from fb3.runs.run_folder import Member, in_turn
 from fb3.runs.scores import caveats
+from fb3.submission.background import Checks
+from fb3.submission.first_file import stand
 from fb3.submission.form import Asked, add_essays, asked_by_sample
 from fb3.submission.submission_file import Standing
 from fb3.submission.summary import Summary
-from fb3.system.file_names import ENCODER, FOLD_JSON, RECIPE, SECOND, encoder_files
-from fb3.system.files import check_place, read_json
+from fb3.system.file_names import ENCODER, RECIPE, SECOND, encoder_files
+from fb3.system.files import check_place
 from fb3.system.kaggle import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
 
@@ -78,10 +79,10 @@ def infer(
         if recipe is None and asked.ids is None:
             raise _no_run(packed, summary)
         if test is None and (first := asked.ids) is not None:
-            standing = _stand(asked, packed, recipe, out, summary)  # before test.csv is read, which may be large
+            standing = stand(asked, packed, recipe, out, summary)  # before test.csv is read, which may be large
         add_essays(asked, source, recipe, own_order=test is not None, rerun=rerun)
         if standing is None or asked.ids is not first:
-            standing = _stand(asked, packed, recipe, out, summary)
+            standing = stand(asked, packed, recipe, out, summary)
         summary.warn(asked.warnings)
         if recipe is None:
             raise _no_run(packed, summary)
@@ -162,35 +163,3 @@ def _whole_members(packed: Bundle, summary: Summary, strict: bool) -> list[Membe
             for fold in folds:
                 summary.left_out(f"{name}/{fold.name}", str(error) or type(error).__name__)
     return members
-
-
-def _stand(asked: Asked, packed: Bundle, recipe: Recipe | None, out: Path, summary: Summary) -> Standing:
-    """Writes the training means, of all folds that can be read, in the form that is asked for."""
-    columns = asked.columns
-    bounds = (recipe.task.minimum, recipe.task.maximum) if recipe else (-np.inf, np.inf)
-    found = _training_means(packed, columns)
-    if not found:
-        say(f"{packed.path}: no fold tells its training means; the middle of the range stands in")
-    middle = (bounds[0] + bounds[1]) / 2 if recipe else 0.0
-    means = {c: float(np.mean([f[c] for f in found])) if found else middle for c in columns}
-    standing = Standing(asked.ids, means, bounds, out)
-    summary.phase("first file")
-    say(f"{out}: {len(asked.ids)} rows of training means stand after {time.monotonic() - summary.start:.1f} s")
-    return standing
-
-
-def _training_means(packed: Bundle, columns: list[str]) -> list[dict[str, float]]:
-    found = []
-    for _, _, folds in packed.runs():
-        for fold in folds:
-            try:
-                packed.check((fold / FOLD_JSON).relative_to(packed.path).as_posix())
-                means = read_json(fold / FOLD_JSON, {"target_means": dict})["target_means"]
-                numbers = {column: float(means[column]) for column in columns}
-                if not all(map(math.isfinite, numbers.values())):
-                    raise Fb3Error(f"{fold / FOLD_JSON}: target_means are {numbers}")
-                found.append(numbers)
-            except Exception as error:  # the first file is to stand whatever a fold says
-                why = error if isinstance(error, Fb3Error) else f"{fold / FOLD_JSON}: {error!r}"
-                say(f"{why}: its means are not used")
-    return found

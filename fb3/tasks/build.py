@@ -2,10 +2,9 @@
 
 from fb3.recipe import Recipe
 from fb3.tasks.base import StepOutput, Task
-from fb3.tasks.classes import Binned, Ordinal
+from fb3.tasks.classes import Binned, Ordinal, Squeezed
 from fb3.tasks.r_drop import RDropped
 from fb3.tasks.regression import Regression
-from fb3.tasks.squeeze import Squeezed
 from fb3.tasks.uda import Consistent
 
 __all__ = ["Binned", "Consistent", "Ordinal", "RDropped", "Regression", "Squeezed", "StepOutput", "Task", "build_task"]

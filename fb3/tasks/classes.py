@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fb3.recipe.task import BinnedTask, OrdinalTask
-from fb3.tasks.base import Model, ScoreTask, StepOutput
-from fb3.tasks.weighting import Uncertainty
+from fb3.tasks.base import Model, Recorder, ScoreTask, StepOutput, Task, Wrapper, with_term
+from fb3.tasks.losses import Uncertainty
 
 _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
 
@@ -115,3 +115,22 @@ class Ordinal(_Classes):
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
         """Half the KL divergences of each Bernoulli from the other, which is this product."""
         return 0.5 * ((one.sigmoid() - two.sigmoid()) * (one - two)).mean()
+
+
+class Squeezed(Wrapper):
+    """A task whose loss holds `weight` times the mean squared logit, too.
+
+    Args:
+        task: what is trained; its model's outputs are logits.
+        weight: of the mean squared logit.
+    """
+
+    def __init__(self, task: Task, weight: float) -> None:
+        super().__init__(task)
+        self.weight = weight
+
+    def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
+        recorder = Recorder(model)
+        out = self.task.loss(recorder, batch)
+        size = recorder.outputs[-1].scores.pow(2).mean()
+        return StepOutput(out.loss + self.weight * size, with_term(out, "squeeze", size))

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fb3.recipe.task import RegressionTask
-from fb3.tasks.weighting import Uncertainty
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _TINY = 1e-9  # the root has no gradient at 0
@@ -128,3 +127,19 @@ def build_criterion(settings: RegressionTask, columns: int) -> Scheduled | Learn
         return Learned(losses, settings.weighed(columns))
     ends = [(t.weight, t.weight if t.end_weight is None else t.end_weight) for t in settings.terms]
     return Scheduled(losses, [(1.0, 1.0), *ends])
+
+
+class Uncertainty(nn.Module):
+    """sum_i exp(-s_i) L_i + s_i, with a log variance s_i trained for each of n losses; at rest s_i is log L_i.
+
+    Args:
+        count: n.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.log_variances = nn.Parameter(torch.zeros(count))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        s = self.log_variances.to(losses.device)  # an evaluation's losses are the CPU's
+        return (torch.exp(-s) * losses + s).sum()  # losses, s: (n,)

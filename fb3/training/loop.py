@@ -17,11 +17,11 @@ from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
 from fb3.recipe.training import OptimizerGroup, TrainGroup
-from fb3.system.kaggle import out_of_memory
+from fb3.system.devices import out_of_memory
 from fb3.system.progress import Advance, progress
 from fb3.tasks.base import StepOutput, Task
 from fb3.training.memory import Parts
-from fb3.training.optimizer import trainable
+from fb3.training.parameter_groups import trainable
 from fb3.training.run_log import RunLog
 from fb3.training.tricks.trick import Step, Trick
 

@@ -4,54 +4,35 @@ Imports torch only once recipe, essays, folds and folder are checked: that takes
 to be told at once.
 """
 
-import platform
-import re
-import sys
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from fb3 import version
-from fb3.data.essays import read_essays, read_numbers, training_files
-from fb3.data.folds import FoldSplit, fold_table, make_folds, read_folds, sampled
+from fb3.data.essays import read_essays, training_files
+from fb3.data.folds import FoldSplit, make_folds, sampled
+from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error, Stopped
 from fb3.models.backbone_files import SECOND_KEY, check_backbone
 from fb3.prediction.predictions import Predictions
 from fb3.recipe import Recipe, load_recipe
-from fb3.recipe.load import differences
-from fb3.runs.fold_json import is_begun, is_finished, mark_finished
+from fb3.runs.fold_json import mark_finished
+from fb3.runs.run_folder import Run, run_of
 from fb3.runs.scores import TRUTH, caveats, named_score, read_scores, scores_of
 from fb3.system.disk_space import in_room
-from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, OOF, RECIPE, RESUME, encoder_files
-from fb3.system.files import read_json, sha256, sweep, write_csv, write_json, write_text
+from fb3.system.file_names import OOF
+from fb3.system.files import sha256, sweep, write_csv, write_json
 from fb3.system.folder_lock import alone
-from fb3.system.git import git_state
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
-from fb3.targets.metrics import Score
+from fb3.training.run_start import chosen_folds, is_begun_run, splits_of, write_head
 from fb3.training.stop import Stop
 
 if TYPE_CHECKING:
     from fb3.training.session import OnEvaluation, Session
-
-# What a run folder holds before its first evaluation: a start that failed there may be started over.
-_HEAD = {"encoder", "scratch", RECIPE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
-_UNFINISHED = re.compile(r"fold\d+|\..*\.part")  # or what a killed process began to write
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained run: its folder, the score of all out-of-fold predictions in it, and its folds' numbers."""
-
-    path: Path
-    score: Score
-    folds: list[int]
 
 
 @in_room("out")
@@ -96,13 +77,13 @@ def train(
         check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
     essays = sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
     unlabelled = _unlabelled(recipe, data)
-    begun = _begun(out)
+    begun = is_begun_run(out)
     with alone(out, "fb3 train") if is_main_process() else nullcontext():
-        splits = _splits(recipe, essays, data, out)
+        splits = splits_of(recipe, essays, data, out)
         if debug:
             splits = splits[:2]
-        chosen = _chosen(splits, folds, out, resume)
-        from fb3.training.saves import drop_finished
+        chosen = chosen_folds(splits, folds, out, resume)
+        from fb3.runs.save_folder import drop_finished
         from fb3.training.session import close_session, open_accelerator, open_session
 
         accelerator, precision = open_accelerator(recipe, out)
@@ -117,7 +98,7 @@ def train(
             recipe, essays, out, accelerator, precision, unlabelled, on_evaluation, digests=digests, stop=stop
         )
         if accelerator.is_main_process:
-            _write_head(session, data, splits, digests, begun)
+            write_head(session, data, splits, digests, begun)
         with nullcontext() if on_evaluation else stop.listening():
             _train_folds(session, chosen)
         close_session(session)
@@ -125,8 +106,9 @@ def train(
 
 
 def _train_folds(session: "Session", chosen: list[FoldSplit]) -> None:
+    from fb3.runs.save_folder import drop_finished
     from fb3.training.fold import run_fold
-    from fb3.training.saves import asked_to_stop, drop_finished
+    from fb3.training.saves import asked_to_stop
 
     accelerator, out = session.accelerator, session.out
     for place, split in enumerate(chosen):
@@ -185,92 +167,6 @@ def _unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
         raise Fb3Error(f"task.uda.file: {error}") from None
 
 
-def _splits(recipe: Recipe, essays: pd.DataFrame, data: Path, out: Path) -> list[FoldSplit]:
-    """The splits of a run folder that has a fold or a save already, else new ones.
-
-    Raises:
-        Fb3Error: it is a run of another recipe or other data.
-    """
-    if not _begun(out):
-        return make_folds(essays, recipe)
-    saved = load_recipe(out / RECIPE)
-    if saved != recipe:
-        differ = "; ".join(differences(recipe, saved))
-        raise Fb3Error(f"{out}: holds a run of another recipe ({differ}); choose another --out")
-    recorded = read_json(out / ENVIRONMENT)
-    for key, file in training_files(recipe, data).items():
-        if recorded.get(key) != sha256(file):
-            raise Fb3Error(
-                f"{out}: its folds were trained on another {file.name} than {file.parent}'s; choose another --out"
-            )
-    return read_folds(out / "folds.csv", essays, recipe.data.id_column)
-
-
-def _begun(out: Path) -> bool:
-    """Whether a run folder has a fold or a save.
-
-    Raises:
-        Fb3Error: the folder holds something else.
-    """
-    if is_begun(out):
-        return True
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if foreign := sorted(name for name in there - _HEAD if not _UNFINISHED.fullmatch(name)):
-        raise Fb3Error(f"{out}: not empty and no run folder (it holds {foreign[:3]}); choose another --out")
-    return False
-
-
-def _chosen(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path, resume: bool) -> list[FoldSplit]:
-    """The wanted folds that are not trained yet.
-
-    Raises:
-        Fb3Error: there is no such fold, or none is left, unless it is to `resume`.
-    """
-    known = {split.fold: split for split in splits}
-    wanted = list(known) if folds is None else list(dict.fromkeys(folds))
-    if unknown := [fold for fold in wanted if fold not in known]:
-        raise Fb3Error(f"--folds: no fold {unknown}; there are {list(known)}")
-    done = [fold for fold in wanted if is_finished(out / f"fold{fold}")]
-    left = [fold for fold in wanted if fold not in done]
-    if done and not left and not resume:
-        others = [fold for fold in known if not is_finished(out / f"fold{fold}")]
-        mend = f"give --folds {','.join(map(str, others))}" if others else "choose another --out"
-        raise Fb3Error(f"{out}: folds {done} are trained already; {mend}")
-    if done:
-        say(f"{out}: folds {done} are trained already; left are {left or 'none'}")
-    elif resume and not any(any((out / f"fold{fold}" / RESUME).glob("[0-9]*")) for fold in left):
-        say(f"{out}: nothing is saved there; starts afresh")
-    return [known[fold] for fold in left]
-
-
-def _write_head(session: "Session", data: Path, splits: list[FoldSplit], digests: dict[str, str], begun: bool) -> None:
-    """What a run folder holds before the first step."""
-    import torch
-
-    from fb3.training.session import versions
-
-    recipe, out = session.recipe, session.out
-    write_text(recipe.to_yaml(), out / RECIPE)
-    write_csv(fold_table(session.essays, splits, recipe.data.id_column), out / "folds.csv")
-    environment = {
-        "versions": versions(),
-        "device": torch.cuda.get_device_name() if session.accelerator.device.type == "cuda" else platform.machine(),
-        "precision": session.precision,
-        "processes": session.accelerator.num_processes,
-        "seeds": {"train": recipe.train.seed, "folds": recipe.folds.seed},  # a fold's: train's and its number
-        "git": {"here": git_state(Path()), "fb3": git_state(Path(version.__file__).parent, tracked="version.py")},
-        "data": str(data.resolve()),
-        **digests,
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "encoder": {name: sha256(out / ENCODER / name) for name in encoder_files(bool(recipe.model.stitch))},
-    }
-    if begun:  # other folds, or the first part of this one, come from other sessions
-        before = read_json(out / ENVIRONMENT)
-        environment["earlier"] = [*before.pop("earlier", []), before]
-    write_json(environment, out / ENVIRONMENT)
-
-
 def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predictions) -> None:
     """Adds a fold to oof.csv (id, fold, truths, clipped predictions) and computes scores.json anew from it."""
     recipe, path = session.recipe, session.out / OOF
@@ -302,9 +198,3 @@ def _finish(session: "Session") -> Run:
         pack = as_command(["python", "build_dataset.py", session.out, "--out", "bundle"])
         say(f"train the other folds with --folds, or pack these: {pack}")
     return run
-
-
-def run_of(out: Path) -> Run:
-    """A run folder with a trained fold, as `train` returns it."""
-    scores = read_scores(out / "scores.json")
-    return Run(out, Score(scores["score"], scores["columns"]), sorted(map(int, scores["folds"])))

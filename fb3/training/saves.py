@@ -7,8 +7,6 @@ is written. Kept is all that the rest of the training depends on (`fb3.training.
 would have ended, bit for bit.
 """
 
-import hashlib
-import json
 import shutil
 import time
 from pathlib import Path
@@ -24,17 +22,16 @@ from fb3.data.folds import FoldSplit
 from fb3.errors import Fb3Error, NoRoom, Stopped
 from fb3.recipe import Recipe
 from fb3.recipe.load import differences
-from fb3.runs.checkpoint import read_weights
-from fb3.runs.fold_json import ids_hash, is_finished
+from fb3.runs.fold_json import ids_hash
+from fb3.runs.save_folder import STATE, TENSORS, Tree, found, read_save, sealed, split
 from fb3.system.disk_space import free_room, unread
 from fb3.system.file_names import FOLD_JSON, RESUME, WEIGHTS
-from fb3.system.files import in_words, link_or_copy, read_json, replacing, replacing_folder, sha256, write_text
+from fb3.system.files import in_words, link_or_copy, replacing, replacing_folder, sha256, write_text
 from fb3.system.progress import say
 from fb3.training.loop import Loop
 from fb3.training.session import Session, versions
-from fb3.training.state import Tree, joined, load_own, load_shared, own_state, shared_state, split
+from fb3.training.state import load_own, load_shared, own_state, shared_state
 
-_STATE, _TENSORS = "state.json", "state.safetensors"
 _AGREE = 5  # steps between two looks, where several processes must agree: each waits for the GPU
 _SPARE = 2**20  # bytes for names, folders and the log
 
@@ -135,7 +132,7 @@ class Saves:
 
     def _write(self, number: int, state: Tree, tensors: dict[str, Tensor], started: float) -> str | None:
         """Returns what went wrong."""
-        text = _sealed({"made_of": self.made_of, "state": state, "tensors": ""})
+        text = sealed({"made_of": self.made_of, "state": state, "tensors": ""})
         need = sum(tensor.nbytes for tensor in tensors.values()) + len(text) + _SPARE
         where = f"fold {self.fold}: no save after step {number}: it needs {in_words(need)}"
         whole = found(self.folder)
@@ -148,9 +145,9 @@ class Saves:
             if (free := free_room(self.folder)) < need:
                 return f"{where}, {self.folder} has {in_words(free)}; {mend}"
             with replacing_folder(self.folder / str(number)) as aside:
-                _write_tensors(tensors, aside / _TENSORS)
-                content = {"made_of": self.made_of, "state": state, "tensors": sha256(aside / _TENSORS)}
-                write_text(_sealed(content), aside / _STATE)
+                _write_tensors(tensors, aside / TENSORS)
+                content = {"made_of": self.made_of, "state": state, "tensors": sha256(aside / TENSORS)}
+                write_text(sealed(content), aside / STATE)
                 for name in (FOLD_JSON, WEIGHTS) if state["keeper"]["score"] else ():
                     link_or_copy(self.home / name, aside / name)
         except (OSError, SafetensorError, Fb3Error) as error:
@@ -247,51 +244,6 @@ def asked_to_stop(session: Session) -> str:
     if session.accelerator.num_processes > 1:
         reasons = gather_object(reasons)
     return next(filter(None, reasons), "")
-
-
-def found(folder: Path) -> list[Path]:
-    """The saves in a fold's folder of saves, the last one first."""
-    saves = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-    return sorted(saves, key=lambda path: -int(path.name))
-
-
-def drop_finished(out: Path) -> None:
-    """Deletes the saves of a run's finished folds."""
-    for folder in out.glob(f"fold*/{RESUME}"):
-        if is_finished(folder.parent):
-            shutil.rmtree(folder)
-
-
-def _sealed(content: Tree) -> str:
-    """As JSON, with the hash of all that stands in it."""
-    text = json.dumps(content)
-    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}) + "\n"
-
-
-def read_save(path: Path) -> Tree:
-    """A save: made_of and state.
-
-    Raises:
-        Fb3Error: it is not whole.
-    """
-    sealed = read_json(path / _STATE, {"sha256": str, "content": dict})
-    try:
-        content = sealed["content"]
-        if sealed["sha256"] != hashlib.sha256(json.dumps(content).encode()).hexdigest():
-            raise Fb3Error(f"{path / _STATE}: damaged")
-        if not (path / _TENSORS).is_file() or sha256(path / _TENSORS) != content["tensors"]:
-            raise Fb3Error(f"{path / _TENSORS}: damaged")
-        if content["state"]["keeper"]["score"]:
-            best = read_json(path / FOLD_JSON, {"sha256": str})["sha256"]
-            if not (path / WEIGHTS).is_file() or sha256(path / WEIGHTS) != best:
-                raise Fb3Error(f"{path / WEIGHTS}: damaged")
-        # Copies: what was read lies in the file's memory, at any address.
-        tensors = {name: tensor.clone() for name, tensor in read_weights(path / _TENSORS).items()}
-        return {"made_of": content["made_of"], "state": joined(content["state"], tensors)}
-    except Fb3Error:
-        raise
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise Fb3Error(f"{path / _STATE}: not a save ({error!r})") from None
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -16,9 +16,9 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
-from fb3.data.texts import added_tokens, input_texts
-from fb3.data.tokenizer import encode_essays, load_tokenizer
-from fb3.data.tokens import Encoded
+from fb3.data.texts import input_texts
+from fb3.data.tokenizer import added_tokens, load_tokenizer
+from fb3.data.tokens import Encoded, encode_essays
 from fb3.errors import Fb3Error
 from fb3.models.attached_backbone import local_backbone
 from fb3.models.backbone import export_encoder
@@ -28,9 +28,10 @@ from fb3.models.dry_run import check_length, learns_in, padding_for
 from fb3.models.from_scratch import build_backbone
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun
+from fb3.system.devices import Precision, keep_freed_memory, pick_device, pick_precision
 from fb3.system.file_names import CONFIG, ENCODER, PADDED, SECOND
 from fb3.system.files import read_json, replacing_folder, write_json
-from fb3.system.kaggle import Precision, keep_freed_memory, pick_device, pick_precision, secret
+from fb3.system.kaggle import secret
 from fb3.system.progress import say
 from fb3.targets.metrics import Score
 from fb3.tasks.base import Task

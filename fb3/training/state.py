@@ -1,49 +1,17 @@
 """What the rest of a training depends on, as one tree: dicts and lists of tensors, numbers and texts."""
 
-import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from fb3.errors import Fb3Error
 from fb3.runs.checkpoint import weights_of
-from fb3.system.kaggle import random_state, restore_random_state
+from fb3.runs.save_folder import Tree
+from fb3.system.seeds import random_state, restore_random_state
 from fb3.targets.metrics import Score
 
 if TYPE_CHECKING:
     from fb3.training.loop import Loop
-
-Tree = dict[str, Any]
-_TENSOR, _FLOAT = "$tensor", "$float"  # marks in the JSON: the name of a tensor, a number that JSON has not
-
-
-def split(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
-    """The tree with names in the place of its tensors, which go into `tensors`, on the CPU: fit for JSON."""
-    if isinstance(tree, Tensor):
-        tensors[name] = tree.detach().cpu().contiguous()
-        return {_TENSOR: name}
-    if isinstance(tree, Mapping):
-        return {str(key): split(value, tensors, f"{name}/{key}" if name else str(key)) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [split(value, tensors, f"{name}/{place}") for place, value in enumerate(tree)]
-    if isinstance(tree, float) and not math.isfinite(tree):
-        return {_FLOAT: repr(float(tree))}
-    return tree
-
-
-def joined(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that was split; a tuple has become a list."""
-    if isinstance(plain, list):
-        return [joined(value, tensors) for value in plain]
-    if not isinstance(plain, dict):
-        return plain
-    if plain.keys() == {_TENSOR}:
-        return tensors[plain[_TENSOR]]
-    if plain.keys() == {_FLOAT}:
-        return float(plain[_FLOAT])
-    return {key: joined(value, tensors) for key, value in plain.items()}
 
 
 def shared_state(loop: "Loop") -> Tree:

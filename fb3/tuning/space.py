@@ -21,9 +21,10 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
 from fb3.recipe.group import Group
-from fb3.recipe.keys import dotted_keys, key_hint
-from fb3.recipe.load import LARGEST, check_key, overridden, parse
-from fb3.recipe.recipe import Recipe, explain
+from fb3.recipe.keys import dotted_keys, explain, key_hint
+from fb3.recipe.load import check_key, overridden
+from fb3.recipe.recipe import Recipe
+from fb3.recipe.safe_yaml import LARGEST, parse
 from fb3.system.files import read_utf8
 
 _MOST_CHOICES = 200  # of an entry: each is tried on the recipe before a search begins

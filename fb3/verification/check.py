@@ -12,8 +12,7 @@ from fb3.errors import Fb3Error
 from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE
 from fb3.system.files import read_json, sha256
 from fb3.verification.check_run import check_run
-from fb3.verification.checked import Checked
-from fb3.verification.findings import Report
+from fb3.verification.findings import Checked, Report
 
 
 def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0) -> Report:

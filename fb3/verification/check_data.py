@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fb3.data.essays import FOLD_COLUMN, read_essays, read_numbers, training_files
+from fb3.data.essays import read_essays, training_files
+from fb3.data.tables import FOLD_COLUMN, read_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import ids_hash
 from fb3.runs.scores import TRUTH
 from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, OOF
 from fb3.system.files import read_json, sha256
-from fb3.verification.checked import Checked
+from fb3.verification.findings import Checked
 
 
 def check_essays(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from fb3.bundles.bundle import Member
-from fb3.data.essays import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
+from fb3.data.tables import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.fold_json import ids_hash, is_finished
+from fb3.runs.run_folder import Member
 from fb3.runs.scores import TRUTH, caveats, scores_of
 from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, WEIGHTS, encoder_files
 from fb3.system.files import read_json
 from fb3.verification.check_data import check_essays
-from fb3.verification.checked import Checked
+from fb3.verification.findings import Checked
 
 # oof.csv and scores.json hold every digit of a float, so that only the order of sums differs between machines: some
 # 1e-16. One prediction of a thousand that was changed by 1e-5 moves the score by more than this.
@@ -144,7 +144,7 @@ def _check_fold(run: Checked, folder: Path, number: int, recipe: Recipe | None, 
 
 def _check_saves(run: Checked, folder: Path) -> None:
     """Those of a fold that was not trained to its end."""
-    from fb3.training.saves import found, read_save
+    from fb3.runs.save_folder import found, read_save
 
     saves = found(folder / RESUME)
     state = f"saves of steps {[int(save.name) for save in saves]}" if saves else "no save"

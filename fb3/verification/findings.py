@@ -1,10 +1,10 @@
 """What was found in a run folder or a bundle."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fb3.errors import Fb3Error
 
@@ -58,3 +58,35 @@ class Report:
             self.add("FAULT", f"{text}: a file is not of the form that fb3 writes ({error!r}); copy it again")
         if len(self.faults) == before:
             self.add("ok", text)
+
+
+@dataclass
+class Checked:
+    """A run folder under check.
+
+    data: the folder of its train.csv, where known. recorded: environment.json; none in a bundle. digest: of a file,
+    none where it is missing; in a bundle the manifest's, for the files were held against that already. essays: of each
+    fold, to predict again. prefix: of the names in the report. packed: the fold folders that a bundle must have. half:
+    whether it packed the weights in fp16.
+    """
+
+    report: Report
+    path: Path
+    data: Path | None
+    recorded: dict[str, Any] | None
+    digest: Callable[[Path], str | None]
+    essays: int
+    prefix: str = ""
+    packed: list[Path] | None = None
+    half: bool = False
+
+    @property
+    def again(self) -> str:
+        """The mend of what is no longer the run's own."""
+        return "copy the run again" if self.packed is None else "build the bundle anew"
+
+    def part(self, text: str) -> AbstractContextManager[None]:
+        return self.report.part(self.prefix + text)
+
+    def add(self, kind: Kind, text: str) -> None:
+        self.report.add(kind, text if kind == "FAULT" else self.prefix + text)

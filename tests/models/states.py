@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.models.backbone import empty_encoder, random_encoder
-from fb3.models.scorer import layer_states
+from fb3.models.towers import layer_states
 from fb3.runs.checkpoint import assign_weights, weights_of
 
 LENGTHS = (64, 13)  # tokens of two texts

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.bundles.packing import write_bundle
-from fb3.data.texts import added_tokens, target_tokens
-from fb3.data.tokenizer import encode_texts, load_tokenizer
+from fb3.data.tokenizer import added_tokens, load_tokenizer, target_tokens
+from fb3.data.tokens import encode_texts
 from fb3.errors import Fb3Error
 from fb3.models.backbone import export_encoder, pretrained_encoder
 from fb3.models.backbone_files import check_backbone

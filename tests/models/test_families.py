@@ -13,17 +13,17 @@ from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.data.batches import collate
 from fb3.data.essays import read_essays
-from fb3.data.tokenizer import encode_essays
+from fb3.data.tokens import encode_essays
 from fb3.demo.synthetic import write_competition
 from fb3.errors import Fb3Error
 from fb3.models.backbone import empty_encoder
 from fb3.models.build import build_scorer
 from fb3.models.dry_run import check_length, learns_in, make_up_weights, padding_for
 from fb3.models.layer_stack import longest_input
+from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import check_reload, load_fold
 from fb3.submission.inference import infer
-from fb3.submission.workers import encode, predict_fold
 from fb3.system.files import read_json
 from fb3.training.run import train
 from tests.models.families import FAMILIES, POSITIONS, make_tokenizers, write_backbone

@@ -12,8 +12,9 @@ from fb3.models.kernels.blocked_attention import use_blocked_attention
 from fb3.models.kernels.deberta import use_fused_disentangled_attention
 from fb3.models.kernels.int8_linear import SHIFT, Input, Int8Linear, Quantiser, observe, quantise
 from fb3.models.poolings.build import build_pooling, build_window_pooling
-from fb3.models.scorer import Scorer, StitchedScorer, Tower
+from fb3.models.scorer import Scorer, StitchedScorer
 from fb3.models.statistics_net import Alone
+from fb3.models.towers import Tower
 from fb3.recipe.model import PlainPooling
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}

@@ -8,7 +8,7 @@ import transformers
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from fb3.data.tokens import special_tokens
+from fb3.data.tokenizer import special_tokens
 from fb3.errors import Fb3Error
 from fb3.models.backbone_files import Source
 from fb3.models.backbone_tokenizer import backbone_tokenizer, check_frame

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fb3.errors import Fb3Error
-from fb3.models.scorer import layer_states
+from fb3.models.towers import layer_states
 from fb3.runs.checkpoint import load_fold
 from fb3.system.files import read_json, write_json
 from tests.conftest import ROOT, copied

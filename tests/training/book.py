@@ -13,13 +13,13 @@ import torch
 from tokenizers import normalizers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from fb3.bundles.bundle import Member
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
+from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.group import Group
 from fb3.recipe.task import TaskGroup
 from fb3.runs.checkpoint import read_weights
-from fb3.submission.workers import encode, predict_fold
+from fb3.runs.run_folder import Member
 from fb3.system.files import read_json
 from fb3.training.run import train
 from tests.conftest import TINY

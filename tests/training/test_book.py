@@ -10,7 +10,8 @@ from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
-from fb3.recipe.data import Augment, Text
+from fb3.recipe.augmentation import Augment
+from fb3.recipe.data import Text
 from fb3.recipe.model import ModelGroup
 from fb3.recipe.training import OptimizerGroup, ScheduleGroup
 from fb3.recipe.tricks import Trick

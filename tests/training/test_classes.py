@@ -14,10 +14,9 @@ from fb3.models.scorer import ModelOutput
 from fb3.recipe import load_recipe
 from fb3.recipe.task import BinnedTask, OrdinalTask
 from fb3.tasks.build import build_task
-from fb3.tasks.classes import Binned, Ordinal
+from fb3.tasks.classes import Binned, Ordinal, Squeezed
+from fb3.tasks.losses import Uncertainty
 from fb3.tasks.r_drop import RDropped
-from fb3.tasks.squeeze import Squeezed
-from fb3.tasks.weighting import Uncertainty
 
 COLUMNS = ("a", "b", "c")
 TRUTHS = arrays(np.float32, (5, 3), elements=st.floats(1, 5, width=32)).map(torch.from_numpy)

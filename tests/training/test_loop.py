@@ -313,7 +313,7 @@ def test_bf16_on_a_cpu_stays_close_to_fp32(competition, tmp_path):
 def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(competition, tmp_path, monkeypatch, unscale):
     """A gradient scaler on the CPU, whose second step overflows, stands in for fp16 on a GPU."""
     from fb3.training import fold, session
-    from fb3.training.tricks.ema import EMA
+    from fb3.training.tricks.averaging import EMA
 
     def scaled(*arguments, **keywords):
         accelerator = Accelerator(*arguments, **keywords)

@@ -21,7 +21,9 @@ from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.training import OptimizerGroup, ScheduleGroup
-from fb3.training.optimizer import build_optimizer, build_schedule, parameter_groups
+from fb3.training.optimizer import build_optimizer
+from fb3.training.parameter_groups import parameter_groups
+from fb3.training.schedule import build_schedule
 from tests.models.sized import sized
 
 

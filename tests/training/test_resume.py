@@ -17,6 +17,7 @@ from fb3.errors import Fb3Error, Stopped
 from fb3.models.build import surgery
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
+from fb3.runs.save_folder import sealed
 from fb3.system.files import read_json
 from fb3.system.folder_lock import alone
 from fb3.training import saves as saving
@@ -281,14 +282,14 @@ def test_other_processes_are_refused_and_other_versions_told(competition, tmp_pa
     path = out / "fold0" / "resume" / "3" / "state.json"
     content = read_json(path)["content"]
     content["made_of"]["versions"]["numpy"] = "1.0"
-    path.write_text(saving._sealed(content))
+    path.write_text(sealed(content))
     with monkeypatch.context() as patched:
         breaking_at(patched, 3)
         with pytest.raises(Broken):
             train(recipe, competition, out)
     assert "numpy 1.0, now" in capsys.readouterr().err
     content["made_of"]["processes"] = 2
-    path.write_text(saving._sealed(content))
+    path.write_text(sealed(content))
     with pytest.raises(Fb3Error, match="saved by 2 processes, here are 1; launch as many, or delete"):
         train(recipe, competition, out)
 

@@ -14,15 +14,14 @@ from fb3.recipe.tricks import ON_ENCODER, Awp, Ema, Fgm, GradualUnfreeze, Lookah
 from fb3.targets.metrics import Score
 from fb3.tasks.build import build_task
 from fb3.tasks.r_drop import RDropped
+from fb3.training.tricks.averaging import EMA, SWA
 from fb3.training.tricks.awp import AWP
 from fb3.training.tricks.build import build_tricks
-from fb3.training.tricks.ema import EMA
 from fb3.training.tricks.fgm import FGM
 from fb3.training.tricks.lookahead import SlowWeights
 from fb3.training.tricks.noise import EmbeddingNoise
 from fb3.training.tricks.pgd import PGD
 from fb3.training.tricks.pull_to_start import Pull
-from fb3.training.tricks.swa import SWA
 from fb3.training.tricks.trick import Step
 from fb3.training.tricks.unfreeze import Unfreeze
 

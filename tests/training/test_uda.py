@@ -11,11 +11,12 @@ from fb3.bundles.parity import replay
 from fb3.data.augmentation.draw import augmented
 from fb3.data.essays import read_essays
 from fb3.data.folds import make_folds
-from fb3.data.tokenizer import encode_texts, load_tokenizer
+from fb3.data.tokenizer import load_tokenizer
+from fb3.data.tokens import encode_texts
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
-from fb3.recipe.data import Augment
+from fb3.recipe.augmentation import Augment
 from fb3.recipe.task import Uda
 from fb3.submission.inference import infer
 from fb3.tasks.build import build_task

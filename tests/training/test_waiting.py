@@ -17,7 +17,8 @@ from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.tricks import Awp, Pgd
 from fb3.tasks.build import build_task
-from fb3.training.optimizer import build_optimizer, trainable
+from fb3.training.optimizer import build_optimizer
+from fb3.training.parameter_groups import trainable
 from fb3.training.tricks.awp import AWP
 from fb3.training.tricks.build import build_tricks
 from fb3.training.tricks.perturbation import direction

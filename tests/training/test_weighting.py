@@ -15,10 +15,9 @@ from fb3.recipe import load_recipe
 from fb3.recipe.task import RegressionTask
 from fb3.recipe.training import OptimizerGroup
 from fb3.tasks.build import losses
-from fb3.tasks.losses import build_criterion
+from fb3.tasks.losses import Uncertainty, build_criterion
 from fb3.tasks.r_drop import RDropped
 from fb3.tasks.regression import Regression
-from fb3.tasks.weighting import Uncertainty
 from fb3.training import fold, session
 from fb3.training import loop as loop_module
 from fb3.training.optimizer import build_optimizer

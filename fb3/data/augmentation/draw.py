@@ -11,7 +11,8 @@ from fb3.data.augmentation.text_changes import Synonyms, mistyped, read_synonyms
 from fb3.data.augmentation.token_changes import change, spliced
 from fb3.data.tokens import Encoded, RowEncoder
 from fb3.errors import Fb3Error
-from fb3.recipe.data import Augment, DataGroup
+from fb3.recipe.augmentation import Augment
+from fb3.recipe.data import DataGroup
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fb3.recipe.data import Augment
+from fb3.recipe.augmentation import Augment
 
 
 def change(tokens: np.ndarray, mask: int | None, settings: Augment, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ from fb3.models.scorer import Scorer
 from fb3.prediction.backends.backend_encoder import Backed
 from fb3.prediction.backends.functional_encoder import Bare
 from fb3.recipe import Recipe
-from fb3.system.kaggle import Precision
+from fb3.system.devices import Precision
 from fb3.system.progress import say
 
 Backend = Literal["torch", "openvino", "onnx"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.models.kernels.deberta import eager_attention
-from fb3.models.scorer import layer_states
+from fb3.models.towers import layer_states
 
 _ATTRIBUTE = {"last": "last_hidden_state", "pooler": "pooler_output"}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fb3.prediction.backends.functional_encoder import Bare
-from fb3.system.kaggle import Precision
+from fb3.system.devices import Precision
 
 _OPSET = 17
 _INPUTS = ["input_ids", "attention_mask"]

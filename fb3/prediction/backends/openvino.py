@@ -11,7 +11,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor
 
 from fb3.prediction.backends.functional_encoder import Bare
-from fb3.system.kaggle import Precision
+from fb3.system.devices import Precision
 
 _HINTS = (("BF16", "bf16"), ("FP16", "f16"))  # what a chip has in hardware, the faster one of AMX first
 _graphs: dict[str, openvino.Model] = {}

@@ -4,15 +4,13 @@ from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
 from fb3.recipe import Recipe
 from fb3.recipe.tricks import ON_ENCODER
-from fb3.training.tricks.average import Average
+from fb3.training.tricks.averaging import EMA, SWA, Average
 from fb3.training.tricks.awp import AWP
-from fb3.training.tricks.ema import EMA
 from fb3.training.tricks.fgm import FGM
 from fb3.training.tricks.lookahead import SlowWeights
 from fb3.training.tricks.noise import EmbeddingNoise
 from fb3.training.tricks.pgd import PGD
 from fb3.training.tricks.pull_to_start import Pull
-from fb3.training.tricks.swa import SWA
 from fb3.training.tricks.trick import Backward, Step, Trick
 from fb3.training.tricks.unfreeze import Unfreeze
 

@@ -1,0 +1,158 @@
+"""Tables: CSV files read as they stand, with every fault named by file, row and column."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fb3.errors import Fb3Error
+from fb3.system.files import reading_utf8
+
+FOLD_COLUMN = "fold"
+LARGEST = 4 * 2**30  # bytes of a CSV; its cells become up to four times as large in memory
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def read_table(path: str | Path, wanted: Iterable[str], mend: str = "") -> pd.DataFrame:
+    """Reads a CSV with every cell as text, exactly as it stands: an essay that says "NA" stays an essay.
+
+    Columns without a name at the end, where all their cells are empty, are left out.
+
+    Raises:
+        Fb3Error: no such file, not UTF-8 (names the byte), not a CSV (names row and lines), a column missing or there
+            twice.
+    """
+    path = Path(path)
+    if not path.exists():
+        if path.parent.is_file():
+            raise Fb3Error(f"{path.parent}: is a file; give the folder that it is in")
+        beside = sorted(p.name for p in path.parent.glob("*.csv")) if path.parent.is_dir() else []
+        raise Fb3Error(f"{path}: no such file; CSV files in {path.parent}: {beside or 'none'}")
+    with reading_utf8(path, LARGEST) as lines:
+        table = _parse(lines, path)
+    missing = [column for column in wanted if column not in table.columns]
+    if missing:
+        raise Fb3Error(f"{path}: no column {missing}; it has {list(table.columns)}, wanted {list(wanted)}{mend}")
+    return table
+
+
+def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
+    """The csv module rather than pandas, which fills short rows and cuts long ones without a word."""
+    csv.field_size_limit(2**31 - 1)
+    rows = _Rows(lines)
+    try:
+        found = iter(rows)
+        header = next(found, None)
+        if header is None:
+            raise Fb3Error(f"{path}: not a CSV table (the file is empty); download it again")
+        names = _checked_names(header, path)
+        table = []
+        for row in found:
+            if not len(names) <= len(row) <= len(header):
+                raise rows.fault(path, f"has {len(row)} cells, the header {len(header)}")
+            if any(row[len(names) :]):
+                raise rows.fault(path, f"has a cell in column {len(names) + 1} or later, which has no name")
+            table.append(row[: len(names)])
+    except csv.Error as error:
+        raise rows.fault(path, f"makes it not a CSV table: {error}") from None
+    return pd.DataFrame(table, columns=names, dtype=object)
+
+
+class _Rows:
+    """The rows of a CSV without its blank lines; knows where the one at hand stands, which the csv module does not."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self._line = lines, ""
+        self._number, self._first, self._last = 0, 1, 0  # row number, the header being 0; its first and last line
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for row in csv.reader(self._counted(), strict=True):
+            if row:
+                yield row
+                self._number += 1
+            self._first = self._last + 1
+
+    def _counted(self) -> Iterator[str]:
+        for line in self._lines:
+            self._line, self._last = line, self._last + 1
+            yield line
+
+    def fault(self, path: Path, what: str) -> Fb3Error:
+        """Says what is wrong with the row at hand, its lines numbered as an editor does it, and the mend."""
+        row = f"row {self._number}" if self._number else "the header"
+        place = f"line {self._last}" if self._first >= self._last else f"lines {self._first}-{self._last}"
+        mend = "a cell with a comma, a quote or a line end in it stands in quotes, with its own quotes doubled"
+        if '\\"' in self._line:
+            mend = r'a quote in a cell is written "", not \"; write the file anew'
+        return Fb3Error(f"{path}: {row} {what} ({place}); {mend}")
+
+
+def _checked_names(header: list[str], path: Path) -> list[str]:
+    """The columns, but for those without a name at the end, which spreadsheets leave where one was deleted.
+
+    Raises:
+        Fb3Error: the file is separated or encoded otherwise, or a name stands there twice.
+    """
+    if "\0" in "".join(header):
+        raise Fb3Error(f"{path}: has NULs in its header; is it UTF-16? Save it as UTF-8")
+    if other := next((words for mark, words in _SEPARATORS.items() if len(header) == 1 and mark in header[0]), None):
+        raise Fb3Error(f"{path}: its columns are separated by {other}; save it with commas")
+    names = header[: max((number for number, name in enumerate(header, 1) if name), default=len(header))]
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise Fb3Error(f"{path}: column {twice} stands there more than once")
+    return names
+
+
+def check_ids(ids: pd.Series, path: Path) -> None:
+    """Refuses a file without rows, empty ids and duplicate ids."""
+    if ids.empty:
+        raise Fb3Error(f"{path}: no row below the header")
+    empty = np.flatnonzero(ids.str.strip() == "")
+    if len(empty):
+        raise Fb3Error(f"{path}: {len(empty)} empty ids in column {ids.name}, first rows {_rows(empty)}")
+    twice = ids[ids.duplicated()]
+    if len(twice):
+        raise Fb3Error(f"{path}: {len(twice)} duplicate ids in column {ids.name}: {twice.unique()[:5].tolist()}")
+
+
+def _rows(positions: np.ndarray) -> list[int]:
+    """Row numbers as a reader counts them: 1 is the first row below the header."""
+    return [int(position) + 1 for position in positions[:5]]
+
+
+def whole_numbers(cells: pd.Series, path: Path) -> list[int]:
+    """Fold numbers as folds.csv and oof.csv hold them: from −1 up, written as digits.
+
+    Raises:
+        Fb3Error: naming the first cell that is none.
+    """
+    bad = np.flatnonzero(~cells.str.fullmatch(r"-1|[0-9]{1,6}").to_numpy(bool))
+    if len(bad):
+        raise Fb3Error(
+            f"{path}: {cells.iloc[bad[0]]!r} in row {bad[0] + 1}, column {cells.name}, is no fold's number; "
+            "copy the run again"
+        )
+    return [int(cell) for cell in cells]
+
+
+def read_numbers(path: Path, id_column: str, columns: Iterable[str]) -> pd.DataFrame:
+    """Ids, fold numbers and numbers of a run's oof.csv, as exact as they were written.
+
+    Raises:
+        Fb3Error: what `read_table` refuses; empty or duplicate ids; a cell that is no finite number.
+    """
+    columns = list(columns)
+    table = read_table(path, [id_column, FOLD_COLUMN, *columns])
+    check_ids(table[id_column], path)
+    out = pd.DataFrame({id_column: table[id_column], FOLD_COLUMN: whole_numbers(table[FOLD_COLUMN], path)})
+    for column in columns:
+        try:
+            out[column] = table[column].to_numpy().astype(np.float64)  # Python's own reading: pandas rounds
+        except ValueError as error:
+            raise Fb3Error(f"{path}: column {column}: {error}; copy the run again") from None
+        if not np.isfinite(out[column]).all():
+            raise Fb3Error(f"{path}: column {column} holds a NaN or an infinity; copy the run again")
+    return out

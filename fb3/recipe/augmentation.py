@@ -1,0 +1,45 @@
+"""Augmentation: essays changed a little each time they are drawn for training."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from fb3.recipe.group import Group, Probability
+
+
+class Synonyms(Group):
+    """Words that may stand for one another (Wei & Zou 2019, arXiv:1901.11196), from a list of yours."""
+
+    file: str
+    """A text file: on each line words that may stand for one another, separated by commas."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Probability of a word that has synonyms to be replaced by one."""
+
+
+class Augment(Group):
+    """Changes of a training essay, new ones each time it is drawn; special tokens stay."""
+
+    shuffle: Probability = 0.0
+    """Probability of an essay to come with its sentences in another order."""
+    synonyms: Synonyms | None = None
+    """Words replaced by synonyms; none: off."""
+    typos: Probability = 0.0
+    """Probability of a word to be mistyped: letters swapped, left out, doubled (Belinkov & Bisk 2017,
+    arXiv:1711.02173)."""
+    mix: Probability = 0.0
+    """Probability of an essay to go on as another of its batch from some point, its targets mixed by the same share
+    (CutMix, Yun et al. 2019, arXiv:1905.04899, on tokens)."""
+    mask: Probability = 0.0
+    """Probability of a token to become the mask (after Devlin et al. 2018, arXiv:1810.04805)."""
+    delete: Probability = 0.0
+    """Probability of a token to be left out (Wei & Zou 2019, arXiv:1901.11196)."""
+    swap: Probability = 0.0
+    """Probability of a token to change places with the next (the same paper)."""
+    cut: Probability = 0.0
+    """Share of the essay that one span takes out (Shen et al. 2020, arXiv:2009.13818)."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "Augment":
+        if not any(getattr(self, name) for name in type(self).model_fields):
+            raise ValueError(f"augment does nothing with all of {', '.join(type(self).model_fields)} off; leave it out")
+        return self

@@ -1,0 +1,78 @@
+"""YAML of strangers: plain values only, bounded in size and depth."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from fb3.errors import Fb3Error
+
+LARGEST = 256 * 2**10  # bytes of a recipe or space; all settings written out have 5 kB, and YAML is read slowly
+_NODES = 20_000  # keys and values, those of an alias counted each time that it is used
+_DEPTH = 32  # of values within values; a recipe has five
+_DIGITS = 40  # of a whole number
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which refuses a key that stands twice instead of dropping the first, and a text that would
+    grow: aliases of aliases, of itself, values within values without end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth, self._count = 0, 0
+        self._sizes: dict[str, int] = {}  # nodes below an anchor
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        event, before = self.peek_event(), self._count
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in self.anchors and event.anchor not in self._sizes:
+                raise yaml.composer.ComposerError(None, None, f"*{event.anchor} holds itself", event.start_mark)
+            self._count += self._sizes.get(event.anchor, 0)
+        self._count, self._depth = self._count + 1, self._depth + 1
+        if self._count > _NODES or self._depth > _DEPTH:
+            reason = f"more than {_NODES} values, or {_DEPTH} within one another"
+            raise yaml.composer.ComposerError(None, None, reason, event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if event.anchor is not None and not isinstance(event, yaml.AliasEvent):
+            self._sizes[event.anchor] = self._count - before
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys: set[Any] = set()
+        for place, _ in node.value:
+            key = self.construct_object(place, deep=True)
+            if not isinstance(key, Hashable):
+                break  # which super() refuses
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", place.start_mark)
+            keys.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.Node) -> str:
+        text = super().construct_scalar(node)
+        text.encode("utf-8")  # an escape may be half a pair, which no file can hold
+        return text
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > _DIGITS:
+            reason = f"a number of {len(node.value)} digits"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def parse(text: str, name: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        Fb3Error: not YAML, or a key stands twice; names `name`.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise Fb3Error(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # such as a 45th of a month
+        raise Fb3Error(f"{name}: not YAML: {error}") from None

@@ -1,0 +1,78 @@
+"""A run folder: its members' folds, and the scores of a trained run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from fb3.data.tables import read_table
+from fb3.errors import Fb3Error
+from fb3.recipe import Recipe
+from fb3.runs.scores import read_scores
+from fb3.system.file_names import ENVIRONMENT, OOF
+from fb3.system.files import read_json
+from fb3.targets.metrics import Score
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run in a bundle: its name, its folder, its recipe and its fold folders."""
+
+    name: str
+    path: Path
+    recipe: Recipe
+    folds: list[Path]
+
+
+def in_turn(members: Sequence[Member]) -> list[tuple[Member, int]]:
+    """Run and position of each fold: the runs' first folds, then their second ones, and so on."""
+    most = max((len(member.folds) for member in members), default=0)
+    return [(member, k) for k in range(most) for member in members if k < len(member.folds)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its folder, the score of all out-of-fold predictions in it, and its folds' numbers."""
+
+    path: Path
+    score: Score
+    folds: list[int]
+
+
+def run_of(out: Path) -> Run:
+    """A run folder with a trained fold, as `train` returns it."""
+    scores = read_scores(out / "scores.json")
+    return Run(out, Score(scores["score"], scores["columns"]), sorted(map(int, scores["folds"])))
+
+
+def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
+    """The training essays by id.
+
+    Raises:
+        Fb3Error: no folder is known that holds them.
+    """
+    if data is None:
+        recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
+        if not isinstance(recorded, str) or not (Path(recorded) / "train.csv").is_file():
+            raise Fb3Error(
+                f"{run}: the essays it was trained on are not where {ENVIRONMENT} says ({recorded}), so its "
+                "predictions cannot be replayed; give their folder with --data DIR, or pack unproven with --no-parity"
+            )
+        data = Path(recorded)
+    settings = member.recipe.data
+    table = read_table(data / "train.csv", [settings.id_column, *settings.text_columns()])
+    return table.set_index(settings.id_column)[list(settings.text_columns())]
+
+
+def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:
+    """Refuses texts that are not all there.
+
+    Raises:
+        Fb3Error: ids of a run's oof.csv are not among them.
+    """
+    if absent := sorted(set(ids) - set(texts.index)):
+        raise Fb3Error(
+            f"{run / OOF}: {len(absent)} of its ids are not in train.csv {absent[:5]}; give the folder of the essays "
+            "it was trained on with --data DIR"
+        )

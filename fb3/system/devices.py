@@ -1,0 +1,158 @@
+"""Devices: the one that works, its precision, its memory."""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fb3.errors import Fb3Error
+
+if TYPE_CHECKING:
+    import torch
+
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS found no room for its workspace
+)
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+Broken = Literal["cpu", "stop"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def pick_device(name: str | None = None, broken: Broken = "cpu") -> "torch.device":
+    """The device that really works: CUDA or MPS only when a first operation on it succeeds, else the CPU.
+
+    A GPU for which torch has no kernels still reports itself as available (a P100 under a recent torch).
+
+    Args:
+        name: FB3_DEVICE's or the caller's wish; a wish that fails is an error, never a silent CPU.
+        broken: what to do about a device that is there but fails: "cpu" falls back and says so, "stop" refuses.
+    """
+    return pick_devices(name, broken)[0]
+
+
+def pick_devices(name: str | None = None, broken: Broken = "cpu") -> "list[torch.device]":
+    """All GPUs that really work, or one other device; FB3_DEVICE may name several, such as cuda:0,cuda:1.
+
+    Args:
+        name, broken: as in `pick_device`.
+
+    Raises:
+        Fb3Error: a wish that fails, or with broken="stop" any GPU that fails.
+    """
+    import torch
+
+    from fb3.system.progress import say
+
+    wish = name or os.environ.get("FB3_DEVICE")
+    working = []
+    for candidate in wish.split(",") if wish else _accelerators():
+        if reason := _why_broken(candidate):
+            if wish:
+                raise Fb3Error(f"device {candidate}: does not work here ({reason}); leave FB3_DEVICE out")
+            if broken == "stop":
+                raise Fb3Error(
+                    f"{candidate} is there but does not work ({reason}); on Kaggle choose T4 as the accelerator, or "
+                    "let the recipe take the CPU with train.broken_gpu=cpu predict.broken_gpu=cpu"
+                )
+            say(f"{candidate} is there but does not work ({reason}); on Kaggle choose T4 as the accelerator")
+        else:
+            working.append(torch.device(candidate))
+    return working or [torch.device("cpu")]
+
+
+def _why_broken(device: str) -> str | None:
+    """None where a first operation on the device gives the right result."""
+    import torch
+
+    try:
+        probe = torch.ones(8, 8, device=device)
+        return None if float((probe @ probe).sum()) == 512.0 else "it computes wrongly"
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return str(error).splitlines()[0]
+
+
+def _accelerators() -> list[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        rank = os.environ.get("LOCAL_RANK")  # set where several processes were launched, each with its own GPU
+        return [f"cuda:{rank}"] if rank else [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["mps"] if torch.backends.mps.is_available() else []
+
+
+def pick_precision(wish: str, device: "torch.device", key: str = "train.precision") -> Precision:
+    """`auto` made definite: bf16 where the chip has it in hardware, fp16 on older GPUs, else fp32.
+
+    Args:
+        wish: fp32, fp16, bf16 or auto.
+        device: where it is to run.
+        key: of the recipe, named in the error.
+
+    Raises:
+        Fb3Error: fp16 on a CPU, where it is hundreds of times slower than fp32; bf16 on a GPU that has to emulate it.
+    """
+    if wish != "auto":
+        if wish == "fp16" and device.type == "cpu":
+            raise Fb3Error(f"{key}=fp16: not on a CPU; use auto, bf16 or fp32")
+        if wish == "bf16" and emulates_bf16(device):
+            raise Fb3Error(f"{key}=bf16: this GPU has no bf16, and emulates it slowly; use auto or fp16")
+        return wish
+    if device.type == "cuda":
+        return "fp16" if emulates_bf16(device) else "bf16"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def emulates_bf16(device: "torch.device") -> bool:
+    """Whether it is a GPU older than sm_80, such as a T4: torch computes bf16 there too, several times slower."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8
+
+
+def _cpu_has_bf16() -> bool:
+    """torch emulates bf16 on any AVX-512 chip, slower than fp32; only the chip's own flags tell."""
+    return _cpu_has("avx512_bf16", "amx_bf16")
+
+
+def cpu_has_int8() -> bool:
+    """Whether the chip multiplies int8 numbers faster than others."""
+    return _cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def _cpu_has(*wanted: str) -> bool:
+    """One of some flags, as the system names them."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(flag in flags for flag in wanted)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """By torch's own type, or by the words of the CPU's allocator, of CUDA and of its libraries."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep what tensors on a CPU free, for the next ones: of glibc, elsewhere nothing happens.
+
+    By default it goes back to the system as soon as it is free, tens of megabytes after each layer, and the next
+    tensors' pages are filled with zeros again at their first touch: GELU on 3,328 tokens of 1,536 takes three to four
+    times as long that way.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
