@@ -39,7 +39,7 @@ STEPS = {
     ("train", BASE, 512): 60,
     ("infer", LARGE, 512): 75,
     ("infer", BASE, 1024): 60,
-    ("tests", "tests/models/test_flash.py"): 120,
+    ("tests", "tests/models/kernels/test_flash_attention.py"): 120,
     ("train", LARGE, 512): 75,
     ("infer", LARGE, 1024): 75,
     ("train", BASE, 1024): 60,

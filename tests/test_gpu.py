@@ -31,7 +31,7 @@ from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
 from fb3.training.tricks.build import build_tricks
 from fb3.training.tricks.trick import Step
-from tests.models.test_deberta import BOTH, batch, close, distance, gradients, pair, states
+from tests.models.kernels.test_deberta import BOTH, batch, close, distance, gradients, pair, states
 
 CUDA = torch.cuda.is_available()
 REHEARSED = os.environ.get("FB3_GPU_TESTS") == "cpu" and not CUDA

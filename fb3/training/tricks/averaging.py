@@ -65,12 +65,7 @@ class Average(Trick):
 
 
 class EMA(Average):
-    """average ← decay · average + (1 − decay) · weights after each step; the first step's weights start it.
-
-    Args:
-        settings: decay and start.
-        scorer: the model on its device.
-    """
+    """average ← decay · average + (1 − decay) · weights after each step; the first step's weights start it."""
 
     def __init__(self, settings: Ema, scorer: Scorer) -> None:
         average = AveragedModel(scorer, multi_avg_fn=get_ema_multi_avg_fn(settings.decay))
@@ -78,12 +73,7 @@ class EMA(Average):
 
 
 class SWA(Average):
-    """The mean of the weights after every n-th step from a share of the run on.
-
-    Args:
-        settings: start and every_steps.
-        scorer: the model on its device.
-    """
+    """The mean of the weights after every n-th step from a share of the run on."""
 
     def __init__(self, settings: Swa, scorer: Scorer) -> None:
         average = AveragedModel(scorer, multi_avg_fn=get_swa_multi_avg_fn())

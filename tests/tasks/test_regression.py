@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from fb3.models.scorer import ModelOutput
 from fb3.recipe.task import RegressionTask
 from fb3.targets.metrics import mcrmse
-from fb3.tasks.build import losses
+from fb3.tasks import losses
 from fb3.tasks.losses import build_criterion
 from fb3.tasks.r_drop import RDropped
 from fb3.tasks.regression import Regression

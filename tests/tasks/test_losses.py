@@ -14,7 +14,7 @@ from fb3.models.scorer import ModelOutput
 from fb3.recipe import load_recipe
 from fb3.recipe.task import RegressionTask
 from fb3.recipe.training import OptimizerGroup
-from fb3.tasks.build import losses
+from fb3.tasks import losses
 from fb3.tasks.losses import Uncertainty, build_criterion
 from fb3.tasks.r_drop import RDropped
 from fb3.tasks.regression import Regression

@@ -14,7 +14,7 @@ import torch
 
 from fb3.cli import main
 from fb3.errors import Fb3Error, Stopped
-from fb3.models.build import surgery
+from fb3.models import surgery
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
 from fb3.runs.save_folder import sealed

@@ -14,7 +14,7 @@ import torch
 
 from fb3.models.kernels import flash_attention as flash
 from fb3.models.kernels.flash_check import fault_of
-from tests.models.test_deberta import BOTH, batch, close, distance, gradients, pair, states
+from tests.models.kernels.test_deberta import BOTH, batch, close, distance, gradients, pair, states
 
 MISSING = [name for name in ("triton", "disentangled_flash") if not importlib.util.find_spec(name)]
 GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
@@ -407,7 +407,7 @@ def test_masks_with_gaps(calls, capsys):
 @pytest.mark.skipif(GPU, reason="there is a GPU")
 def test_without_a_gpu_nothing_of_it_is_imported():
     script = (
-        "import sys, torch; from tests.models.test_deberta import batch, pair, states\n"
+        "import sys, torch; from tests.models.kernels.test_deberta import batch, pair, states\n"
         "states(pair(hidden_size=64, num_attention_heads=2)[1], batch(9))\n"
         "assert 'disentangled_flash' not in sys.modules"
     )

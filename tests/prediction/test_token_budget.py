@@ -10,7 +10,7 @@ from fb3.errors import Fb3Error
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction.inference_loop import predict
 from fb3.prediction.token_budget import _FIRST, _MOST, _SHARE, Budget, open_budget, tokens_within
-from tests.test_prediction import parts  # noqa: F401 - a fixture
+from tests.prediction.test_inference_loop import parts  # noqa: F401 - a fixture
 
 BYTES, TOKENS, FREE = st.integers(1, 2**40), st.integers(1, 2**18), st.integers(0, 2**40)
 
