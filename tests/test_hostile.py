@@ -18,9 +18,9 @@ from fb3.data.folds import read_folds
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
-from fb3.recipe.data import DataGroup
+from fb3.recipe.data import DataSettings
 from fb3.recipe.safe_yaml import LARGEST as LARGEST_YAML
-from fb3.recipe.task import RegressionTask
+from fb3.recipe.task import RegressionSettings
 from fb3.rehearsal.notebooks import run_notebook
 from fb3.runs.scores import read_scores, score_files
 from fb3.system.files import LARGEST, read_json
@@ -31,7 +31,7 @@ from fb3.tuning.study import open_study
 from tests.conftest import ROOT
 from tests.hostile import damaged, fuzz, swapped, told
 
-DATA = DataGroup(target_columns=("a", "b"))
+DATA = DataSettings(target_columns=("a", "b"))
 ESSAYS = b'text_id,full_text,a,b,fold\n007,"one, ""two""\nthree",1,2,0\nx,\xc3\xa9t\xc3\xa9,3.5,5,1\nz,,4,1e0,0\n'
 FOLDS = b"text_id,fold\n007,0\nx,1\nz,-1\n"
 OOF = b"text_id,fold,true_a,a\n007,0,1.0,1.25\nx,1,3.5,3.0000000000000004\n"
@@ -74,7 +74,7 @@ def read_truth(path):
 
 
 TEXTS = {
-    "essays": (ESSAYS, lambda path: read_essays(path, DATA, RegressionTask())),
+    "essays": (ESSAYS, lambda path: read_essays(path, DATA, RegressionSettings())),
     "unlabelled": (ESSAYS, lambda path: read_essays(path, DATA)),
     "folds": (FOLDS, read_split),
     "oof": (OOF, lambda path: read_numbers(path, "text_id", ["true_a", "a"])),
@@ -237,7 +237,7 @@ def test_a_csv_of_odd_size(tmp_path):
         (b"text_id,full_text,a,b\nx,y,1,2\n" + b"\n" * 300_000 + b",", "row 2 has 2 cells"),
     ]:
         table.write_bytes(content)
-        found = told(lambda path: read_essays(path, DATA, RegressionTask()), table)
+        found = told(lambda path: read_essays(path, DATA, RegressionSettings()), table)
         with pytest.raises(Fb3Error, match=words):
             raise found
     table.write_bytes(b'text_id,full_text\nx,"' + b"a\n" * 2_500_000 + b'"\n')

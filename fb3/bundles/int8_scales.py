@@ -12,7 +12,7 @@ from fb3.bundles.packing import Check
 from fb3.bundles.tolerance import target_scale
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
-from fb3.models.kernels.int8_linear import SHIFT, Scales, Shifted, observe
+from fb3.models.kernels.int8_linear import SHIFT, BiasCorrection, Scales, observe
 from fb3.models.scorer import Scorer
 from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.prediction.inference_loop import lower_weights, predict
@@ -122,7 +122,7 @@ def measure_scales(member: Member, folder: Path, essays: pd.DataFrame) -> Scales
     scorer = load_fold(member.recipe, member.path / ENCODER, folder)
     precision = pick_precision("auto", next(scorer.parameters()).device)
     lower_weights(scorer, precision, scales | {SHIFT: torch.zeros_like(exact)})
-    if not isinstance(scorer.beside, Shifted):
+    if not isinstance(scorer.beside, BiasCorrection):
         raise Fb3Error(f"{folder}: --int8: cannot be computed so here; pack it without")
     _, rounded = observed(scorer, precision)
     return scales | {SHIFT: exact - rounded}

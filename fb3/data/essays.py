@@ -8,11 +8,11 @@ import pandas as pd
 from fb3.data.tables import FOLD_COLUMN, check_ids, read_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
-from fb3.recipe.data import DataGroup
-from fb3.recipe.task import TaskGroup
+from fb3.recipe.data import DataSettings
+from fb3.recipe.task import BaseTaskSettings
 
 
-def read_essays(path: str | Path, data: DataGroup, task: TaskGroup | None = None) -> pd.DataFrame:
+def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | None = None) -> pd.DataFrame:
     """Reads essays, with their scores where a task is given, and a `fold` column where the file has one.
 
     Args:
@@ -47,7 +47,7 @@ def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
     return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
 
 
-def _numbers(table: pd.DataFrame, column: str, data: DataGroup, path: Path) -> pd.Series:
+def _numbers(table: pd.DataFrame, column: str, data: DataSettings, path: Path) -> pd.Series:
     numbers = pd.to_numeric(table[column], errors="coerce")
     bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(np.float64)))
     if len(bad):
@@ -59,7 +59,7 @@ def _numbers(table: pd.DataFrame, column: str, data: DataGroup, path: Path) -> p
     return numbers
 
 
-def _check_range(essays: pd.DataFrame, data: DataGroup, task: TaskGroup, path: Path) -> None:
+def _check_range(essays: pd.DataFrame, data: DataSettings, task: BaseTaskSettings, path: Path) -> None:
     scores = essays[list(data.target_columns)].to_numpy()
     bad = np.argwhere((scores < task.minimum) | (scores > task.maximum))
     if len(bad):
@@ -71,7 +71,7 @@ def _check_range(essays: pd.DataFrame, data: DataGroup, task: TaskGroup, path: P
         )
 
 
-def _fold_numbers(table: pd.DataFrame, data: DataGroup, path: Path) -> pd.Series:
+def _fold_numbers(table: pd.DataFrame, data: DataSettings, path: Path) -> pd.Series:
     folds = _numbers(table, FOLD_COLUMN, data, path)
     found = sorted(folds.unique().tolist())
     if len(found) < 2 or found != list(range(len(found))):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from fb3.recipe.data import DataGroup
+from fb3.recipe.data import DataSettings
 
 if TYPE_CHECKING:
     pass
@@ -18,7 +18,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
-def input_texts(essays: pd.DataFrame, data: DataGroup) -> list[str]:
+def input_texts(essays: pd.DataFrame, data: DataSettings) -> list[str]:
     """What the tokenizer gets of each essay.
 
     Args:

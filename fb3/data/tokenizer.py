@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from fb3.data.texts import CAPITAL, NEWLINE, UPPER
 from fb3.errors import Fb3Error
-from fb3.recipe.data import DataGroup
+from fb3.recipe.data import DataSettings
 from fb3.system.file_contents import stand_in
 from fb3.system.file_names import CONFIG, PADDED, TOKENIZER
 from fb3.system.files import read_json, read_utf8
@@ -65,19 +65,19 @@ def padded_to(folder: str | Path) -> int:
     return tokens
 
 
-def added_tokens(data: DataGroup) -> list[str]:
+def added_tokens(data: DataSettings) -> list[str]:
     """The tokens that a recipe adds to the tokenizer, in their order."""
     text = data.text
     added = [NEWLINE] * text.newlines + [CAPITAL, UPPER] * text.capitals
     return added + (target_tokens(data) if text.prompt == "tokens" else [])
 
 
-def target_tokens(data: DataGroup) -> list[str]:
+def target_tokens(data: DataSettings) -> list[str]:
     """One token a target, such as [COHESION]."""
     return [f"[{column.upper()}]" for column in data.target_columns]
 
 
-def check_tokenizer(tokenizer: "Tokenizer", data: DataGroup) -> None:
+def check_tokenizer(tokenizer: "Tokenizer", data: DataSettings) -> None:
     """Refuses what would do nothing, or the same twice, with this tokenizer.
 
     Raises:
@@ -88,7 +88,7 @@ def check_tokenizer(tokenizer: "Tokenizer", data: DataGroup) -> None:
         raise Fb3Error("data.text.capitals: this tokenizer tells capitals apart by itself; leave it out")
 
 
-def prompt_ids(tokenizer: "Tokenizer", data: DataGroup) -> list[int]:
+def prompt_ids(tokenizer: "Tokenizer", data: DataSettings) -> list[int]:
     """The tokens of the prompt, which stand before each text and each of its windows."""
     if data.text.prompt == "tokens":
         return [tokenizer.token_to_id(token) for token in target_tokens(data)]
@@ -98,7 +98,7 @@ def prompt_ids(tokenizer: "Tokenizer", data: DataGroup) -> list[int]:
     return []
 
 
-def frame(tokenizer: "Tokenizer", data: DataGroup) -> tuple[list[int], list[int]]:
+def frame(tokenizer: "Tokenizer", data: DataSettings) -> tuple[list[int], list[int]]:
     """What stands before and after each input: special tokens and the prompt."""
     prefix, suffix = special_tokens(tokenizer)
     return [*prefix, *prompt_ids(tokenizer, data)], suffix

@@ -13,7 +13,7 @@ from fb3.data.text_statistics import text_statistics
 from fb3.data.texts import input_texts
 from fb3.data.tokenizer import check_tokenizer, frame, load_tokenizer, padded_to
 from fb3.errors import Fb3Error
-from fb3.recipe.data import DataGroup
+from fb3.recipe.data import DataSettings
 from fb3.system.file_names import SECOND
 
 
@@ -79,7 +79,7 @@ class Encoded:
         """Puts back what `state` gave."""
 
 
-def tokenise(texts: Sequence[str], tokenizer: Tokenizer, pad: int, data: DataGroup, padded: int = 0) -> Encoded:
+def tokenise(texts: Sequence[str], tokenizer: Tokenizer, pad: int, data: DataSettings, padded: int = 0) -> Encoded:
     """Tokenises every text once and truncates it.
 
     Args:
@@ -108,7 +108,7 @@ class RowEncoder:
         Fb3Error: no room for text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, pad: int, data: DataGroup) -> None:
+    def __init__(self, tokenizer: Tokenizer, pad: int, data: DataSettings) -> None:
         self.tokenizer, self.pad, self.truncation = tokenizer, pad, data.truncation
         self.prefix, self.suffix = frame(tokenizer, data)
         around = len(self.prefix) + len(self.suffix)
@@ -144,7 +144,7 @@ def truncate(ids: list[int], room: int, how: str) -> list[int]:
     return ids[: room - tail] + (ids[-tail:] if tail else [])
 
 
-def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataGroup) -> Encoded:
+def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataSettings) -> Encoded:
     """What a scorer reads of N essays: tokens, and the texts' statistics where the recipe wants them.
 
     Args:
@@ -161,7 +161,7 @@ def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataGroup) -> 
     return replace(encoded, statistics=text_statistics(essays[data.text_column].tolist()))
 
 
-def encode_texts(texts: Sequence[str], folder: str | Path, data: DataGroup) -> Encoded:
+def encode_texts(texts: Sequence[str], folder: str | Path, data: DataSettings) -> Encoded:
     """N texts as tokens of an encoder folder, and as those of its second encoder where it has one.
 
     Raises:

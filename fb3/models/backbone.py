@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, Pretra
 from fb3.errors import Fb3Error
 from fb3.models.backbone_files import KEY, Source, find_backbone
 from fb3.models.backbone_tokenizer import backbone_tokenizer, check_tokens
-from fb3.recipe.model import ModelGroup
+from fb3.recipe.model import ModelSettings
 from fb3.system.file_names import CONFIG
 from fb3.system.files import read_json
 from fb3.system.progress import say
@@ -33,7 +33,7 @@ _OF_PICKLES = ("weights_only", "pytorch checkpoint", "PytorchStreamReader")  # i
 _MOST_LAYERS, _LARGEST = 1000, 2**24
 
 
-def export_encoder(settings: ModelGroup, out: Path, added: Sequence[str] = (), key: str = KEY) -> None:
+def export_encoder(settings: ModelSettings, out: Path, added: Sequence[str] = (), key: str = KEY) -> None:
     """Writes config and fast tokenizer of a backbone to `out`, so that training and inference read the same files.
 
     The dropouts of the recipe are set in the config, its padding id is made definite, and the tokenizer gets the
@@ -99,7 +99,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def pretrained_encoder(settings: ModelGroup, folder: Path, key: str = KEY) -> nn.Module:
+def pretrained_encoder(settings: ModelSettings, folder: Path, key: str = KEY) -> nn.Module:
     """The backbone's weights, in float32, under the config of the encoder folder.
 
     Raises:

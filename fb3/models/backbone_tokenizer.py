@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 from fb3.data.tokenizer import read_tokenizer, special_tokens
 from fb3.errors import Fb3Error
 from fb3.models.backbone_files import Source
-from fb3.recipe.model import ModelGroup
+from fb3.recipe.model import ModelSettings
 from fb3.system.file_names import TOKENIZER
 from fb3.system.progress import say
 
@@ -115,7 +115,7 @@ def check_frame(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
 
 
 def check_tokens(
-    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, settings: ModelGroup, place: str
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, settings: ModelSettings, place: str
 ) -> None:
     """Refuses a tokenizer of another encoder, and a pooling that would take a word for the token of the whole text.
 

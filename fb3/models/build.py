@@ -17,11 +17,11 @@ from fb3.models.layer_stack import layer_stack
 from fb3.models.mixout import mix_out
 from fb3.models.poolings.build import build_pooling, build_window_pooling
 from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer
-from fb3.models.statistics_net import Alone, StatisticsNet
+from fb3.models.statistics_net import NoStatistics, StatisticsNet
 from fb3.models.surgery import operate, reinitialise
 from fb3.models.towers import Tower
 from fb3.recipe import Recipe
-from fb3.recipe.model import ModelGroup
+from fb3.recipe.model import ModelSettings
 from fb3.system.file_names import SECOND
 
 __all__ = ["ModelOutput", "Scorer", "build_scorer"]
@@ -53,7 +53,7 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
         second.encoder.requires_grad_(stitch.frozen == "none")
         if stitch.frozen == "both":
             tower.encoder.requires_grad_(False)
-    beside = StatisticsNet(width) if recipe.data.text.statistics else Alone(width)
+    beside = StatisticsNet(width) if recipe.data.text.statistics else NoStatistics(width)
     head = build_head(recipe.model.head, beside.width, recipe.task.outputs(len(recipe.data.target_columns)))
     if init in _EMPTY:
         _to_meta(beside)
@@ -61,7 +61,7 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
     return StitchedScorer(tower, second, beside, head) if second else Scorer(tower, beside, head)
 
 
-def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str, key: str) -> Tower:
+def _build_tower(recipe: Recipe, settings: ModelSettings, folder: Path, init: str, key: str) -> Tower:
     if init == "pretrained":
         encoder = pretrained_encoder(settings, folder, key)
         reinitialise(encoder, settings.reinit_layers)
@@ -91,7 +91,7 @@ def _build_tower(recipe: Recipe, settings: ModelGroup, folder: Path, init: str, 
     return Tower(encoder, pooling, over_windows)
 
 
-def _prompt(recipe: Recipe, settings: ModelGroup, folder: Path) -> range:
+def _prompt(recipe: Recipe, settings: ModelSettings, folder: Path) -> range:
     """The positions of the targets' tokens; read from the tokenizer only where they are wanted."""
     if settings.pooling.kind != "target_tokens":
         return range(0)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.errors import Fb3Error
-from fb3.recipe.model import Scratch
+from fb3.recipe.model import ScratchSettings
 from fb3.system.disk_space import room
 
 SPECIAL = {
@@ -21,7 +21,7 @@ SPECIAL = {
 }
 
 
-def build_backbone(settings: Scratch, texts: Iterable[str], out: Path, seed: int) -> None:
+def build_backbone(settings: ScratchSettings, texts: Iterable[str], out: Path, seed: int) -> None:
     """Writes a backbone folder: tokenizer (WordPiece), config, random weights.
 
     Args:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fb3.recipe.model import LinearHead, MultiSampleHead
+from fb3.recipe.model import LinearHeadSettings, MultiSampleHeadSettings
 
 WEIGHT_STD = 0.002  # small, so that the first predictions are the bias's: the targets' means
 
@@ -51,8 +51,8 @@ class MultiSampleDropout(Linear):
         return torch.stack([self.linear(self.dropout(pooled)) for _ in range(self.samples)]).mean(0)
 
 
-def build_head(settings: LinearHead | MultiSampleHead, width: int, targets: int) -> Linear:
+def build_head(settings: LinearHeadSettings | MultiSampleHeadSettings, width: int, targets: int) -> Linear:
     """The head of a recipe."""
-    if isinstance(settings, MultiSampleHead):
+    if isinstance(settings, MultiSampleHeadSettings):
         return MultiSampleDropout(width, targets, settings.samples, settings.dropout)
     return Linear(width, targets)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
 from fb3.models.layer_stack import layer_stack
-from fb3.recipe.model import ModelGroup
+from fb3.recipe.model import ModelSettings
 
 
 def mixed(weight: Tensor, start: Tensor, probability: float) -> Tensor:
@@ -42,7 +42,7 @@ class MixedLinear(nn.Linear):
         return F.linear(inputs, mixed(self.weight, self.start, self.probability), self.bias)
 
 
-def mix_out(encoder: nn.Module, settings: ModelGroup) -> None:
+def mix_out(encoder: nn.Module, settings: ModelSettings) -> None:
     """Turns the encoder's trained linear layers, but those that start at random, into mixed ones, in place.
 
     Raises:

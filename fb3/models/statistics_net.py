@@ -41,7 +41,7 @@ class StatisticsNet(nn.Module):
         return torch.cat([pooled, nn.functional.gelu(self.linear(standardised))], dim=-1)  # (B, D + units)
 
 
-class Alone(nn.Module):
+class NoStatistics(nn.Module):
     """Without statistics: the pooled vector as it is.
 
     Args:

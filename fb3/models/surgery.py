@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
 from fb3.models.layer_stack import is_bias, is_norm, layer_stack, parts_by_depth
-from fb3.recipe.model import ModelGroup
+from fb3.recipe.model import ModelSettings
 
 _CONVOLUTION_STD = 0.02  # ConvBERT's initializer_range
 
 
-def operate(encoder: nn.Module, settings: ModelGroup) -> None:
+def operate(encoder: nn.Module, settings: ModelSettings) -> None:
     """Removal of an unused pooler, freezing, checkpointing, dropped layers: whatever holds for a loaded fold, too.
 
     Raises:
@@ -39,7 +39,7 @@ def operate(encoder: nn.Module, settings: ModelGroup) -> None:
         recompute_activations(encoder)
 
 
-def _freeze(encoder: nn.Module, settings: ModelGroup) -> None:
+def _freeze(encoder: nn.Module, settings: ModelSettings) -> None:
     _some_layers(encoder, settings.freeze_layers, "freeze_layers")
     embeddings, *layers = parts_by_depth(encoder)
     for part in [embeddings] * settings.freeze_embeddings + layers[: settings.freeze_layers]:

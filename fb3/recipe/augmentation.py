@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.group import Group, Probability
+from fb3.recipe.settings import Probability, Settings
 
 
-class Synonyms(Group):
+class SynonymsSettings(Settings):
     """Words that may stand for one another (Wei & Zou 2019, arXiv:1901.11196), from a list of yours."""
 
     file: str
@@ -16,12 +16,12 @@ class Synonyms(Group):
     """Probability of a word that has synonyms to be replaced by one."""
 
 
-class Augment(Group):
+class AugmentSettings(Settings):
     """Changes of a training essay, new ones each time it is drawn; special tokens stay."""
 
     shuffle: Probability = 0.0
     """Probability of an essay to come with its sentences in another order."""
-    synonyms: Synonyms | None = None
+    synonyms: SynonymsSettings | None = None
     """Words replaced by synonyms; none: off."""
     typos: Probability = 0.0
     """Probability of a word to be mistyped: letters swapped, left out, doubled (Belinkov & Bisk 2017,
@@ -39,7 +39,7 @@ class Augment(Group):
     """Share of the essay that one span takes out (Shen et al. 2020, arXiv:2009.13818)."""
 
     @model_validator(mode="after")
-    def _something(self) -> "Augment":
+    def _something(self) -> "AugmentSettings":
         if not any(getattr(self, name) for name in type(self).model_fields):
             raise ValueError(f"augment does nothing with all of {', '.join(type(self).model_fields)} off; leave it out")
         return self

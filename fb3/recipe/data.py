@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.augmentation import Augment
-from fb3.recipe.group import Count, Group, Listed, Seed
+from fb3.recipe.augmentation import AugmentSettings
+from fb3.recipe.settings import Count, Listed, Seed, Settings
 
 _LONGEST_TEMPLATE = 2000  # characters: a column may be named in it any number of times
 
 
-class Text(Group):
+class TextSettings(Settings):
     """What happens to a text before the tokenizer, in training and at inference alike."""
 
     template: str | None = None
@@ -31,7 +31,7 @@ class Text(Group):
     target, which model.pooling.kind=target_tokens reads."""
 
     @model_validator(mode="after")
-    def _plain_names(self) -> "Text":
+    def _plain_names(self) -> "TextSettings":
         if self.template is None:
             return self
         if len(self.template) > _LONGEST_TEMPLATE:
@@ -49,7 +49,7 @@ class Text(Group):
         return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(self.template or "") if name))
 
 
-class Windows(Group):
+class WindowsSettings(Settings):
     """A long essay as several inputs, encoded together, pooled into one vector (Dai et al. 2022, arXiv:2204.06683)."""
 
     length: Annotated[int, Field(ge=8)] = 512
@@ -61,7 +61,7 @@ class Windows(Group):
     """How the windows' vectors become the essay's."""
 
 
-class DataGroup(Group):
+class DataSettings(Settings):
     """The competition's files and how a text becomes tokens."""
 
     id_column: str = "text_id"
@@ -82,17 +82,17 @@ class DataGroup(Group):
     longest input."""
     truncation: Literal["head", "tail", "head_tail"] = "head"
     """Which tokens of a long essay stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583)."""
-    windows: Windows | None = None
+    windows: WindowsSettings | None = None
     """Sliding windows over essays of up to max_length tokens; none: off."""
-    text: Text = Text()
+    text: TextSettings = TextSettings()
     """What happens to a text before the tokenizer."""
-    augment: Augment | None = None
+    augment: AugmentSettings | None = None
     """Changes of the training essays' tokens; none: off."""
     sample: Count | None = None
     """Use only so many essays, drawn with folds.seed; none: all."""
 
     @model_validator(mode="after")
-    def _distinct_columns(self) -> "DataGroup":
+    def _distinct_columns(self) -> "DataSettings":
         names = [self.id_column, self.text_column, *self.target_columns]
         if len(set(names)) < len(names):
             raise ValueError(f"id_column, text_column and target_columns must differ, got {names}")
@@ -105,7 +105,7 @@ class DataGroup(Group):
         return self
 
     @model_validator(mode="after")
-    def _windows_slide(self) -> "DataGroup":
+    def _windows_slide(self) -> "DataSettings":
         if self.windows and self.max_length <= self.windows.length:
             raise ValueError(
                 f"windows of {self.windows.length} tokens do nothing with max_length={self.max_length}; "
@@ -124,7 +124,7 @@ class DataGroup(Group):
         return tuple(dict.fromkeys([self.text_column, *self.text.columns()]))
 
 
-class FoldsGroup(Group):
+class FoldsSettings(Settings):
     """The split (Sechidis et al. 2011, iterative stratification on all target columns)."""
 
     count: Annotated[int, Field(ge=2)] = 4

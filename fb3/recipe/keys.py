@@ -6,12 +6,12 @@ from functools import cache
 from typing import Any, get_args, get_origin
 
 from fb3.errors import likeliest, nearest
-from fb3.recipe.group import Group
+from fb3.recipe.settings import Settings
 
 _LIKE = 0.75  # least likeness of a hint: metric and tricks have 0.67, epoch and epochs 0.91
 
 
-def known_keys(model: type[Group], path: tuple[str | int, ...]) -> list[str]:
+def known_keys(model: type[Settings], path: tuple[str | int, ...]) -> list[str]:
     """The keys that may stand in the group at `path`, for messages; empty where the path leaves the groups.
 
     In a validation error's path a union's member stands as its kind and a list's item as its index.
@@ -32,18 +32,18 @@ def known_keys(model: type[Group], path: tuple[str | int, ...]) -> list[str]:
     return list(members[0].model_fields) if len(members) == 1 else []
 
 
-def _groups_in(annotation: Any, lists: bool = True) -> Iterator[type[Group]]:
-    if isinstance(annotation, type) and issubclass(annotation, Group):
+def _groups_in(annotation: Any, lists: bool = True) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation
     for inner in get_args(annotation) if lists or get_origin(annotation) is not tuple else ():
         yield from _groups_in(inner, lists)
 
 
 @cache
-def dotted_keys(model: type[Group]) -> tuple[str, ...]:
+def dotted_keys(model: type[Settings]) -> tuple[str, ...]:
     """All keys that an override can name, such as train and train.epochs, those of every kind; none within lists."""
 
-    def walk(group: type[Group], above: str) -> Iterator[str]:
+    def walk(group: type[Settings], above: str) -> Iterator[str]:
         for name, field in group.model_fields.items():
             yield above + name
             for inner in _groups_in(field.annotation, lists=False):
@@ -58,7 +58,7 @@ def below(key: str, known: Sequence[str]) -> list[str]:
     return [other.removeprefix(start) for other in known if other.startswith(start) and "." not in other[len(start) :]]
 
 
-def without_kinds(model: type[Group], path: Sequence[str | int]) -> str:
+def without_kinds(model: type[Settings], path: Sequence[str | int]) -> str:
     """The path of a validation error as an override names it: without the kinds of unions."""
     known, key = dotted_keys(model), ""
     for part in path[:-1]:
@@ -98,7 +98,7 @@ def _near(word: str, other: str) -> bool:
     return typo or bool(likeliest(word, [other]))
 
 
-def explain(model: type[Group], error: Any) -> str:
+def explain(model: type[Settings], error: Any) -> str:
     """One error of pydantic's in words: key, what is wrong, value or nearest known key."""
     path = error["loc"]
     key = ".".join(str(part) for part in path) or "recipe"
@@ -110,12 +110,12 @@ def explain(model: type[Group], error: Any) -> str:
         message = f"holds keys of its own ({', '.join(keys)}), such as {{{keys[0]}: …}}"
     elif error["type"] == "tuple_type":
         message = "want a list in brackets"
-    if isinstance(error["input"], (dict, list, Group)):
+    if isinstance(error["input"], (dict, list, Settings)):
         return f"{key}: {message}"
     return f"{key}: {message}, got {error['input']!r}"
 
 
-def _hint(model: type[Group], path: tuple[str | int, ...]) -> str:
+def _hint(model: type[Settings], path: tuple[str | int, ...]) -> str:
     known, key, beside = dotted_keys(model), without_kinds(model, path), known_keys(model, path[:-1])
     if any(isinstance(part, int) for part in path):
         return nearest(str(path[-1]), beside)

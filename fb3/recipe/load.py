@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fb3.errors import Fb3Error, RuleError, nearest
-from fb3.recipe.group import Group
 from fb3.recipe.keys import below, dotted_keys, key_hint
 from fb3.recipe.recipe import Recipe
 from fb3.recipe.safe_yaml import LARGEST, parse
+from fb3.recipe.settings import Settings
 from fb3.system.files import read_utf8
 from fb3.system.progress import as_command
 
@@ -162,7 +162,7 @@ def _accepted(recipe: Recipe, overrides: list[str]) -> bool:
     return True
 
 
-def _merged(base: dict, over: dict, group: type[Group] | None = None) -> dict:
+def _merged(base: dict, over: dict, group: type[Settings] | None = None) -> dict:
     """`over` on top of `base`, group by group.
 
     A mapping of another `kind` replaces the old one whole where each kind has settings of its own; in a `group` of one
@@ -174,6 +174,6 @@ def _merged(base: dict, over: dict, group: type[Group] | None = None) -> dict:
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         inner = group.model_fields[key].annotation if group and key in group.model_fields else None
-        one_class = isinstance(inner, type) and issubclass(inner, Group)
+        one_class = isinstance(inner, type) and issubclass(inner, Settings)
         out[key] = _merged(base[key], value, inner if one_class else None) if both else value
     return out

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.group import Count, Group, Probability
+from fb3.recipe.settings import Count, Probability, Settings
 
 
-class PlainPooling(Group):
+class PlainPoolingSettings(Settings):
     """A pooling over the last layer's token states without settings."""
 
     kind: Literal["cls", "mean", "max", "min", "mean_max", "attention", "dense", "pooler"] = "attention"
@@ -16,7 +16,7 @@ class PlainPooling(Group):
     arXiv:1908.10084); pooler: the encoder's own pooler output, where it has one."""
 
 
-class LayersPooling(Group):
+class LayersPoolingSettings(Settings):
     """A pooling over several layers' token states, each averaged over its real tokens."""
 
     kind: Literal[
@@ -38,7 +38,7 @@ class LayersPooling(Group):
     """How many of the last layers are taken."""
 
 
-class GemPooling(Group):
+class GemPoolingSettings(Settings):
     """Generalised mean over real tokens (Radenovic et al. 2017, arXiv:1711.02512)."""
 
     kind: Literal["gem"]
@@ -47,7 +47,7 @@ class GemPooling(Group):
     """Where the learned power starts."""
 
 
-class TokensPooling(Group):
+class TokensPoolingSettings(Settings):
     """A small net over the last layer's token states, then the largest value of each unit."""
 
     kind: Literal["lstm_tokens", "cnn"]
@@ -59,13 +59,13 @@ class TokensPooling(Group):
     """Tokens that a convolution sees at once."""
 
     @model_validator(mode="after")
-    def _kernel_of_a_convolution(self) -> "TokensPooling":
+    def _kernel_of_a_convolution(self) -> "TokensPoolingSettings":
         if self.kernel != 3 and self.kind != "cnn":
             raise ValueError(f"kernel does nothing in {self.kind}; leave it out")
         return self
 
 
-class FittedPooling(Group):
+class FittedPoolingSettings(Settings):
     """A pooling that knows more than the states: which tokens they belong to."""
 
     kind: Literal["token_weighted", "target_tokens"]
@@ -73,19 +73,20 @@ class FittedPooling(Group):
     Jones 1972); target_tokens: the states of the targets' tokens side by side, with data.text.prompt=tokens."""
 
 
-Pooling = Annotated[
-    PlainPooling | LayersPooling | GemPooling | TokensPooling | FittedPooling, Field(discriminator="kind")
+PoolingSettings = Annotated[
+    PlainPoolingSettings | LayersPoolingSettings | GemPoolingSettings | TokensPoolingSettings | FittedPoolingSettings,
+    Field(discriminator="kind"),
 ]
 
 
-class LinearHead(Group):
+class LinearHeadSettings(Settings):
     """One linear layer."""
 
     kind: Literal["linear"] = "linear"
     """A linear layer from the pooled state to the targets."""
 
 
-class MultiSampleHead(Group):
+class MultiSampleHeadSettings(Settings):
     """Multi-sample dropout (Inoue 2019, arXiv:1905.09788)."""
 
     kind: Literal["multi_sample_dropout"]
@@ -96,10 +97,10 @@ class MultiSampleHead(Group):
     """Probability of a unit to be dropped; 0 would make the samples equal, so it is refused."""
 
 
-Head = Annotated[LinearHead | MultiSampleHead, Field(discriminator="kind")]
+HeadSettings = Annotated[LinearHeadSettings | MultiSampleHeadSettings, Field(discriminator="kind")]
 
 
-class Scratch(Group):
+class ScratchSettings(Settings):
     """An encoder built from a config, with a tokenizer trained on the training essays; used by `backbone: scratch`."""
 
     model_type: str = "deberta-v2"
@@ -125,29 +126,29 @@ class Scratch(Group):
     """Keys of the model type's configuration class."""
 
 
-class Stitch(Group):
+class StitchSettings(Settings):
     """A second encoder beside the first: their pooled vectors side by side go to one head."""
 
     backbone: str
     """Of the second encoder: a local folder or a hub id, with its own tokenizer."""
-    pooling: Pooling = PlainPooling(kind="mean")
+    pooling: PoolingSettings = PlainPoolingSettings(kind="mean")
     """Of the second encoder's states. On frozen encoders lstm_tokens and cnn are nets that train on what is there."""
     frozen: Literal["none", "second", "both"] = "second"
     """Which encoders stay as they are."""
 
 
-class ModelGroup(Group):
+class ModelSettings(Settings):
     """Encoder, pooling, head."""
 
     backbone: str = "microsoft/deberta-v3-base"
     """A local folder with config.json, tokenizer and weights, a hub id, or `scratch`."""
-    scratch: Scratch = Scratch()
+    scratch: ScratchSettings = ScratchSettings()
     """What `backbone: scratch` builds; unused otherwise."""
-    pooling: Pooling = PlainPooling()
+    pooling: PoolingSettings = PlainPoolingSettings()
     """How token states become one vector."""
-    stitch: Stitch | None = None
+    stitch: StitchSettings | None = None
     """A second encoder; none: off. Tricks, freezing and re-initialisation act on the first."""
-    head: Head = LinearHead()
+    head: HeadSettings = LinearHeadSettings()
     """How the vector becomes scores."""
     dropout: Probability = 0.0
     """Hidden dropout of the encoder; 0 is what won on this regression."""
@@ -172,10 +173,10 @@ class ModelGroup(Group):
     """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): a third more time, far less
     memory. auto: only once memory has run out, before a batch is computed in parts; in several processes always."""
 
-    def second(self) -> "ModelGroup":
+    def second(self) -> "ModelSettings":
         """The second encoder of a stitched model, as a model of its own."""
         stitch = self.stitch
         kept = {"dropout": self.dropout, "attention_dropout": self.attention_dropout}
-        return ModelGroup(
+        return ModelSettings(
             backbone=stitch.backbone, pooling=stitch.pooling, gradient_checkpointing=self.gradient_checkpointing, **kept
         )

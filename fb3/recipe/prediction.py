@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.group import Group, Rate
+from fb3.recipe.settings import Rate, Settings
 
 
-class PredictGroup(Group):
+class PredictSettings(Settings):
     """Inference, out of fold and on the test essays alike."""
 
     token_budget: Annotated[int, Field(ge=1)] | None = None
@@ -25,7 +25,7 @@ class PredictGroup(Group):
     """The competition's limit for a submission, in hours; inference is done 5 % earlier."""
 
     @model_validator(mode="after")
-    def _backend_has_the_precision(self) -> "PredictGroup":
+    def _backend_has_the_precision(self) -> "PredictSettings":
         if self.backend == "onnx" and self.precision in ("fp16", "bf16"):
             raise ValueError(
                 f"backend=onnx computes in fp32, and precision={self.precision} would do nothing; leave precision "

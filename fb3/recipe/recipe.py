@@ -7,14 +7,14 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
-from fb3.recipe.data import DataGroup, FoldsGroup
-from fb3.recipe.group import Group
+from fb3.recipe.data import DataSettings, FoldsSettings
 from fb3.recipe.keys import explain
-from fb3.recipe.model import ModelGroup
-from fb3.recipe.prediction import PredictGroup
-from fb3.recipe.task import COMPARISONS, RegressionTask, TaskSettings
-from fb3.recipe.training import OptimizerGroup, ScheduleGroup, TrainGroup
-from fb3.recipe.tricks import ADVERSARIAL, AVERAGERS, EMBEDDING_ADVERSARIAL, ON_ENCODER, Trick
+from fb3.recipe.model import ModelSettings
+from fb3.recipe.prediction import PredictSettings
+from fb3.recipe.settings import Settings
+from fb3.recipe.task import COMPARISONS, RegressionSettings, TaskSettings
+from fb3.recipe.training import OptimizerSettings, ScheduleSettings, TrainSettings
+from fb3.recipe.tricks import ADVERSARIAL, AVERAGERS, EMBEDDING_ADVERSARIAL, ON_ENCODER, TrickSettings
 
 DEBUG: dict[str, dict[str, int | None]] = {
     "data": {"sample": 100},
@@ -23,26 +23,26 @@ DEBUG: dict[str, dict[str, int | None]] = {
 }
 
 
-class Recipe(Group):
+class Recipe(Settings):
     """Everything that decides a run. The one saved in the run folder is the only truth at inference."""
 
-    model: ModelGroup = ModelGroup()
+    model: ModelSettings = ModelSettings()
     """Encoder, pooling, head."""
-    data: DataGroup = DataGroup()
+    data: DataSettings = DataSettings()
     """Columns, length, truncation."""
-    folds: FoldsGroup = FoldsGroup()
+    folds: FoldsSettings = FoldsSettings()
     """The split."""
-    train: TrainGroup = TrainGroup()
+    train: TrainSettings = TrainSettings()
     """The loop."""
-    optimizer: OptimizerGroup = OptimizerGroup()
+    optimizer: OptimizerSettings = OptimizerSettings()
     """Rates and decay."""
-    schedule: ScheduleGroup = ScheduleGroup()
+    schedule: ScheduleSettings = ScheduleSettings()
     """The rate over time."""
-    task: TaskSettings = RegressionTask()
+    task: TaskSettings = RegressionSettings()
     """What a target is."""
-    predict: PredictGroup = PredictGroup()
+    predict: PredictSettings = PredictSettings()
     """Inference."""
-    tricks: tuple[Trick, ...] = ()
+    tricks: tuple[TrickSettings, ...] = ()
     """Pieces around the step, each by its kind; their order here does not matter."""
 
     @model_validator(mode="after")

@@ -4,15 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fb3.recipe.augmentation import Augment
-from fb3.recipe.group import Count, Group, Probability, Rate
+from fb3.recipe.augmentation import AugmentSettings
+from fb3.recipe.settings import Count, Probability, Rate, Settings
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
 BATCH_LOSSES = {"rmse", "mcrmse", "pearson", "rank"}  # not a mean over essays: those of parts do not add up
 COMPARISONS = {"pearson", "rank"}  # of the essays in a batch with each other
 
 
-class LossTerm(Group):
+class LossTermSettings(Settings):
     """One more loss, added to task.loss."""
 
     kind: LossKind
@@ -23,7 +23,7 @@ class LossTerm(Group):
     """Its factor at the end of the run, to which it goes linearly; none: it stays as it is."""
 
     @model_validator(mode="after")
-    def _counts(self) -> "LossTerm":
+    def _counts(self) -> "LossTermSettings":
         if self.weight == self.end_weight:
             raise ValueError("end_weight does nothing where it equals weight; leave it out")
         if self.weight == 0 and self.end_weight is None:
@@ -31,7 +31,7 @@ class LossTerm(Group):
         return self
 
 
-class RDrop(Group):
+class RDropSettings(Settings):
     """R-Drop (Liang et al. 2021, arXiv:2106.14448): two passes with two dropout masks shall agree."""
 
     alpha: Rate = 1.0
@@ -39,7 +39,7 @@ class RDrop(Group):
     divergence, halved."""
 
 
-class Uda(Group):
+class UdaSettings(Settings):
     """UDA (Xie et al. 2020, arXiv:1904.12848): essays without scores and augmented copies of them shall agree."""
 
     file: str
@@ -50,17 +50,17 @@ class Uda(Group):
     1 in the paper."""
     batch_size: Count = 8
     """Essays that each batch of train.batch_size comes with; shared out among processes, as those are."""
-    augment: Augment
+    augment: AugmentSettings
     """How the copies differ, as in data.augment, on which they do not depend."""
 
     @model_validator(mode="after")
-    def _without_targets(self) -> "Uda":
+    def _without_targets(self) -> "UdaSettings":
         if self.augment.mix:
             raise ValueError("augment.mix mixes targets, of which these essays have none; leave it out")
         return self
 
 
-class TaskGroup(Group):
+class BaseTaskSettings(Settings):
     """What all tasks on a scale of scores share."""
 
     kind: str
@@ -73,13 +73,13 @@ class TaskGroup(Group):
     """How losses are added: fixed: columns alike, terms by their weights; uncertainty: by learned weights (Kendall et
     al. 2018, arXiv:1705.07115), one for each of loss and terms or, without terms, for each column. They train at
     optimizer.head_rate."""
-    r_drop: RDrop | None = None
+    r_drop: RDropSettings | None = None
     """Two passes a step that shall agree: twice the time; none: off. Wants some dropout."""
-    uda: Uda | None = None
+    uda: UdaSettings | None = None
     """Consistency on essays without scores: more than twice the time; none: off."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> "TaskGroup":
+    def _ordered(self) -> "BaseTaskSettings":
         if self.minimum >= self.maximum:
             raise ValueError(f"minimum {self.minimum} must lie below maximum {self.maximum}")
         return self
@@ -101,7 +101,7 @@ class TaskGroup(Group):
         return columns
 
 
-class RegressionTask(TaskGroup):
+class RegressionSettings(BaseTaskSettings):
     """Scores on a continuous scale."""
 
     kind: Literal["regression"] = "regression"
@@ -115,11 +115,11 @@ class RegressionTask(TaskGroup):
     """Of huber: where the parabola becomes a line, in scores."""
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Of the quantile loss; 0.5 is the absolute error."""
-    terms: tuple[LossTerm, ...] = ()
+    terms: tuple[LossTermSettings, ...] = ()
     """Further losses, weighted and added."""
 
     @model_validator(mode="after")
-    def _losses_fit(self) -> "RegressionTask":
+    def _losses_fit(self) -> "RegressionSettings":
         kinds = self.kinds()
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"loss and terms name a loss twice: {kinds}")
@@ -140,7 +140,7 @@ class RegressionTask(TaskGroup):
         return len(self.kinds()) if self.terms else columns
 
 
-class _ClassTask(TaskGroup):
+class ClassesSettings(BaseTaskSettings):
     step: Annotated[float, Field(ge=1e-3)] = 0.5
     """Distance of the classes, in scores: minimum, minimum + step, ..., maximum."""
     squeeze: Annotated[float, Field(ge=0)] = 0.0
@@ -148,7 +148,7 @@ class _ClassTask(TaskGroup):
     arXiv:1803.06373). 0: off."""
 
     @model_validator(mode="after")
-    def _steps_fit(self) -> "_ClassTask":
+    def _steps_fit(self) -> "ClassesSettings":
         steps = (self.maximum - self.minimum) / self.step
         if steps < 0.5 or not min(steps % 1.0, 1.0 - steps % 1.0) < 1e-6:  # no number where the range is infinite
             raise ValueError(f"step {self.step} does not divide the range from {self.minimum} to {self.maximum}")
@@ -159,7 +159,7 @@ class _ClassTask(TaskGroup):
         return round((self.maximum - self.minimum) / self.step) + 1
 
 
-class BinnedTask(_ClassTask):
+class BinnedSettings(ClassesSettings):
     """Classes at equal distances, a softmax over them for each target; the prediction is its expectation."""
 
     kind: Literal["binned"]
@@ -175,7 +175,7 @@ class BinnedTask(_ClassTask):
         return columns * self.classes()
 
 
-class OrdinalTask(_ClassTask):
+class OrdinalSettings(ClassesSettings):
     """Classes at equal distances, a sigmoid for each bound: is the truth above it? (Niu et al. 2016)."""
 
     kind: Literal["ordinal"]
@@ -191,5 +191,7 @@ def _regression_unless_said(settings: Any) -> Any:
 
 
 TaskSettings = Annotated[
-    RegressionTask | BinnedTask | OrdinalTask, Field(discriminator="kind"), BeforeValidator(_regression_unless_said)
+    RegressionSettings | BinnedSettings | OrdinalSettings,
+    Field(discriminator="kind"),
+    BeforeValidator(_regression_unless_said),
 ]

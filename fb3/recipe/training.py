@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.group import Count, Group, Listed, Probability, Rate, Seed, Share
+from fb3.recipe.settings import Count, Listed, Probability, Rate, Seed, Settings, Share
 
 MANY_STEPS = 10**6  # after so many, Adam's bias corrections are 1 to the last bit
 
 
-class SoupSettings(Group):
+class SoupSettings(Settings):
     """Weights of the best evaluations averaged at a fold's end (Wortsman et al. 2022, arXiv:2203.05482)."""
 
     kind: Literal["uniform", "greedy"] = "greedy"
@@ -18,7 +18,7 @@ class SoupSettings(Group):
     """Evaluations that are kept for it; train.evaluate_every_steps makes more of them."""
 
 
-class TrainGroup(Group):
+class TrainSettings(Settings):
     """The loop."""
 
     epochs: Count = 5
@@ -51,7 +51,7 @@ class TrainGroup(Group):
     WANDB_API_KEY."""
 
     @model_validator(mode="after")
-    def _soup_has_ingredients(self) -> "TrainGroup":
+    def _soup_has_ingredients(self) -> "TrainSettings":
         if self.soup and self.evaluates_once():
             raise ValueError("soup averages evaluations, and there is one; raise epochs or give evaluate_every_steps")
         return self
@@ -61,7 +61,7 @@ class TrainGroup(Group):
         return self.epochs == 1 and self.evaluate_every_steps is None
 
 
-class OptimizerGroup(Group):
+class OptimizerSettings(Settings):
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) and its parameter groups."""
 
     kind: Literal["adamw", "radam", "nadam", "adafactor", "ranger", "lamb", "madgrad", "adamw_8bit"] = "adamw"
@@ -98,7 +98,7 @@ class OptimizerGroup(Group):
     scaled gradients; it changes nothing outside fp16."""
 
     @model_validator(mode="after")
-    def _known_to_the_kind(self) -> "OptimizerGroup":
+    def _known_to_the_kind(self) -> "OptimizerSettings":
         if self.betas != (0.9, 0.999) and self.kind in {"adafactor", "madgrad"}:
             raise ValueError(f"betas do nothing in {self.kind}; leave them out")
         if self.eps != 1e-6 and self.kind == "adafactor":
@@ -110,7 +110,7 @@ class OptimizerGroup(Group):
         return self
 
 
-class ScheduleGroup(Group):
+class ScheduleSettings(Settings):
     """The learning rate over the run, counted in optimizer steps."""
 
     kind: Literal["cosine", "cosine_restarts", "linear", "polynomial", "constant"] = "cosine"
@@ -128,7 +128,7 @@ class ScheduleGroup(Group):
     """The rate falls no lower than this share of its peak; averaging wants a rate that still moves the weights."""
 
     @model_validator(mode="after")
-    def _one_warmup(self) -> "ScheduleGroup":
+    def _one_warmup(self) -> "ScheduleSettings":
         if self.warmup_steps and self.warmup_share:
             raise ValueError("give warmup_steps or warmup_share, not both")
         if self.cycles != 0.5 and self.kind not in {"cosine", "cosine_restarts"}:

@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fb3.recipe.group import Count, Group, Probability, Rate
+from fb3.recipe.settings import Count, Probability, Rate, Settings
 
 # --- adversarial ---
 
 
-class Fgm(Group):
+class FgmSettings(Settings):
     """Fast gradient method on the word embeddings (Miyato et al. 2016, arXiv:1605.07725)."""
 
     kind: Literal["fgm"]
@@ -18,7 +18,7 @@ class Fgm(Group):
     """L2 norm of the perturbation."""
 
 
-class Pgd(Group):
+class PgdSettings(Settings):
     """Projected gradient descent on the word embeddings (Madry et al. 2017, arXiv:1706.06083)."""
 
     kind: Literal["pgd"]
@@ -31,7 +31,7 @@ class Pgd(Group):
     """Steps."""
 
 
-class Awp(Group):
+class AwpSettings(Settings):
     """Adversarial weight perturbation (Wu et al. 2020, arXiv:2004.05884)."""
 
     kind: Literal["awp"]
@@ -49,7 +49,7 @@ class Awp(Group):
     """two_pass: the gradients of the plain and the moved weights are added; perturb_first: only the latter counts."""
 
 
-class Noise(Group):
+class NoiseSettings(Settings):
     """Noise on the word embeddings while training (after He et al. 2020, arXiv:2006.03654, section 3.4)."""
 
     kind: Literal["noise"]
@@ -61,7 +61,7 @@ class Noise(Group):
 # --- averaging ---
 
 
-class Ema(Group):
+class EmaSettings(Settings):
     """Exponential moving average of the weights (Polyak & Juditsky 1992), used at evaluation and kept."""
 
     kind: Literal["ema"]
@@ -72,7 +72,7 @@ class Ema(Group):
     """Share of the run before the average begins; until then the weights themselves are evaluated."""
 
 
-class Swa(Group):
+class SwaSettings(Settings):
     """Stochastic weight averaging (Izmailov et al. 2018, arXiv:1803.05407), used at evaluation and kept."""
 
     kind: Literal["swa"]
@@ -86,7 +86,7 @@ class Swa(Group):
 # --- stability ---
 
 
-class Lookahead(Group):
+class LookaheadSettings(Settings):
     """Slow weights that follow the optimizer's fast ones (Zhang et al. 2019, arXiv:1907.08610)."""
 
     kind: Literal["lookahead"]
@@ -97,7 +97,7 @@ class Lookahead(Group):
     """Share of the way that is kept."""
 
 
-class PullToStart(Group):
+class PullToStartSettings(Settings):
     """Weight decay toward the pretrained weights, L2-SP (Li et al. 2018, arXiv:1802.01483)."""
 
     kind: Literal["pull_to_start"]
@@ -107,7 +107,7 @@ class PullToStart(Group):
     """Share of the way back, each step."""
 
 
-class GradualUnfreeze(Group):
+class GradualUnfreezeSettings(Settings):
     """Layers join from the top down (Howard & Ruder 2018, arXiv:1801.06146)."""
 
     kind: Literal["gradual_unfreeze"]
@@ -116,8 +116,17 @@ class GradualUnfreeze(Group):
     """Share of the run after which all layers train."""
 
 
-Trick = Annotated[
-    Fgm | Pgd | Awp | Noise | Ema | Swa | Lookahead | PullToStart | GradualUnfreeze, Field(discriminator="kind")
+TrickSettings = Annotated[
+    FgmSettings
+    | PgdSettings
+    | AwpSettings
+    | NoiseSettings
+    | EmaSettings
+    | SwaSettings
+    | LookaheadSettings
+    | PullToStartSettings
+    | GradualUnfreezeSettings,
+    Field(discriminator="kind"),
 ]
 EMBEDDING_ADVERSARIAL = {"fgm", "pgd"}
 ON_ENCODER = {"fgm", "pgd", "awp", "pull_to_start", "gradual_unfreeze"}

@@ -9,7 +9,7 @@ import numpy as np
 from fb3.bundles.bundle import Bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
-from fb3.submission.form import Asked
+from fb3.submission.form import SubmissionForm
 from fb3.submission.submission_file import Standing
 from fb3.submission.summary import Summary
 from fb3.system.file_names import FOLD_JSON
@@ -17,7 +17,7 @@ from fb3.system.files import read_json
 from fb3.system.progress import say
 
 
-def stand(asked: Asked, packed: Bundle, recipe: Recipe | None, out: Path, summary: Summary) -> Standing:
+def stand(asked: SubmissionForm, packed: Bundle, recipe: Recipe | None, out: Path, summary: Summary) -> Standing:
     """Writes the training means, of all folds that can be read, in the form that is asked for."""
     columns = asked.columns
     bounds = (recipe.task.minimum, recipe.task.maximum) if recipe else (-np.inf, np.inf)

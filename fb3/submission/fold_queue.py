@@ -25,7 +25,7 @@ from fb3.system.progress import say
 _UNSURE = 1.5  # a run that was not measured yet is taken to need so many times what another's speed promises
 
 
-class Turns:
+class FoldQueue:
     """Predicts fold by fold, the runs taking turns, so that each has its say when time runs out.
 
     Args:

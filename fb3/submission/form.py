@@ -18,7 +18,7 @@ from fb3.system.progress import say
 
 
 @dataclass
-class Asked:
+class SubmissionForm:
     """ids: of the submission's rows, in their order, named as the id column; none: no file has told them yet. columns:
     the targets in theirs. essays: ids and texts. error: why nothing may be predicted. warnings: faults of the files
     that a rerun lives with.
@@ -31,7 +31,7 @@ class Asked:
     warnings: list[str] = field(default_factory=list)
 
 
-def asked_by_sample(sample: Path | None, recipe: Recipe | None, *, rerun: bool) -> Asked:
+def asked_by_sample(sample: Path | None, recipe: Recipe | None, *, rerun: bool) -> SubmissionForm:
     """The form of the sample submission, before test.csv is read, which may be large.
 
     Args:
@@ -42,7 +42,7 @@ def asked_by_sample(sample: Path | None, recipe: Recipe | None, *, rerun: bool) 
     Raises:
         Fb3Error: a bad sample.
     """
-    asked = Asked(columns=list(recipe.data.target_columns) if recipe else [])
+    asked = SubmissionForm(columns=list(recipe.data.target_columns) if recipe else [])
     if sample is None:
         return asked
     wanted = [recipe.data.id_column, *asked.columns] if recipe else []
@@ -62,7 +62,7 @@ def asked_by_sample(sample: Path | None, recipe: Recipe | None, *, rerun: bool) 
     return asked
 
 
-def add_essays(asked: Asked, source: Path, recipe: Recipe | None, *, own_order: bool, rerun: bool) -> None:
+def add_essays(asked: SubmissionForm, source: Path, recipe: Recipe | None, *, own_order: bool, rerun: bool) -> None:
     """Reads the essays; `ids` become theirs where there is no sample, and where theirs are others and are to win.
 
     Args:
@@ -87,7 +87,7 @@ def add_essays(asked: Asked, source: Path, recipe: Recipe | None, *, own_order: 
         _settle_ids(asked, known[identifier], source, own_order, rerun)
 
 
-def _settle_ids(asked: Asked, ids: pd.Series, source: Path, own_order: bool, rerun: bool) -> None:
+def _settle_ids(asked: SubmissionForm, ids: pd.Series, source: Path, own_order: bool, rerun: bool) -> None:
     """The essays' ids against the sample's."""
     if asked.ids is None:
         asked.ids = ids

@@ -17,7 +17,7 @@ from fb3.runs.run_folder import Member, in_turn
 from fb3.runs.scores import caveats
 from fb3.submission.background import Checks
 from fb3.submission.first_file import stand
-from fb3.submission.form import Asked, add_essays, asked_by_sample
+from fb3.submission.form import SubmissionForm, add_essays, asked_by_sample
 from fb3.submission.submission_file import Standing
 from fb3.submission.summary import Summary
 from fb3.system.file_names import ENCODER, RECIPE, SECOND, encoder_files
@@ -115,7 +115,13 @@ def _no_run(packed: Bundle, summary: Summary) -> Fb3Error:
 
 
 def _predict(
-    packed: Bundle, members: list[Member], asked: Asked, standing: Standing, summary: Summary, ends: float, strict: bool
+    packed: Bundle,
+    members: list[Member],
+    asked: SubmissionForm,
+    standing: Standing,
+    summary: Summary,
+    ends: float,
+    strict: bool,
 ) -> None:
     """The folds, from here on with tokenizers and torch: the first file stands."""
     _tell_caveats(members)
@@ -124,9 +130,9 @@ def _predict(
 
     tokens, ids = begin_tokens(members, asked.essays), asked.essays[members[0].recipe.data.id_column].to_numpy()
     asked.essays = None  # many texts are no small part of the memory, and are not needed once they are tokens
-    from fb3.submission.fold_queue import Turns
+    from fb3.submission.fold_queue import FoldQueue
 
-    Turns(checks, members, ids, tokens, standing, summary, ends, strict).run()
+    FoldQueue(checks, members, ids, tokens, standing, summary, ends, strict).run()
 
 
 def _tell_caveats(members: list[Member]) -> None:

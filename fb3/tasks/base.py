@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.models.scorer import ModelOutput
-from fb3.recipe.task import TaskGroup
+from fb3.recipe.task import BaseTaskSettings
 from fb3.targets.metrics import Score, rmse_columns
 
 Model = Callable[[Mapping[str, Tensor]], ModelOutput]
@@ -65,7 +65,7 @@ class ScoreTask(nn.Module):
         columns: the K targets, in the order of the model's outputs.
     """
 
-    def __init__(self, settings: TaskGroup, columns: tuple[str, ...]) -> None:
+    def __init__(self, settings: BaseTaskSettings, columns: tuple[str, ...]) -> None:
         super().__init__()
         self.columns = columns
         self._range = (settings.minimum, settings.maximum)

@@ -2,12 +2,12 @@
 
 from fb3.recipe import Recipe
 from fb3.tasks.base import StepOutput, Task
-from fb3.tasks.classes import Binned, Ordinal, Squeezed
-from fb3.tasks.r_drop import RDropped
+from fb3.tasks.classes import Binned, LogitSqueezing, Ordinal
+from fb3.tasks.r_drop import RDrop
 from fb3.tasks.regression import Regression
-from fb3.tasks.uda import Consistent
+from fb3.tasks.uda import UDA
 
-__all__ = ["Binned", "Consistent", "Ordinal", "RDropped", "Regression", "Squeezed", "StepOutput", "Task", "build_task"]
+__all__ = ["UDA", "Binned", "LogitSqueezing", "Ordinal", "RDrop", "Regression", "StepOutput", "Task", "build_task"]
 
 _BUILD = {"regression": Regression, "binned": Binned, "ordinal": Ordinal}
 
@@ -17,7 +17,7 @@ def build_task(recipe: Recipe) -> Task:
     settings = recipe.task
     task: Task = _BUILD[settings.kind](settings, recipe.data.target_columns)
     if settings.kind != "regression" and settings.squeeze:
-        task = Squeezed(task, settings.squeeze)
+        task = LogitSqueezing(task, settings.squeeze)
     if settings.r_drop:
-        task = RDropped(task, settings.r_drop.alpha)
+        task = RDrop(task, settings.r_drop.alpha)
     return task

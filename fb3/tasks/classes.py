@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fb3.recipe.task import BinnedTask, OrdinalTask
+from fb3.recipe.task import BinnedSettings, OrdinalSettings
 from fb3.tasks.base import Model, Recorder, ScoreTask, StepOutput, Task, Wrapper, with_term
 from fb3.tasks.losses import Uncertainty
 
@@ -25,7 +25,7 @@ class _Classes(ScoreTask, ABC):
         columns: the K targets, in the order of the model's outputs.
     """
 
-    def __init__(self, settings: BinnedTask | OrdinalTask, columns: tuple[str, ...]) -> None:
+    def __init__(self, settings: BinnedSettings | OrdinalSettings, columns: tuple[str, ...]) -> None:
         super().__init__(settings, columns)
         self._step, self._top = settings.step, settings.classes() - 1
         learned = settings.weighting == "uncertainty"
@@ -65,7 +65,7 @@ class _Classes(ScoreTask, ABC):
 class Binned(_Classes):
     """A softmax over the C classes of each target, cross-entropy with soft labels."""
 
-    def __init__(self, settings: BinnedTask, columns: tuple[str, ...]) -> None:
+    def __init__(self, settings: BinnedSettings, columns: tuple[str, ...]) -> None:
         super().__init__(settings, columns)
         self._smoothing, self._focal = settings.smoothing, settings.focal
 
@@ -117,7 +117,7 @@ class Ordinal(_Classes):
         return 0.5 * ((one.sigmoid() - two.sigmoid()) * (one - two)).mean()
 
 
-class Squeezed(Wrapper):
+class LogitSqueezing(Wrapper):
     """A task whose loss holds `weight` times the mean squared logit, too.
 
     Args:

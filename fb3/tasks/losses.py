@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fb3.recipe.task import RegressionTask
+from fb3.recipe.task import RegressionSettings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _TINY = 1e-9  # the root has no gradient at 0
@@ -110,7 +110,7 @@ class Learned(_Criterion):
         return self._weigh(torch.stack(list(parts)))
 
 
-def build_criterion(settings: RegressionTask, columns: int) -> Scheduled | Learned:
+def build_criterion(settings: RegressionSettings, columns: int) -> Scheduled | Learned:
     """The loss of a recipe for K columns, its further terms added with their weights."""
     known: dict[str, Loss] = {
         "smooth_l1": F.smooth_l1_loss,

@@ -10,7 +10,7 @@ from torch import Tensor
 from fb3.tasks.base import Model, Recorder, StepOutput, Task, Wrapper, with_term
 
 
-class RDropped(Wrapper):
+class RDrop(Wrapper):
     """A task whose loss is the mean of two passes' losses, and `alpha` times the task's distance of their outputs.
 
     Args:

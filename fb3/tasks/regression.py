@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fb3.recipe.task import RegressionTask
+from fb3.recipe.task import RegressionSettings
 from fb3.targets.metrics import Score
 from fb3.tasks.base import Model, ScoreTask, StepOutput
 from fb3.tasks.losses import build_criterion
@@ -21,7 +21,7 @@ class Regression(ScoreTask):
         columns: the K targets, in the order of the model's outputs.
     """
 
-    def __init__(self, settings: RegressionTask, columns: tuple[str, ...]) -> None:
+    def __init__(self, settings: RegressionSettings, columns: tuple[str, ...]) -> None:
         super().__init__(settings, columns)
         self._criterion = build_criterion(settings, len(columns))
         self._terms = settings.kinds() if settings.terms else columns

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fb3.data.batches import Batch, collate, on_device, training_batches
 from fb3.data.tokens import Encoded
-from fb3.recipe.task import Uda
+from fb3.recipe.task import UdaSettings
 from fb3.tasks.base import Model, StepOutput, Task, Wrapper, with_term
 
 _REMEMBERED = 256  # batches; of token ids, so some megabytes
 
 
-class Consistent(Wrapper):
+class UDA(Wrapper):
     """A task whose loss holds the task's distance of the outputs for augmented essays from those for the plain ones.
 
     The plain essays' outputs are targets: no gradient goes through them, and where a trick asks once more for the loss
@@ -38,7 +38,7 @@ class Consistent(Wrapper):
     def __init__(
         self,
         task: Task,
-        settings: Uda,
+        settings: UdaSettings,
         plain: Encoded,
         changed: Encoded,
         seed: int,

@@ -14,7 +14,7 @@ from fb3.runs.checkpoint import check_reload
 from fb3.system.seeds import seed_everything
 from fb3.tasks.base import Task
 from fb3.tasks.build import build_task
-from fb3.tasks.uda import Consistent
+from fb3.tasks.uda import UDA
 from fb3.training.best_checkpoint import BestCheckpoint
 from fb3.training.loop import Loop
 from fb3.training.memory import Parts
@@ -116,4 +116,4 @@ def _training_task(session: Session, task: Task, seed: int) -> Task:
     own = _own_seed(session, seed + _APART)
     changed = augmented(essays.encoded, essays.texts, session.tokenizer, data, settings.augment, own)
     at, of = session.accelerator.process_index, session.accelerator.num_processes
-    return Consistent(task, settings, essays.encoded, changed, seed + _APART, at, of)
+    return UDA(task, settings, essays.encoded, changed, seed + _APART, at, of)

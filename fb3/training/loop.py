@@ -16,7 +16,7 @@ from fb3.data.batches import Batch, collate, on_device, training_batches
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
-from fb3.recipe.training import OptimizerGroup, TrainGroup
+from fb3.recipe.training import OptimizerSettings, TrainSettings
 from fb3.system.devices import out_of_memory
 from fb3.system.progress import Advance, progress
 from fb3.tasks.base import StepOutput, Task
@@ -55,8 +55,8 @@ class Loop:
         tricks: Sequence[Trick],
         encoded: Encoded,
         targets: np.ndarray,
-        settings: TrainGroup,
-        optimizer_settings: OptimizerGroup,
+        settings: TrainSettings,
+        optimizer_settings: OptimizerSettings,
         evaluate: Callable[[Step], None],
         log: RunLog,
         parts: Parts,

@@ -10,12 +10,12 @@ from torch import nn
 
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
-from fb3.recipe.training import MANY_STEPS, OptimizerGroup
+from fb3.recipe.training import MANY_STEPS, OptimizerSettings
 from fb3.training.parameter_groups import parameter_groups
 
 
 def build_optimizer(
-    scorer: Scorer, settings: OptimizerGroup, scaled: bool, of_task: Iterable[nn.Parameter] = ()
+    scorer: Scorer, settings: OptimizerSettings, scaled: bool, of_task: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """The optimizer of a recipe; all of them decay the weights apart from the gradient.
 
@@ -60,7 +60,7 @@ def build_optimizer(
     return optimizer
 
 
-def _library(name: str, settings: OptimizerGroup) -> ModuleType:
+def _library(name: str, settings: OptimizerSettings) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -8,10 +8,10 @@ from torch import nn
 from fb3.errors import Fb3Error
 from fb3.models.layer_stack import depth_of_parameters, is_bias, is_norm
 from fb3.models.scorer import Scorer
-from fb3.recipe.training import OptimizerGroup
+from fb3.recipe.training import OptimizerSettings
 
 
-def parameter_groups(scorer: Scorer, settings: OptimizerGroup) -> list[dict[str, Any]]:
+def parameter_groups(scorer: Scorer, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Groups for the optimizer: rate by layer or third, weight decay by kind of parameter.
 
     The encoder's top layer gets `encoder_rate`, each layer (or third) below `layer_decay` times the one above, the
@@ -46,7 +46,7 @@ def parameter_groups(scorer: Scorer, settings: OptimizerGroup) -> list[dict[str,
     return list(groups.values())
 
 
-def _depths(scorer: Scorer, settings: OptimizerGroup) -> dict[str, tuple[str, int, int]]:
+def _depths(scorer: Scorer, settings: OptimizerSettings) -> dict[str, tuple[str, int, int]]:
     """For each parameter of an encoder, by name: which encoder, its depth there, and the depth of the top."""
     flat = settings.layer_decay == 1.0 and settings.embeddings_rate is None  # then the layers need not be known
     found = {}
@@ -58,7 +58,7 @@ def _depths(scorer: Scorer, settings: OptimizerGroup) -> dict[str, tuple[str, in
     return found
 
 
-def _encoder_rate(depth: int, top: int, settings: OptimizerGroup) -> float:
+def _encoder_rate(depth: int, top: int, settings: OptimizerSettings) -> float:
     """The rate at a depth: 0 the embeddings, `top` the highest layer."""
     if depth == 0 and top and settings.embeddings_rate is not None:
         return settings.embeddings_rate
@@ -68,7 +68,7 @@ def _encoder_rate(depth: int, top: int, settings: OptimizerGroup) -> float:
     return settings.encoder_rate * settings.layer_decay**below
 
 
-def _check_thirds(places: Iterable[tuple[str, int, int]], settings: OptimizerGroup) -> None:
+def _check_thirds(places: Iterable[tuple[str, int, int]], settings: OptimizerSettings) -> None:
     by_layer = settings.model_copy(update={"decay_by": "layer"})
     same = all(_encoder_rate(d, top, settings) == _encoder_rate(d, top, by_layer) for _, d, top in places)
     if settings.decay_by == "thirds" and same:

@@ -5,10 +5,10 @@ import math
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from fb3.recipe.training import ScheduleGroup
+from fb3.recipe.training import ScheduleSettings
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleGroup, steps: int) -> LRScheduler:
+def build_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings, steps: int) -> LRScheduler:
     """The schedule of a recipe over `steps` optimizer steps."""
     warmup = settings.warmup_steps or round(settings.warmup_share * steps)
 
@@ -21,7 +21,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleGroup, st
     return LambdaLR(optimizer, factor)
 
 
-def _shape(settings: ScheduleGroup, done: float) -> float:
+def _shape(settings: ScheduleSettings, done: float) -> float:
     """The factor after a share of the run, 0-1, that follows the warm-up."""
     match settings.kind:
         case "constant":

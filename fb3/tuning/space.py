@@ -20,11 +20,11 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
-from fb3.recipe.group import Group
 from fb3.recipe.keys import dotted_keys, explain, key_hint
 from fb3.recipe.load import check_key, overridden
 from fb3.recipe.recipe import Recipe
 from fb3.recipe.safe_yaml import LARGEST, parse
+from fb3.recipe.settings import Settings
 from fb3.system.files import read_utf8
 
 _MOST_CHOICES = 200  # of an entry: each is tried on the recipe before a search begins
@@ -59,7 +59,7 @@ def _number(value: Any) -> int | float:
 Number = Annotated[Any, BeforeValidator(_number)]
 
 
-class _Entry(Group):
+class _Entry(Settings):
     when: str | None = None
     """An override, such as task.kind=regression: the entry counts only for a base that it would leave as it is."""
 

@@ -12,7 +12,7 @@ from fb3.errors import Fb3Error
 from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE
 from fb3.system.files import read_json, sha256
 from fb3.verification.check_run import check_run
-from fb3.verification.findings import Checked, Report
+from fb3.verification.findings import Report, RunCheck
 
 
 def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0) -> Report:
@@ -39,7 +39,7 @@ def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0)
         report, recorded = Report(path, "run"), dict[str, Any]()
         with report.part(ENVIRONMENT):
             recorded = dict(read_json(path / ENVIRONMENT))
-        check_run(Checked(report, path, data or _recorded_folder(recorded), recorded, _digest, essays))
+        check_run(RunCheck(report, path, data or _recorded_folder(recorded), recorded, _digest, essays))
     else:
         raise Fb3Error(f"{path}: neither a run folder (no {RECIPE}) nor a bundle (no {MANIFEST})")
     return report
@@ -76,4 +76,4 @@ def _check_bundle(report: Report, bundle: Bundle, data: Path | None, essays: int
         report.add("note", f"runs: none; it {SOURCE_ONLY}")
     half = bundle.manifest.get("weights") == "fp16"
     for name, path, folds in runs:
-        check_run(Checked(report, path, data, None, files.get, essays, f"runs/{name}/", folds, half))
+        check_run(RunCheck(report, path, data, None, files.get, essays, f"runs/{name}/", folds, half))

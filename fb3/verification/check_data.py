@@ -13,10 +13,10 @@ from fb3.runs.fold_json import ids_hash
 from fb3.runs.scores import TRUTH
 from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, OOF
 from fb3.system.files import read_json, sha256
-from fb3.verification.findings import Checked
+from fb3.verification.findings import RunCheck
 
 
-def check_essays(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
+def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
     """train.csv by hash, where environment.json has it; its essays and split against folds.csv, its scores against the
     truths in oof.csv.
 
@@ -43,7 +43,7 @@ def check_essays(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: di
 
 
 def _check_split(
-    run: Checked, recipe: Recipe, essays: pd.DataFrame, table: pd.DataFrame, finished: dict[int, Path]
+    run: RunCheck, recipe: Recipe, essays: pd.DataFrame, table: pd.DataFrame, finished: dict[int, Path]
 ) -> None:
     from fb3.data.folds import fold_table, make_folds
 
@@ -71,7 +71,7 @@ def _vouched(table: pd.DataFrame, identifier: str, finished: dict[int, Path]) ->
     )
 
 
-def _check_truths(run: Checked, recipe: Recipe, essays: pd.DataFrame) -> None:
+def _check_truths(run: RunCheck, recipe: Recipe, essays: pd.DataFrame) -> None:
     path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
     truths = [TRUTH + column for column in columns]
     found = read_numbers(path, identifier, truths)

@@ -17,14 +17,14 @@ from fb3.runs.scores import TRUTH, caveats, scores_of
 from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, WEIGHTS, encoder_files
 from fb3.system.files import read_json
 from fb3.verification.check_data import check_essays
-from fb3.verification.findings import Checked
+from fb3.verification.findings import RunCheck
 
 # oof.csv and scores.json hold every digit of a float, so that only the order of sums differs between machines: some
 # 1e-16. One prediction of a thousand that was changed by 1e-5 moves the score by more than this.
 TOLERANCE = 1e-9
 
 
-def check_run(run: Checked) -> None:
+def check_run(run: RunCheck) -> None:
     """All checks; one that rests on a file that is broken is said to be not made."""
     recipe = table = None
     with run.part(RECIPE):
@@ -61,7 +61,7 @@ def check_run(run: Checked) -> None:
         _predict_again(run, recipe, finished)
 
 
-def _read_folds(run: Checked, recipe: Recipe) -> pd.DataFrame:
+def _read_folds(run: RunCheck, recipe: Recipe) -> pd.DataFrame:
     """folds.csv, its fold numbers as int."""
     path = run.path / "folds.csv"
     table = read_table(path, [recipe.data.id_column, FOLD_COLUMN])
@@ -78,7 +78,7 @@ def _read_folds(run: Checked, recipe: Recipe) -> pd.DataFrame:
     return table
 
 
-def _check_encoder(run: Checked, recipe: Recipe) -> None:
+def _check_encoder(run: RunCheck, recipe: Recipe) -> None:
     """The encoder's files, by hash where environment.json has theirs."""
     hashes = (run.recorded or {}).get("encoder", {})
     with run.part(f"{ENCODER}: {'by hash' if hashes else 'there'}"):
@@ -90,7 +90,7 @@ def _check_encoder(run: Checked, recipe: Recipe) -> None:
                 run.add("FAULT", f"{file}: not the file that {ENVIRONMENT} describes; {run.again}")
 
 
-def _check_folds(run: Checked, recipe: Recipe | None, table: pd.DataFrame | None) -> dict[int, Path]:
+def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | None) -> dict[int, Path]:
     """Each fold's folder.
 
     Returns:
@@ -122,7 +122,7 @@ def _check_folds(run: Checked, recipe: Recipe | None, table: pd.DataFrame | None
     return finished
 
 
-def _check_fold(run: Checked, folder: Path, number: int, recipe: Recipe | None, table: pd.DataFrame | None) -> None:
+def _check_fold(run: RunCheck, folder: Path, number: int, recipe: Recipe | None, table: pd.DataFrame | None) -> None:
     info, described = read_json(folder / FOLD_JSON), folder / FOLD_JSON
     mend = f"{run.again}, or delete {folder} and train it again" if run.packed is None else run.again
     for file in [described, *sorted(folder.glob(f"step*/{FOLD_JSON}"))]:  # train.keep=all
@@ -142,7 +142,7 @@ def _check_fold(run: Checked, folder: Path, number: int, recipe: Recipe | None, 
             run.add("FAULT", f"{folder}: validated on other essays than folds.csv says; {mend}")
 
 
-def _check_saves(run: Checked, folder: Path) -> None:
+def _check_saves(run: RunCheck, folder: Path) -> None:
     """Those of a fold that was not trained to its end."""
     from fb3.runs.save_folder import found, read_save
 
@@ -157,7 +157,7 @@ def _check_saves(run: Checked, folder: Path) -> None:
                 raise Fb3Error(f"{error}; delete {save}, `fb3 train` takes the one before") from None
 
 
-def _check_out_of_fold(run: Checked, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
+def _check_out_of_fold(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
     path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
     found = read_numbers(path, identifier, [*[TRUTH + column for column in columns], *columns])
     have = set(zip(found[identifier], found[FOLD_COLUMN], strict=True))
@@ -172,7 +172,7 @@ def _check_out_of_fold(run: Checked, recipe: Recipe, table: pd.DataFrame, finish
         )
 
 
-def _check_scores(run: Checked, recipe: Recipe, finished: dict[int, Path]) -> None:
+def _check_scores(run: RunCheck, recipe: Recipe, finished: dict[int, Path]) -> None:
     again = scores_of(run.path, recipe)
     files = {run.path / "scores.json": again}
     files |= {folder / FOLD_JSON: again["folds"][str(number)] for number, folder in finished.items()}
@@ -199,7 +199,7 @@ def _differences(said: Any, again: Any, key: str = "") -> Iterator[str]:
         yield f"{key} is {said!r}, {OOF} gives {again!r}"
 
 
-def _predict_again(run: Checked, recipe: Recipe, finished: dict[int, Path]) -> None:
+def _predict_again(run: RunCheck, recipe: Recipe, finished: dict[int, Path]) -> None:
     from fb3.bundles.parity import replay_fold
 
     member = Member(run.path.name, run.path, recipe, [*finished.values()])

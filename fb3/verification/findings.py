@@ -61,7 +61,7 @@ class Report:
 
 
 @dataclass
-class Checked:
+class RunCheck:
     """A run folder under check.
 
     data: the folder of its train.csv, where known. recorded: environment.json; none in a bundle. digest: of a file,

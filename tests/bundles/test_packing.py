@@ -17,7 +17,7 @@ from fb3.bundles.packing import write_bundle
 from fb3.bundles.wheels import fetch_wheels
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
-from fb3.recipe.data import Text
+from fb3.recipe.data import TextSettings
 from fb3.rehearsal.rehearsal import rehearse
 from fb3.runs.run_folder import Member, in_turn
 from fb3.submission.background import Checks
@@ -175,7 +175,7 @@ def test_what_cannot_be_packed_is_refused(run, tmp_path, competition):
 
 def test_runs_that_read_the_same_columns_otherwise_go_together_and_others_do_not(tiny, run, competition, tmp_path):
     """Each run's texts are prepared and tokenised by its own recipe."""
-    lines = tiny.data.model_copy(update={"max_length": 20, "text": Text(newlines=True)})
+    lines = tiny.data.model_copy(update={"max_length": 20, "text": TextSettings(newlines=True)})
     other = train(tiny.model_copy(update={"data": lines}), competition, tmp_path / "lines", folds=[0]).path
     single, alone = (write_bundle([path], tmp_path / f"{path.name}-alone").path for path in (run, other))
     both = write_bundle([run, other], tmp_path / "both").path
@@ -186,7 +186,7 @@ def test_runs_that_read_the_same_columns_otherwise_go_together_and_others_do_not
     (tmp_path / "titled").mkdir()
     table = pd.read_csv(competition / "train.csv").assign(title="On essays")
     table.to_csv(tmp_path / "titled" / "train.csv", index=False)
-    titles = tiny.data.model_copy(update={"text": Text(template="{title}: {full_text}")})
+    titles = tiny.data.model_copy(update={"text": TextSettings(template="{title}: {full_text}")})
     third = train(tiny.model_copy(update={"data": titles}), tmp_path / "titled", tmp_path / "titles", folds=[0]).path
     with pytest.raises(Fb3Error, match=r"texts' columns.*title.*pack them apart"):
         write_bundle([run, third], tmp_path / "none")

@@ -12,8 +12,8 @@ from fb3.data.augmentation.token_changes import change, spliced
 from fb3.data.tokens import tokenise
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import train_tokenizer
-from fb3.recipe.augmentation import Augment
-from fb3.recipe.data import DataGroup
+from fb3.recipe.augmentation import AugmentSettings
+from fb3.recipe.data import DataSettings
 
 MASK = 999
 TOKENS = st.lists(st.integers(0, 50), min_size=1, max_size=60)
@@ -25,7 +25,7 @@ SHARE = st.floats(0, 0.9)
 def test_only_tokens_that_were_there_or_masks_and_never_none(tokens, mask, delete, swap, cut, seed):
     tokens = np.array(tokens, np.int32)
     before = tokens.copy()
-    chosen = Augment.model_construct(mask=mask, delete=delete, swap=swap, cut=cut)
+    chosen = AugmentSettings.model_construct(mask=mask, delete=delete, swap=swap, cut=cut)
     out = change(tokens, MASK, chosen, np.random.default_rng(seed))
     assert 1 <= len(out) <= len(tokens)
     assert out.dtype == tokens.dtype
@@ -50,12 +50,12 @@ def test_only_tokens_that_were_there_or_masks_and_never_none(tokens, mask, delet
 def test_each_does_as_much_as_it_says(key, share, measure):
     plain = np.arange(400, dtype=np.int32)
     rng = np.random.default_rng(0)
-    found = [measure(plain, change(plain, MASK, Augment(**{key: share}), rng)) for _ in range(60)]
+    found = [measure(plain, change(plain, MASK, AugmentSettings(**{key: share}), rng)) for _ in range(60)]
     assert np.mean(found) == pytest.approx(share, abs=0.02)
 
 
 def test_a_cut_takes_one_span():
-    out = change(np.arange(100), MASK, Augment(cut=0.3), np.random.default_rng(1))
+    out = change(np.arange(100), MASK, AugmentSettings(cut=0.3), np.random.default_rng(1))
     assert len(out) == 70
     assert (np.diff(out) != 1).sum() <= 1
 
@@ -66,7 +66,7 @@ def tokenizer(texts):
 
 
 def test_special_tokens_stay_and_a_seed_fixes_the_draws(tokenizer, texts):
-    data, chosen = DataGroup(max_length=64), Augment(mask=0.3, delete=0.2, swap=0.2)
+    data, chosen = DataSettings(max_length=64), AugmentSettings(mask=0.3, delete=0.2, swap=0.2)
     encoded = tokenise(texts[:5], tokenizer, 0, data)
     one, two, other = (augmented(encoded, texts, tokenizer, data, chosen, seed) for seed in (1, 1, 2))
     rows = np.repeat(np.arange(5), 2)
@@ -86,10 +86,10 @@ def test_a_tokenizer_without_a_mask_is_told():
     from tokenizers.models import WordLevel
 
     bare = Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?"))
-    encoded = tokenise(["a a"], bare, 0, DataGroup())
+    encoded = tokenise(["a a"], bare, 0, DataSettings())
     with pytest.raises(Fb3Error, match="neither"):
-        augmented(encoded, ["a a"], bare, DataGroup(), Augment(mask=0.1), 0)
-    deleting = augmented(encoded, ["a a"], bare, DataGroup(), Augment(delete=0.5), 0)
+        augmented(encoded, ["a a"], bare, DataSettings(), AugmentSettings(mask=0.1), 0)
+    deleting = augmented(encoded, ["a a"], bare, DataSettings(), AugmentSettings(delete=0.5), 0)
     assert len(deleting.draw(np.array([0]), None)[0]) == 1
 
 
@@ -145,9 +145,9 @@ def test_a_splice_is_never_longer_than_the_longer(one, other, share):
 
 
 def test_mixed_essays_have_mixed_targets(tokenizer, texts):
-    data = DataGroup(max_length=64)
+    data = DataSettings(max_length=64)
     encoded = tokenise(texts[:4], tokenizer, 0, data)
-    mixing = augmented(encoded, texts, tokenizer, data, Augment(mix=0.99), 1)
+    mixing = augmented(encoded, texts, tokenizer, data, AugmentSettings(mix=0.99), 1)
     targets = np.eye(4, dtype=np.float32)
     rows, mixed = mixing.draw(np.arange(4), targets)
     assert np.allclose(mixed.sum(1), 1)
@@ -161,8 +161,10 @@ def test_mixed_essays_have_mixed_targets(tokenizer, texts):
 
 
 def test_text_is_changed_before_it_is_tokenised(tokenizer, texts):
-    data = DataGroup(max_length=256)
+    data = DataSettings(max_length=256)
     encoded = tokenise(texts[:1], tokenizer, 0, data)
-    changed = augmented(encoded, texts, tokenizer, data, Augment(shuffle=0.99), 3).draw(np.array([0]), None)[0][0]
+    changed = augmented(encoded, texts, tokenizer, data, AugmentSettings(shuffle=0.99), 3).draw(np.array([0]), None)[0][
+        0
+    ]
     assert not np.array_equal(changed, encoded.rows[0])
     assert sorted(changed) == sorted(encoded.rows[0])

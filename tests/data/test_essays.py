@@ -18,12 +18,12 @@ from fb3.data.tokenizer import special_tokens
 from fb3.data.tokens import Encoded, tokenise, truncate
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
-from fb3.recipe.data import DataGroup
-from fb3.recipe.task import RegressionTask
+from fb3.recipe.data import DataSettings
+from fb3.recipe.task import RegressionSettings
 from fb3.submission.inference import infer
 from fb3.system.files import write_csv
 
-DATA = DataGroup(target_columns=("a", "b"))
+DATA = DataSettings(target_columns=("a", "b"))
 HEAD = "text_id,full_text,a,b\n"
 
 
@@ -35,7 +35,7 @@ def write(tmp_path, content):
 
 def test_texts_come_as_they_stand(tmp_path):
     path = write(tmp_path, HEAD + '007,NA,1,2\n1e5,"line\n\nline, ""quoted""",3.5,5\nnull,,1,1\n')
-    essays = read_essays(path, DATA, RegressionTask())
+    essays = read_essays(path, DATA, RegressionSettings())
     assert essays["text_id"].tolist() == ["007", "1e5", "null"]
     assert essays["full_text"].tolist() == ["NA", 'line\n\nline, "quoted"', ""]
     assert essays[["a", "b"]].to_numpy().dtype == np.float32
@@ -48,7 +48,9 @@ def test_a_file_for_its_folder_is_told(tmp_path):
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
-    essays = read_essays(write(tmp_path, "\ufeff" + HEAD.replace("\n", "\r\n") + "x,y,1,2\r\n"), DATA, RegressionTask())
+    essays = read_essays(
+        write(tmp_path, "\ufeff" + HEAD.replace("\n", "\r\n") + "x,y,1,2\r\n"), DATA, RegressionSettings()
+    )
     assert essays["text_id"].tolist() == ["x"]
 
 
@@ -94,7 +96,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
 def test_bad_files_are_named_with_row_and_column(tmp_path, content, words):
     path = write(tmp_path, content)
     with pytest.raises(Fb3Error) as error:
-        read_essays(path, DATA, RegressionTask())
+        read_essays(path, DATA, RegressionSettings())
     for word in [*words, "train.csv"]:
         assert word in str(error.value)
 
@@ -102,7 +104,7 @@ def test_bad_files_are_named_with_row_and_column(tmp_path, content, words):
 def test_a_missing_file_names_what_is_there(tmp_path):
     (tmp_path / "trian.csv").write_text("")
     with pytest.raises(Fb3Error, match=r"train\.csv: no such file.*trian\.csv"):
-        read_essays(tmp_path / "train.csv", DATA, RegressionTask())
+        read_essays(tmp_path / "train.csv", DATA, RegressionSettings())
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +115,15 @@ def tokenizer(texts):
 def test_tokens_are_those_of_transformers(tokenizer, texts):
     theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.to_str()), **SPECIAL)
     for limit in (16, 64, 4096):
-        ours = tokenise([*texts, ""], tokenizer, 0, DataGroup(max_length=limit))
+        ours = tokenise([*texts, ""], tokenizer, 0, DataSettings(max_length=limit))
         expected = theirs([*texts, ""], truncation=True, max_length=limit)["input_ids"]
         assert [row.tolist() for row in ours.rows] == expected
 
 
 @pytest.mark.parametrize("how", ["head", "tail", "head_tail"])
 def test_truncation_keeps_special_tokens_and_the_named_end(tokenizer, texts, how):
-    whole = tokenise(texts[:1], tokenizer, 0, DataGroup(max_length=4096)).rows[0]
-    cut = tokenise(texts[:1], tokenizer, 0, DataGroup(max_length=21, truncation=how)).rows[0]
+    whole = tokenise(texts[:1], tokenizer, 0, DataSettings(max_length=4096)).rows[0]
+    cut = tokenise(texts[:1], tokenizer, 0, DataSettings(max_length=21, truncation=how)).rows[0]
     assert len(cut) == 21
     assert (cut[0], cut[-1]) == (whole[0], whole[-1])
     inner = whole[1:-1]
@@ -139,7 +141,7 @@ def test_truncate_never_exceeds_the_room_and_leaves_short_texts(ids, room, how):
 
 def test_no_room_beside_special_tokens(tokenizer):
     assert tuple(map(len, special_tokens(tokenizer))) == (1, 1)
-    assert all(len(row) == 8 for row in tokenise(["word " * 50], tokenizer, 0, DataGroup(max_length=8)).rows)
+    assert all(len(row) == 8 for row in tokenise(["word " * 50], tokenizer, 0, DataSettings(max_length=8)).rows)
 
 
 LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=200).map(np.array)
@@ -229,7 +231,7 @@ STRANGE = st.sampled_from(IDS) | st.text('\r\n\0",\\ \t;a\ufeff\x1c\x85\u2028=')
 def test_ids_of_every_form_are_never_changed(tmp_path):
     essays = pd.DataFrame({"text_id": IDS, "full_text": IDS[::-1], "a": 1.5, "b": 2})
     write_csv(essays, tmp_path / "train.csv")
-    found = read_essays(tmp_path / "train.csv", DATA, RegressionTask())
+    found = read_essays(tmp_path / "train.csv", DATA, RegressionSettings())
     assert found["text_id"].tolist() == IDS
     assert found["full_text"].tolist() == IDS[::-1]
 

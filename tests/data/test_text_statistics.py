@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fb3.data.text_statistics import NAMES, text_statistics
-from fb3.models.statistics_net import Alone, StatisticsNet
+from fb3.models.statistics_net import NoStatistics, StatisticsNet
 
 
 def of(text):
@@ -107,5 +107,5 @@ def test_an_essay_beyond_all_others_is_held_near():
 
 def test_without_statistics_the_vector_stays_alone():
     pooled = torch.randn(2, 3)
-    assert Alone(3)(pooled, {}) is pooled
-    assert not Alone(3).state_dict()
+    assert NoStatistics(3)(pooled, {}) is pooled
+    assert not NoStatistics(3).state_dict()

@@ -17,23 +17,23 @@ from fb3.data.tokenizer import added_tokens, check_tokenizer
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import train_tokenizer
 from fb3.recipe import load_recipe
-from fb3.recipe.data import DataGroup, Text
+from fb3.recipe.data import DataSettings, TextSettings
 
 TARGETS = {"target_columns": ("syntax", "grammar")}
 
 
 def prepared(text, **settings):
-    return input_texts(pd.DataFrame({"full_text": [text]}), DataGroup(text=Text(**settings)))[0]
+    return input_texts(pd.DataFrame({"full_text": [text]}), DataSettings(text=TextSettings(**settings)))[0]
 
 
 def test_a_text_is_left_alone_unless_asked():
     assert prepared(" As it\n stands\x00 ") == " As it\n stands\x00 "
-    assert added_tokens(DataGroup()) == []
+    assert added_tokens(DataSettings()) == []
 
 
 def test_columns_are_joined_by_a_template():
     essays = pd.DataFrame({"full_text": ["Body {x}"], "title": ["Head"]})
-    data = DataGroup(text=Text(template="{title}\n{full_text}"))
+    data = DataSettings(text=TextSettings(template="{title}\n{full_text}"))
     assert input_texts(essays, data) == ["Head\nBody {x}"]
     assert data.text_columns() == ("full_text", "title")
 
@@ -73,12 +73,12 @@ def test_repair_of_what_essays_hold():
 def test_capitals_are_for_tokenizers_that_lose_them(texts):
     cased = Tokenizer.from_str(train_tokenizer(texts, 300).to_str())
     with pytest.raises(Fb3Error, match="capitals"):
-        check_tokenizer(cased, DataGroup(text=Text(capitals=True)))
-    check_tokenizer(cased, DataGroup())
+        check_tokenizer(cased, DataSettings(text=TextSettings(capitals=True)))
+    check_tokenizer(cased, DataSettings())
 
 
 def test_tokens_of_targets():
-    data = DataGroup(text=Text(prompt="tokens", newlines=True), **TARGETS)
+    data = DataSettings(text=TextSettings(prompt="tokens", newlines=True), **TARGETS)
     assert added_tokens(data) == ["[BR]", "[SYNTAX]", "[GRAMMAR]"]
     with pytest.raises(Fb3Error, match="prompt"):
         load_recipe("tiny", ["model.pooling.kind=target_tokens"])

@@ -15,7 +15,7 @@ from fb3.models.from_scratch import train_tokenizer
 from fb3.prediction.inference_loop import predict
 from fb3.prediction.token_budget import Budget
 from fb3.recipe import load_recipe
-from fb3.recipe.data import DataGroup, Windows
+from fb3.recipe.data import DataSettings, WindowsSettings
 from fb3.tasks.build import build_task
 
 
@@ -52,7 +52,7 @@ def tokenizer(texts):
 
 
 def test_a_batch_knows_whose_windows_are_whose(tokenizer, texts):
-    data = DataGroup(max_length=64, windows=Windows(length=16))
+    data = DataSettings(max_length=64, windows=WindowsSettings(length=16))
     encoded = tokenise([texts[0], "short", texts[1]], tokenizer, 0, data)
     assert encoded.lengths[1] == len(encoded.rows[1])
     batch = collate(encoded, np.array([2, 1]), np.zeros((3, 6), np.float32))
@@ -76,8 +76,10 @@ def test_the_token_budget_counts_all_windows():
 
 @pytest.mark.parametrize("pool", ["mean", "max", "attention"])
 def test_windows_of_a_short_text_are_no_windows(run, tiny, texts, pool):
-    plain = tiny.model_copy(update={"data": DataGroup(max_length=64)})
-    windowed = tiny.model_copy(update={"data": DataGroup(max_length=80, windows=Windows(length=64, pool=pool))})
+    plain = tiny.model_copy(update={"data": DataSettings(max_length=64)})
+    windowed = tiny.model_copy(
+        update={"data": DataSettings(max_length=80, windows=WindowsSettings(length=64, pool=pool))}
+    )
     scores = []
     for recipe in (plain, windowed):
         torch.manual_seed(1)
@@ -98,7 +100,7 @@ def test_windows_that_lose_text_are_refused():
 
 
 def test_a_stride_beyond_the_room_is_refused(tokenizer):
-    data = DataGroup(max_length=64, windows=Windows(length=16, stride=15))
+    data = DataSettings(max_length=64, windows=WindowsSettings(length=16, stride=15))
     with pytest.raises(Fb3Error, match="at most 14"):
         tokenise(["word"], tokenizer, 0, data)
 
@@ -106,7 +108,7 @@ def test_a_stride_beyond_the_room_is_refused(tokenizer):
 @pytest.fixture
 def long_essay(run, tiny, texts):
     """A scorer that takes windows, its task, essays of which the second has many, their ids."""
-    data = DataGroup(max_length=400, windows=Windows(length=16))
+    data = DataSettings(max_length=400, windows=WindowsSettings(length=16))
     recipe = tiny.model_copy(update={"data": data})
     torch.manual_seed(1)
     scorer = build_scorer(recipe, run / "encoder", init="config").eval()

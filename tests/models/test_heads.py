@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from fb3.models.heads import build_head
-from fb3.recipe.model import LinearHead, MultiSampleHead
+from fb3.recipe.model import LinearHeadSettings, MultiSampleHeadSettings
 
-SETTINGS = [LinearHead(), MultiSampleHead(kind="multi_sample_dropout", samples=3)]
+SETTINGS = [LinearHeadSettings(), MultiSampleHeadSettings(kind="multi_sample_dropout", samples=3)]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

@@ -15,7 +15,7 @@ from fb3.models.build import build_scorer
 from fb3.models.mixout import MixedLinear, mix_out, mixed
 from fb3.models.surgery import operate
 from fb3.recipe import load_recipe
-from fb3.recipe.model import ModelGroup, PlainPooling
+from fb3.recipe.model import ModelSettings, PlainPoolingSettings
 from fb3.runs.checkpoint import weights_of
 from fb3.training.run import train
 from tests.conftest import TINY
@@ -31,7 +31,7 @@ def encoder_of(family):
 
 
 def settings(**chosen):
-    return ModelGroup(pooling=PlainPooling(kind="mean"), **chosen)
+    return ModelSettings(pooling=PlainPoolingSettings(kind="mean"), **chosen)
 
 
 def cut(encoder, **chosen):

@@ -12,7 +12,13 @@ from fb3.models.poolings.build import build_pooling
 from fb3.models.poolings.pooling import masked_mean
 from fb3.models.poolings.token_poolings import TokenWeightedPooling
 from fb3.models.poolings.window_pooling import WindowPooling
-from fb3.recipe.model import FittedPooling, GemPooling, LayersPooling, PlainPooling, TokensPooling
+from fb3.recipe.model import (
+    FittedPoolingSettings,
+    GemPoolingSettings,
+    LayersPoolingSettings,
+    PlainPoolingSettings,
+    TokensPoolingSettings,
+)
 
 WIDTH, DEPTH = 6, 4
 
@@ -68,17 +74,19 @@ def loop_over_essays(kind, pooling, layers, mask):
 
 
 def layered(kind):
-    return LayersPooling(kind=kind, layers=3)
+    return LayersPoolingSettings(kind=kind, layers=3)
 
 
 SETTINGS = {
-    **dict.fromkeys(("cls", "mean", "max", "min", "mean_max", "attention", "dense"), lambda k: PlainPooling(kind=k)),
+    **dict.fromkeys(
+        ("cls", "mean", "max", "min", "mean_max", "attention", "dense"), lambda k: PlainPoolingSettings(kind=k)
+    ),
     **dict.fromkeys(("weighted_layer", "concat_layers", "lstm_layers", "gru_layers", "attention_layers"), layered),
     **dict.fromkeys(("parallel_layers", "hierarchical_layers"), layered),
-    "target_tokens": lambda kind: FittedPooling(kind=kind),
-    "gem": lambda kind: GemPooling(kind=kind, power=2.0),
-    **dict.fromkeys(("lstm_tokens", "cnn"), lambda kind: TokensPooling(kind=kind, width=5)),
-    "pooler": lambda kind: PlainPooling(kind=kind),
+    "target_tokens": lambda kind: FittedPoolingSettings(kind=kind),
+    "gem": lambda kind: GemPoolingSettings(kind=kind, power=2.0),
+    **dict.fromkeys(("lstm_tokens", "cnn"), lambda kind: TokensPoolingSettings(kind=kind, width=5)),
+    "pooler": lambda kind: PlainPoolingSettings(kind=kind),
 }
 
 
@@ -116,12 +124,12 @@ def test_pooler_output_comes_as_it_is():
 
 def test_more_layers_than_there_are():
     with pytest.raises(Fb3Error, match="has 4 layers"):
-        build_pooling(LayersPooling(kind="concat_layers", layers=5), WIDTH, DEPTH)
+        build_pooling(LayersPoolingSettings(kind="concat_layers", layers=5), WIDTH, DEPTH)
 
 
 @pytest.mark.parametrize("power", [1.0, 3.0, 8.0])
 def test_gem_has_finite_gradients_where_units_are_negative(power):
-    pooling = build_pooling(GemPooling(kind="gem", power=power), WIDTH, DEPTH)
+    pooling = build_pooling(GemPoolingSettings(kind="gem", power=power), WIDTH, DEPTH)
     states = (-torch.rand(2, 5, WIDTH)).requires_grad_()
     pooled = pooling(states, torch.ones(2, 5))
     pooled.sum().backward()

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel
 from fb3.errors import Fb3Error
 from fb3.models.layer_stack import depth_of_parameters, layer_stack
 from fb3.models.surgery import operate, reinitialise
-from fb3.recipe.model import ModelGroup, PlainPooling
+from fb3.recipe.model import ModelSettings, PlainPoolingSettings
 from tests.models.sized import SMALL, sized
 
 FAMILIES = ["bert", "deberta-v2", "electra", "roberta"]
@@ -50,7 +50,7 @@ def test_a_dropped_layer_hands_its_input_on_in_training_only(family):
     ids = torch.randint(1, 50, (2, 7))
     encoder.eval()
     whole = encoder(input_ids=ids).last_hidden_state
-    operate(encoder, ModelGroup(layer_drop=0.999999, pooling=PlainPooling(kind="mean")))
+    operate(encoder, ModelSettings(layer_drop=0.999999, pooling=PlainPoolingSettings(kind="mean")))
     torch.testing.assert_close(encoder(input_ids=ids).last_hidden_state, whole)
     for module in encoder.modules():
         if isinstance(module, torch.nn.Dropout) or hasattr(module, "drop_prob"):
@@ -107,7 +107,7 @@ def test_who_looks_within_the_layers_forward_sees_that_it_is_dropped(family):
     """Version 5.0 of transformers takes the states that layer poolings read from there."""
     encoder = sized(family)
     kind = "pooler" if getattr(encoder, "pooler", None) else "mean"
-    operate(encoder, ModelGroup(layer_drop=0.999999, pooling=PlainPooling(kind=kind)))
+    operate(encoder, ModelSettings(layer_drop=0.999999, pooling=PlainPoolingSettings(kind=kind)))
     top, seen = layer_stack(encoder)[-1], []
     forward = top.forward
 
@@ -131,12 +131,15 @@ def test_blocks_cannot_be_dropped():
     widths = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16}
     config = AutoConfig.for_model("funnel", vocab_size=50, architectures=[], **sizes, **widths)
     with pytest.raises(Fb3Error, match="blocks of layers"):
-        operate(AutoModel.from_config(config), ModelGroup(layer_drop=0.5, pooling=PlainPooling(kind="mean")))
+        operate(AutoModel.from_config(config), ModelSettings(layer_drop=0.5, pooling=PlainPoolingSettings(kind="mean")))
 
 
 def test_a_random_layer_is_not_frozen():
     with pytest.raises(Fb3Error, match="meet"):
-        operate(encoder_of("bert"), ModelGroup(reinit_layers=2, freeze_layers=2, pooling=PlainPooling(kind="mean")))
+        operate(
+            encoder_of("bert"),
+            ModelSettings(reinit_layers=2, freeze_layers=2, pooling=PlainPoolingSettings(kind="mean")),
+        )
 
 
 # Each with what stands outside of its layers or is shared by them; the numbers are the depths of parts of names.
@@ -192,7 +195,7 @@ LEFT = {
 @pytest.mark.parametrize("family", LEFT)
 def test_below_what_is_frozen_no_gradient_is_kept(family):
     encoder = sized(family)
-    operate(encoder, ModelGroup(freeze_embeddings=True, freeze_layers=2, pooling=PlainPooling(kind="mean")))
+    operate(encoder, ModelSettings(freeze_embeddings=True, freeze_layers=2, pooling=PlainPoolingSettings(kind="mean")))
     layers, kept = layer_stack(encoder), []
     for layer in layers:
         layer.register_forward_hook(lambda _, inputs, output: kept.append(output[0].requires_grad))
@@ -218,7 +221,7 @@ def test_below_what_is_frozen_no_gradient_is_kept(family):
 def test_embeddings_and_layers_are_frozen_apart(family, embeddings, layer):
     def frozen(**settings):
         encoder = sized(family)
-        operate(encoder, ModelGroup(**settings, pooling=PlainPooling(kind="mean")))
+        operate(encoder, ModelSettings(**settings, pooling=PlainPoolingSettings(kind="mean")))
         return {name for name, p in encoder.named_parameters() if not p.requires_grad}
 
     of_embeddings = {name for name, _ in sized(family).named_parameters() if name.startswith(embeddings)}

@@ -18,15 +18,15 @@ from fb3.models.heads import Linear
 from fb3.models.kernels.blocked_attention import use_blocked_attention
 from fb3.models.poolings.layer_poolings import ConcatLayersPooling
 from fb3.models.poolings.token_poolings import MeanPooling, PoolerPooling
-from fb3.models.poolings.window_pooling import OneInput
+from fb3.models.poolings.window_pooling import SingleWindow
 from fb3.models.scorer import Scorer, StitchedScorer
-from fb3.models.statistics_net import Alone
+from fb3.models.statistics_net import NoStatistics
 from fb3.models.towers import Tower
 from fb3.prediction.backends.choose import pick_backend, use_backend
-from fb3.prediction.backends.functional_encoder import Bare
+from fb3.prediction.backends.functional_encoder import FunctionalEncoder
 from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.recipe import load_recipe
-from fb3.recipe.data import Windows
+from fb3.recipe.data import WindowsSettings
 from fb3.submission.inference import infer
 from fb3.training.run import train
 from tests.conftest import TINY
@@ -78,12 +78,12 @@ def tower(family, reads="last", seed=0):
     for parameter in encoder.parameters():  # no zeros and ones, which a conversion could take for nothing
         nn.init.normal_(parameter, std=0.3)
     use_blocked_attention(encoder)
-    return Tower(encoder, POOLINGS[reads](32), OneInput())
+    return Tower(encoder, POOLINGS[reads](32), SingleWindow())
 
 
 def scorer(family, reads="last", seed=0):
     made = tower(family, reads, seed)
-    return Scorer(made, Alone(made.pooling.width), Linear(made.pooling.width, 6)).eval()
+    return Scorer(made, NoStatistics(made.pooling.width), Linear(made.pooling.width, 6)).eval()
 
 
 def batch(essays, tokens, seed=0):
@@ -127,7 +127,7 @@ def test_a_window_beyond_the_texts_of_the_conversion_is_kept(backend):
     config = AutoConfig.for_model("modernbert", **SMALL, local_attention=16, global_attn_every_n_layers=2)
     encoder = AutoModel.from_config(config).eval()
     use_blocked_attention(encoder)
-    model = Scorer(Tower(encoder, MeanPooling(32), OneInput()), Alone(32), Linear(32, 6)).eval()
+    model = Scorer(Tower(encoder, MeanPooling(32), SingleWindow()), NoStatistics(32), Linear(32, 6)).eval()
     want = outputs(model, [batch(2, 70)])
     taken = use_backend(model, backend, "fp32", "fold")
     assert taken or backend == "openvino", "its conversion gives NaN, which is found"
@@ -138,7 +138,7 @@ def test_a_window_beyond_the_texts_of_the_conversion_is_kept(backend):
 
 def test_two_stitched_encoders_are_both_taken(backend):
     first, second = tower("bert"), tower("deberta-v2", "layers", 1)
-    model = StitchedScorer(first, second, Alone(0), Linear(first.pooling.width + second.pooling.width, 6)).eval()
+    model = StitchedScorer(first, second, NoStatistics(0), Linear(first.pooling.width + second.pooling.width, 6)).eval()
     both = batch(3, 20) | {f"second_{name}": value for name, value in batch(3, 31, 1).items()}
     want = outputs(model, [both])
     assert use_backend(model, backend, "fp32", "fold")
@@ -160,7 +160,7 @@ def test_a_conversion_that_computes_something_else_is_left_to_torch(backend, cap
     want = outputs(model, batches)
     module = import_module(f"fb3.prediction.backends.{backend}")
     module._graphs.clear()
-    true, module.bind = module.bind, lambda bare, precision: true(Bare(other.encoder, "last"), precision)
+    true, module.bind = module.bind, lambda bare, precision: true(FunctionalEncoder(other.encoder, "last"), precision)
     try:
         assert not use_backend(model, backend, "bf16", "run/fold0")
     finally:
@@ -205,7 +205,7 @@ def of(competition, tmp_path_factory):
     def make(backend):
         settings = [*TINY, f"predict.backend={backend}", "data.max_length=128"]
         recipe = load_recipe("tiny", [*settings, "data.windows={length: 32}"])
-        assert recipe.data.windows == Windows(length=32)
+        assert recipe.data.windows == WindowsSettings(length=32)
         return train(recipe, competition, tmp_path_factory.mktemp(backend) / "run", folds=[0]).path
 
     return make

@@ -170,7 +170,7 @@ def test_a_run_that_this_transformers_does_not_know_costs_only_itself(
 
 def test_each_of_three_folds_and_each_run_weighs_alike(tmp_path):
     ids = np.array(["x", "y"], object)
-    turn = turns.Turns.__new__(turns.Turns)
+    turn = turns.FoldQueue.__new__(turns.FoldQueue)
     turn.means, turn.counts = {}, {"one": 0, "two": 0}
     turn.standing = Standing(pd.Series(ids, name="id"), {"a": 3.0}, (1.0, 5.0), tmp_path / "s.csv")
     for run, value in (("one", 1.0), ("two", 5.0), ("one", 2.0), ("one", 4.5)):

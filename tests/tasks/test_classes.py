@@ -12,22 +12,22 @@ from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.models.scorer import ModelOutput
 from fb3.recipe import load_recipe
-from fb3.recipe.task import BinnedTask, OrdinalTask
+from fb3.recipe.task import BinnedSettings, OrdinalSettings
 from fb3.tasks.build import build_task
-from fb3.tasks.classes import Binned, Ordinal, Squeezed
+from fb3.tasks.classes import Binned, LogitSqueezing, Ordinal
 from fb3.tasks.losses import Uncertainty
-from fb3.tasks.r_drop import RDropped
+from fb3.tasks.r_drop import RDrop
 
 COLUMNS = ("a", "b", "c")
 TRUTHS = arrays(np.float32, (5, 3), elements=st.floats(1, 5, width=32)).map(torch.from_numpy)
 
 
 def binned(**more):
-    return Binned(BinnedTask(kind="binned", **more), COLUMNS)
+    return Binned(BinnedSettings(kind="binned", **more), COLUMNS)
 
 
 def ordinal(**more):
-    return Ordinal(OrdinalTask(kind="ordinal", **more), COLUMNS)
+    return Ordinal(OrdinalSettings(kind="ordinal", **more), COLUMNS)
 
 
 def logits(width, rows=5):
@@ -167,11 +167,11 @@ def test_wrappers_add_squared_logits_and_the_tasks_distance(task):
     one, two = torch.randn(1, width), torch.randn(1, width)
     batch = {"targets": truth}
     plain = [task.loss(answer(outputs), batch).loss for outputs in (one, two)]
-    squeezed = Squeezed(task, 0.5)
+    squeezed = LogitSqueezing(task, 0.5)
     out = squeezed.loss(answer(one), batch)
     torch.testing.assert_close(out.loss, plain[0] + 0.5 * one.pow(2).mean())
     turns = iter([one, two])
-    both = RDropped(squeezed, 2.0)
+    both = RDrop(squeezed, 2.0)
     out = both.loss(lambda inputs: ModelOutput(next(turns), None), batch)
     wanted = sum(plain) / 2 + 0.25 * (one.pow(2).mean() + two.pow(2).mean()) + 2.0 * task.distance(one, two)
     torch.testing.assert_close(out.loss, wanted)
@@ -247,5 +247,5 @@ def test_a_task_without_a_kind_is_regression_and_survives_yaml(tmp_path):
     assert load_recipe(path) == recipe
     assert (recipe.task.classes(), recipe.task.kind) == (17, "binned")
     task = build_task(recipe)
-    assert isinstance(task, Squeezed)
+    assert isinstance(task, LogitSqueezing)
     assert isinstance(task.task, Binned)

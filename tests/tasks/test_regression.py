@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fb3.models.scorer import ModelOutput
-from fb3.recipe.task import RegressionTask
+from fb3.recipe.task import RegressionSettings
 from fb3.targets.metrics import mcrmse
 from fb3.tasks import losses
 from fb3.tasks.losses import build_criterion
-from fb3.tasks.r_drop import RDropped
+from fb3.tasks.r_drop import RDrop
 from fb3.tasks.regression import Regression
 
 
@@ -24,7 +24,7 @@ def test_rmse_is_a_root_of_a_mean_and_has_a_gradient_at_zero():
 
 
 def test_scores_are_of_clipped_predictions_and_the_loss_of_plain_ones():
-    task = Regression(RegressionTask(loss="mse"), ("a", "b"))
+    task = Regression(RegressionSettings(loss="mse"), ("a", "b"))
     truth, predicted = np.array([[5.0, 1.0]], np.float32), np.array([[7.0, 0.0]], np.float32)
     score = task.score(truth, predicted)
     assert score.overall == mcrmse(truth, np.array([[5.0, 1.0]])) == 0
@@ -82,7 +82,7 @@ def test_rank_without_pairs_is_zero_with_a_gradient_and_sums_over_blocks(monkeyp
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"])
 def test_every_loss_has_a_finite_gradient_everywhere(kind):
-    criterion = build_criterion(RegressionTask(loss=kind), 2)
+    criterion = build_criterion(RegressionSettings(loss=kind), 2)
     truth = torch.tensor([[1.0, 2.0], [1.0, 4.0]])
     for start in (truth.clone(), torch.full((2, 2), 3.0), torch.tensor([[5.0, 1.0], [2.0, 2.0]])):
         predicted = start.requires_grad_()
@@ -92,19 +92,19 @@ def test_every_loss_has_a_finite_gradient_everywhere(kind):
 
 def test_terms_are_added_with_their_weights():
     truth, predicted = torch.rand(4, 3), torch.rand(4, 3)
-    both = build_criterion(RegressionTask(loss="mse", terms=[{"kind": "pearson", "weight": 0.3}]), 3)
+    both = build_criterion(RegressionSettings(loss="mse", terms=[{"kind": "pearson", "weight": 0.3}]), 3)
     assert both(predicted, truth).item() == pytest.approx(
         ((predicted - truth) ** 2).mean().item() + 0.3 * losses.pearson(predicted, truth).item()
     )
 
 
 def test_r_drop_is_the_mean_of_two_passes_and_their_distance():
-    task = Regression(RegressionTask(loss="mse"), ("a", "b"))
+    task = Regression(RegressionSettings(loss="mse"), ("a", "b"))
     outputs = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]])]
     turns = iter(outputs)
     truth = torch.tensor([[1.0, 1.0]])
-    out = RDropped(task, alpha=0.5).loss(lambda batch: ModelOutput(next(turns), None), {"targets": truth})
+    out = RDrop(task, alpha=0.5).loss(lambda batch: ModelOutput(next(turns), None), {"targets": truth})
     losses_of = [((o - truth) ** 2).mean().item() for o in outputs]
     assert out.loss.item() == pytest.approx(sum(losses_of) / 2 + 0.5 * 2.0)
     assert out.logs["r_drop"].item() == pytest.approx(2.0)
-    assert RDropped(task, 0.5).columns == ("a", "b")
+    assert RDrop(task, 0.5).columns == ("a", "b")

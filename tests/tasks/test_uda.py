@@ -16,17 +16,17 @@ from fb3.data.tokens import encode_texts
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
-from fb3.recipe.augmentation import Augment
-from fb3.recipe.task import Uda
+from fb3.recipe.augmentation import AugmentSettings
+from fb3.recipe.task import UdaSettings
 from fb3.submission.inference import infer
 from fb3.tasks.build import build_task
-from fb3.tasks.uda import Consistent
+from fb3.tasks.uda import UDA
 from fb3.training import session
 from fb3.training.run import train, train_fold
 from tests.conftest import TINY
 
 KINDS = ["regression", "binned", "ordinal"]
-NOTHING = Augment(mix=0.5)  # mixes with targets only, so it leaves essays without them as they are
+NOTHING = AugmentSettings(mix=0.5)  # mixes with targets only, so it leaves essays without them as they are
 
 
 @pytest.fixture
@@ -38,11 +38,11 @@ def unlabelled(run, tiny, competition):
 
 def consistent(unlabelled, task, augment=None, essays=20, batch_size=4, weight=2.0, seed=3, **share):
     texts, encoder, data = unlabelled
-    augment = augment or Augment(mask=0.3, delete=0.2)
-    settings = Uda.model_construct(file="", weight=weight, batch_size=batch_size, augment=augment)
+    augment = augment or AugmentSettings(mask=0.3, delete=0.2)
+    settings = UdaSettings.model_construct(file="", weight=weight, batch_size=batch_size, augment=augment)
     plain = encode_texts(texts[:essays], encoder, data)
     changed = augmented(plain, texts, load_tokenizer(encoder)[0], data, augment, seed)
-    return Consistent(task, settings, plain, changed, seed, **share)
+    return UDA(task, settings, plain, changed, seed, **share)
 
 
 def labelled():
@@ -235,9 +235,9 @@ def test_one_line_trains_packs_and_infers_without_the_file(lines, competition, f
 
 def test_one_batch_a_step_however_often_a_trick_asks(competition, tmp_path, monkeypatch):
     drawn, asked = [], []
-    draw, loss = Consistent._draw, Consistent.loss
-    monkeypatch.setattr(Consistent, "_draw", lambda *given: drawn.append(1) or draw(*given))
-    monkeypatch.setattr(Consistent, "loss", lambda *given: asked.append(1) or loss(*given))
+    draw, loss = UDA._draw, UDA.loss
+    monkeypatch.setattr(UDA, "_draw", lambda *given: drawn.append(1) or draw(*given))
+    monkeypatch.setattr(UDA, "loss", lambda *given: asked.append(1) or loss(*given))
     recipe = load_recipe("tiny", [*SMALL_RUN, uda("test.csv"), "tricks=[{kind: pgd, steps: 2}]"])
     train(recipe, competition, tmp_path / "run", folds=[0])
     assert len(drawn) == 2 * 3  # two epochs of 12 essays in batches of 4
@@ -245,9 +245,9 @@ def test_one_batch_a_step_however_often_a_trick_asks(competition, tmp_path, monk
 
 
 def test_the_essays_are_tokenised_once_a_run_and_the_folds_draw_apart(competition, tmp_path, monkeypatch):
-    tokenised, seeds, encode, begin = [], [], session.encode_essays, Consistent.__init__
+    tokenised, seeds, encode, begin = [], [], session.encode_essays, UDA.__init__
     monkeypatch.setattr(session, "encode_essays", lambda *given: tokenised.append(len(given[0])) or encode(*given))
-    monkeypatch.setattr(Consistent, "__init__", lambda *given: seeds.append(given[5]) or begin(*given))
+    monkeypatch.setattr(UDA, "__init__", lambda *given: seeds.append(given[5]) or begin(*given))
     train(load_recipe("tiny", [*SMALL_RUN, uda("test.csv")]), competition, tmp_path / "run")
     assert tokenised == [24, 20]
     assert len(set(seeds)) == 2

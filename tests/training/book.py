@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
 from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.recipe import Recipe, load_recipe
-from fb3.recipe.group import Group
-from fb3.recipe.task import TaskGroup
+from fb3.recipe.settings import Settings
+from fb3.recipe.task import BaseTaskSettings
 from fb3.runs.checkpoint import read_weights
 from fb3.runs.run_folder import Member
 from fb3.system.files import read_json
@@ -157,29 +157,29 @@ def inside(annotation: Any) -> Iterator[Any]:
         yield from inside(inner)
 
 
-def offered(group: type[Group], switched: set[type[Group]]) -> Iterator[str]:
+def offered(group: type[Settings], switched: set[type[Settings]]) -> Iterator[str]:
     """Each kind that a group and those in it know, Class.field=kind; in `switched` what is off, too, Class.field=on.
 
     Optional parts of a task are left out: they may have a row, but none is asked for.
     """
     for name, field in group.model_fields.items():
         parts = list(inside(field.annotation))
-        if issubclass(group, TaskGroup) and type(None) in parts:
+        if issubclass(group, BaseTaskSettings) and type(None) in parts:
             continue
         for each in parts:
             if get_origin(each) is Literal:
                 yield from (f"{group.__name__}.{name}={kind}" for kind in get_args(each))
-            elif isinstance(each, type) and issubclass(each, Group):
+            elif isinstance(each, type) and issubclass(each, Settings):
                 yield from offered(each, switched)
         if group in switched and not field.is_required() and not field.default:
             yield f"{group.__name__}.{name}=on"
 
 
-def used(group: Group) -> Iterator[str]:
+def used(group: Settings) -> Iterator[str]:
     """The same of what a recipe holds."""
     for name in type(group).model_fields:
         value = getattr(group, name)
         yield from (f"{type(group).__name__}.{name}={word}" for word in (value, "on" if value else "off"))
         for each in value if isinstance(value, tuple) else [value]:
-            if isinstance(each, Group):
+            if isinstance(each, Settings):
                 yield from used(each)

@@ -10,11 +10,11 @@ from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
-from fb3.recipe.augmentation import Augment
-from fb3.recipe.data import Text
-from fb3.recipe.model import ModelGroup
-from fb3.recipe.training import OptimizerGroup, ScheduleGroup
-from fb3.recipe.tricks import Trick
+from fb3.recipe.augmentation import AugmentSettings
+from fb3.recipe.data import TextSettings
+from fb3.recipe.model import ModelSettings
+from fb3.recipe.training import OptimizerSettings, ScheduleSettings
+from fb3.recipe.tricks import TrickSettings
 from tests.training.book import Book, inside, offered, prepare, used
 
 # Overrides by name. "a/b" is b on top of a, and must differ from a; every other piece must differ from the plain run.
@@ -217,16 +217,16 @@ REFUSED = [
 
 # What no row shows, by the start of its name, and why.
 EXEMPT = {
-    "OptimizerGroup.kind=adamw_8bit": "wants a GPU",
-    "OptimizerGroup.unscale": "of fp16, which wants a GPU",
-    "TrainGroup.precision": "bf16 has a row; fp16 wants a GPU, auto is one of the others",
-    "TrainGroup.broken_gpu": "wants a GPU",
-    "TrainGroup.trackers": "change no weight",
-    "TrainGroup.keep": "changes no weight",
-    "ModelGroup.gradient_checkpointing": "changes no score, as a test below proves",
-    "PredictGroup": "of inference alone",
+    "OptimizerSettings.kind=adamw_8bit": "wants a GPU",
+    "OptimizerSettings.unscale": "of fp16, which wants a GPU",
+    "TrainSettings.precision": "bf16 has a row; fp16 wants a GPU, auto is one of the others",
+    "TrainSettings.broken_gpu": "wants a GPU",
+    "TrainSettings.trackers": "change no weight",
+    "TrainSettings.keep": "changes no weight",
+    "ModelSettings.gradient_checkpointing": "changes no score, as a test below proves",
+    "PredictSettings": "of inference alone",
 }
-SWITCHED = {ModelGroup, Augment, Text, OptimizerGroup, ScheduleGroup, *inside(Trick)}
+SWITCHED = {ModelSettings, AugmentSettings, TextSettings, OptimizerSettings, ScheduleSettings, *inside(TrickSettings)}
 
 
 @pytest.fixture(scope="module")

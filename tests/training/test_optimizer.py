@@ -20,7 +20,7 @@ from transformers import (
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
-from fb3.recipe.training import OptimizerGroup, ScheduleGroup
+from fb3.recipe.training import OptimizerSettings, ScheduleSettings
 from fb3.training.optimizer import build_optimizer
 from fb3.training.parameter_groups import parameter_groups
 from fb3.training.schedule import build_schedule
@@ -34,13 +34,13 @@ def scorer(run, tiny):
 
 def test_every_trainable_parameter_is_in_one_group(scorer):
     scorer.encoder.embeddings.requires_grad_(False)
-    groups = parameter_groups(scorer, OptimizerGroup())
+    groups = parameter_groups(scorer, OptimizerSettings())
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in scorer.parameters() if p.requires_grad)
 
 
 def test_rates_are_the_geometric_series_and_the_head_has_its_own(scorer):
-    groups = parameter_groups(scorer, OptimizerGroup(encoder_rate=1e-4, head_rate=1e-3, layer_decay=0.5))
+    groups = parameter_groups(scorer, OptimizerSettings(encoder_rate=1e-4, head_rate=1e-3, layer_decay=0.5))
     rate = {group["name"].rsplit(".", 1)[0]: group["lr"] for group in groups}
     assert rate == {"encoder.2": 1e-4, "encoder.1": 5e-5, "encoder.0": 2.5e-5, "head": 1e-3}
     of = {id(p): group["name"] for group in groups for p in group["params"]}
@@ -53,10 +53,10 @@ def test_rates_are_the_geometric_series_and_the_head_has_its_own(scorer):
 
 
 def test_biases_and_normalisation_do_not_decay(scorer):
-    for group in parameter_groups(scorer, OptimizerGroup(weight_decay=0.1)):
+    for group in parameter_groups(scorer, OptimizerSettings(weight_decay=0.1)):
         plain = group["name"].endswith("plain")
         assert group["weight_decay"] == (0.0 if plain else 0.1)
-    of = {id(p): g["weight_decay"] for g in parameter_groups(scorer, OptimizerGroup()) for p in g["params"]}
+    of = {id(p): g["weight_decay"] for g in parameter_groups(scorer, OptimizerSettings()) for p in g["params"]}
     for name, parameter in scorer.named_parameters():
         assert (of[id(parameter)] == 0) == (name.endswith("bias") or "LayerNorm" in name), name
 
@@ -72,10 +72,10 @@ def test_biases_and_normalisation_do_not_decay(scorer):
 )
 def test_what_is_a_bias_is_told_by_its_own_name(family, biases, decayed):
     """T5's table of relative positions is none, whatever its module is called."""
-    scorer = Bare(16, 2)
+    scorer = FunctionalEncoder(16, 2)
     scorer.encoder = sized(family)
     scorer.towers = lambda: {"": scorer}
-    groups = parameter_groups(scorer, OptimizerGroup(weight_decay=0.1, layer_decay=1.0))
+    groups = parameter_groups(scorer, OptimizerSettings(weight_decay=0.1, layer_decay=1.0))
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     named = dict(scorer.named_parameters())
     for ends, wanted in ((biases, 0.0), (decayed, 0.1)):
@@ -102,13 +102,16 @@ def rates(settings, steps=100):
 
 
 def test_schedules():
-    cosine = rates(ScheduleGroup())
+    cosine = rates(ScheduleSettings())
     assert cosine[50] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
     assert cosine[0] == 1
     assert cosine[-1] < 1e-3
-    assert rates(ScheduleGroup(kind="linear"))[25] == pytest.approx(0.75)
-    assert set(rates(ScheduleGroup(kind="constant"))) == {1.0}
-    for settings in (ScheduleGroup(kind="constant", warmup_steps=10), ScheduleGroup(kind="constant", warmup_share=0.1)):
+    assert rates(ScheduleSettings(kind="linear"))[25] == pytest.approx(0.75)
+    assert set(rates(ScheduleSettings(kind="constant"))) == {1.0}
+    for settings in (
+        ScheduleSettings(kind="constant", warmup_steps=10),
+        ScheduleSettings(kind="constant", warmup_share=0.1),
+    ):
         assert rates(settings)[:11] == pytest.approx([i / 10 for i in range(11)])
 
 
@@ -131,14 +134,14 @@ def test_schedules():
 def test_schedules_are_those_of_transformers(settings, theirs):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = theirs(optimizer)
-    for rate in rates(ScheduleGroup(**settings)):
+    for rate in rates(ScheduleSettings(**settings)):
         assert rate == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
         optimizer.step()
         schedule.step()
 
 
 def test_a_floor_holds_the_rate_up_after_the_warm_up():
-    found = rates(ScheduleGroup(kind="linear", floor=0.3, warmup_steps=10))
+    found = rates(ScheduleSettings(kind="linear", floor=0.3, warmup_steps=10))
     assert found[0] == 0
     assert min(found[10:]) == pytest.approx(0.3)
 
@@ -146,12 +149,12 @@ def test_a_floor_holds_the_rate_up_after_the_warm_up():
 def test_thirds_and_the_embeddings_own_rate(run):
     config = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 16}
     encoder = AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=50, **config))
-    scorer = Bare(16, 2)
+    scorer = FunctionalEncoder(16, 2)
     scorer.encoder = encoder
     scorer.towers = lambda: {"": scorer}
 
     def by_depth(**settings):
-        groups = parameter_groups(scorer, OptimizerGroup(encoder_rate=1.0, layer_decay=0.5, **settings))
+        groups = parameter_groups(scorer, OptimizerSettings(encoder_rate=1.0, layer_decay=0.5, **settings))
         return {g["name"].split(".")[1]: g["lr"] for g in groups if g["name"].startswith("encoder")}
 
     thirds = by_depth(decay_by="thirds")
@@ -162,10 +165,10 @@ def test_thirds_and_the_embeddings_own_rate(run):
 
 def test_thirds_of_two_layers_are_refused(scorer):
     with pytest.raises(Fb3Error, match="the rates that layer gives it"):
-        parameter_groups(scorer, OptimizerGroup(decay_by="thirds"))
+        parameter_groups(scorer, OptimizerSettings(decay_by="thirds"))
 
 
-class Bare(torch.nn.Linear):
+class FunctionalEncoder(torch.nn.Linear):
     """A scorer of nothing but a head."""
 
     def towers(self):
@@ -179,13 +182,13 @@ KINDS = ["adamw", "radam", "nadam", "adafactor", *BORROWED]
 def of_kind(kind, **more):
     if kind in BORROWED:
         pytest.importorskip("pytorch_optimizer")
-    return OptimizerGroup(kind=kind, head_rate=0.05, layer_decay=1.0, **more)
+    return OptimizerSettings(kind=kind, head_rate=0.05, layer_decay=1.0, **more)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_optimizer_lowers_a_loss_and_decays_apart_from_the_gradient(kind):
     torch.manual_seed(0)
-    layer = Bare(4, 4)
+    layer = FunctionalEncoder(4, 4)
     inputs = torch.randn(8, 4)
     target = torch.nn.Linear(4, 4)(inputs).detach()
     settings = of_kind(kind, weight_decay=0.1)
@@ -214,7 +217,7 @@ def test_every_optimizer_lowers_a_loss_and_decays_apart_from_the_gradient(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_optimizer_goes_downhill_from_its_first_step_on(kind):
     """The library's ranger, as it stands there, climbs in its first five."""
-    layer = Bare(4, 4)
+    layer = FunctionalEncoder(4, 4)
     optimizer = build_optimizer(layer, of_kind(kind, weight_decay=0.0), scaled=False)
     slope = torch.arange(16.0).view(4, 4) - 7.0
     for number in range(5):
@@ -233,9 +236,9 @@ def test_every_optimizer_takes_the_layers_rates_a_schedule_and_bf16(kind, run, t
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     scorer = build_scorer(tiny, run / "encoder", init="config")
-    settings = OptimizerGroup(kind=kind, encoder_rate=1e-3, head_rate=1e-2, layer_decay=0.1)
+    settings = OptimizerSettings(kind=kind, encoder_rate=1e-3, head_rate=1e-2, layer_decay=0.1)
     optimizer = build_optimizer(scorer, settings, scaled=False)
-    schedule = build_schedule(optimizer, ScheduleGroup(kind="linear", warmup_steps=2), 10)
+    schedule = build_schedule(optimizer, ScheduleSettings(kind="linear", warmup_steps=2), 10)
     start = {name: p.detach().clone() for name, p in scorer.named_parameters()}
     model, optimizer = accelerator.prepare(scorer, optimizer)
     ids = torch.randint(5, 100, (3, 12))
@@ -260,7 +263,7 @@ def test_every_optimizer_takes_the_layers_rates_a_schedule_and_bf16(kind, run, t
 
 def test_lambs_step_is_a_share_of_the_weights_norm():
     pytest.importorskip("pytorch_optimizer")
-    layer = Bare(4, 4)
+    layer = FunctionalEncoder(4, 4)
     optimizer = build_optimizer(layer, of_kind("lamb", weight_decay=0.0), scaled=False)
     for _ in range(3):
         before = layer.weight.detach().clone()
@@ -277,8 +280,8 @@ def test_lambs_step_is_a_share_of_the_weights_norm():
 )
 @trials(max_examples=30, deadline=None)
 def test_without_bias_correction_it_is_bert_adam(scaled, betas, decay, gradients):
-    layer = Bare(1, 1, bias=False).double()
-    chosen = OptimizerGroup(head_rate=0.01, layer_decay=1.0, weight_decay=decay, betas=betas, bias_correction=False)
+    layer = FunctionalEncoder(1, 1, bias=False).double()
+    chosen = OptimizerSettings(head_rate=0.01, layer_decay=1.0, weight_decay=decay, betas=betas, bias_correction=False)
     optimizer = build_optimizer(layer, chosen, scaled=scaled)
     weight, m, v = layer.weight.item(), 0.0, 0.0
     for gradient in gradients:
@@ -291,10 +294,10 @@ def test_without_bias_correction_it_is_bert_adam(scaled, betas, decay, gradients
 
 
 def test_a_missing_library_or_gpu_is_named(monkeypatch):
-    layer = Bare(2, 2)
+    layer = FunctionalEncoder(2, 2)
     with pytest.raises(Fb3Error, match="adamw_8bit wants a GPU"):
         build_optimizer(layer, of_kind("adamw_8bit"), scaled=False)
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     for kind in BORROWED:
         with pytest.raises(Fb3Error, match=f"kind={kind}.*pip install pytorch_optimizer"):
-            build_optimizer(layer, OptimizerGroup(kind=kind, layer_decay=1.0), scaled=False)
+            build_optimizer(layer, OptimizerSettings(kind=kind, layer_decay=1.0), scaled=False)

@@ -10,20 +10,31 @@ from hypothesis import strategies as st
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
-from fb3.recipe.tricks import ON_ENCODER, Awp, Ema, Fgm, GradualUnfreeze, Lookahead, Noise, Pgd, PullToStart, Swa
+from fb3.recipe.tricks import (
+    ON_ENCODER,
+    AwpSettings,
+    EmaSettings,
+    FgmSettings,
+    GradualUnfreezeSettings,
+    LookaheadSettings,
+    NoiseSettings,
+    PgdSettings,
+    PullToStartSettings,
+    SwaSettings,
+)
 from fb3.targets.metrics import Score
 from fb3.tasks.build import build_task
-from fb3.tasks.r_drop import RDropped
+from fb3.tasks.r_drop import RDrop
 from fb3.training.tricks.averaging import EMA, SWA
 from fb3.training.tricks.awp import AWP
 from fb3.training.tricks.build import build_tricks
 from fb3.training.tricks.fgm import FGM
-from fb3.training.tricks.lookahead import SlowWeights
+from fb3.training.tricks.lookahead import Lookahead
 from fb3.training.tricks.noise import EmbeddingNoise
 from fb3.training.tricks.pgd import PGD
-from fb3.training.tricks.pull_to_start import Pull
+from fb3.training.tricks.pull_to_start import L2SP
 from fb3.training.tricks.trick import Step
-from fb3.training.tricks.unfreeze import Unfreeze
+from fb3.training.tricks.unfreeze import GradualUnfreeze
 
 
 @pytest.fixture
@@ -55,7 +66,7 @@ def test_fgm_moves_by_its_norm_along_the_gradient_and_restores_bit_for_bit(step,
     clean()
     gradient = weight.grad.clone()
     step.scorer.zero_grad()
-    FGM(Fgm(kind="fgm", epsilon=epsilon)).backward(step, backward_of(step, tiny, seen))
+    FGM(FgmSettings(kind="fgm", epsilon=epsilon)).backward(step, backward_of(step, tiny, seen))
     assert len(seen) == 2
     move = seen[1] - seen[0]
     assert move.norm().item() == pytest.approx(epsilon, rel=1e-4)
@@ -66,7 +77,7 @@ def test_fgm_moves_by_its_norm_along_the_gradient_and_restores_bit_for_bit(step,
 
 def test_fgm_adds_the_gradient_at_the_moved_embeddings(step, tiny):
     moved = copy.deepcopy(step.scorer)
-    FGM(Fgm(kind="fgm")).backward(step, backward_of(step, tiny))
+    FGM(FgmSettings(kind="fgm")).backward(step, backward_of(step, tiny))
     both = {name: p.grad.clone() for name, p in step.scorer.named_parameters() if p.grad is not None}
     other = Step(moved, step.batch)
     backward_of(other, tiny)()
@@ -87,13 +98,13 @@ def test_fgm_restores_after_an_error(step, tiny):
     weight = step.scorer.encoder.get_input_embeddings().weight
     before = weight.detach().clone()
     backward_of(step, tiny)()
-    with pytest.raises(RuntimeError), FGM(Fgm(kind="fgm")).perturbed(step):
+    with pytest.raises(RuntimeError), FGM(FgmSettings(kind="fgm")).perturbed(step):
         raise RuntimeError
     assert torch.equal(weight, before)
 
 
 def test_fgm_without_a_gradient_is_an_error_not_a_silence(step):
-    with pytest.raises(Fb3Error, match="no gradient"), FGM(Fgm(kind="fgm")).perturbed(step):
+    with pytest.raises(Fb3Error, match="no gradient"), FGM(FgmSettings(kind="fgm")).perturbed(step):
         pass
 
 
@@ -102,7 +113,7 @@ def test_fgm_moves_nothing_along_a_gradient_without_direction(step, value):
     weight = step.scorer.encoder.get_input_embeddings().weight
     weight.grad = torch.full_like(weight, value)
     before = weight.detach().clone()
-    with FGM(Fgm(kind="fgm")).perturbed(step):
+    with FGM(FgmSettings(kind="fgm")).perturbed(step):
         assert torch.equal(weight, before)
 
 
@@ -110,7 +121,7 @@ def test_fgm_moves_nothing_along_a_gradient_without_direction(step, value):
 @settings(max_examples=30, deadline=None)
 def test_ema_is_its_closed_form(decay, values):
     scorer = torch.nn.Linear(1, 1, bias=False)
-    ema = EMA(Ema(kind="ema", decay=decay), scorer)
+    ema = EMA(EmaSettings(kind="ema", decay=decay), scorer)
     for value in values:
         torch.nn.init.constant_(scorer.weight, value)
         ema.after_step(Step(scorer, {}))
@@ -121,7 +132,7 @@ def test_ema_is_its_closed_form(decay, values):
 
 
 def test_ema_swaps_in_and_out_bit_for_bit(step):
-    ema = EMA(Ema(kind="ema", decay=0.5), step.scorer)
+    ema = EMA(EmaSettings(kind="ema", decay=0.5), step.scorer)
     ema.after_step(step)
     start = {name: p.detach().clone() for name, p in step.scorer.named_parameters()}
     with torch.no_grad():
@@ -146,7 +157,7 @@ def test_pgd_stays_in_its_ball_adds_the_last_gradient_and_restores(step, tiny, s
     plain = copy.deepcopy(step.scorer)
     backward_of(Step(plain, step.batch), tiny)()
     seen = []
-    PGD(Pgd(kind="pgd", epsilon=0.5, alpha=0.3, steps=steps)).backward(step, backward_of(step, tiny, seen))
+    PGD(PgdSettings(kind="pgd", epsilon=0.5, alpha=0.3, steps=steps)).backward(step, backward_of(step, tiny, seen))
     assert len(seen) == 1 + steps
     moves = [(weight - seen[0]).norm().item() for weight in seen[1:]]
     assert moves[0] == pytest.approx(0.3, rel=1e-4)
@@ -173,7 +184,7 @@ def test_awp_moves_matrices_within_bounds_and_restores(step, tiny, form):
         out.loss.backward()
         return out
 
-    settings = Awp(kind="awp", rate=0.1, epsilon=0.02, from_epoch=0, form=form)
+    settings = AwpSettings(kind="awp", rate=0.1, epsilon=0.02, from_epoch=0, form=form)
     AWP(settings).backward(step, backward)
     moved = [name for name in before if not torch.equal(at[1][name], before[name])]
     assert moved
@@ -201,7 +212,7 @@ def test_awp_waits_for_its_epoch_and_its_score(step, tiny):
     def passes(epoch, score, **settings):
         seen = []
         step.epoch, step.score = epoch, None if score is None else Score(score, {})
-        AWP(Awp(kind="awp", **settings)).backward(step, backward_of(step, tiny, seen))
+        AWP(AwpSettings(kind="awp", **settings)).backward(step, backward_of(step, tiny, seen))
         return len(seen)
 
     assert passes(0, None, from_epoch=1) == 1
@@ -212,7 +223,7 @@ def test_awp_waits_for_its_epoch_and_its_score(step, tiny):
 
 
 def test_noise_changes_the_loss_and_leaves_no_hook(step, tiny):
-    noise = EmbeddingNoise(Noise(kind="noise", scale=0.5))
+    noise = EmbeddingNoise(NoiseSettings(kind="noise", scale=0.5))
     torch.manual_seed(0)
     one, two = (noise.backward(step, backward_of(step, tiny)).loss.item() for _ in range(2))
     assert one != two
@@ -223,7 +234,7 @@ def test_noise_changes_the_loss_and_leaves_no_hook(step, tiny):
 
 def test_swa_is_the_mean_of_its_moments_and_waits(step):
     scorer = torch.nn.Linear(1, 1, bias=False)
-    swa = SWA(Swa(kind="swa", start=0.5, every_steps=2), scorer)
+    swa = SWA(SwaSettings(kind="swa", start=0.5, every_steps=2), scorer)
     kept = []
     for number in range(10):
         torch.nn.init.constant_(scorer.weight, float(number))
@@ -242,7 +253,7 @@ def test_swa_is_the_mean_of_its_moments_and_waits(step):
 
 def test_ema_may_start_late():
     scorer = torch.nn.Linear(1, 1, bias=False)
-    ema = EMA(Ema(kind="ema", decay=0.5, start=0.5), scorer)
+    ema = EMA(EmaSettings(kind="ema", decay=0.5, start=0.5), scorer)
     for number in range(10):
         torch.nn.init.constant_(scorer.weight, float(number))
         ema.after_step(Step(scorer, {}, number=number, progress=number / 10))
@@ -254,7 +265,7 @@ def test_ema_may_start_late():
 
 def test_the_pull_goes_a_share_of_the_way_back(step):
     start = {name: p.detach().clone() for name, p in step.scorer.named_parameters()}
-    pull = Pull(PullToStart(kind="pull_to_start", strength=0.25), step.scorer)
+    pull = L2SP(PullToStartSettings(kind="pull_to_start", strength=0.25), step.scorer)
     with torch.no_grad():
         for p in step.scorer.parameters():
             p.add_(1.0)
@@ -274,7 +285,7 @@ def test_lookahead_is_its_closed_form(steps, alpha, moves):
     scorer = torch.nn.Linear(1, 2).double()
     scorer.bias.requires_grad_(False)
     start = scorer.weight.detach().clone()
-    trick = SlowWeights(Lookahead(kind="lookahead", steps=steps, alpha=alpha), scorer)
+    trick = Lookahead(LookaheadSettings(kind="lookahead", steps=steps, alpha=alpha), scorer)
     for number, move in enumerate(moves, 1):
         with torch.no_grad():
             scorer.weight.add_(move)
@@ -287,8 +298,8 @@ def test_lookahead_is_its_closed_form(steps, alpha, moves):
 
 
 def test_lookahead_that_keeps_the_whole_way_changes_nothing(step):
-    whole = Lookahead.model_construct(kind="lookahead", steps=2, alpha=1.0)  # the recipe would refuse it
-    trick = SlowWeights(whole, step.scorer)
+    whole = LookaheadSettings.model_construct(kind="lookahead", steps=2, alpha=1.0)  # the recipe would refuse it
+    trick = Lookahead(whole, step.scorer)
     for _ in range(4):
         with torch.no_grad():
             for p in step.scorer.parameters():
@@ -306,7 +317,7 @@ def test_a_lookahead_that_would_never_return_is_refused(step):
 
 
 def test_layers_unfreeze_from_the_top_down(step, tiny):
-    unfreeze = Unfreeze(GradualUnfreeze(kind="gradual_unfreeze", until=0.5), step.scorer)
+    unfreeze = GradualUnfreeze(GradualUnfreezeSettings(kind="gradual_unfreeze", until=0.5), step.scorer)
     trained = []
     for progress in (0.0, 0.2, 0.4, 0.5, 1.0):
         step.scorer.zero_grad()
@@ -323,7 +334,7 @@ def test_r_drop_is_nothing_without_dropout_and_something_with_it(step, tiny):
             if hasattr(module, "p") or hasattr(module, "drop_prob"):
                 module.p = module.drop_prob = dropout
         step.scorer.train()
-        return RDropped(build_task(tiny), 1.0).loss(step.scorer, step.batch).logs["r_drop"].item()
+        return RDrop(build_task(tiny), 1.0).loss(step.scorer, step.batch).logs["r_drop"].item()
 
     assert term(0.0) == 0.0
     assert term(0.3) > 1e-9
@@ -348,4 +359,4 @@ def test_an_average_of_fewer_than_two_moments_is_refused(step):
 def test_the_order_in_the_recipe_does_not_matter(step):
     written = "tricks=[{kind: ema}, {kind: lookahead}, {kind: pull_to_start}, {kind: fgm}, {kind: gradual_unfreeze}]"
     tricks = build_tricks(load_recipe("tiny", [written, "optimizer.weight_decay=0"]), step.scorer, 100)
-    assert [type(trick).__name__ for trick in tricks] == ["Unfreeze", "FGM", "Pull", "SlowWeights", "EMA"]
+    assert [type(trick).__name__ for trick in tricks] == ["GradualUnfreeze", "FGM", "L2SP", "Lookahead", "EMA"]

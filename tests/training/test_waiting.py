@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
-from fb3.recipe.tricks import Awp, Pgd
+from fb3.recipe.tricks import AwpSettings, PgdSettings
 from fb3.tasks.build import build_task
 from fb3.training.optimizer import build_optimizer
 from fb3.training.parameter_groups import trainable
@@ -111,11 +111,11 @@ def test_moves_are_those_of_numbers_bit_for_bit(seed, size, rate, epsilon):
     moved = matrix + torch.minimum(torch.maximum(gradient * scale, -bound), bound)
     parameter = torch.nn.Parameter(matrix.clone())
     parameter.grad = gradient
-    AWP(Awp(kind="awp", rate=rate, epsilon=epsilon))._move(parameter)
+    AWP(AwpSettings(kind="awp", rate=rate, epsilon=epsilon))._move(parameter)
     assert torch.equal(parameter, moved)
     norm = gradient.norm()
     projected = gradient if norm <= epsilon else gradient * (epsilon / norm)
-    assert torch.equal(PGD(Pgd(kind="pgd", epsilon=epsilon))._projected(gradient), projected)
+    assert torch.equal(PGD(PgdSettings(kind="pgd", epsilon=epsilon))._projected(gradient), projected)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

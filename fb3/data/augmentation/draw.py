@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from fb3.data.augmentation.text_changes import Synonyms, mistyped, read_synonyms, replaced, shuffled
+from fb3.data.augmentation.text_changes import SynonymsSettings, mistyped, read_synonyms, replaced, shuffled
 from fb3.data.augmentation.token_changes import change, spliced
 from fb3.data.tokens import Encoded, RowEncoder
 from fb3.errors import Fb3Error
-from fb3.recipe.augmentation import Augment
-from fb3.recipe.data import DataGroup
+from fb3.recipe.augmentation import AugmentSettings
+from fb3.recipe.data import DataSettings
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Augmented(Encoded):
     texts: Sequence[str] = ()
     encoder: RowEncoder | None = None
     mask: int | None = None
-    synonyms: Synonyms | None = None
-    settings: Augment | None = None
+    synonyms: SynonymsSettings | None = None
+    settings: AugmentSettings | None = None
     rng: np.random.Generator | None = None
 
     def draw(self, rows: np.ndarray, targets: np.ndarray | None) -> tuple[list[np.ndarray], np.ndarray | None]:
@@ -72,7 +72,12 @@ class Augmented(Encoded):
 
 
 def augmented(
-    encoded: Encoded, texts: Sequence[str], tokenizer: Tokenizer, data: DataGroup, settings: Augment, seed: int
+    encoded: Encoded,
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    data: DataSettings,
+    settings: AugmentSettings,
+    seed: int,
 ) -> Augmented:
     """The same essays, each drawn with other changes every time.
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from fb3.recipe.augmentation import Augment
+from fb3.recipe.augmentation import AugmentSettings
 
 
-def change(tokens: np.ndarray, mask: int | None, settings: Augment, rng: np.random.Generator) -> np.ndarray:
+def change(tokens: np.ndarray, mask: int | None, settings: AugmentSettings, rng: np.random.Generator) -> np.ndarray:
     """One draw: a span cut out, tokens deleted, neighbours swapped, tokens masked, in this order; never all of them."""
     if settings.cut and len(tokens) > 1:
         size = int(settings.cut * len(tokens))

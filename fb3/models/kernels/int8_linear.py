@@ -102,7 +102,7 @@ class Int8Linear(nn.Module):
         return torch.ops.onednn.qlinear_pointwise(*given, *weights, *self._out, self._activation, [], "none")
 
 
-class Shifted(nn.Module):
+class BiasCorrection(nn.Module):
     """What stands beside the pooled vector, which is put right before.
 
     Args:
@@ -200,7 +200,7 @@ def quantise(scorer: Scorer, scales: Scales) -> bool:
             warnings.simplefilter("ignore")  # torch means to drop quantize_per_tensor one day; bf16 computes then
             for prefix, tower in scorer.towers().items():
                 done.append((tower.encoder, replace(tower.encoder, _in_int8(tower.encoder, scales, prefix))))
-            scorer.beside = Shifted(scorer.beside, scales[SHIFT])
+            scorer.beside = BiasCorrection(scorer.beside, scales[SHIFT])
     except Exception as error:  # the encoder's own code runs here, for no more than speed
         for encoder, former in done:
             put(encoder, former)

@@ -26,10 +26,15 @@ from fb3.models.poolings.token_poolings import (
     TargetTokensPooling,
     TokenWeightedPooling,
 )
-from fb3.models.poolings.window_pooling import OneInput, WindowPooling
-from fb3.recipe.data import Windows
-from fb3.recipe.model import FittedPooling, GemPooling, PlainPooling, TokensPooling
-from fb3.recipe.model import Pooling as AnyPooling
+from fb3.models.poolings.window_pooling import SingleWindow, WindowPooling
+from fb3.recipe.data import WindowsSettings
+from fb3.recipe.model import (
+    FittedPoolingSettings,
+    GemPoolingSettings,
+    PlainPoolingSettings,
+    PoolingSettings,
+    TokensPoolingSettings,
+)
 
 __all__ = ["Pooling", "build_pooling", "build_window_pooling"]
 
@@ -55,7 +60,7 @@ _LAYERED = {
 
 
 def build_pooling(
-    settings: AnyPooling, hidden: int, depth: int, *, vocabulary: int = 0, prompt: range = range(0)
+    settings: PoolingSettings, hidden: int, depth: int, *, vocabulary: int = 0, prompt: range = range(0)
 ) -> Pooling:
     """The pooling of a recipe.
 
@@ -70,23 +75,23 @@ def build_pooling(
         Fb3Error: more layers are asked for than the encoder has.
     """
     match settings:
-        case PlainPooling():
+        case PlainPoolingSettings():
             return _PLAIN[settings.kind](hidden)
-        case GemPooling():
+        case GemPoolingSettings():
             return GeneralisedMeanPooling(hidden, settings.power)
-        case TokensPooling(kind="cnn"):
+        case TokensPoolingSettings(kind="cnn"):
             return CnnPooling(hidden, settings.width, settings.kernel)
-        case TokensPooling():
+        case TokensPoolingSettings():
             return LstmTokensPooling(hidden, settings.width)
-        case FittedPooling(kind="token_weighted"):
+        case FittedPoolingSettings(kind="token_weighted"):
             return TokenWeightedPooling(hidden, vocabulary)
-        case FittedPooling():
+        case FittedPoolingSettings():
             return TargetTokensPooling(hidden, prompt)
     if settings.layers > depth:
         raise Fb3Error(f"model.pooling.layers={settings.layers}: the encoder has {depth} layers; give at most {depth}")
     return _LAYERED[settings.kind](hidden, settings.layers)
 
 
-def build_window_pooling(windows: Windows | None, width: int) -> nn.Module:
+def build_window_pooling(windows: WindowsSettings | None, width: int) -> nn.Module:
     """What makes one vector of an essay's windows, each of `width`; without windows, nothing."""
-    return WindowPooling(_PLAIN[windows.pool](width)) if windows else OneInput()
+    return WindowPooling(_PLAIN[windows.pool](width)) if windows else SingleWindow()

@@ -23,7 +23,7 @@ class WindowPooling(nn.Module):
         return self.pooling(pooled[batch["windows"]], batch["window_mask"])
 
 
-class OneInput(nn.Module):
+class SingleWindow(nn.Module):
     """Without windows: each essay is one input."""
 
     def forward(self, pooled: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.models.layer_stack import longest_input
-from fb3.prediction.backends.functional_encoder import Bare, as_output
+from fb3.prediction.backends.functional_encoder import FunctionalEncoder, as_output
 from fb3.system.progress import say
 
 Run = Callable[[Tensor, Tensor], Sequence[Tensor]]  # input_ids and attention_mask (B, T) to states, float32
@@ -14,7 +14,7 @@ _PROBE = (33, 20)  # tokens of its two texts; other shapes than the conversion s
 _WINDOWS = ("local_attention", "sliding_window")  # in a config: what one token sees; the texts are longer
 
 
-class Backed(nn.Module):
+class BackendEncoder(nn.Module):
     """An encoder whose states a backend computes; from its first failure on torch does.
 
     Args:
@@ -53,7 +53,7 @@ class Backed(nn.Module):
         mask = (torch.arange(longest) < lengths.clamp(max=longest)[:, None]).long()
         ids = (torch.arange(mask.numel()).reshape(mask.shape) * 7 + 3) % config.vocab_size
         ids = torch.where(mask.bool(), ids, config.pad_token_id)
-        want = Bare(self.encoder, self.reads)(ids, mask)
+        want = FunctionalEncoder(self.encoder, self.reads)(ids, mask)
         keep = mask if want[0].ndim == 3 else torch.ones(len(mask))
         for mine, theirs in zip(self.run(ids, mask), want, strict=True):
             if not mine.isfinite().all():  # on padding too: what a pooling weighs with 0 is to be a number

@@ -1,6 +1,7 @@
 """Encoders on a CPU through another library than torch: OpenVINO or ONNX Runtime. Poolings and heads stay with torch.
 
-A backend converts an encoder once for all folds, with its weights as inputs (`Bare`), and then binds each fold's.
+A backend converts an encoder once for all folds, with its weights as inputs (`FunctionalEncoder`), and then binds each
+fold's.
 """
 
 from collections.abc import Iterable
@@ -11,8 +12,8 @@ import torch
 
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
-from fb3.prediction.backends.backend_encoder import Backed
-from fb3.prediction.backends.functional_encoder import Bare
+from fb3.prediction.backends.backend_encoder import BackendEncoder
+from fb3.prediction.backends.functional_encoder import FunctionalEncoder
 from fb3.recipe import Recipe
 from fb3.system.devices import Precision
 from fb3.system.progress import say
@@ -83,7 +84,10 @@ def use_backend(scorer: Scorer, backend: Backend, precision: Precision, name: st
     try:
         bind = import_module(f"fb3.prediction.backends.{backend}").bind
         towers = scorer.towers().values()
-        made = [Backed(t.encoder, t.reads, bind(Bare(t.encoder, t.reads), precision), name) for t in towers]
+        made = [
+            BackendEncoder(t.encoder, t.reads, bind(FunctionalEncoder(t.encoder, t.reads), precision), name)
+            for t in towers
+        ]
         for each in made:
             each.check(_TOLERANCE[precision])
     except Exception as error:

@@ -21,7 +21,7 @@ def as_output(reads: str, states: Sequence[Tensor]) -> SimpleNamespace:
     return SimpleNamespace(**{_ATTRIBUTE[reads]: states[0]})
 
 
-class Bare(nn.Module):
+class FunctionalEncoder(nn.Module):
     """`forward(input_ids, attention_mask, *weights)` gives the states that a pooling reads, a tuple.
 
     The encoder is no child of it: a trace then holds neither its weights nor its module tree, which takes most of the

@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from fb3.prediction.backends.functional_encoder import Bare
+from fb3.prediction.backends.functional_encoder import FunctionalEncoder
 from fb3.system.devices import Precision
 
 _OPSET = 17
@@ -18,7 +18,7 @@ _ERRORS_ONLY = 3  # onnxruntime's log severity
 _graphs: dict[str, tuple[bytes, list[int]]] = {}  # and which of the weights it reads
 
 
-def bind(bare: Bare, precision: Precision) -> Callable[[Tensor, Tensor], list[Tensor]]:
+def bind(bare: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, Tensor], list[Tensor]]:
     """A function from input_ids and attention_mask (B, T) to the states that the pooling reads, float32."""
     if bare.key not in _graphs:
         _graphs[bare.key] = _convert(bare)
@@ -43,7 +43,7 @@ def _name(number: int) -> str:
 
 
 @torch.no_grad()
-def _convert(bare: Bare) -> tuple[bytes, list[int]]:
+def _convert(bare: FunctionalEncoder) -> tuple[bytes, list[int]]:
     """The graph with weights as initializers outside it: small, whatever the encoder's size, and under the 2 GB that
     a protobuf may have."""
     example, file = bare.example(), io.BytesIO()

@@ -10,14 +10,14 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor
 
-from fb3.prediction.backends.functional_encoder import Bare
+from fb3.prediction.backends.functional_encoder import FunctionalEncoder
 from fb3.system.devices import Precision
 
 _HINTS = (("BF16", "bf16"), ("FP16", "f16"))  # what a chip has in hardware, the faster one of AMX first
 _graphs: dict[str, openvino.Model] = {}
 
 
-def bind(bare: Bare, precision: Precision) -> Callable[[Tensor, Tensor], list[Tensor]]:
+def bind(bare: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, Tensor], list[Tensor]]:
     """A function from input_ids and attention_mask (B, T) to the states that the pooling reads, float32."""
     if bare.key not in _graphs:
         _graphs[bare.key] = _convert(bare)
@@ -39,7 +39,7 @@ def bind(bare: Bare, precision: Precision) -> Callable[[Tensor, Tensor], list[Te
 
 
 @torch.no_grad()
-def _convert(bare: Bare) -> openvino.Model:
+def _convert(bare: FunctionalEncoder) -> openvino.Model:
     """The graph with weights as parameters.
 
     By the frontend itself: `openvino.convert_model` does the same, and then works on the graph for several times as
@@ -54,7 +54,7 @@ def _convert(bare: Bare) -> openvino.Model:
         return frontend.convert(frontend.load(decoder))
 
 
-def _with_weights(graph: openvino.Model, bare: Bare) -> openvino.Model:
+def _with_weights(graph: openvino.Model, bare: FunctionalEncoder) -> openvino.Model:
     """A copy whose weights are constants that share the encoder's memory."""
     model = graph.clone()
     ids, mask, *rest = model.get_parameters()

@@ -13,7 +13,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from fb3.models.scorer import Scorer
-from fb3.recipe.tricks import Ema, Swa
+from fb3.recipe.tricks import EmaSettings, SwaSettings
 from fb3.training.tricks.trick import Step, Trick
 
 
@@ -67,7 +67,7 @@ class Average(Trick):
 class EMA(Average):
     """average ← decay · average + (1 − decay) · weights after each step; the first step's weights start it."""
 
-    def __init__(self, settings: Ema, scorer: Scorer) -> None:
+    def __init__(self, settings: EmaSettings, scorer: Scorer) -> None:
         average = AveragedModel(scorer, multi_avg_fn=get_ema_multi_avg_fn(settings.decay))
         super().__init__(average, settings.start, every=1)
 
@@ -75,6 +75,6 @@ class EMA(Average):
 class SWA(Average):
     """The mean of the weights after every n-th step from a share of the run on."""
 
-    def __init__(self, settings: Swa, scorer: Scorer) -> None:
+    def __init__(self, settings: SwaSettings, scorer: Scorer) -> None:
         average = AveragedModel(scorer, multi_avg_fn=get_swa_multi_avg_fn())
         super().__init__(average, settings.start, settings.every_steps)

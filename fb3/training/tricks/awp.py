@@ -6,7 +6,7 @@ Cost: from `from_epoch` on one more forward and backward pass a step; memory of 
 import torch
 from torch import nn
 
-from fb3.recipe.tricks import Awp
+from fb3.recipe.tricks import AwpSettings
 from fb3.tasks.base import StepOutput
 from fb3.training.tricks.perturbation import direction, restored
 from fb3.training.tricks.trick import Backward, Step, Trick
@@ -19,7 +19,7 @@ class AWP(Trick):
         settings: rate, epsilon, when it begins, and which gradients count.
     """
 
-    def __init__(self, settings: Awp) -> None:
+    def __init__(self, settings: AwpSettings) -> None:
         self.settings = settings
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:

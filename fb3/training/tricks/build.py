@@ -7,38 +7,38 @@ from fb3.recipe.tricks import ON_ENCODER
 from fb3.training.tricks.averaging import EMA, SWA, Average
 from fb3.training.tricks.awp import AWP
 from fb3.training.tricks.fgm import FGM
-from fb3.training.tricks.lookahead import SlowWeights
+from fb3.training.tricks.lookahead import Lookahead
 from fb3.training.tricks.noise import EmbeddingNoise
 from fb3.training.tricks.pgd import PGD
-from fb3.training.tricks.pull_to_start import Pull
+from fb3.training.tricks.pull_to_start import L2SP
 from fb3.training.tricks.trick import Backward, Step, Trick
-from fb3.training.tricks.unfreeze import Unfreeze
+from fb3.training.tricks.unfreeze import GradualUnfreeze
 
 __all__ = [
     "AWP",
     "EMA",
     "FGM",
+    "L2SP",
     "PGD",
     "SWA",
     "Backward",
     "EmbeddingNoise",
-    "Pull",
-    "SlowWeights",
+    "GradualUnfreeze",
+    "Lookahead",
     "Step",
     "Trick",
-    "Unfreeze",
     "build_tricks",
 ]
 
 # Outermost first: what takes gradients away goes around what looks at them, what averages comes last after a step.
 _BUILD = {
-    "gradual_unfreeze": Unfreeze,
+    "gradual_unfreeze": GradualUnfreeze,
     "fgm": lambda settings, scorer: FGM(settings),
     "pgd": lambda settings, scorer: PGD(settings),
     "awp": lambda settings, scorer: AWP(settings),
     "noise": lambda settings, scorer: EmbeddingNoise(settings),
-    "pull_to_start": Pull,
-    "lookahead": SlowWeights,
+    "pull_to_start": L2SP,
+    "lookahead": Lookahead,
     "ema": EMA,
     "swa": SWA,
 }
@@ -68,7 +68,7 @@ def build_tricks(recipe: Recipe, scorer: Scorer, steps: int) -> list[Trick]:
                 f"tricks: {settings.kind} has {trick.moments(steps)} moments in {steps} steps, so it averages nothing; "
                 "let it start earlier or more often, or leave it out"
             )
-        if isinstance(trick, SlowWeights) and steps < trick.steps:
+        if isinstance(trick, Lookahead) and steps < trick.steps:
             raise Fb3Error(
                 f"tricks: lookahead returns every {trick.steps} steps, and the run has {steps}; give fewer steps, or "
                 "leave it out"

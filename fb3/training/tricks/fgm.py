@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fb3.recipe.tricks import Fgm
+from fb3.recipe.tricks import FgmSettings
 from fb3.tasks.base import StepOutput
 from fb3.training.tricks.perturbation import direction, restored, word_embeddings
 from fb3.training.tricks.trick import Backward, Step, Trick
@@ -21,7 +21,7 @@ class FGM(Trick):
         settings: epsilon, the L2 norm of the move.
     """
 
-    def __init__(self, settings: Fgm) -> None:
+    def __init__(self, settings: FgmSettings) -> None:
         self.epsilon = settings.epsilon
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from fb3.models.scorer import Scorer
-from fb3.recipe.tricks import Lookahead
+from fb3.recipe.tricks import LookaheadSettings
 from fb3.training.tricks.trick import Step, Trick
 
 
-class SlowWeights(Trick):
+class Lookahead(Trick):
     """slow ← slow + alpha · (fast − slow), fast ← slow after every n-th step; the optimizer's moments stay.
 
     Between two returns it is the fast weights that are evaluated.
@@ -22,7 +22,7 @@ class SlowWeights(Trick):
         scorer: the model as it starts, on its device.
     """
 
-    def __init__(self, settings: Lookahead, scorer: Scorer) -> None:
+    def __init__(self, settings: LookaheadSettings, scorer: Scorer) -> None:
         self.steps, self.alpha = settings.steps, settings.alpha
         self.slow = [(p, p.detach().clone()) for p in scorer.parameters() if p.requires_grad]
         self.done = 0  # a skipped step of fp16 left out

@@ -6,7 +6,7 @@ Cost: next to nothing.
 import torch
 from torch import Tensor, nn
 
-from fb3.recipe.tricks import Noise
+from fb3.recipe.tricks import NoiseSettings
 from fb3.tasks.base import StepOutput
 from fb3.training.tricks.trick import Backward, Step, Trick
 
@@ -18,7 +18,7 @@ class EmbeddingNoise(Trick):
         settings: scale, as a share of the embeddings' own standard deviation.
     """
 
-    def __init__(self, settings: Noise) -> None:
+    def __init__(self, settings: NoiseSettings) -> None:
         self.scale = settings.scale
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:

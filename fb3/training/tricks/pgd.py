@@ -6,7 +6,7 @@ Cost: `steps` more forward and backward passes; memory of a copy of the embeddin
 import torch
 from torch import Tensor
 
-from fb3.recipe.tricks import Pgd
+from fb3.recipe.tricks import PgdSettings
 from fb3.tasks.base import StepOutput
 from fb3.training.tricks.perturbation import direction, restored, word_embeddings
 from fb3.training.tricks.trick import Backward, Step, Trick
@@ -19,7 +19,7 @@ class PGD(Trick):
         settings: alpha, epsilon (L2 norms) and steps.
     """
 
-    def __init__(self, settings: Pgd) -> None:
+    def __init__(self, settings: PgdSettings) -> None:
         self.settings = settings
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:

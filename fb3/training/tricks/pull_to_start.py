@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from fb3.models.scorer import Scorer
-from fb3.recipe.tricks import PullToStart
+from fb3.recipe.tricks import PullToStartSettings
 from fb3.training.tricks.trick import Step, Trick
 
 
-class Pull(Trick):
+class L2SP(Trick):
     """weights ← weights + strength · (start − weights) after each step, in the encoder.
 
     Args:
@@ -20,7 +20,7 @@ class Pull(Trick):
         scorer: the model as it starts, on its device.
     """
 
-    def __init__(self, settings: PullToStart, scorer: Scorer) -> None:
+    def __init__(self, settings: PullToStartSettings, scorer: Scorer) -> None:
         self.strength = settings.strength
         self.start = [(p, p.detach().clone()) for p in scorer.encoder.parameters() if p.requires_grad]
 

@@ -6,12 +6,12 @@ Cost: none; the gradients of the layers that wait are computed and thrown away.
 from fb3.errors import Fb3Error
 from fb3.models.layer_stack import depth_of_parameters
 from fb3.models.scorer import Scorer
-from fb3.recipe.tricks import GradualUnfreeze
+from fb3.recipe.tricks import GradualUnfreezeSettings
 from fb3.tasks.base import StepOutput
 from fb3.training.tricks.trick import Backward, Step, Trick
 
 
-class Unfreeze(Trick):
+class GradualUnfreeze(Trick):
     """Takes the gradients of the encoder's lower layers away, of fewer and fewer, until a share of the run.
 
     Args:
@@ -22,7 +22,7 @@ class Unfreeze(Trick):
         Fb3Error: the layers of this encoder are not known.
     """
 
-    def __init__(self, settings: GradualUnfreeze, scorer: Scorer) -> None:
+    def __init__(self, settings: GradualUnfreezeSettings, scorer: Scorer) -> None:
         try:
             depths, self.top = depth_of_parameters(scorer.encoder)
         except Fb3Error:

@@ -15,7 +15,7 @@ from fb3.models.kernels.disentangled_attention import disentangled_attention, ro
 from fb3.models.layer_stack import layer_stack
 from fb3.models.mixout import mix_out
 from fb3.models.surgery import operate
-from fb3.recipe.model import ModelGroup, PlainPooling
+from fb3.recipe.model import ModelSettings, PlainPoolingSettings
 
 V3 = {
     "vocab_size": 50,
@@ -475,7 +475,7 @@ def test_other_versions_and_other_encoders_are_left_alone(capsys, monkeypatch):
 
 
 def test_mixout_frozen_and_dropped_layers_go_with_it():
-    chosen = ModelGroup(mixout=0.5, freeze_layers=1, pooling=PlainPooling(kind="mean"))
+    chosen = ModelSettings(mixout=0.5, freeze_layers=1, pooling=PlainPoolingSettings(kind="mean"))
     eager, fused = encoder_of(share_att_key=False), encoder_of(share_att_key=False)
     for encoder in (eager, fused):
         operate(encoder, chosen)
@@ -492,7 +492,7 @@ def test_mixout_frozen_and_dropped_layers_go_with_it():
     first.sum().backward()
     assert mixed[0].weight.grad is not None
     assert all(p.grad is None for p in fused.encoder.layer[0].parameters())
-    operate(fused, ModelGroup(layer_drop=0.999999, pooling=PlainPooling(kind="mean")))
+    operate(fused, ModelSettings(layer_drop=0.999999, pooling=PlainPoolingSettings(kind="mean")))
     out = fused(**inputs, output_hidden_states=True).hidden_states
     assert torch.equal(out[-1], out[-2])
 

@@ -13,9 +13,9 @@ from fb3.models.kernels.deberta import use_fused_disentangled_attention
 from fb3.models.kernels.int8_linear import SHIFT, Input, Int8Linear, Quantiser, observe, quantise
 from fb3.models.poolings.build import build_pooling, build_window_pooling
 from fb3.models.scorer import Scorer, StitchedScorer
-from fb3.models.statistics_net import Alone
+from fb3.models.statistics_net import NoStatistics
 from fb3.models.towers import Tower
-from fb3.recipe.model import PlainPooling
+from fb3.recipe.model import PlainPoolingSettings
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 V3 = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "share_att_key": True}
@@ -35,12 +35,12 @@ def tower_of(family="bert", **config):
             weight.data[3] = 5.0  # a channel of large numbers, as trained encoders have some
     use_blocked_attention(encoder)
     use_fused_disentangled_attention(encoder)
-    pooling = build_pooling(PlainPooling(kind="mean"), 64, depth=2, vocabulary=50, prompt=range(0))
+    pooling = build_pooling(PlainPoolingSettings(kind="mean"), 64, depth=2, vocabulary=50, prompt=range(0))
     return Tower(encoder, pooling, build_window_pooling(None, 64))
 
 
 def scorer_of(family="bert", **config):
-    return Scorer(tower_of(family, **config), Alone(64), Linear(64, 3)).eval()
+    return Scorer(tower_of(family, **config), NoStatistics(64), Linear(64, 3)).eval()
 
 
 @torch.inference_mode()
@@ -164,7 +164,7 @@ def test_an_essay_is_scored_alike_whoever_stands_beside_it():
 
 def test_two_encoders_have_scales_of_their_own():
     def make():
-        return StitchedScorer(tower_of(), tower_of("roberta"), Alone(128), Linear(128, 3)).eval()
+        return StitchedScorer(tower_of(), tower_of("roberta"), NoStatistics(128), Linear(128, 3)).eval()
 
     batch = BATCH | {f"second_{name}": value for name, value in BATCH.items()}
     scales = scales_of(make, batch=batch)

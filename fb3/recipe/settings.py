@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
-class Group(BaseModel):
+class Settings(BaseModel):
     """Settings that belong together: unknown keys are refused, values cannot change once read."""
 
     model_config = ConfigDict(
