@@ -19,6 +19,7 @@ from fb3.errors import Fb3Error
 from fb3.models.backbone import random_encoder
 from fb3.runs.checkpoint import load_fold, read_weights
 from fb3.runs.fold_json import is_finished
+from fb3.runs.save_folder import sealed
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
 from fb3.training import saves as resume
@@ -269,10 +270,10 @@ def test_a_save_of_any_form(data, trained):
     content = {"made_of": {"recipe": {}}, "state": state, "tensors": sha256(folder / "state.safetensors")}
     odd = data.draw(swapped(content))
     text = json.dumps(odd)
-    sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": odd}
+    resealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": odd}
     (folder / "state.json").write_text(sealed(content))
     resume.read_save(folder)
-    (folder / "state.json").write_text(json.dumps(sealed))
+    (folder / "state.json").write_text(json.dumps(resealed))
     told(
         lambda path: resume.read_save(path.parent),
         folder / "state.json",

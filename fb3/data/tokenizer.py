@@ -1,9 +1,7 @@
 """Essays to what a scorer reads of them: tokens and statistics. Without torch: it goes on beside its import."""
 
 from pathlib import Path
-
-import tokenizers
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from fb3.data.texts import CAPITAL, NEWLINE, UPPER
 from fb3.errors import Fb3Error
@@ -12,10 +10,13 @@ from fb3.system.file_contents import stand_in
 from fb3.system.file_names import CONFIG, PADDED, TOKENIZER
 from fb3.system.files import read_json, read_utf8
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 _LARGEST = 256 * 2**20  # bytes of a tokenizer.json; those of 250,000 tokens have 30 MB
 
 
-def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
+def load_tokenizer(folder: str | Path) -> "tuple[Tokenizer, int]":
     """The fast tokenizer of an encoder folder, read without transformers, and the padding id.
 
     Raises:
@@ -30,15 +31,17 @@ def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
     return tokenizer, pad
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> "Tokenizer":
     """A tokenizer.json.
 
     Raises:
         Fb3Error: it is missing or broken.
     """
+    import tokenizers  # late: a submission stands before it is needed
+
     text = read_utf8(path, _LARGEST)
     try:
-        tokenizer = Tokenizer.from_str(text)
+        tokenizer = tokenizers.Tokenizer.from_str(text)
         tokenizer.encode("a")  # some broken files fail here only
     except (KeyboardInterrupt, SystemExit):
         raise

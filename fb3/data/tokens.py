@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tokenizers import Tokenizer
 
 from fb3.data.text_statistics import text_statistics
 from fb3.data.texts import input_texts
@@ -15,6 +14,9 @@ from fb3.data.tokenizer import check_tokenizer, frame, load_tokenizer, padded_to
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
 from fb3.system.file_names import SECOND
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Encoded:
         """Puts back what `state` gave."""
 
 
-def tokenise(texts: Sequence[str], tokenizer: Tokenizer, pad: int, data: DataSettings, padded: int = 0) -> Encoded:
+def tokenise(texts: Sequence[str], tokenizer: "Tokenizer", pad: int, data: DataSettings, padded: int = 0) -> Encoded:
     """Tokenises every text once and truncates it.
 
     Args:
@@ -108,7 +110,7 @@ class RowEncoder:
         Fb3Error: no room for text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, pad: int, data: DataSettings) -> None:
+    def __init__(self, tokenizer: "Tokenizer", pad: int, data: DataSettings) -> None:
         self.tokenizer, self.pad, self.truncation = tokenizer, pad, data.truncation
         self.prefix, self.suffix = frame(tokenizer, data)
         around = len(self.prefix) + len(self.suffix)

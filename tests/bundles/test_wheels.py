@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-import build_dataset
-from fb3.bundles import wheels
+from fb3.bundles import packed_wheels, wheels
 from fb3.bundles.images import (
     BACKENDS,
     RECORDED,
@@ -232,13 +231,13 @@ def test_the_extras_are_the_backends_requirements_and_openvino_is_locked_for_all
 
 
 def test_a_backend_whose_wheels_are_not_packed_is_told(run, tmp_path, capsys):
-    assert build_dataset.backends_of([run, tmp_path]) == []
+    assert packed_wheels.backends_of([run, tmp_path]) == []
     other = copied(run, tmp_path / "other")
     recipe = (other / "recipe.yaml").read_text()
     (other / "recipe.yaml").write_text(recipe.replace("backend: auto", "backend: openvino"))
-    assert build_dataset.backends_of([run, other]) == ["openvino"]
-    assert build_dataset.wheels_of_backend("openvino", None, without=True) == []
-    assert build_dataset.wheels_of_backend("onnx", None, without=False) == []
+    assert packed_wheels.backends_of([run, other]) == ["openvino"]
+    assert packed_wheels.wheels_of_backend("openvino", None, without=True) == []
+    assert packed_wheels.wheels_of_backend("onnx", None, without=False) == []
     said = capsys.readouterr().err
     assert "openvino: its wheels are not packed (--no-wheels); where they are missing, torch computes" in said
     assert "`fb3 wheels-lock IMAGE --backend onnx` writes one" in said

@@ -16,6 +16,7 @@ import torch
 
 from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
+from fb3.prediction import fold_prediction
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction import token_budget as budget
 from fb3.prediction.predictions import Predictions
@@ -181,9 +182,12 @@ def test_each_of_three_folds_and_each_run_weighs_alike(tmp_path):
 def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkeypatch, capsys):
     member = inference.read_bundle(bundle).members()[0]
     texts = [f"essay {number} of some words" for number in range(9)]
-    encoded, ids = worker.encode(member, pd.DataFrame({"full_text": texts})), np.array(list("abcdefghi"), object)
-    plain = worker.predict_fold(member, 0, encoded, ids, "cpu", precision="fp32")
-    real, asked = worker.predict, []
+    encoded, ids = (
+        fold_prediction.encode(member, pd.DataFrame({"full_text": texts})),
+        np.array(list("abcdefghi"), object),
+    )
+    plain = fold_prediction.predict_fold(member, 0, encoded, ids, "cpu", precision="fp32")
+    real, asked = fold_prediction.predict, []
 
     def overflowing(*arguments, rows, precision, **keywords):
         asked.append((precision, len(rows)))
@@ -192,8 +196,8 @@ def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkey
             out.values[3:5] = np.inf
         return out
 
-    monkeypatch.setattr(worker, "predict", overflowing)
-    again = worker.predict_fold(member, 0, encoded, ids, "cpu", precision="bf16")
+    monkeypatch.setattr(fold_prediction, "predict", overflowing)
+    again = fold_prediction.predict_fold(member, 0, encoded, ids, "cpu", precision="bf16")
     assert asked == [("bf16", 9), ("fp32", 2)]
     assert "2 essays got no number in bf16, first d" in capsys.readouterr().err
     assert again.ids.tolist() == ids.tolist()
@@ -380,7 +384,7 @@ def test_devices_get_nearly_equal_tokens_and_each_row_once(parts):
 def test_unreached_essays_are_simply_not_in_the_result(bundle, competition):
     packed = inference.read_bundle(bundle)
     member = packed.members()[0]
-    encoded = worker.encode(member, pd.DataFrame({"full_text": ["one", "two"]}))
+    encoded = fold_prediction.encode(member, pd.DataFrame({"full_text": ["one", "two"]}))
     done = Workers(["cpu"]).predict(member, 0, encoded, np.array(["a", "b"], object), time.monotonic() - 1)
     assert isinstance(done, Predictions)
     assert len(done.ids) == 0

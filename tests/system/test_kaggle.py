@@ -10,7 +10,7 @@ from fb3.errors import Fb3Error
 from fb3.prediction import fold_prediction
 from fb3.recipe import load_recipe
 from fb3.runs.run_folder import Member
-from fb3.system import kaggle as runtime
+from fb3.system import devices
 from fb3.system.devices import pick_device, pick_devices, pick_precision
 from fb3.system.kaggle import find_bundle, find_competition, on_kaggle, secret
 
@@ -84,7 +84,7 @@ def test_kaggle_is_told_by_its_variables(monkeypatch):
 
 def test_a_gpu_without_kernels_falls_back_and_says_so(monkeypatch, capsys):
     monkeypatch.delenv("FB3_DEVICE", raising=False)
-    monkeypatch.setattr(runtime, "_accelerators", lambda: {"cuda": True})
+    monkeypatch.setattr(devices, "_accelerators", lambda: {"cuda": True})
     real = torch.ones
 
     def no_kernels(*shape, device=None):
@@ -101,9 +101,9 @@ def test_a_gpu_without_kernels_falls_back_and_says_so(monkeypatch, capsys):
 
 def test_precisions(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(devices, "_cpu_has_bf16", lambda: True)
     assert pick_precision("auto", cpu) == "bf16"
-    monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(devices, "_cpu_has_bf16", lambda: False)
     assert pick_precision("auto", cpu) == "fp32"
     assert pick_precision("bf16", cpu) == "bf16"
     for capability, precision in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
@@ -132,7 +132,7 @@ def test_bf16_is_not_emulated(capability, taken, run, monkeypatch, capsys):
 def test_what_tensors_free_serves_the_next_ones():
     """Told by the pages that the system hands out anew, in a process of its own."""
     program = (
-        "import resource, sys, torch; from fb3.system.kaggle import keep_freed_memory\n"
+        "import resource, sys, torch; from fb3.system.devices import keep_freed_memory\n"
         "keep_freed_memory() if sys.argv[1] == 'keep' else None\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "before = faults()\n"
