@@ -20,7 +20,7 @@ from fb3.recipe.training import (
     ScheduleSettings,
     TrainSettings,
 )
-from fb3.recipe.tricks import ADVERSARIAL, AVERAGERS, EMBEDDING_ADVERSARIAL, ON_ENCODER, TrickSettings
+from fb3.recipe.tricks import TrickSettings
 
 DEBUG: dict[str, dict[str, int | None]] = {
     "data": {"sample": 100},
@@ -57,44 +57,12 @@ class Recipe(Settings):
         for kind in set(kinds):
             if kinds.count(kind) > 1:
                 raise ValueError(f"tricks: {kind} stands {kinds.count(kind)} times; give it once")
-        if len(averagers := [kind for kind in kinds if kind in AVERAGERS]) > 1:
-            raise ValueError(f"tricks: {averagers} both average the weights; give one")
-        adversarial = [kind for kind in kinds if kind in ADVERSARIAL]
-        if adversarial and self.train.accumulation > 1:
-            raise ValueError(
-                f"tricks: {adversarial[0]} perturbs along the gradient of one batch, which train.accumulation > 1 "
-                "mixes with others; set train.accumulation=1"
-            )
-        on_embeddings = [kind for kind in kinds if kind in EMBEDDING_ADVERSARIAL]
-        if on_embeddings and self.model.freeze_embeddings:
-            raise ValueError(
-                f"tricks: {on_embeddings[0]} perturbs the embeddings, which get no gradient with "
-                "model.freeze_embeddings; drop one of the two"
-            )
-        if len(adversarial) > 1:
-            raise ValueError(f"tricks: {adversarial} both perturb along the gradient; give one")
         for trick in self.tricks:
-            if trick.kind == "awp" and trick.from_epoch >= self.train.epochs:
-                raise ValueError(
-                    f"tricks: awp would begin in epoch {trick.from_epoch}, counted from 0, of {self.train.epochs}; "
-                    "give a smaller from_epoch"
-                )
-            if trick.kind == "awp" and trick.from_score is not None and self.train.evaluates_once():
-                raise ValueError(
-                    "tricks: awp's from_score waits for an evaluation, and the only one is at the run's end; raise "
-                    "train.epochs or give train.evaluate_every_steps"
-                )
-            if trick.kind == "pull_to_start" and self.optimizer.weight_decay:
-                raise ValueError(
-                    "tricks: pull_to_start decays the weights toward their start, optimizer.weight_decay toward 0; set "
-                    "optimizer.weight_decay=0"
-                )
-            if trick.kind == "pull_to_start" and self.optimizer.kind == "madgrad":
-                raise ValueError("tricks: madgrad goes by its own sums and undoes pull_to_start; drop one of the two")
-            if trick.kind == "lookahead" and self.optimizer.kind == "ranger":
-                raise ValueError("tricks: optimizer.kind=ranger looks ahead itself; drop lookahead, or take radam")
-            if trick.kind == "pull_to_start" and self.model.reinit_layers:
-                raise ValueError("tricks: pull_to_start would pull model.reinit_layers to random weights; drop one")
+            rivals = [other.kind for other in self.tricks if other.alone_in == trick.alone_in]
+            if trick.alone_in and len(rivals) > 1:
+                raise ValueError(f"tricks: {rivals} both {trick.alone_in}; give one")
+        for trick in self.tricks:
+            trick.check(self)
         return self
 
     @model_validator(mode="after")
@@ -132,7 +100,7 @@ class Recipe(Settings):
             raise ValueError("model.stitch.backbone: only the first encoder can be built from scratch; give a folder")
         if stitch.pooling.kind == "target_tokens" and self.data.text.prompt != "tokens":
             raise ValueError("model.stitch.pooling.kind=target_tokens: set data.text.prompt=tokens")
-        on_frozen = [trick.kind for trick in self.tricks if trick.kind in ON_ENCODER]
+        on_frozen = [trick.kind for trick in self.tricks if trick.on_encoder]
         if stitch.frozen == "both" and (on_frozen or self.model.mixout or self.model.reinit_layers):
             what = f"tricks: {on_frozen[0]}" if on_frozen else "model.mixout or reinit_layers"
             raise ValueError(f"{what} acts on an encoder that model.stitch.frozen=both keeps as it is; drop one")
@@ -174,7 +142,7 @@ class Recipe(Settings):
         if self.task.weighed(len(self.data.target_columns)) == 1:
             raise ValueError("task.weighting: one column and one loss leave nothing to weigh; give terms or take fixed")
         for trick in self.tricks:
-            if trick.kind == "pgd" or (trick.kind == "awp" and trick.form == "perturb_first"):
+            if trick.drops_gradients():
                 raise ValueError(
                     f"tricks: {trick.kind} drops the gradients of some passes, of which task.weighting=uncertainty "
                     "would learn; take fixed, fgm, or awp with form: two_pass"
