@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fb3.errors import Fb3Error, RuleError, nearest
-from fb3.recipe.keys import below, dotted_keys, key_hint
+from fb3.recipe.hints import key_hint
+from fb3.recipe.keys import below, dotted_keys
 from fb3.recipe.recipe import Recipe
 from fb3.recipe.safe_yaml import LARGEST, parse
-from fb3.recipe.settings import Settings
+from fb3.recipe.settings import kinds
+from fb3.recipe.training import FORMER_DEFAULTS
 from fb3.system.files import read_utf8
 from fb3.system.progress import as_command
 
@@ -82,7 +84,7 @@ def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
     merged = recipe.model_dump(mode="json")
     for override in overrides:  # checked together at the end: two may be right only side by side
-        merged = _merged(merged, _override(override), Recipe)
+        merged = _merged(merged, _override(override))
     return Recipe.from_mapping(merged, "overrides " + " ".join(overrides))
 
 
@@ -162,18 +164,26 @@ def _accepted(recipe: Recipe, overrides: list[str]) -> bool:
     return True
 
 
-def _merged(base: dict, over: dict, group: type[Settings] | None = None) -> dict:
+def _merged(base: dict, over: dict, shared: Any = None) -> dict:
     """`over` on top of `base`, group by group.
 
-    A mapping of another `kind` replaces the old one whole where each kind has settings of its own; in a `group` of one
-    class, as the optimizer is, the kinds share them, and a rate survives another kind.
+    A mapping of another `kind` replaces the old one whole, but not in a union whose kinds share most settings, such as
+    the optimizers: there a rate survives another kind.
     """
-    if group is None and over.get("kind", base.get("kind")) != base.get("kind"):
-        return over
+    if over.get("kind", base.get("kind")) != base.get("kind"):
+        if shared is None:
+            return over
+        base = _changed(base, shared)
     out = dict(base)
     for key, value in over.items():
+        union = Recipe.model_fields[key].annotation if key in FORMER_DEFAULTS else None
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        inner = group.model_fields[key].annotation if group and key in group.model_fields else None
-        one_class = isinstance(inner, type) and issubclass(inner, Settings)
-        out[key] = _merged(base[key], value, inner if one_class else None) if both else value
+        out[key] = _merged(base[key], value, union) if both else value
     return out
+
+
+def _changed(settings: dict, union: Any) -> dict:
+    """The settings that differ from the defaults of their kind: another kind may lack the others."""
+    member = kinds(union).get(str(settings["kind"]))
+    defaults = member.model_construct().model_dump(mode="json") if member else {}
+    return {key: value for key, value in settings.items() if key not in defaults or defaults[key] != value}

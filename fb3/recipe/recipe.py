@@ -8,12 +8,18 @@ from pydantic import ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
 from fb3.recipe.data import DataSettings, FoldsSettings
-from fb3.recipe.keys import explain
+from fb3.recipe.hints import explain
 from fb3.recipe.model import ModelSettings
 from fb3.recipe.prediction import PredictSettings
 from fb3.recipe.settings import Settings
 from fb3.recipe.task import COMPARISONS, RegressionSettings, TaskSettings
-from fb3.recipe.training import OptimizerSettings, ScheduleSettings, TrainSettings
+from fb3.recipe.training import (
+    AdamWSettings,
+    CosineScheduleSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
 from fb3.recipe.tricks import TrickSettings
 
 DEBUG: dict[str, dict[str, int | None]] = {
@@ -34,9 +40,9 @@ class Recipe(Settings):
     """The split."""
     train: TrainSettings = TrainSettings()
     """The loop."""
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: OptimizerSettings = AdamWSettings()
     """Rates and decay."""
-    schedule: ScheduleSettings = ScheduleSettings()
+    schedule: ScheduleSettings = CosineScheduleSettings()
     """The rate over time."""
     task: TaskSettings = RegressionSettings()
     """What a target is."""

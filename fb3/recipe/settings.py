@@ -1,5 +1,6 @@
 """What all groups share: frozen, strict, described by docstrings."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -18,6 +19,29 @@ def kinds(union: Any) -> dict[str, type[Settings]]:
     plain = get_args(union)[0] if get_origin(union) is Annotated else union
     members = get_args(plain) or (plain,)
     return {kind: member for member in members for kind in get_args(member.model_fields["kind"].annotation)}
+
+
+def read_kind(union: Any, default: str, former: Mapping[str, Any] | None = None) -> BeforeValidator:
+    """What reads the settings of a union before its members do.
+
+    Args:
+        union: its members have a `kind`.
+        default: the kind that is meant where none is given.
+        former: settings by their former defaults; the kinds that lack them take them at that value and drop them.
+    """
+    members = kinds(union)
+
+    def read(settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        settings = {"kind": default, **settings}
+        member = members.get(settings["kind"]) if isinstance(settings["kind"], str) else None
+        for key, value in (former or {}).items():
+            if member and key in settings and key not in member.model_fields and settings[key] == value:
+                del settings[key]
+        return settings
+
+    return BeforeValidator(read)
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

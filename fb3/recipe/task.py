@@ -1,11 +1,11 @@
 """What a target is, and its loss."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from fb3.recipe.augmentation import AugmentSettings
-from fb3.recipe.settings import Count, Probability, Rate, Settings
+from fb3.recipe.settings import Count, Probability, Rate, Settings, read_kind
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
 BATCH_LOSSES = {"rmse", "mcrmse", "pearson", "rank"}  # not a mean over essays: those of parts do not add up
@@ -186,12 +186,5 @@ class OrdinalSettings(ClassesSettings):
         return columns * (self.classes() - 1)
 
 
-def _regression_unless_said(settings: Any) -> Any:
-    return {"kind": "regression", **settings} if isinstance(settings, dict) else settings
-
-
-TaskSettings = Annotated[
-    RegressionSettings | BinnedSettings | OrdinalSettings,
-    Field(discriminator="kind"),
-    BeforeValidator(_regression_unless_said),
-]
+_Task = RegressionSettings | BinnedSettings | OrdinalSettings
+TaskSettings = Annotated[_Task, Field(discriminator="kind"), read_kind(_Task, "regression")]

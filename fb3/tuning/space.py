@@ -20,7 +20,8 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
-from fb3.recipe.keys import dotted_keys, explain, key_hint
+from fb3.recipe.hints import explain, key_hint
+from fb3.recipe.keys import dotted_keys
 from fb3.recipe.load import check_key, overridden
 from fb3.recipe.recipe import Recipe
 from fb3.recipe.safe_yaml import LARGEST, parse
