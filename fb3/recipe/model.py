@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from fb3.recipe.settings import Count, Probability, Settings, read_kind
 
@@ -85,6 +85,8 @@ _Pooling = (
 )
 # Recipes saved by earlier versions hold kernel: 3 beside lstm_tokens.
 PoolingSettings = Annotated[_Pooling, Field(discriminator="kind"), read_kind(_Pooling, "attention", {"kernel": 3})]
+# Poolings of the first token alone: a tokenizer must put one of its own before each text.
+OF_FIRST_TOKEN = {"cls", "pooler", "lstm_layers", "gru_layers", "attention_layers"}
 
 
 class LinearHeadSettings(Settings):

@@ -49,7 +49,7 @@ class ParallelLayersPooling(Pooling):
 
 
 class HierarchicalLayersPooling(ParallelLayersPooling):
-    """The same nets in a row, from the top down: each reads its layer's mean plus the result of the net above (HSUM)."""
+    """The same nets from the top down: each reads its layer's mean plus the result of the net above (HSUM, ibid.)."""
 
     def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         result, results = 0.0, []

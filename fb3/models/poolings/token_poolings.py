@@ -127,7 +127,7 @@ class TargetTokensPooling(Pooling):
 
 
 class GeneralisedMeanPooling(Pooling):
-    """(mean of x^p)^(1/p) over the positive parts of real tokens' states, p learned (Radenovic et al. 2017, arXiv:1711.02512).
+    """(mean of x^p)^(1/p) over real tokens' positive parts x, p learned (Radenovic et al. 2017, arXiv:1711.02512).
 
     Args:
         hidden: width D.
