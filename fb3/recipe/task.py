@@ -84,13 +84,13 @@ class BaseTaskSettings(Settings):
             raise ValueError(f"minimum {self.minimum} must lie below maximum {self.maximum}")
         return self
 
-    def kinds(self) -> list[str]:
+    def losses(self) -> list[str]:
         """The losses' names, where there is a choice."""
         return []
 
     def of_batches(self) -> list[str]:
         """Those of them that are no mean over essays: what parts of a batch give does not add up."""
-        return [kind for kind in self.kinds() if kind in BATCH_LOSSES]
+        return [kind for kind in self.losses() if kind in BATCH_LOSSES]
 
     def weighed(self, columns: int) -> int:
         """How many losses are added: those that `weighting` weighs."""
@@ -120,7 +120,7 @@ class RegressionSettings(BaseTaskSettings):
 
     @model_validator(mode="after")
     def _losses_fit(self) -> "RegressionSettings":
-        kinds = self.kinds()
+        kinds = self.losses()
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"loss and terms name a loss twice: {kinds}")
         if self.delta != 0.5 and "huber" not in kinds:
@@ -131,13 +131,13 @@ class RegressionSettings(BaseTaskSettings):
             raise ValueError("weighting: uncertainty learns the terms' weights; leave weight and end_weight out")
         return self
 
-    def kinds(self) -> list[str]:
+    def losses(self) -> list[str]:
         """The losses' names."""
         return [self.loss, *(term.kind for term in self.terms)]
 
     def weighed(self, columns: int) -> int:
         """The losses or, where there is but one, its columns."""
-        return len(self.kinds()) if self.terms else columns
+        return len(self.losses()) if self.terms else columns
 
 
 class ClassesSettings(BaseTaskSettings):

@@ -85,6 +85,12 @@ class BaseOptimizerSettings(Settings):
     """Take fp16's loss scale out of the gradients before clipping. False reproduces published runs that clipped the
     scaled gradients; it changes nothing outside fp16."""
 
+    @model_validator(mode="after")
+    def _decays_by_something(self) -> "BaseOptimizerSettings":
+        if self.decay_by == "thirds" and self.layer_decay == 1.0:
+            raise ValueError("decay_by does nothing with layer_decay=1.0; leave it out")
+        return self
+
 
 class AdafactorSettings(BaseOptimizerSettings):
     """Adafactor (Shazeer & Stern 2018, arXiv:1804.04235)."""

@@ -122,7 +122,7 @@ def build_criterion(settings: RegressionSettings, columns: int) -> Scheduled | L
         "huber": huber(settings.delta),
         "quantile": quantile(settings.quantile),
     }
-    losses = [known[kind] for kind in settings.kinds()]
+    losses = [known[kind] for kind in settings.losses()]
     if settings.weighting == "uncertainty":
         return Learned(losses, settings.weighed(columns))
     ends = [(t.weight, t.weight if t.end_weight is None else t.end_weight) for t in settings.terms]

@@ -24,7 +24,7 @@ class Regression(ScoreTask):
     def __init__(self, settings: RegressionSettings, columns: tuple[str, ...]) -> None:
         super().__init__(settings, columns)
         self._criterion = build_criterion(settings, len(columns))
-        self._terms = settings.kinds() if settings.terms else columns
+        self._terms = settings.losses() if settings.terms else columns
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         scores = model(batch).scores  # (B, K)
