@@ -157,29 +157,40 @@ def inside(annotation: Any) -> Iterator[Any]:
         yield from inside(inner)
 
 
+def declared_in(group: type[Settings], name: str) -> type[Settings]:
+    """The class whose pieces a field counts among: where kinds inherit it, one row serves them all.
+
+    Each task has its own rows, for it does its own with what it inherits.
+    """
+    if issubclass(group, BaseTaskSettings):
+        return group
+    return next(base for base in group.__mro__ if name in base.__annotations__)
+
+
 def offered(group: type[Settings], switched: set[type[Settings]]) -> Iterator[str]:
     """Each kind that a group and those in it know, Class.field=kind; in `switched` what is off, too, Class.field=on.
 
     Optional parts of a task are left out: they may have a row, but none is asked for.
     """
     for name, field in group.model_fields.items():
-        parts = list(inside(field.annotation))
+        parts, declared = list(inside(field.annotation)), declared_in(group, name)
         if issubclass(group, BaseTaskSettings) and type(None) in parts:
             continue
         for each in parts:
             if get_origin(each) is Literal:
-                yield from (f"{group.__name__}.{name}={kind}" for kind in get_args(each))
+                yield from (f"{declared.__name__}.{name}={kind}" for kind in get_args(each))
             elif isinstance(each, type) and issubclass(each, Settings):
                 yield from offered(each, switched)
-        if group in switched and not field.is_required() and not field.default:
-            yield f"{group.__name__}.{name}=on"
+        if declared in switched and not field.is_required() and not field.default:
+            yield f"{declared.__name__}.{name}=on"
 
 
 def used(group: Settings) -> Iterator[str]:
     """The same of what a recipe holds."""
     for name in type(group).model_fields:
         value = getattr(group, name)
-        yield from (f"{type(group).__name__}.{name}={word}" for word in (value, "on" if value else "off"))
+        declared = declared_in(type(group), name).__name__
+        yield from (f"{declared}.{name}={word}" for word in (value, "on" if value else "off"))
         for each in value if isinstance(value, tuple) else [value]:
             if isinstance(each, Settings):
                 yield from used(each)

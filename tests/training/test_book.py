@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -13,12 +14,20 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.augmentation import AugmentSettings
 from fb3.recipe.data import TextSettings
 from fb3.recipe.model import ModelSettings
-from fb3.recipe.training import OptimizerSettings, ScheduleSettings
+from fb3.recipe.settings import kinds
+from fb3.recipe.task import LossKind
+from fb3.recipe.training import (
+    AdamWSettings,
+    BaseOptimizerSettings,
+    BaseScheduleSettings,
+    FallingScheduleSettings,
+    OptimizerSettings,
+)
 from fb3.recipe.tricks import TrickSettings
 from tests.training.book import Book, inside, offered, prepare, used
 
 # Overrides by name. "a/b" is b on top of a, and must differ from a; every other piece must differ from the plain run.
-LOSSES = ("mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank")
+LOSSES = [loss for loss in get_args(LossKind) if loss != "smooth_l1"]  # the plain run's
 PIECES = {
     "fgm": ["tricks=[{kind: fgm}]"],
     "pgd": ["tricks=[{kind: pgd, steps: 2}]"],
@@ -61,7 +70,7 @@ PIECES = {
     "stitch_trained": ["model.stitch={backbone: SECOND, frozen: none}"],
     "stitch_frozen": ["model.stitch={backbone: SECOND, frozen: both, pooling: {kind: token_weighted}}"],
     # --- optimizer and schedule ---
-    **{kind: [f"optimizer.kind={kind}"] for kind in ("radam", "nadam", "adafactor", "ranger", "lamb", "madgrad")},
+    **{kind: [f"optimizer.kind={kind}"] for kind in kinds(OptimizerSettings) if kind not in ("adamw", "adamw_8bit")},
     "bias_correction": ["optimizer.bias_correction=false"],
     "weight_decay": ["optimizer.weight_decay=1.0"],
     "layer_decay": ["optimizer.layer_decay=0.5"],
@@ -182,20 +191,32 @@ REFUSED = [
     ("model.stitch={backbone: x, pooling: {kind: target_tokens}}", "set data.text.prompt=tokens"),
     ("model.stitch={backbone: x, frozen: both} | tricks=[{kind: fgm}]", "fgm acts on an encoder that"),
     ("model.stitch={backbone: x, frozen: both} | model.mixout=0.1", "mixout or reinit_layers acts on an encoder"),
-    ("model.stitch={backbone: x, frozen: both} | model.freeze_layers=1", "do nothing with model.stitch.frozen=both"),
+    (
+        "model.stitch={backbone: x, frozen: both} | model.freeze_layers=1",
+        "freeze_layers does nothing with model.stitch.frozen=both",
+    ),
     ("model.stitch={backbone: x, frozen: both} | optimizer.embeddings_rate=1.0e-5", "embeddings_rate does nothing"),
     ("optimizer.decay_by=thirds | optimizer.layer_decay=1.0", "does nothing with layer_decay"),
     ("optimizer.embeddings_rate=1.0e-5 | model.freeze_embeddings=true", "does nothing with model.freeze_emb"),
-    ("optimizer={kind: adafactor, betas: [0.9, 0.99]}", "betas do nothing in adafactor"),
-    ("optimizer={kind: madgrad, betas: [0.8, 0.999]}", "betas do nothing in madgrad"),
-    ("optimizer={kind: adafactor, eps: 1.0e-8}", "eps does nothing in adafactor"),
-    ("optimizer={kind: radam, bias_correction: false}", "is of adamw, not of radam"),
+    ("optimizer={kind: adafactor, betas: [0.9, 0.99]}", "optimizer.betas: belongs to kinds adamw, "),
+    ("optimizer={kind: madgrad, betas: [0.8, 0.999]}", "optimizer.betas: belongs to kinds adamw, "),
+    ("optimizer={kind: adafactor, eps: 1.0e-8}", "optimizer.eps: belongs to kinds adamw, "),
+    (
+        "optimizer={kind: radam, bias_correction: false}",
+        "optimizer.bias_correction: belongs to kind adamw; leave it out or take kind: adamw",
+    ),
     ("optimizer={bias_correction: false, betas: [0.9, 0.99999]}", "too near to 1"),
-    ("schedule={kind: linear, cycles: 2}", "cycles does nothing in a linear"),
-    ("schedule={kind: cosine_restarts}", "give cycles: 2 or more"),
-    ("schedule={kind: cosine_restarts, cycles: 1}", "give cycles: 2 or more"),
-    ("schedule={kind: cosine, power: 3.0}", "power does nothing in a cosine"),
-    ("schedule={kind: constant, floor: 0.5}", "floor does nothing in a constant"),
+    (
+        "schedule={kind: linear, cycles: 2}",
+        "schedule.cycles: belongs to kinds cosine, cosine_restarts; leave it out or",
+    ),
+    ("schedule={kind: cosine_restarts}", "schedule.cycles: Field required"),
+    ("schedule={kind: cosine_restarts, cycles: 1}", "schedule.cycles: Input should be greater than or equal to 2"),
+    (
+        "schedule={kind: cosine, power: 3.0}",
+        "schedule.power: belongs to kind polynomial; leave it out or take kind: polynomial",
+    ),
+    ("schedule={kind: constant, floor: 0.5}", "schedule.floor: belongs to kinds cosine, "),
     ("schedule.floor=1.0", "less than 1"),
     ("schedule={warmup_steps: 5, warmup_share: 0.1}", "not both"),
     ("task={loss: mse, terms: [{kind: mse}]}", "name a loss twice"),
@@ -217,8 +238,7 @@ REFUSED = [
 
 # What no row shows, by the start of its name, and why.
 EXEMPT = {
-    "OptimizerSettings.kind=adamw_8bit": "wants a GPU",
-    "OptimizerSettings.unscale": "of fp16, which wants a GPU",
+    "AdamSettings.kind=adamw_8bit": "wants a GPU",
     "TrainSettings.precision": "bf16 has a row; fp16 wants a GPU, auto is one of the others",
     "TrainSettings.broken_gpu": "wants a GPU",
     "TrainSettings.trackers": "change no weight",
@@ -226,7 +246,8 @@ EXEMPT = {
     "ModelSettings.gradient_checkpointing": "changes no score, as a test below proves",
     "PredictSettings": "of inference alone",
 }
-SWITCHED = {ModelSettings, AugmentSettings, TextSettings, OptimizerSettings, ScheduleSettings, *inside(TrickSettings)}
+OF_RATES = {BaseOptimizerSettings, AdamWSettings, BaseScheduleSettings, FallingScheduleSettings}
+SWITCHED = {ModelSettings, AugmentSettings, TextSettings, *OF_RATES, *inside(TrickSettings)}
 
 
 @pytest.fixture(scope="module")
