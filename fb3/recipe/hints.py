@@ -32,10 +32,12 @@ def explain(model: type[Settings], error: Mapping[str, Any]) -> str:
 
 
 def is_rule(model: type[Settings], error: Mapping[str, Any]) -> bool:
-    """Whether one of pydantic's errors may vanish beside other settings: a rule, something missing, or a setting of
-    another kind in a group whose kinds share their settings."""
-    foreign = error["loc"][:1] and error["loc"][0] in FORMER_DEFAULTS and kinds_with(model, error["loc"])
-    return error["type"] in {"value_error", "missing"} or bool(foreign)
+    """Whether one of pydantic's errors may vanish beside other settings.
+
+    A rule's may; so may, where kinds share most settings, that of a setting that is missing or of another kind.
+    """
+    by_kind = error["type"] == "missing" or (error["type"] == "extra_forbidden" and kinds_with(model, error["loc"]))
+    return error["type"] == "value_error" or bool(by_kind and error["loc"][0] in FORMER_DEFAULTS)
 
 
 def _unknown(model: type[Settings], path: Sequence[str | int], key: str) -> str:

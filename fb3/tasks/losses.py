@@ -1,4 +1,4 @@
-"""Losses of regression: (B, K) predictions and truths to a scalar."""
+"""Losses of regression: each takes (B, K) predictions and truths to a scalar."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from fb3.recipe.task import RegressionSettings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _TINY = 1e-9  # the root has no gradient at 0
-_ROWS = 256  # compared with all others at once; a batch has fewer, an evaluation more
+_ROWS = 256  # rows compared with all others at once: an evaluation has more, and all pairs at once would fill memory
 
 
 def rmse(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -58,19 +58,32 @@ def huber(delta: float) -> Loss:
     return lambda predicted, truth: F.huber_loss(predicted, truth, delta=delta)
 
 
+# By the names of task.loss.
+LOSSES: dict[str, Callable[[RegressionSettings], Loss]] = {
+    "smooth_l1": lambda settings: F.smooth_l1_loss,
+    "mse": lambda settings: F.mse_loss,
+    "rmse": lambda settings: rmse,
+    "mcrmse": lambda settings: mcrmse,
+    "huber": lambda settings: huber(settings.delta),
+    "pearson": lambda settings: pearson,
+    "quantile": lambda settings: quantile(settings.quantile),
+    "rank": lambda settings: rank,
+}
+
+
 class _Criterion(nn.Module):
-    """Losses of (B, K) predictions and truths, and how they become one."""
+    """Adds several losses of (B, K) predictions and truths."""
 
     def forward(self, predicted: Tensor, truth: Tensor, progress: Tensor | float = 1.0) -> Tensor:
         return self.together(self.parts(predicted, truth), progress)
 
 
-class Scheduled(_Criterion):
+class ScheduledSum(_Criterion):
     """Losses added with weights that go linearly over the run.
 
     Args:
-        losses: what is added.
-        weights: of each, at the start and at the end of the run.
+        losses: the losses that are added.
+        weights: the weight of each at the start and at the end of the run.
     """
 
     def __init__(self, losses: Sequence[Loss], weights: Sequence[tuple[float, float]]) -> None:
@@ -82,16 +95,16 @@ class Scheduled(_Criterion):
         return [loss(predicted, truth) for loss in self._losses]
 
     def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:
-        """progress: share of the run that is done, 0-1; at an evaluation the end counts."""
+        """The sum at a progress, the share of the run that is done, 0-1; an evaluation counts as the end."""
         return sum((a + (b - a) * progress) * part for part, (a, b) in zip(parts, self._weights, strict=True))
 
 
-class Learned(_Criterion):
+class LearnedSum(_Criterion):
     """Losses added with learned weights; one loss alone is taken column by column.
 
     Args:
-        losses: what is added.
-        count: how many values they give together: the losses', or the columns'.
+        losses: the losses that are added.
+        count: how many values are weighed: the losses, or the columns of a single one.
     """
 
     def __init__(self, losses: Sequence[Loss], count: int) -> None:
@@ -106,34 +119,24 @@ class Learned(_Criterion):
         return [loss(*pair) for loss in self._losses for pair in pairs]
 
     def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:
-        """progress is for others."""
+        """The sum, whatever the progress."""
         return self._weigh(torch.stack(list(parts)))
 
 
-def build_criterion(settings: RegressionSettings, columns: int) -> Scheduled | Learned:
+def build_criterion(settings: RegressionSettings, columns: int) -> ScheduledSum | LearnedSum:
     """The loss of a recipe for K columns, its further terms added with their weights."""
-    known: dict[str, Loss] = {
-        "smooth_l1": F.smooth_l1_loss,
-        "mse": F.mse_loss,
-        "rmse": rmse,
-        "mcrmse": mcrmse,
-        "pearson": pearson,
-        "rank": rank,
-        "huber": huber(settings.delta),
-        "quantile": quantile(settings.quantile),
-    }
-    losses = [known[kind] for kind in settings.losses()]
+    losses = [LOSSES[name](settings) for name in settings.losses()]
     if settings.weighting == "uncertainty":
-        return Learned(losses, settings.weighed(columns))
+        return LearnedSum(losses, settings.weighed(columns))
     ends = [(t.weight, t.weight if t.end_weight is None else t.end_weight) for t in settings.terms]
-    return Scheduled(losses, [(1.0, 1.0), *ends])
+    return ScheduledSum(losses, [(1.0, 1.0), *ends])
 
 
 class Uncertainty(nn.Module):
     """sum_i exp(-s_i) L_i + s_i, with a log variance s_i trained for each of n losses; at rest s_i is log L_i.
 
     Args:
-        count: n.
+        count: the number n of losses.
     """
 
     def __init__(self, count: int) -> None:
@@ -141,5 +144,5 @@ class Uncertainty(nn.Module):
         self.log_variances = nn.Parameter(torch.zeros(count))
 
     def forward(self, losses: Tensor) -> Tensor:
-        s = self.log_variances.to(losses.device)  # an evaluation's losses are the CPU's
+        s = self.log_variances.to(losses.device)  # an evaluation computes its losses on the CPU
         return (torch.exp(-s) * losses + s).sum()  # losses, s: (n,)

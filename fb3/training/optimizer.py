@@ -38,8 +38,8 @@ def build_optimizer(
 
 
 def _adamw(groups: _Groups, settings: AdamWSettings, scaled: bool) -> Optimizer:
-    # A fused step swallows the sign of a step that the scaler skips. fused=None lets torch pick the multi-tensor kernel;
-    # False would update one tensor after the other, even on a GPU.
+    # A fused step swallows the sign of a step that the scaler skips. fused=None lets torch pick the multi-tensor
+    # kernel; False would update one tensor after the other, even on a GPU.
     fused = True if _device(groups) in {"cpu", "cuda"} and not scaled else None
     optimizer = torch.optim.AdamW(groups, fused=fused, **_moments(settings))
     if not settings.bias_correction:

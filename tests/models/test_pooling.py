@@ -12,7 +12,8 @@ from fb3.models.poolings.build import POOLINGS, build_pooling
 from fb3.models.poolings.pooling import masked_mean
 from fb3.models.poolings.token_poolings import TokenWeightedPooling
 from fb3.models.poolings.window_pooling import WindowPooling
-from fb3.recipe.model import GemPoolingSettings, LayersPoolingSettings, PoolingSettings
+from fb3.recipe import Recipe
+from fb3.recipe.model import GemPoolingSettings, LayersPoolingSettings, LstmTokensPoolingSettings, PoolingSettings
 from fb3.recipe.settings import kinds
 
 WIDTH, DEPTH = 6, 4
@@ -72,8 +73,15 @@ def build(kind):
 
 
 def test_every_kind_of_the_recipe_is_in_the_table_and_has_a_meaning():
-    assert list(POOLINGS) == list(kinds(PoolingSettings))
-    assert set(POOLINGS) == {*MEANINGS, *APART}
+    assert set(POOLINGS) == {*kinds(PoolingSettings)} == {*MEANINGS, *APART}
+
+
+def test_lstm_tokens_of_an_earlier_version_is_read_with_its_kernel():
+    saved = {"kind": "lstm_tokens", "width": 8, "kernel": 3}
+    for model in ({"pooling": saved}, {"stitch": {"backbone": "x", "pooling": saved}}):
+        read = Recipe.from_mapping({"model": model}, "recipe.yaml").model
+        pooling = read.stitch.pooling if read.stitch else read.pooling
+        assert pooling == LstmTokensPoolingSettings(kind="lstm_tokens", width=8)
 
 
 @pytest.mark.parametrize("kind", MEANINGS)

@@ -13,7 +13,7 @@ from fb3.models.build import build_scorer
 from fb3.models.scorer import ModelOutput
 from fb3.recipe import load_recipe
 from fb3.recipe.task import RegressionSettings
-from fb3.recipe.training import OptimizerSettings
+from fb3.recipe.training import AdamWSettings
 from fb3.tasks import losses
 from fb3.tasks.losses import Uncertainty, build_criterion
 from fb3.tasks.r_drop import RDrop
@@ -98,10 +98,10 @@ def test_one_loss_is_weighed_by_column_and_terms_by_loss():
 def test_the_optimizer_has_a_group_of_the_task_through_its_wrappers(run, tiny):
     task = RDrop(Regression(RegressionSettings(weighting="uncertainty"), ("a", "b")), 1.0)
     scorer = build_scorer(tiny, run / "encoder", init="config")
-    optimizer = build_optimizer(scorer, OptimizerSettings(head_rate=1e-3), scaled=False, of_task=task.parameters())
+    optimizer = build_optimizer(scorer, AdamWSettings(head_rate=1e-3), scaled=False, of_task=task.parameters())
     (group,) = [group for group in optimizer.param_groups if group["name"] == "task"]
     assert (group["lr"], group["weight_decay"], [p.shape for p in group["params"]]) == (1e-3, 0.0, [(2,)])
-    assert "task" not in {group["name"] for group in build_optimizer(scorer, OptimizerSettings(), False).param_groups}
+    assert "task" not in {group["name"] for group in build_optimizer(scorer, AdamWSettings(), False).param_groups}
 
 
 def test_each_fold_learns_weights_of_its_own_clipped_with_the_others(competition, tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fb3.models.scorer import ModelOutput
-from fb3.recipe.task import RegressionSettings
+from fb3.recipe.task import LossKind, RegressionSettings
 from fb3.targets.metrics import mcrmse
 from fb3.tasks import losses
 from fb3.tasks.losses import build_criterion
@@ -80,7 +82,7 @@ def test_rank_without_pairs_is_zero_with_a_gradient_and_sums_over_blocks(monkeyp
     torch.testing.assert_close(losses.rank(predicted, truth), whole)
 
 
-@pytest.mark.parametrize("kind", ["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"])
+@pytest.mark.parametrize("kind", get_args(LossKind))
 def test_every_loss_has_a_finite_gradient_everywhere(kind):
     criterion = build_criterion(RegressionSettings(loss=kind), 2)
     truth = torch.tensor([[1.0, 2.0], [1.0, 4.0]])

@@ -167,16 +167,10 @@ def rows(unions: Mapping[str, Any], small: Mapping[str, Any], shown: Collection[
     out = {}
     for key, union in unions.items():
         for kind, group in kinds(union).items():
-            if not {kind, f"{defined_in(group, 'kind')}.kind={kind}"} & {*shown}:
+            if not {kind, f"{declared_in(group, 'kind').__name__}.kind={kind}"} & {*shown}:
                 own = ", ".join(f"{k}: {v}" for k, v in {"kind": kind, **small}.items() if k in group.model_fields)
                 out[kind] = [f"{key}=[{{{own}}}]" if key == "tricks" else f"{key}={{{own}}}"]
     return out
-
-
-def defined_in(group: type[Settings], field: str) -> str:
-    """The class that a field stands in first; a task's own class, for each task adds losses up by itself."""
-    classes = [each for each in group.__mro__ if field in getattr(each, "model_fields", ())]
-    return (group if issubclass(group, BaseTaskSettings) else classes[-1]).__name__
 
 
 def inside(annotation: Any) -> Iterator[Any]:
@@ -187,30 +181,40 @@ def inside(annotation: Any) -> Iterator[Any]:
         yield from inside(inner)
 
 
-def offered(group: type[Settings], switched: set[type[Settings]]) -> Iterator[str]:
-    """Each kind that a group and those in it know, Class.field=kind; in `switched` what is off, too, Class.field=on.
+def declared_in(group: type[Settings], name: str) -> type[Settings]:
+    """The class that declares a field: where kinds inherit it, one row serves them all.
 
-    Optional parts of a task are left out: they may have a row, but none is asked for.
+    A task counts as declaring all its fields, because each task treats inherited fields in its own way.
+    """
+    if issubclass(group, BaseTaskSettings):
+        return group
+    return next(base for base in group.__mro__ if name in base.__annotations__)
+
+
+def offered(group: type[Settings], switched: set[type[Settings]]) -> Iterator[str]:
+    """Each kind in a group and below it, as Class.field=kind, and what `switched` classes have off, as Class.field=on.
+
+    Optional parts of a task are left out: a row for them is welcome, not demanded.
     """
     for name, field in group.model_fields.items():
-        parts = list(inside(field.annotation))
+        parts, declared = list(inside(field.annotation)), declared_in(group, name)
         if issubclass(group, BaseTaskSettings) and type(None) in parts:
             continue
         for each in parts:
             if get_origin(each) is Literal:
-                yield from (f"{defined_in(group, name)}.{name}={kind}" for kind in get_args(each))
+                yield from (f"{declared.__name__}.{name}={kind}" for kind in get_args(each))
             elif isinstance(each, type) and issubclass(each, Settings):
                 yield from offered(each, switched)
-        if group in switched and not field.is_required() and not field.default:
-            yield f"{defined_in(group, name)}.{name}=on"
+        if declared in switched and not field.is_required() and not field.default:
+            yield f"{declared.__name__}.{name}=on"
 
 
 def used(group: Settings) -> Iterator[str]:
-    """The same of what a recipe holds."""
+    """The kinds that a recipe holds and the fields that are on, named as in `offered`."""
     for name in type(group).model_fields:
         value = getattr(group, name)
-        where = f"{defined_in(type(group), name)}.{name}"
-        yield from (f"{where}={word}" for word in (value, "on" if value else "off"))
+        declared = declared_in(type(group), name).__name__
+        yield from (f"{declared}.{name}={word}" for word in (value, "on" if value else "off"))
         for each in value if isinstance(value, tuple) else [value]:
             if isinstance(each, Settings):
                 yield from used(each)
