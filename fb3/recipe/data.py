@@ -102,6 +102,8 @@ class DataSettings(Settings):
             raise ValueError(f"text.template leaves text_column {self.text_column!r} out; name it in the template")
         if self.text.template == f"{{{self.text_column}}}":
             raise ValueError("text.template of text_column alone does nothing; leave it out")
+        if self.id_column in self.text.columns():
+            raise ValueError("text.template names the id column; an id says nothing about an essay")
         return self
 
     @model_validator(mode="after")

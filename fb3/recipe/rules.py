@@ -32,11 +32,6 @@ def target_tokens_are_there(recipe: "Recipe") -> None:
             )
 
 
-def template_names_no_ids(recipe: "Recipe") -> None:
-    if recipe.data.id_column in recipe.data.text.columns():
-        raise ValueError("data.text.template names the id column; an id says nothing about an essay")
-
-
 def mix_joins_whole_essays(recipe: "Recipe") -> None:
     if not (recipe.data.augment and recipe.data.augment.mix):
         return
@@ -118,7 +113,6 @@ def learned_weights_have_gradients(recipe: "Recipe") -> None:
 RULES = (
     tricks_fit,
     target_tokens_are_there,
-    template_names_no_ids,
     mix_joins_whole_essays,
     second_encoder_fits,
     frozen_encoders_stay_as_they_are,

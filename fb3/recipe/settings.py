@@ -21,25 +21,22 @@ def kinds(union: Any) -> dict[str, type[Settings]]:
     return {kind: member for member in members for kind in get_args(member.model_fields["kind"].annotation)}
 
 
-def read_kind(union: Any, default: str, former: Mapping[str, Any] | None = None) -> BeforeValidator:
-    """What reads the settings of a union before its members do.
+def read_kind(union: Any, default: str, former: Mapping[str, Any]) -> BeforeValidator:
+    """Prepares the settings of a union for its members.
 
     Args:
-        union: its members have a `kind`.
-        default: the kind that is meant where none is given.
-        former: settings by their former defaults; the kinds that lack them take them at that value and drop them.
+        union: classes with a `kind`.
+        default: the kind where none is given.
+        former: settings and their former defaults; a kind that lacks a setting drops it at that value.
     """
-    members = kinds(union)
 
     def read(settings: Any) -> Any:
         if not isinstance(settings, dict):
             return settings
         settings = {"kind": default, **settings}
-        member = members.get(settings["kind"]) if isinstance(settings["kind"], str) else None
-        for key, value in (former or {}).items():
-            if member and key in settings and key not in member.model_fields and settings[key] == value:
-                del settings[key]
-        return settings
+        member = kinds(union).get(str(settings["kind"]))
+        lacking = former.keys() - member.model_fields if member else ()
+        return {key: value for key, value in settings.items() if key not in lacking or value != former[key]}
 
     return BeforeValidator(read)
 

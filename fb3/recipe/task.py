@@ -189,4 +189,4 @@ class OrdinalSettings(ClassesSettings):
 
 
 _Task = RegressionSettings | BinnedSettings | OrdinalSettings
-TaskSettings = Annotated[_Task, Field(discriminator="kind"), read_kind(_Task, "regression")]
+TaskSettings = Annotated[_Task, Field(discriminator="kind"), read_kind(_Task, "regression", {})]

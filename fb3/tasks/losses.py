@@ -71,65 +71,39 @@ LOSSES: dict[str, Callable[[RegressionSettings], Loss]] = {
 }
 
 
-class _Criterion(nn.Module):
-    """Adds several losses of (B, K) predictions and truths."""
+class Criterion(nn.Module):
+    """Losses added with weights that go linearly over the run, or that are learned.
+
+    Args:
+        settings: the losses and their weights. Where the weights of a single loss are learned, each column has one.
+        columns: the number K of target columns.
+    """
+
+    def __init__(self, settings: RegressionSettings, columns: int) -> None:
+        super().__init__()
+        self._losses = [LOSSES[name](settings) for name in settings.losses()]
+        learned = settings.weighting == "uncertainty"
+        self._by_column = learned and len(self._losses) == 1
+        self._weigh = Uncertainty(settings.weighed(columns)) if learned else None
+        ends = [(t.weight, t.weight if t.end_weight is None else t.end_weight) for t in settings.terms]
+        self._ends = [(1.0, 1.0), *ends]  # weights at the start and at the end of the run
 
     def forward(self, predicted: Tensor, truth: Tensor, progress: Tensor | float = 1.0) -> Tensor:
+        """(B, K) predictions and truths to the sum."""
         return self.together(self.parts(predicted, truth), progress)
-
-
-class ScheduledSum(_Criterion):
-    """Losses added with weights that go linearly over the run.
-
-    Args:
-        losses: the losses that are added.
-        weights: the weight of each at the start and at the end of the run.
-    """
-
-    def __init__(self, losses: Sequence[Loss], weights: Sequence[tuple[float, float]]) -> None:
-        super().__init__()
-        self._losses, self._weights = losses, weights
-
-    def parts(self, predicted: Tensor, truth: Tensor) -> list[Tensor]:
-        """The losses that are added, a scalar each."""
-        return [loss(predicted, truth) for loss in self._losses]
-
-    def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:
-        """The sum at a progress, the share of the run that is done, 0-1; an evaluation counts as the end."""
-        return sum((a + (b - a) * progress) * part for part, (a, b) in zip(parts, self._weights, strict=True))
-
-
-class LearnedSum(_Criterion):
-    """Losses added with learned weights; one loss alone is taken column by column.
-
-    Args:
-        losses: the losses that are added.
-        count: how many values are weighed: the losses, or the columns of a single one.
-    """
-
-    def __init__(self, losses: Sequence[Loss], count: int) -> None:
-        super().__init__()
-        self._losses, self._weigh = losses, Uncertainty(count)
 
     def parts(self, predicted: Tensor, truth: Tensor) -> list[Tensor]:
         """The losses that are added, a scalar each."""
         pairs = [(predicted, truth)]
-        if len(self._losses) == 1:
+        if self._by_column:
             pairs = list(zip(predicted.split(1, 1), truth.split(1, 1), strict=True))
         return [loss(*pair) for loss in self._losses for pair in pairs]
 
     def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:
-        """The sum, whatever the progress."""
-        return self._weigh(torch.stack(list(parts)))
-
-
-def build_criterion(settings: RegressionSettings, columns: int) -> ScheduledSum | LearnedSum:
-    """The loss of a recipe for K columns, its further terms added with their weights."""
-    losses = [LOSSES[name](settings) for name in settings.losses()]
-    if settings.weighting == "uncertainty":
-        return LearnedSum(losses, settings.weighed(columns))
-    ends = [(t.weight, t.weight if t.end_weight is None else t.end_weight) for t in settings.terms]
-    return ScheduledSum(losses, [(1.0, 1.0), *ends])
+        """The sum at a progress, the share of the run that is done, 0-1; an evaluation counts as the end."""
+        if self._weigh:
+            return self._weigh(torch.stack(list(parts)))
+        return sum((a + (b - a) * progress) * part for part, (a, b) in zip(parts, self._ends, strict=True))
 
 
 class Uncertainty(nn.Module):

@@ -47,29 +47,10 @@ def _adamw(groups: _Groups, settings: AdamWSettings, scaled: bool) -> Optimizer:
     return optimizer
 
 
-def _radam(groups: _Groups, settings: AdamSettings, scaled: bool) -> Optimizer:
-    return torch.optim.RAdam(groups, decoupled_weight_decay=True, **_moments(settings))
-
-
-def _nadam(groups: _Groups, settings: AdamSettings, scaled: bool) -> Optimizer:
-    return torch.optim.NAdam(groups, decoupled_weight_decay=True, **_moments(settings))
-
-
 def _adafactor(groups: _Groups, settings: OptimizerSettings, scaled: bool) -> Optimizer:
     from transformers.optimization import Adafactor  # slow to import
 
     return Adafactor(groups, scale_parameter=False, relative_step=False, warmup_init=False)
-
-
-def _ranger(groups: _Groups, settings: AdamSettings, scaled: bool) -> Optimizer:
-    # By the library's default the steps have the wrong sign, uphill, until radam is rectified.
-    return _library("pytorch_optimizer", settings).Ranger(groups, degenerated_to_sgd=True, **_moments(settings))
-
-
-def _lamb(groups: _Groups, settings: AdamSettings, scaled: bool) -> Optimizer:
-    # By the library's default a step of normed length is divided by Adam's correction, which makes the first ten times
-    # as long.
-    return _library("pytorch_optimizer", settings).Lamb(groups, adam_debias=True, **_moments(settings))
 
 
 def _madgrad(groups: _Groups, settings: MadgradSettings, scaled: bool) -> Optimizer:
@@ -98,11 +79,17 @@ def _adamw_8bit(groups: _Groups, settings: AdamSettings, scaled: bool) -> Optimi
 
 _BUILD: dict[str, Callable[[_Groups, Any, bool], Optimizer]] = {
     "adamw": _adamw,
-    "radam": _radam,
-    "nadam": _nadam,
+    "radam": lambda groups, settings, _: torch.optim.RAdam(groups, decoupled_weight_decay=True, **_moments(settings)),
+    "nadam": lambda groups, settings, _: torch.optim.NAdam(groups, decoupled_weight_decay=True, **_moments(settings)),
     "adafactor": _adafactor,
-    "ranger": _ranger,
-    "lamb": _lamb,
+    # By the library's default the steps go uphill until radam is rectified.
+    "ranger": lambda groups, settings, _: _library("pytorch_optimizer", settings).Ranger(
+        groups, degenerated_to_sgd=True, **_moments(settings)
+    ),
+    # By the library's default Adam's correction divides a step of normed length: the first is ten times too long.
+    "lamb": lambda groups, settings, _: _library("pytorch_optimizer", settings).Lamb(
+        groups, adam_debias=True, **_moments(settings)
+    ),
     "madgrad": _madgrad,
     "adamw_8bit": _adamw_8bit,
 }

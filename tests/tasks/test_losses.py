@@ -15,7 +15,7 @@ from fb3.recipe import load_recipe
 from fb3.recipe.task import RegressionSettings
 from fb3.recipe.training import AdamWSettings
 from fb3.tasks import losses
-from fb3.tasks.losses import Uncertainty, build_criterion
+from fb3.tasks.losses import Criterion, Uncertainty
 from fb3.tasks.r_drop import RDrop
 from fb3.tasks.regression import Regression
 from fb3.training import fold, session
@@ -82,13 +82,13 @@ def test_at_rest_a_log_variance_is_the_log_of_its_loss(values):
 
 def test_one_loss_is_weighed_by_column_and_terms_by_loss():
     predicted, truth = torch.rand(4, 3), torch.rand(4, 3)
-    columns = build_criterion(RegressionSettings(loss="mse", weighting="uncertainty"), 3)
+    columns = Criterion(RegressionSettings(loss="mse", weighting="uncertainty"), 3)
     (s,) = columns.parameters()
     with torch.no_grad():
         s.copy_(torch.tensor([1.0, 0.0, -1.0]))
     wanted = (torch.exp(-s) * ((predicted - truth) ** 2).mean(0) + s).sum()
     torch.testing.assert_close(columns(predicted, truth), wanted)
-    terms = build_criterion(RegressionSettings(loss="mse", terms=[{"kind": "rank"}], weighting="uncertainty"), 3)
+    terms = Criterion(RegressionSettings(loss="mse", terms=[{"kind": "rank"}], weighting="uncertainty"), 3)
     (s,) = terms.parameters()
     assert s.shape == (2,)
     wanted = losses.F.mse_loss(predicted, truth) + losses.rank(predicted, truth)
