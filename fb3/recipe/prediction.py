@@ -18,7 +18,8 @@ class PredictSettings(Settings):
     a CPU with linear layers in int8 where the bundle was packed for that."""
     backend: Literal["auto", "torch", "openvino", "onnx"] = "auto"
     """Library that computes the encoder on test essays on a CPU: torch, OpenVINO in `precision`, or ONNX Runtime in
-    fp32; auto: torch. Where the library is missing, or fails on an encoder, torch computes and says so; so it does on GPUs."""
+    fp32; auto: torch. Where the library is missing, or fails on an encoder, torch computes and says so; so it does on
+    GPUs."""
     broken_gpu: Literal["cpu", "stop"] = "cpu"
     """A GPU for which torch has no kernels: go on with the CPU, or stop."""
     limit_hours: Rate = 9.0
