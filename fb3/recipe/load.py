@@ -89,7 +89,7 @@ def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
 
 
 def differences(here: Recipe, there: Recipe) -> list[str]:
-    """What two recipes differ in, by key, such as `train.epochs: 1 there, 9 here`."""
+    """The settings in which two recipes differ, such as `train.epochs: 1 there, 9 here`."""
 
     def walk(one: Any, other: Any, path: str) -> Iterator[str]:
         if isinstance(one, dict) and isinstance(other, dict):
@@ -102,7 +102,7 @@ def differences(here: Recipe, there: Recipe) -> list[str]:
 
 
 def _override(override: str) -> dict:
-    """`a.b=value` as nested settings; refuses a key that no group has."""
+    """Nested settings from `a.b=value`; refuses a key that no group has."""
     source = f"override {override!r}"
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -128,8 +128,11 @@ def check_key(key: str, source: str) -> None:
 
 
 def _repaired(recipe: Recipe, overrides: list[str]) -> list[str]:
-    """Overrides as they were meant, where a shell split them or took their quotes, or spaces surround the sign; those
-    that change, and none where no such mistake explains what is wrong."""
+    """Overrides as they were meant, if a shell split them or took their quotes, or if spaces surround the sign.
+
+    Returns:
+        The overrides that change; none where no such mistake explains what is wrong.
+    """
     known, text = dotted_keys(Recipe), " ".join(overrides)
     if any(found[1] not in known for found in map(_BEGIN.match, overrides) if found and found[2] == "="):
         return []
@@ -142,19 +145,20 @@ def _repaired(recipe: Recipe, overrides: list[str]) -> list[str]:
 
 
 def _meant(recipe: Recipe, key: str, value: str) -> str:
-    """The override of a value as it stands, with its brackets closed, with spaces after colons, or as a text."""
+    """The first override that is accepted: the value as it stands, with its brackets closed, with spaces after colons,
+    or quoted."""
     closers = {"[": "]", "{": "}"}
     missing: list[str] = []
     for sign in value:
         missing = [closers[sign], *missing] if sign in closers else missing[1:] if sign in missing[:1] else missing
     forms = [value, value + "".join(missing), re.sub(r":(?=\w)", ": ", value)]
-    if not (value.startswith("[") and value.endswith("]")):  # a text would be taken for a list of it alone
+    if not (value.startswith("[") and value.endswith("]")):  # a quoted list would be read as a list of one text
         forms.append(json.dumps(value, ensure_ascii=False))
     return next((each for form in forms if value and _accepted(recipe, [each := f"{key}={form}"])), "")
 
 
 def _accepted(recipe: Recipe, overrides: list[str]) -> bool:
-    """Whether they are of the right form; a rule may still refuse them."""
+    """Whether overrides are of the right form; a rule may still refuse them."""
     try:
         _overridden(recipe, overrides)
     except RuleError:

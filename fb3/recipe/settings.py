@@ -1,4 +1,4 @@
-"""What all groups share: frozen, strict, described by docstrings."""
+"""The base of all groups of settings, unions of them by kind, and common types of values."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args, get_origin

@@ -1,4 +1,4 @@
-"""What a target is, and its loss."""
+"""Settings of tasks: how targets are learned, and their losses."""
 
 from typing import Annotated, Literal
 

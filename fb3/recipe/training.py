@@ -1,4 +1,4 @@
-"""The loop, the optimizer, the schedule."""
+"""Settings of the loop, the optimizer and the schedule."""
 
 from typing import Annotated, Literal
 
@@ -76,7 +76,7 @@ class BaseOptimizerSettings(Settings):
     """Each lower layer's rate is this times the one above (Howard & Ruder 2018, arXiv:1801.06146; Clark et al. 2020,
     arXiv:2003.10555)."""
     decay_by: Literal["layer", "thirds"] = "layer"
-    """What layer_decay counts: each layer, or thirds of the encoder, the embeddings with the lowest."""
+    """The steps of layer_decay: each layer, or thirds of the encoder, the embeddings with the lowest."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay; none on biases and normalisation weights."""
     clip: Rate = 1000.0

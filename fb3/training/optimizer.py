@@ -34,7 +34,7 @@ def build_optimizer(
     groups = parameter_groups(scorer, settings)
     if own := list(of_task):
         groups.append({"params": own, "lr": settings.head_rate, "weight_decay": 0.0, "name": "task"})
-    return _BUILD[settings.kind](groups, settings, scaled)
+    return OPTIMIZERS[settings.kind](groups, settings, scaled)
 
 
 def _adamw(groups: _Groups, settings: AdamWSettings, scaled: bool) -> Optimizer:
@@ -77,7 +77,7 @@ def _adamw_8bit(groups: _Groups, settings: AdamSettings, scaled: bool) -> Optimi
     return _library("bitsandbytes", settings).optim.AdamW8bit(groups, **_moments(settings))
 
 
-_BUILD: dict[str, Callable[[_Groups, Any, bool], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[_Groups, Any, bool], Optimizer]] = {
     "adamw": _adamw,
     "radam": lambda groups, settings, _: torch.optim.RAdam(groups, decoupled_weight_decay=True, **_moments(settings)),
     "nadam": lambda groups, settings, _: torch.optim.NAdam(groups, decoupled_weight_decay=True, **_moments(settings)),

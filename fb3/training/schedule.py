@@ -19,7 +19,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings,
         if step < warmup:
             return step / max(1, warmup)
         done = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return max(floor, _FACTORS[settings.kind](settings, done))
+        return max(floor, SCHEDULES[settings.kind](settings, done))
 
     return LambdaLR(optimizer, factor)
 
@@ -33,8 +33,8 @@ def _restarts(settings: RestartsScheduleSettings, done: float) -> float:
     return 0.0 if done >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * fall))
 
 
-# By kind: its factor after `done`, 0-1, of the steps that follow the warm-up.
-_FACTORS: dict[str, Callable[[Any, float], float]] = {
+# The factor by kind, from its settings and the share `done`, 0-1, of the steps that follow the warm-up.
+SCHEDULES: dict[str, Callable[[Any, float], float]] = {
     "cosine": _cosine,
     "cosine_restarts": _restarts,
     "linear": lambda settings, done: 1.0 - done,

@@ -1,6 +1,7 @@
 """Weights of losses: over the run, and learned."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.models.scorer import ModelOutput
 from fb3.recipe import load_recipe
-from fb3.recipe.task import RegressionSettings
+from fb3.recipe.settings import kinds
+from fb3.recipe.task import LossKind, RegressionSettings, TaskSettings
 from fb3.recipe.training import AdamWSettings
 from fb3.tasks import losses
+from fb3.tasks.build import TASKS
 from fb3.tasks.losses import Criterion, Uncertainty
 from fb3.tasks.r_drop import RDrop
 from fb3.tasks.regression import Regression
@@ -25,6 +28,11 @@ from fb3.training.run import train
 from tests.conftest import TINY
 
 TERMS = [{"kind": "pearson", "weight": 0.0, "end_weight": 0.5}, {"kind": "rank", "weight": 0.2}]
+
+
+def test_every_loss_and_every_task_has_a_line_in_its_table():
+    assert losses.LOSSES.keys() == {*get_args(LossKind)}
+    assert TASKS.keys() == kinds(TaskSettings).keys()
 
 
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.25, 0.125), (1.0, 0.5), (None, 0.5)])

@@ -22,15 +22,20 @@ from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
 from fb3.recipe.settings import kinds
 from fb3.recipe.training import AdamWSettings, CosineScheduleSettings, OptimizerSettings, ScheduleSettings
-from fb3.training.optimizer import build_optimizer
+from fb3.training.optimizer import OPTIMIZERS, build_optimizer
 from fb3.training.parameter_groups import parameter_groups
-from fb3.training.schedule import build_schedule
+from fb3.training.schedule import SCHEDULES, build_schedule
 from tests.models.sized import sized
 
 
 @pytest.fixture
 def scorer(run, tiny):
     return build_scorer(tiny, run / "encoder", init="config")
+
+
+def test_every_kind_has_a_line_in_its_table():
+    assert OPTIMIZERS.keys() == kinds(OptimizerSettings).keys()
+    assert SCHEDULES.keys() == kinds(ScheduleSettings).keys()
 
 
 def test_every_trainable_parameter_is_in_one_group(scorer):
