@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py in its small form, end to end on the CPU: what it writes, and that no step costs another."""
+"""Benchmarks: gpu.py in its small form, end to end on the CPU, where no step costs another; ablation.py's pieces."""
 
 import json
 import os
@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from fb3.recipe import load_recipe
+from fb3.recipe.model import PoolingSettings
+from fb3.recipe.settings import kinds
+from fb3.recipe.tricks import TrickSettings
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import ablation
 import compare
 import gpu
 import gpu_steps
@@ -130,6 +135,22 @@ def test_scores_that_differ_count_for_no_ratio():
 def test_a_loop_that_takes_no_step_is_no_training():
     moved, near = {"fb3": 1.1, "idle": 0.0}, gpu_steps._below({"fb3": 0.01, "idle": 0.01}, 0.05)
     assert [gpu_steps._trained(who, near, moved) for who in moved] == [True, False]
+
+
+@pytest.mark.parametrize("name", ablation.PIECES)
+def test_a_piece_of_the_ablation_is_a_recipe_of_its_own(name):
+    size = [
+        line for line in ablation.SMALL if line.split("=")[0] not in {o.split("=")[0] for o in ablation.PIECES[name]}
+    ]
+    base = load_recipe(ablation.RECIPE, size)
+    assert load_recipe(ablation.RECIPE, [*size, *ablation.PIECES[name]]) != base
+
+
+def test_the_ablation_measures_every_trick_and_pooling():
+    pieces = " ".join(line for lines in ablation.PIECES.values() for line in lines)
+    held = load_recipe(ablation.RECIPE).model.pooling.kind
+    for kind in [*kinds(TrickSettings), *kinds(PoolingSettings)]:
+        assert f"kind: {kind}" in pieces or kind == held, kind
 
 
 def test_the_bootstrap_gives_the_error_of_a_difference():

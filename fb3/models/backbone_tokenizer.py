@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 from fb3.data.tokenizer import read_tokenizer, special_tokens
 from fb3.errors import Fb3Error
 from fb3.models.backbone_files import Source
-from fb3.recipe.model import ModelSettings
+from fb3.recipe.model import OF_FIRST_TOKEN, ModelSettings
 from fb3.system.file_names import TOKENIZER
 from fb3.system.progress import say
 
@@ -19,7 +19,6 @@ _REBUILDS = int(transformers.__version__.split(".")[0]) >= 5
 _PROBE = "ﬁne…\u00a0text\n\nof  lines "
 # Classes that mark one end only, by the token that they put there; GPT-2's and its like mark none.
 _ONE_END = {"LlamaTokenizer": "bos", "GemmaTokenizer": "bos", "T5Tokenizer": "eos", "PegasusTokenizer": "eos"}
-_FIRST_TOKEN = {"cls", "pooler", "lstm_layers", "gru_layers", "attention_layers"}  # poolings that read it alone
 
 
 def backbone_tokenizer(source: Source, place: str) -> PreTrainedTokenizerBase:
@@ -129,7 +128,7 @@ def check_tokens(
             "(vocab_size); take the tokenizer that belongs to these weights"
         )
     before, after = special_tokens(tokenizer.backend_tokenizer)
-    if settings.pooling.kind in _FIRST_TOKEN and not before:
+    if settings.pooling.kind in OF_FIRST_TOKEN and not before:
         ends = " ".join(tokenizer.convert_ids_to_tokens(after))
         raise Fb3Error(
             f"{place}: model.pooling.kind={settings.pooling.kind} reads the first token, and this tokenizer puts none "

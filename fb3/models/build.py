@@ -16,7 +16,7 @@ from fb3.models.kernels.deberta import use_fused_disentangled_attention
 from fb3.models.layer_stack import layer_stack
 from fb3.models.mixout import mix_out
 from fb3.models.poolings.build import build_pooling, build_window_pooling
-from fb3.models.scorer import ModelOutput, Scorer, StitchedScorer
+from fb3.models.scorer import Scorer, StitchedScorer
 from fb3.models.statistics_net import NoStatistics, StatisticsNet
 from fb3.models.surgery import operate, reinitialise
 from fb3.models.towers import Tower
@@ -24,10 +24,7 @@ from fb3.recipe import Recipe
 from fb3.recipe.model import ModelSettings
 from fb3.system.file_names import SECOND
 
-__all__ = ["ModelOutput", "Scorer", "build_scorer"]
-
-_EMPTY = {"empty", "trial"}
-
+_EMPTY = {"empty", "trial"}  # parameters on the meta device
 
 Init = Literal["pretrained", "config", "empty", "trial"]
 
@@ -38,11 +35,11 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
     Args:
         recipe: its `model`, `data` and `task` groups decide.
         folder: the encoder folder: config.json and tokenizer, as `export_encoder` writes it.
-        init: pretrained: the backbone's weights; config: random ones; empty: parameters on the meta device, to be
-            assigned from a checkpoint; trial: the same, with made-up weights for the encoder that take little memory.
+        init: pretrained: the backbone's weights; config: random weights; empty: parameters on the meta device, to be
+            assigned from a checkpoint; trial: as empty, with made-up encoder weights that take little memory.
 
     Raises:
-        Fb3Error: a file is missing or the encoder lacks what the recipe asks for.
+        Fb3Error: a file is missing, or the encoder cannot do what the recipe asks for.
     """
     folder = Path(folder)
     tower = _build_tower(recipe, recipe.model, folder, init, KEY)
@@ -74,7 +71,7 @@ def _build_tower(recipe: Recipe, settings: ModelSettings, folder: Path, init: st
         raise Fb3Error(f"{key}={settings.backbone}: {type(encoder).__name__} is no encoder of texts; take another one")
     operate(encoder, settings)
     if init == "pretrained":
-        mix_out(encoder, settings)  # after the freezing: only what trains has a start to go back to
+        mix_out(encoder, settings)  # after freezing: only trained weights have a start to mix with
     use_blocked_attention(encoder)
     use_fused_disentangled_attention(encoder)
     pooling = build_pooling(
@@ -92,7 +89,7 @@ def _build_tower(recipe: Recipe, settings: ModelSettings, folder: Path, init: st
 
 
 def _prompt(recipe: Recipe, settings: ModelSettings, folder: Path) -> range:
-    """The positions of the targets' tokens; read from the tokenizer only where they are wanted."""
+    """Positions of the targets' tokens; opens the tokenizer only where the pooling reads them."""
     if settings.pooling.kind != "target_tokens":
         return range(0)
     first = len(special_tokens(load_tokenizer(folder)[0])[0])
@@ -100,7 +97,7 @@ def _prompt(recipe: Recipe, settings: ModelSettings, folder: Path) -> range:
 
 
 def _to_meta(module: nn.Module) -> None:
-    """Parameters only: buffers are filled in place."""
+    """Moves parameters only: loading assigns parameters and fills buffers in place."""
     for each in module.modules():
         for name, parameter in each._parameters.items():
             if parameter is not None:

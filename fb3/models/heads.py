@@ -3,25 +3,25 @@
 import torch
 from torch import Tensor, nn
 
-from fb3.recipe.model import LinearHeadSettings, MultiSampleHeadSettings
+from fb3.recipe.model import HeadSettings
 
-WEIGHT_STD = 0.002  # small, so that the first predictions are the bias's: the targets' means
+WEIGHT_STD = 0.002  # small, so that the first predictions are the bias: the targets' means
 
 
-class Linear(nn.Module):
+class LinearHead(nn.Module):
     """One linear layer.
 
     Args:
-        width: of the pooled vector, D.
-        targets: outputs, K for scores.
+        width: width D of the pooled vector.
+        outputs: number of outputs, K for scores.
     """
 
-    def __init__(self, width: int, targets: int) -> None:
+    def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, targets)
+        self.linear = nn.Linear(width, outputs)
 
     def start_at(self, bias: Tensor) -> None:
-        """Starts at the task's first bias (outputs,): without it a small encoder spends an epoch on the means."""
+        """Sets the task's first bias (outputs,): without it a small encoder spends an epoch learning the means."""
         with torch.no_grad():
             self.linear.bias.copy_(bias)
             self.linear.weight.normal_(0.0, WEIGHT_STD)
@@ -30,18 +30,18 @@ class Linear(nn.Module):
         return self.linear(pooled)  # (B, outputs)
 
 
-class MultiSampleDropout(Linear):
+class MultiSampleDropoutHead(LinearHead):
     """Mean of the linear layer over several dropout masks; plain linear at inference (Inoue 2019, arXiv:1905.09788).
 
     Args:
-        width: of the pooled vector, D.
-        targets: outputs, K for scores.
+        width: width D of the pooled vector.
+        outputs: number of outputs, K for scores.
         samples: masks a step.
-        dropout: probability of a unit to be dropped.
+        dropout: probability that a unit is dropped.
     """
 
-    def __init__(self, width: int, targets: int, samples: int, dropout: float) -> None:
-        super().__init__(width, targets)
+    def __init__(self, width: int, outputs: int, samples: int, dropout: float) -> None:
+        super().__init__(width, outputs)
         self.samples = samples
         self.dropout = nn.Dropout(dropout)
 
@@ -51,8 +51,10 @@ class MultiSampleDropout(Linear):
         return torch.stack([self.linear(self.dropout(pooled)) for _ in range(self.samples)]).mean(0)
 
 
-def build_head(settings: LinearHeadSettings | MultiSampleHeadSettings, width: int, targets: int) -> Linear:
+# Each is built from the vector's width, the number of outputs, and its settings by name; `kind` alone is left out.
+HEADS = {"linear": LinearHead, "multi_sample_dropout": MultiSampleDropoutHead}
+
+
+def build_head(settings: HeadSettings, width: int, outputs: int) -> LinearHead:
     """The head of a recipe."""
-    if isinstance(settings, MultiSampleHeadSettings):
-        return MultiSampleDropout(width, targets, settings.samples, settings.dropout)
-    return Linear(width, targets)
+    return HEADS[settings.kind](width, outputs, **settings.model_dump(exclude={"kind"}))

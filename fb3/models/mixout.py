@@ -1,7 +1,7 @@
 """Mixout: dropout toward the pretrained weights instead of zero (Lee et al. 2020, arXiv:1909.11299).
 
-Cost: a copy of the mixed matrices, in training one more of each as long as a batch's graph lives, and the drawing of a
-mask for each weight; nothing at inference, where the layers are plain.
+Cost: a copy of the mixed matrices, in training one more of each as long as a batch's graph lives, and a random mask for
+each weight; nothing at inference, where the layers are plain.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,22 @@ from fb3.recipe.model import ModelSettings
 
 
 def mixed(weight: Tensor, start: Tensor, probability: float) -> Tensor:
-    """(mask · start + (1 − mask) · weight − p · start) / (1 − p), the mask 1 with probability p.
+    """(mask · start + (1 − mask) · weight − p · start) / (1 − p), the mask 1 with probability p; one shape throughout.
 
-    That is the start and a dropout of the way from there, both of one shape.
+    This equals start + (1 − mask) · (weight − start) / (1 − p): dropout of the way from the start.
     """
     return start + F.dropout(weight - start, probability)
 
 
 class MixedLinear(nn.Linear):
-    """A linear layer whose weights are mixed with those it started with, in training; put in place by `mix_out`."""
+    """A linear layer whose weights are mixed with their start values in training; `mix_out` puts it in place."""
 
-    # No buffer: checkpoints would be spared it, but each forward of several processes would broadcast it, and an
-    # average of the weights copy it at each step.
+    # Not a buffer: each forward pass of several processes would broadcast it, and averaging would copy it at each step.
     start: Tensor
     probability: float
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixedLinear":
-        """Takes the start along to another device or type."""
+        """Moves `start` along to another device or type."""
         super()._apply(fn, recurse)
         self.start = fn(self.start)
         return self
@@ -43,10 +42,10 @@ class MixedLinear(nn.Linear):
 
 
 def mix_out(encoder: nn.Module, settings: ModelSettings) -> None:
-    """Turns the encoder's trained linear layers, but those that start at random, into mixed ones, in place.
+    """Turns the encoder's trained linear layers into mixed ones, in place; layers that start at random stay plain.
 
     Raises:
-        Fb3Error: there are none.
+        Fb3Error: no layer is left to mix.
     """
     if not settings.mixout:
         return
@@ -59,6 +58,6 @@ def mix_out(encoder: nn.Module, settings: ModelSettings) -> None:
             "re-initialised; lower model.freeze_layers or reinit_layers, or leave it out"
         )
     for module in linear:
-        module.__class__ = MixedLinear  # names of modules and weights stay
+        module.__class__ = MixedLinear  # keeps the names of modules and weights
         module.start = module.weight.detach().clone()
         module.probability = settings.mixout

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.data.batches import SECOND_
-from fb3.models.heads import Linear
+from fb3.models.heads import LinearHead
 from fb3.models.towers import Tower
 
 
@@ -30,7 +30,7 @@ class Scorer(Tower):
         head: the vector to scores.
     """
 
-    def __init__(self, tower: Tower, beside: nn.Module, head: Linear) -> None:
+    def __init__(self, tower: Tower, beside: nn.Module, head: LinearHead) -> None:
         super().__init__(tower.encoder, tower.pooling, tower.over_windows)
         self.beside = beside
         self.head = head
@@ -57,7 +57,7 @@ class StitchedScorer(Scorer):
         head: the vectors to scores.
     """
 
-    def __init__(self, tower: Tower, second: Tower, beside: nn.Module, head: Linear) -> None:
+    def __init__(self, tower: Tower, second: Tower, beside: nn.Module, head: LinearHead) -> None:
         super().__init__(tower, beside, head)
         self.second = second
 

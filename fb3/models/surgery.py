@@ -1,4 +1,4 @@
-"""What a recipe changes in a pretrained encoder before the training, in place."""
+"""Changes that a recipe makes to a pretrained encoder before training, in place."""
 
 import warnings
 from typing import Any
@@ -14,17 +14,17 @@ _CONVOLUTION_STD = 0.02  # ConvBERT's initializer_range
 
 
 def operate(encoder: nn.Module, settings: ModelSettings) -> None:
-    """Removal of an unused pooler, freezing, checkpointing, dropped layers: whatever holds for a loaded fold, too.
+    """Removes an unused pooler, freezes, drops layers, turns on checkpointing: changes that a loaded fold needs too.
 
     Raises:
-        Fb3Error: the encoder lacks what is asked for.
+        Fb3Error: the encoder cannot do it.
     """
     name = type(encoder).__name__
     if settings.pooling.kind == "pooler":
         if getattr(encoder, "pooler", None) is None:
             raise Fb3Error(f"model.pooling.kind=pooler: {name} has no pooler; take cls, mean or attention")
     elif getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = nn.Identity()  # its weights would get no gradient; some families ask for one all the same
+        encoder.pooler = nn.Identity()  # its weights would get no gradient; None would break families that call it
     if hasattr(settings.pooling, "layers") and encoder.config.model_type == "funnel":
         raise Fb3Error(f"model.pooling.kind={settings.pooling.kind}: Funnel's layers differ in length; take mean")
     if settings.freeze_embeddings or settings.freeze_layers:
@@ -50,7 +50,9 @@ def _freeze(encoder: nn.Module, settings: ModelSettings) -> None:
 def recompute_activations(encoder: nn.Module) -> None:
     """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), from the next forward pass on."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # late versions 5 prefer another name, which early ones lack
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # late releases of transformers 5 want a name that early ones lack
         encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
@@ -58,11 +60,11 @@ def reinitialise(encoder: nn.Module, layers: int) -> None:
     """Starts the top layers at random, by the encoder's own rule (Zhang et al. 2020, arXiv:2006.05987).
 
     Raises:
-        Fb3Error: the encoder's layers are not known, shared, or fewer.
+        Fb3Error: the encoder's layers are unknown, shared, or fewer than that.
     """
     for layer in reversed(_some_layers(encoder, layers, "reinit_layers")[-layers:]):
         for module in reversed(list(layer.modules())):  # a parent may overrule its children
-            module._is_hf_initialized = False  # what from_pretrained has marked would be passed over
+            module._is_hf_initialized = False  # from_pretrained marks weights, and _init_weights skips marked ones
             for parameter in module.parameters(recurse=False):
                 parameter._is_hf_initialized = False
             _start(module)
@@ -70,7 +72,7 @@ def reinitialise(encoder: nn.Module, layers: int) -> None:
 
 
 def _start(module: nn.Module) -> None:
-    """Norms, biases and convolutions as new ones, for in some versions the rule of some families passes them over."""
+    """Resets norms, biases and convolutions, which `_init_weights` of some families and versions skips."""
     for name, parameter in module.named_parameters(recurse=False):
         if is_bias(name):
             nn.init.zeros_(parameter)
@@ -81,7 +83,7 @@ def _start(module: nn.Module) -> None:
 
 
 def _some_layers(encoder: nn.Module, count: int, key: str) -> list[nn.Module]:
-    """The encoder's layers, of which `count` are wanted."""
+    """The encoder's layers, checked to be at least `count`; none where `count` is 0."""
     if not count:
         return []
     layers = layer_stack(encoder)
@@ -95,16 +97,16 @@ def _some_layers(encoder: nn.Module, count: int, key: str) -> list[nn.Module]:
 
 
 def _drop_layers(layers: list[nn.Module], top: float) -> None:
-    """LayerDrop (Fan et al. 2019, arXiv:1909.11556), rising with the depth: a dropped layer hands its input on."""
+    """LayerDrop (Fan et al. 2019, arXiv:1909.11556), likelier with depth: a dropped layer returns its input."""
     for number, layer in enumerate(layers, 1):
         layer.__class__ = type(type(layer).__name__, (_DropLayer, type(layer)), {})
         layer.drop_probability = top * number / len(layers)
 
 
 class _DropLayer:
-    """Goes before a layer's class: in training, with a probability, the output is the input, for the whole batch.
+    """A mixin before a layer's class: in training the output is the input, with a probability, for the whole batch.
 
-    No forward hook: some versions of transformers record the hidden states within `forward`, before hooks run.
+    Not a forward hook: some versions of transformers record the hidden states within `forward`, before hooks run.
     """
 
     drop_probability: float

@@ -1,4 +1,4 @@
-"""Augmentation: essays changed a little each time they are drawn for training."""
+"""Settings of augmentation: essays are changed a little each time they are drawn for training."""
 
 from typing import Annotated
 
@@ -8,33 +8,33 @@ from fb3.recipe.settings import Probability, Settings
 
 
 class SynonymsSettings(Settings):
-    """Words that may stand for one another (Wei & Zou 2019, arXiv:1901.11196), from a list of yours."""
+    """Words replaced by synonyms (Wei & Zou 2019, arXiv:1901.11196), from a list of yours."""
 
     file: str
-    """A text file: on each line words that may stand for one another, separated by commas."""
+    """A text file; each line holds words that may stand for one another, separated by commas."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Probability of a word that has synonyms to be replaced by one."""
+    """Probability that a word with synonyms is replaced by one of them."""
 
 
 class AugmentSettings(Settings):
     """Changes of a training essay, new ones each time it is drawn; special tokens stay."""
 
     shuffle: Probability = 0.0
-    """Probability of an essay to come with its sentences in another order."""
+    """Probability that an essay comes with its sentences in another order."""
     synonyms: SynonymsSettings | None = None
     """Words replaced by synonyms; none: off."""
     typos: Probability = 0.0
-    """Probability of a word to be mistyped: letters swapped, left out, doubled (Belinkov & Bisk 2017,
+    """Probability that a word is mistyped: letters swapped, left out, doubled (Belinkov & Bisk 2017,
     arXiv:1711.02173)."""
     mix: Probability = 0.0
-    """Probability of an essay to go on as another of its batch from some point, its targets mixed by the same share
+    """Probability that an essay goes on as another of its batch from some point, its targets mixed by the same share
     (CutMix, Yun et al. 2019, arXiv:1905.04899, on tokens)."""
     mask: Probability = 0.0
-    """Probability of a token to become the mask (after Devlin et al. 2018, arXiv:1810.04805)."""
+    """Probability that a token becomes the mask (after Devlin et al. 2018, arXiv:1810.04805)."""
     delete: Probability = 0.0
-    """Probability of a token to be left out (Wei & Zou 2019, arXiv:1901.11196)."""
+    """Probability that a token is left out (Wei & Zou 2019, arXiv:1901.11196)."""
     swap: Probability = 0.0
-    """Probability of a token to change places with the next (the same paper)."""
+    """Probability that a token changes places with the next (the same paper)."""
     cut: Probability = 0.0
     """Share of the essay that one span takes out (Shen et al. 2020, arXiv:2009.13818)."""
 

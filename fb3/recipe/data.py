@@ -1,4 +1,4 @@
-"""The competition's files, tokens, folds, and inference."""
+"""Settings of the competition's files, texts, tokens and folds."""
 
 from string import Formatter
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ _LONGEST_TEMPLATE = 2000  # characters: a column may be named in it any number o
 
 
 class TextSettings(Settings):
-    """What happens to a text before the tokenizer, in training and at inference alike."""
+    """Changes of a text before the tokenizer, in training and at inference alike."""
 
     template: str | None = None
     """Several columns joined, each named in braces: "{title}\\n{full_text}"; none: text_column alone."""
@@ -24,11 +24,11 @@ class TextSettings(Settings):
     """[CAP] before a capitalised word, [UP] before one all in capitals (inline casing, Etchegoyhen & Gete 2020, LREC):
     for tokenizers that make everything lower case."""
     statistics: bool = False
-    """Lengths, richness of words, punctuation and capitals, counted in the text as it came, beside the encoder's vector
-    (Uto et al. 2020, COLING 2020): what is cut off, made lower case or split into pieces is lost otherwise."""
+    """Lengths, richness of words, punctuation and capitals, counted in the original text, beside the encoder's vector
+    (Uto et al. 2020, COLING 2020): the tokens lose text beyond max_length, capitals and whole words."""
     prompt: Literal["none", "names", "tokens"] = "none"
-    """What stands before the text, and before each window: the targets' names as words, or a new token for each
-    target, which model.pooling.kind=target_tokens reads."""
+    """A prompt before the text, and before each window: the targets' names as words, or a new token for each target,
+    which model.pooling.kind=target_tokens reads."""
 
     @model_validator(mode="after")
     def _plain_names(self) -> "TextSettings":
@@ -58,7 +58,7 @@ class WindowsSettings(Settings):
     """Tokens from the start of one window to the next, the last one moved back to end with the essay; none: the fewest
     parts of equal length, without overlap."""
     pool: Literal["mean", "max", "attention"] = "mean"
-    """How the windows' vectors become the essay's."""
+    """How the windows' vectors become the essay's vector."""
 
 
 class DataSettings(Settings):
@@ -85,7 +85,7 @@ class DataSettings(Settings):
     windows: WindowsSettings | None = None
     """Sliding windows over essays of up to max_length tokens; none: off."""
     text: TextSettings = TextSettings()
-    """What happens to a text before the tokenizer."""
+    """Changes of a text before the tokenizer."""
     augment: AugmentSettings | None = None
     """Changes of the training essays' tokens; none: off."""
     sample: Count | None = None
@@ -102,6 +102,8 @@ class DataSettings(Settings):
             raise ValueError(f"text.template leaves text_column {self.text_column!r} out; name it in the template")
         if self.text.template == f"{{{self.text_column}}}":
             raise ValueError("text.template of text_column alone does nothing; leave it out")
+        if self.id_column in self.text.columns():
+            raise ValueError("text.template names the id column; an id says nothing about an essay")
         return self
 
     @model_validator(mode="after")

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fb3.errors import Fb3Error, RuleError, nearest
-from fb3.recipe.keys import below, dotted_keys, key_hint
+from fb3.recipe.hints import key_hint
+from fb3.recipe.keys import below, dotted_keys
 from fb3.recipe.recipe import Recipe
 from fb3.recipe.safe_yaml import LARGEST, parse
-from fb3.recipe.settings import Settings
+from fb3.recipe.settings import kinds
+from fb3.recipe.training import FORMER_DEFAULTS
 from fb3.system.files import read_utf8
 from fb3.system.progress import as_command
 
@@ -82,12 +84,12 @@ def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
     merged = recipe.model_dump(mode="json")
     for override in overrides:  # checked together at the end: two may be right only side by side
-        merged = _merged(merged, _override(override), Recipe)
+        merged = _merged(merged, _override(override))
     return Recipe.from_mapping(merged, "overrides " + " ".join(overrides))
 
 
 def differences(here: Recipe, there: Recipe) -> list[str]:
-    """What two recipes differ in, by key, such as `train.epochs: 1 there, 9 here`."""
+    """The settings in which two recipes differ, such as `train.epochs: 1 there, 9 here`."""
 
     def walk(one: Any, other: Any, path: str) -> Iterator[str]:
         if isinstance(one, dict) and isinstance(other, dict):
@@ -100,7 +102,7 @@ def differences(here: Recipe, there: Recipe) -> list[str]:
 
 
 def _override(override: str) -> dict:
-    """`a.b=value` as nested settings; refuses a key that no group has."""
+    """Nested settings from `a.b=value`; refuses a key that no group has."""
     source = f"override {override!r}"
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -126,8 +128,11 @@ def check_key(key: str, source: str) -> None:
 
 
 def _repaired(recipe: Recipe, overrides: list[str]) -> list[str]:
-    """Overrides as they were meant, where a shell split them or took their quotes, or spaces surround the sign; those
-    that change, and none where no such mistake explains what is wrong."""
+    """Overrides as they were meant, if a shell split them or took their quotes, or if spaces surround the sign.
+
+    Returns:
+        The overrides that change; none where no such mistake explains what is wrong.
+    """
     known, text = dotted_keys(Recipe), " ".join(overrides)
     if any(found[1] not in known for found in map(_BEGIN.match, overrides) if found and found[2] == "="):
         return []
@@ -140,19 +145,20 @@ def _repaired(recipe: Recipe, overrides: list[str]) -> list[str]:
 
 
 def _meant(recipe: Recipe, key: str, value: str) -> str:
-    """The override of a value as it stands, with its brackets closed, with spaces after colons, or as a text."""
+    """The first override that is accepted: the value as it stands, with its brackets closed, with spaces after colons,
+    or quoted."""
     closers = {"[": "]", "{": "}"}
     missing: list[str] = []
     for sign in value:
         missing = [closers[sign], *missing] if sign in closers else missing[1:] if sign in missing[:1] else missing
     forms = [value, value + "".join(missing), re.sub(r":(?=\w)", ": ", value)]
-    if not (value.startswith("[") and value.endswith("]")):  # a text would be taken for a list of it alone
+    if not (value.startswith("[") and value.endswith("]")):  # a quoted list would be read as a list of one text
         forms.append(json.dumps(value, ensure_ascii=False))
     return next((each for form in forms if value and _accepted(recipe, [each := f"{key}={form}"])), "")
 
 
 def _accepted(recipe: Recipe, overrides: list[str]) -> bool:
-    """Whether they are of the right form; a rule may still refuse them."""
+    """Whether overrides are of the right form; a rule may still refuse them."""
     try:
         _overridden(recipe, overrides)
     except RuleError:
@@ -162,18 +168,26 @@ def _accepted(recipe: Recipe, overrides: list[str]) -> bool:
     return True
 
 
-def _merged(base: dict, over: dict, group: type[Settings] | None = None) -> dict:
+def _merged(base: dict, over: dict, shared: Any = None) -> dict:
     """`over` on top of `base`, group by group.
 
-    A mapping of another `kind` replaces the old one whole where each kind has settings of its own; in a `group` of one
-    class, as the optimizer is, the kinds share them, and a rate survives another kind.
+    A mapping of another `kind` replaces the old one whole, but not in a union whose kinds share most settings, such as
+    the optimizers: there a rate survives another kind.
     """
-    if group is None and over.get("kind", base.get("kind")) != base.get("kind"):
-        return over
+    if over.get("kind", base.get("kind")) != base.get("kind"):
+        if shared is None:
+            return over
+        base = _changed(base, shared)
     out = dict(base)
     for key, value in over.items():
+        union = Recipe.model_fields[key].annotation if key in FORMER_DEFAULTS else None
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        inner = group.model_fields[key].annotation if group and key in group.model_fields else None
-        one_class = isinstance(inner, type) and issubclass(inner, Settings)
-        out[key] = _merged(base[key], value, inner if one_class else None) if both else value
+        out[key] = _merged(base[key], value, union) if both else value
     return out
+
+
+def _changed(settings: dict, union: Any) -> dict:
+    """The settings that differ from the defaults of their kind: another kind may lack the others."""
+    member = kinds(union).get(str(settings["kind"]))
+    defaults = member.model_construct().model_dump(mode="json") if member else {}
+    return {key: value for key, value in settings.items() if key not in defaults or defaults[key] != value}

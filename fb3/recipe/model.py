@@ -2,22 +2,35 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fb3.recipe.settings import Count, Probability, Settings
+from fb3.recipe.settings import Count, Probability, Settings, read_kind
 
 
 class PlainPoolingSettings(Settings):
-    """A pooling over the last layer's token states without settings."""
+    """A pooling over the last layer's token states, without settings."""
 
-    kind: Literal["cls", "mean", "max", "min", "mean_max", "attention", "dense", "pooler"] = "attention"
+    kind: Literal[
+        "cls",
+        "mean",
+        "max",
+        "min",
+        "mean_max",
+        "attention",
+        "dense",
+        "pooler",
+        "token_weighted",
+        "target_tokens",
+    ] = "attention"
     """cls: first token; mean/max/min: over real tokens; mean_max: both side by side; attention: a learned weight for
     each token (Lin et al. 2017, arXiv:1703.03130); dense: the mean, a linear layer and tanh (Reimers & Gurevych 2019,
-    arXiv:1908.10084); pooler: the encoder's own pooler output, where it has one."""
+    arXiv:1908.10084); pooler: the encoder's own pooler output, where it has one; token_weighted: the mean over tokens,
+    each weighted by how rare it is in the training essays (TF-IDF, Spärck Jones 1972); target_tokens: the states of the
+    targets' tokens side by side, with data.text.prompt=tokens."""
 
 
 class LayersPoolingSettings(Settings):
-    """A pooling over several layers' token states, each averaged over its real tokens."""
+    """A pooling over several layers' token states, each layer first averaged over its real tokens."""
 
     kind: Literal[
         "weighted_layer",
@@ -32,51 +45,48 @@ class LayersPoolingSettings(Settings):
     side by side (Devlin et al. 2018, arXiv:1810.04805, table 7); lstm_layers, gru_layers: a recurrent net over the
     layers' first tokens, from the lowest up (Song et al. 2020, arXiv:2002.04815); attention_layers: attention over the
     layers' first tokens (the same paper); parallel_layers: a small net of its own for each layer's mean, then their
-    mean; hierarchical_layers: from the top down each layer joins what the net above made of the ones before (both after
-    Karimi et al. 2020, arXiv:2010.11731, which takes whole encoder layers for nets)."""
+    mean; hierarchical_layers: the same nets from the top down, each reading its layer and the result of the net above
+    (both after Karimi et al. 2020, arXiv:2010.11731, which takes whole encoder layers for nets)."""
     layers: Count = 4
-    """How many of the last layers are taken."""
+    """Number of layers, counted from the top."""
 
 
 class GemPoolingSettings(Settings):
     """Generalised mean over real tokens (Radenovic et al. 2017, arXiv:1711.02512)."""
 
     kind: Literal["gem"]
-    """The root of the mean of powers, of what is positive: 1 is the mean of it, a large power nears the maximum."""
+    """The root of the mean of powers of the positive values: power 1 is their mean, a large one nears the maximum."""
     power: Annotated[float, Field(ge=1, le=8)] = 3.0
-    """Where the learned power starts."""
+    """Start of the learned power."""
 
 
-class TokensPoolingSettings(Settings):
-    """A small net over the last layer's token states, then the largest value of each unit."""
+class LstmTokensPoolingSettings(Settings):
+    """A bidirectional LSTM over the last layer's token states (Hochreiter & Schmidhuber 1997)."""
 
-    kind: Literal["lstm_tokens", "cnn"]
-    """lstm_tokens: a bidirectional LSTM (Hochreiter & Schmidhuber 1997); cnn: convolutions (Kim 2014,
-    arXiv:1408.5882)."""
+    kind: Literal["lstm_tokens"]
+    """The largest value of each unit over the tokens."""
     width: Count = 128
-    """Units: of each direction, or of the convolution."""
+    """Units of each direction."""
+
+
+class CnnPoolingSettings(Settings):
+    """Convolutions over the last layer's token states (Kim 2014, arXiv:1408.5882)."""
+
+    kind: Literal["cnn"]
+    """The largest value of each filter over the tokens."""
+    width: Count = 128
+    """Filters."""
     kernel: Count = 3
-    """Tokens that a convolution sees at once."""
-
-    @model_validator(mode="after")
-    def _kernel_of_a_convolution(self) -> "TokensPoolingSettings":
-        if self.kernel != 3 and self.kind != "cnn":
-            raise ValueError(f"kernel does nothing in {self.kind}; leave it out")
-        return self
+    """Tokens that a filter sees at once."""
 
 
-class FittedPoolingSettings(Settings):
-    """A pooling that knows more than the states: which tokens they belong to."""
-
-    kind: Literal["token_weighted", "target_tokens"]
-    """token_weighted: the mean over tokens, each weighted by how rare it is in the training essays (TF-IDF, Spärck
-    Jones 1972); target_tokens: the states of the targets' tokens side by side, with data.text.prompt=tokens."""
-
-
-PoolingSettings = Annotated[
-    PlainPoolingSettings | LayersPoolingSettings | GemPoolingSettings | TokensPoolingSettings | FittedPoolingSettings,
-    Field(discriminator="kind"),
-]
+_Pooling = (
+    PlainPoolingSettings | LayersPoolingSettings | GemPoolingSettings | LstmTokensPoolingSettings | CnnPoolingSettings
+)
+# Recipes saved by earlier versions hold kernel: 3 beside lstm_tokens.
+PoolingSettings = Annotated[_Pooling, Field(discriminator="kind"), read_kind(_Pooling, "attention", {"kernel": 3})]
+# Poolings of the first token alone: a tokenizer must put one of its own before each text.
+OF_FIRST_TOKEN = {"cls", "pooler", "lstm_layers", "gru_layers", "attention_layers"}
 
 
 class LinearHeadSettings(Settings):
@@ -94,7 +104,7 @@ class MultiSampleHeadSettings(Settings):
     samples: Count = 5
     """Dropout masks a step."""
     dropout: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Probability of a unit to be dropped; 0 would make the samples equal, so it is refused."""
+    """Probability that a unit is dropped; 0 is refused, because it would make the samples equal."""
 
 
 HeadSettings = Annotated[LinearHeadSettings | MultiSampleHeadSettings, Field(discriminator="kind")]
@@ -130,9 +140,9 @@ class StitchSettings(Settings):
     """A second encoder beside the first: their pooled vectors side by side go to one head."""
 
     backbone: str
-    """Of the second encoder: a local folder or a hub id, with its own tokenizer."""
+    """The second encoder: a local folder or a hub id, with its own tokenizer."""
     pooling: PoolingSettings = PlainPoolingSettings(kind="mean")
-    """Of the second encoder's states. On frozen encoders lstm_tokens and cnn are nets that train on what is there."""
+    """Pooling of the second encoder's states. On frozen encoders lstm_tokens and cnn train a net of their own."""
     frozen: Literal["none", "second", "both"] = "second"
     """Which encoders stay as they are."""
 
@@ -143,31 +153,31 @@ class ModelSettings(Settings):
     backbone: str = "microsoft/deberta-v3-base"
     """A local folder with config.json, tokenizer and weights, a hub id, or `scratch`."""
     scratch: ScratchSettings = ScratchSettings()
-    """What `backbone: scratch` builds; unused otherwise."""
+    """The encoder that `backbone: scratch` builds; unused otherwise."""
     pooling: PoolingSettings = PlainPoolingSettings()
-    """How token states become one vector."""
+    """The way from token states to one vector."""
     stitch: StitchSettings | None = None
     """A second encoder; none: off. Tricks, freezing and re-initialisation act on the first."""
     head: HeadSettings = LinearHeadSettings()
-    """How the vector becomes scores."""
+    """The way from the vector to scores."""
     dropout: Probability = 0.0
-    """Hidden dropout of the encoder; 0 is what won on this regression."""
+    """Hidden dropout of the encoder; the competition's winners trained this regression without it."""
     attention_dropout: Probability = 0.0
     """Dropout of the attention probabilities."""
     freeze_embeddings: bool = False
-    """Keep the embeddings as they are."""
+    """Do not train the embeddings."""
     freeze_layers: Annotated[int, Field(ge=0)] = 0
-    """Keep the lowest n layers as they are. Depths known to work: deberta-v2-xxlarge 24, deberta-v2-xlarge 12,
+    """Do not train the lowest n layers. Depths known to work: deberta-v2-xxlarge 24, deberta-v2-xlarge 12,
     deberta-large 16, deberta-xlarge 36, funnel 1 (blocks)."""
     reinit_layers: Annotated[int, Field(ge=0)] = 0
-    """Start the top n layers at random: what they hold serves the pretraining's task (Zhang et al. 2020,
+    """Start the top n layers at random: their pretrained weights serve the pretraining's task (Zhang et al. 2020,
     arXiv:2006.05987)."""
     layer_drop: Probability = 0.0
-    """LayerDrop (Fan et al. 2019, arXiv:1909.11556): probability that the top layer's work is passed over in a training
-    step; lower layers less, in proportion to their depth, as in Huang et al. 2016, arXiv:1603.09382. Saves no time."""
+    """LayerDrop (Fan et al. 2019, arXiv:1909.11556): probability that the top layer is skipped in a training step;
+    lower layers are skipped less, in proportion to their depth (Huang et al. 2016, arXiv:1603.09382). Saves no time."""
     mixout: Probability = 0.0
-    """Mixout (Lee et al. 2020, arXiv:1909.11299): probability of each weight of the encoder's linear layers to be the
-    one that it started as, in training, scaled so that the expectation is the weight. Not on reinit_layers. A copy of
+    """Mixout (Lee et al. 2020, arXiv:1909.11299): probability that a weight of the encoder's linear layers takes its
+    start value in a training step, scaled so that the expectation is the weight. Not on reinit_layers. Costs a copy of
     those weights, and some time."""
     gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): a third more time, far less

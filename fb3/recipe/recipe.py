@@ -1,4 +1,4 @@
-"""`Recipe`: the groups together, and the rules that span them."""
+"""`Recipe`: all groups of settings together."""
 
 import json
 from typing import Any
@@ -8,13 +8,20 @@ from pydantic import ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
 from fb3.recipe.data import DataSettings, FoldsSettings
-from fb3.recipe.keys import explain
+from fb3.recipe.hints import explain, is_rule
 from fb3.recipe.model import ModelSettings
 from fb3.recipe.prediction import PredictSettings
+from fb3.recipe.rules import RULES
 from fb3.recipe.settings import Settings
-from fb3.recipe.task import COMPARISONS, RegressionSettings, TaskSettings
-from fb3.recipe.training import OptimizerSettings, ScheduleSettings, TrainSettings
-from fb3.recipe.tricks import ADVERSARIAL, AVERAGERS, EMBEDDING_ADVERSARIAL, ON_ENCODER, TrickSettings
+from fb3.recipe.task import RegressionSettings, TaskSettings
+from fb3.recipe.training import (
+    AdamWSettings,
+    CosineScheduleSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
+from fb3.recipe.tricks import TrickSettings
 
 DEBUG: dict[str, dict[str, int | None]] = {
     "data": {"sample": 100},
@@ -34,9 +41,9 @@ class Recipe(Settings):
     """The split."""
     train: TrainSettings = TrainSettings()
     """The loop."""
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: OptimizerSettings = AdamWSettings()
     """Rates and decay."""
-    schedule: ScheduleSettings = ScheduleSettings()
+    schedule: ScheduleSettings = CosineScheduleSettings()
     """The rate over time."""
     task: TaskSettings = RegressionSettings()
     """What a target is."""
@@ -46,133 +53,9 @@ class Recipe(Settings):
     """Pieces around the step, each by its kind; their order here does not matter."""
 
     @model_validator(mode="after")
-    def _tricks_fit(self) -> "Recipe":
-        kinds = [trick.kind for trick in self.tricks]
-        for kind in set(kinds):
-            if kinds.count(kind) > 1:
-                raise ValueError(f"tricks: {kind} stands {kinds.count(kind)} times; give it once")
-        if len(averagers := [kind for kind in kinds if kind in AVERAGERS]) > 1:
-            raise ValueError(f"tricks: {averagers} both average the weights; give one")
-        adversarial = [kind for kind in kinds if kind in ADVERSARIAL]
-        if adversarial and self.train.accumulation > 1:
-            raise ValueError(
-                f"tricks: {adversarial[0]} perturbs along the gradient of one batch, which train.accumulation > 1 "
-                "mixes with others; set train.accumulation=1"
-            )
-        on_embeddings = [kind for kind in kinds if kind in EMBEDDING_ADVERSARIAL]
-        if on_embeddings and self.model.freeze_embeddings:
-            raise ValueError(
-                f"tricks: {on_embeddings[0]} perturbs the embeddings, which get no gradient with "
-                "model.freeze_embeddings; drop one of the two"
-            )
-        if len(adversarial) > 1:
-            raise ValueError(f"tricks: {adversarial} both perturb along the gradient; give one")
-        for trick in self.tricks:
-            if trick.kind == "awp" and trick.from_epoch >= self.train.epochs:
-                raise ValueError(
-                    f"tricks: awp would begin in epoch {trick.from_epoch}, counted from 0, of {self.train.epochs}; "
-                    "give a smaller from_epoch"
-                )
-            if trick.kind == "awp" and trick.from_score is not None and self.train.evaluates_once():
-                raise ValueError(
-                    "tricks: awp's from_score waits for an evaluation, and the only one is at the run's end; raise "
-                    "train.epochs or give train.evaluate_every_steps"
-                )
-            if trick.kind == "pull_to_start" and self.optimizer.weight_decay:
-                raise ValueError(
-                    "tricks: pull_to_start decays the weights toward their start, optimizer.weight_decay toward 0; set "
-                    "optimizer.weight_decay=0"
-                )
-            if trick.kind == "pull_to_start" and self.optimizer.kind == "madgrad":
-                raise ValueError("tricks: madgrad goes by its own sums and undoes pull_to_start; drop one of the two")
-            if trick.kind == "lookahead" and self.optimizer.kind == "ranger":
-                raise ValueError("tricks: optimizer.kind=ranger looks ahead itself; drop lookahead, or take radam")
-            if trick.kind == "pull_to_start" and self.model.reinit_layers:
-                raise ValueError("tricks: pull_to_start would pull model.reinit_layers to random weights; drop one")
-        return self
-
-    @model_validator(mode="after")
-    def _target_tokens_are_there(self) -> "Recipe":
-        if self.model.pooling.kind == "target_tokens" and self.data.text.prompt != "tokens":
-            raise ValueError("model.pooling.kind=target_tokens reads the targets' tokens; set data.text.prompt=tokens")
-        if self.data.text.template and self.data.id_column in self.data.text.columns():
-            raise ValueError("data.text.template names the id column; an id says nothing about an essay")
-        return self
-
-    @model_validator(mode="after")
-    def _essays_are_mixed(self) -> "Recipe":
-        if self.data.augment and self.data.augment.mix and self.train.batch_size == 1:
-            raise ValueError(
-                "data.augment.mix joins essays of a batch, and train.batch_size=1 has one; raise it or leave mix out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _statistics_are_of_whole_essays(self) -> "Recipe":
-        if self.data.text.statistics and self.data.augment and self.data.augment.mix:
-            raise ValueError("data.text.statistics are those of whole essays; leave them or data.augment.mix out")
-        return self
-
-    @model_validator(mode="after")
-    def _stitched(self) -> "Recipe":
-        stitch = self.model.stitch
-        if not stitch:
-            return self
-        if self.data.augment:
-            raise ValueError("data.augment changes the first encoder's tokens only; leave it or model.stitch out")
-        if self.task.uda:
-            raise ValueError("task.uda.augment changes the first encoder's tokens only; leave uda or model.stitch out")
-        if stitch.backbone == "scratch":
-            raise ValueError("model.stitch.backbone: only the first encoder can be built from scratch; give a folder")
-        if stitch.pooling.kind == "target_tokens" and self.data.text.prompt != "tokens":
-            raise ValueError("model.stitch.pooling.kind=target_tokens: set data.text.prompt=tokens")
-        on_frozen = [trick.kind for trick in self.tricks if trick.kind in ON_ENCODER]
-        if stitch.frozen == "both" and (on_frozen or self.model.mixout or self.model.reinit_layers):
-            what = f"tricks: {on_frozen[0]}" if on_frozen else "model.mixout or reinit_layers"
-            raise ValueError(f"{what} acts on an encoder that model.stitch.frozen=both keeps as it is; drop one")
-        frozen = self.model.freeze_embeddings or self.model.freeze_layers
-        if stitch.frozen == "both" and (frozen or self.optimizer.embeddings_rate is not None):
-            what = "model.freeze_embeddings and freeze_layers do" if frozen else "optimizer.embeddings_rate does"
-            raise ValueError(f"{what} nothing with model.stitch.frozen=both; leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _rates_matter(self) -> "Recipe":
-        if self.optimizer.decay_by == "thirds" and self.optimizer.layer_decay == 1.0:
-            raise ValueError("optimizer.decay_by does nothing with layer_decay=1.0; leave it out")
-        if self.optimizer.embeddings_rate is not None and self.model.freeze_embeddings:
-            raise ValueError("optimizer.embeddings_rate does nothing with model.freeze_embeddings; drop one of the two")
-        return self
-
-    @model_validator(mode="after")
-    def _loss_adds_up(self) -> "Recipe":
-        if self.task.of_batches() and self.train.accumulation > 1:
-            raise ValueError(
-                f"task: {self.task.of_batches()[0]} of parts does not add up; set train.accumulation=1 or take mse"
-            )
-        comparisons = [kind for kind in self.task.kinds() if kind in COMPARISONS]
-        if comparisons and self.train.batch_size == 1:
-            raise ValueError(
-                f"task: {comparisons[0]} compares the essays of a batch, and train.batch_size=1 has one; raise it or "
-                f"drop {comparisons[0]}"
-            )
-        dropouts = (self.model.dropout, self.model.attention_dropout, self.model.layer_drop, self.model.mixout)
-        if self.task.r_drop and not any(dropouts) and self.model.head.kind == "linear":
-            raise ValueError("task.r_drop does nothing without dropout: both passes would be equal; set model.dropout")
-        return self
-
-    @model_validator(mode="after")
-    def _weights_are_learned_from_something(self) -> "Recipe":
-        if self.task.weighting == "fixed":
-            return self
-        if self.task.weighed(len(self.data.target_columns)) == 1:
-            raise ValueError("task.weighting: one column and one loss leave nothing to weigh; give terms or take fixed")
-        for trick in self.tricks:
-            if trick.kind == "pgd" or (trick.kind == "awp" and trick.form == "perturb_first"):
-                raise ValueError(
-                    f"tricks: {trick.kind} drops the gradients of some passes, of which task.weighting=uncertainty "
-                    "would learn; take fixed, fgm, or awp with form: two_pass"
-                )
+    def _follows_the_rules(self) -> "Recipe":
+        for rule in RULES:
+            rule(self)
         return self
 
     @classmethod
@@ -192,9 +75,9 @@ class Recipe(Settings):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            ruled = all(e["type"] == "value_error" for e in error.errors())
-            message = f"{source}: " + "; ".join(explain(cls, e) for e in error.errors())
-            raise (RuleError if ruled else Fb3Error)(message) from None
+            errors = error.errors()
+            message = f"{source}: " + "; ".join(explain(cls, each) for each in errors)
+            raise (RuleError if all(is_rule(cls, each) for each in errors) else Fb3Error)(message) from None
 
     def debug(self) -> "Recipe":
         """The recipe as --debug trains it: a hundred essays, two folds, two epochs."""

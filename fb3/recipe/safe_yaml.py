@@ -1,4 +1,4 @@
-"""YAML of strangers: plain values only, bounded in size and depth."""
+"""Reads YAML that a stranger may have written: plain values only, bounded in size and depth."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -8,14 +8,14 @@ import yaml
 from fb3.errors import Fb3Error
 
 LARGEST = 256 * 2**10  # bytes of a recipe or space; all settings written out have 5 kB, and YAML is read slowly
-_NODES = 20_000  # keys and values, those of an alias counted each time that it is used
+_NODES = 20_000  # keys and values; an alias counts each time that it is used
 _DEPTH = 32  # of values within values; a recipe has five
 _DIGITS = 40  # of a whole number
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which refuses a key that stands twice instead of dropping the first, and a text that would
-    grow: aliases of aliases, of itself, values within values without end."""
+    """The safe loader, but it refuses a key that stands twice, which YAML would drop, and texts that would grow without
+    bound: aliases of aliases, aliases of themselves, values within values without end."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -65,7 +65,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse(text: str, name: str) -> Any:
-    """What a YAML text holds.
+    """The values of a YAML text.
 
     Raises:
         Fb3Error: not YAML, or a key stands twice; names `name`.
@@ -74,5 +74,5 @@ def parse(text: str, name: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise Fb3Error(f"{name}: not YAML: {' '.join(str(error).split())}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # such as a 45th of a month
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # such as 2024-01-45
         raise Fb3Error(f"{name}: not YAML: {error}") from None

@@ -1,6 +1,7 @@
-"""What all groups share: frozen, strict, described by docstrings."""
+"""The base of all groups of settings, unions of them by kind, and common types of values."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -11,6 +12,33 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+
+def kinds(union: Any) -> dict[str, type[Settings]]:
+    """The settings class of each `kind` of a union, in the union's order; a class of several kinds stands for each."""
+    plain = get_args(union)[0] if get_origin(union) is Annotated else union
+    members = get_args(plain) or (plain,)
+    return {kind: member for member in members for kind in get_args(member.model_fields["kind"].annotation)}
+
+
+def read_kind(union: Any, default: str, former: Mapping[str, Any]) -> BeforeValidator:
+    """Prepares the settings of a union for its members.
+
+    Args:
+        union: classes with a `kind`.
+        default: the kind where none is given.
+        former: settings and their former defaults; a kind that lacks a setting drops it at that value.
+    """
+
+    def read(settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        settings = {"kind": default, **settings}
+        member = kinds(union).get(str(settings["kind"]))
+        lacking = former.keys() - member.model_fields if member else ()
+        return {key: value for key, value in settings.items() if key not in lacking or value != former[key]}
+
+    return BeforeValidator(read)
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

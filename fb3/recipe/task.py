@@ -1,24 +1,25 @@
-"""What a target is, and its loss."""
+"""Settings of tasks: how targets are learned, and their losses."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from fb3.recipe.augmentation import AugmentSettings
-from fb3.recipe.settings import Count, Probability, Rate, Settings
+from fb3.recipe.settings import Count, Probability, Rate, Settings, read_kind
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
-BATCH_LOSSES = {"rmse", "mcrmse", "pearson", "rank"}  # not a mean over essays: those of parts do not add up
-COMPARISONS = {"pearson", "rank"}  # of the essays in a batch with each other
+# No mean over essays: the mean of such a loss over parts of a batch is not the loss of the batch.
+BATCH_LOSSES = {"rmse", "mcrmse", "pearson", "rank"}
+COMPARISONS = {"pearson", "rank"}  # compare the essays of a batch with each other, so they want several
 
 
 class LossTermSettings(Settings):
     """One more loss, added to task.loss."""
 
     kind: LossKind
-    """As in task.loss."""
+    """The loss, one of those that task.loss takes."""
     weight: Annotated[float, Field(ge=0)] = 1.0
-    """Its factor, or that at the start."""
+    """Its factor, or its factor at the start where end_weight is given."""
     end_weight: Annotated[float, Field(ge=0)] | None = None
     """Its factor at the end of the run, to which it goes linearly; none: it stays as it is."""
 
@@ -35,8 +36,8 @@ class RDropSettings(Settings):
     """R-Drop (Liang et al. 2021, arXiv:2106.14448): two passes with two dropout masks shall agree."""
 
     alpha: Rate = 1.0
-    """Weight of the distance of the two passes: of scores the mean squared difference, of classes the symmetric KL
-    divergence, halved."""
+    """Weight of the distance of the two passes: the mean squared difference of scores, or half the symmetric KL
+    divergence of classes."""
 
 
 class UdaSettings(Settings):
@@ -49,19 +50,19 @@ class UdaSettings(Settings):
     """Weight of the distance between the outputs for the copies and those for the plain essays, measured as in r_drop.
     1 in the paper."""
     batch_size: Count = 8
-    """Essays that each batch of train.batch_size comes with; shared out among processes, as those are."""
+    """Essays without scores beside each batch of train.batch_size; shared out among processes like the batch."""
     augment: AugmentSettings
-    """How the copies differ, as in data.augment, on which they do not depend."""
+    """Changes of the copies: the settings of data.augment, given anew."""
 
     @model_validator(mode="after")
     def _without_targets(self) -> "UdaSettings":
         if self.augment.mix:
-            raise ValueError("augment.mix mixes targets, of which these essays have none; leave it out")
+            raise ValueError("augment.mix mixes targets, and these essays have none; leave it out")
         return self
 
 
 class BaseTaskSettings(Settings):
-    """What all tasks on a scale of scores share."""
+    """Settings of every task on a scale of scores."""
 
     kind: str
     """What a target is."""
@@ -84,16 +85,16 @@ class BaseTaskSettings(Settings):
             raise ValueError(f"minimum {self.minimum} must lie below maximum {self.maximum}")
         return self
 
-    def kinds(self) -> list[str]:
-        """The losses' names, where there is a choice."""
+    def losses(self) -> list[str]:
+        """Names of the losses, where there is a choice."""
         return []
 
     def of_batches(self) -> list[str]:
-        """Those of them that are no mean over essays: what parts of a batch give does not add up."""
-        return [kind for kind in self.kinds() if kind in BATCH_LOSSES]
+        """The names of the losses that do not add up over parts of a batch."""
+        return [kind for kind in self.losses() if kind in BATCH_LOSSES]
 
     def weighed(self, columns: int) -> int:
-        """How many losses are added: those that `weighting` weighs."""
+        """Number of losses that `weighting` weighs."""
         return columns
 
     def outputs(self, columns: int) -> int:
@@ -112,35 +113,36 @@ class RegressionSettings(BaseTaskSettings):
     correlation of the columns, an addition rather than a loss of its own; quantile: the pinball loss of `quantile`
     (Koenker & Bassett 1978); rank: RankNet on the batch's pairs (Burges et al. 2005), an addition too."""
     delta: Rate = 0.5
-    """Of huber: where the parabola becomes a line, in scores."""
+    """Error, in scores, at which the parabola of huber becomes a line."""
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Of the quantile loss; 0.5 is the absolute error."""
+    """Share that the quantile loss aims at; 0.5 is the absolute error."""
     terms: tuple[LossTermSettings, ...] = ()
     """Further losses, weighted and added."""
 
     @model_validator(mode="after")
     def _losses_fit(self) -> "RegressionSettings":
-        kinds = self.kinds()
-        if len(set(kinds)) < len(kinds):
-            raise ValueError(f"loss and terms name a loss twice: {kinds}")
-        if self.delta != 0.5 and "huber" not in kinds:
-            raise ValueError("delta does nothing without a huber loss; leave it out")
-        if self.quantile != 0.5 and "quantile" not in kinds:
-            raise ValueError("quantile does nothing without a quantile loss; leave it out")
+        losses = self.losses()
+        if len(set(losses)) < len(losses):
+            raise ValueError(f"loss and terms name a loss twice: {losses}")
+        for name, loss in (("delta", "huber"), ("quantile", "quantile")):  # of loss and terms alike, so beside both
+            if loss not in losses and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} does nothing without a {loss} loss; leave it out")
         if self.weighting == "uncertainty" and any(t.weight != 1 or t.end_weight is not None for t in self.terms):
             raise ValueError("weighting: uncertainty learns the terms' weights; leave weight and end_weight out")
         return self
 
-    def kinds(self) -> list[str]:
-        """The losses' names."""
+    def losses(self) -> list[str]:
+        """Names of the losses, `loss` first."""
         return [self.loss, *(term.kind for term in self.terms)]
 
     def weighed(self, columns: int) -> int:
-        """The losses or, where there is but one, its columns."""
-        return len(self.kinds()) if self.terms else columns
+        """Number of losses, or of columns where there is one loss."""
+        return len(self.losses()) if self.terms else columns
 
 
 class ClassesSettings(BaseTaskSettings):
+    """Classes at equal distances on the scale of scores."""
+
     step: Annotated[float, Field(ge=1e-3)] = 0.5
     """Distance of the classes, in scores: minimum, minimum + step, ..., maximum."""
     squeeze: Annotated[float, Field(ge=0)] = 0.0
@@ -150,7 +152,7 @@ class ClassesSettings(BaseTaskSettings):
     @model_validator(mode="after")
     def _steps_fit(self) -> "ClassesSettings":
         steps = (self.maximum - self.minimum) / self.step
-        if steps < 0.5 or not min(steps % 1.0, 1.0 - steps % 1.0) < 1e-6:  # no number where the range is infinite
+        if steps < 0.5 or not min(steps % 1.0, 1.0 - steps % 1.0) < 1e-6:  # NaN, of an infinite range, is refused too
             raise ValueError(f"step {self.step} does not divide the range from {self.minimum} to {self.maximum}")
         return self
 
@@ -186,12 +188,5 @@ class OrdinalSettings(ClassesSettings):
         return columns * (self.classes() - 1)
 
 
-def _regression_unless_said(settings: Any) -> Any:
-    return {"kind": "regression", **settings} if isinstance(settings, dict) else settings
-
-
-TaskSettings = Annotated[
-    RegressionSettings | BinnedSettings | OrdinalSettings,
-    Field(discriminator="kind"),
-    BeforeValidator(_regression_unless_said),
-]
+_Task = RegressionSettings | BinnedSettings | OrdinalSettings
+TaskSettings = Annotated[_Task, Field(discriminator="kind"), read_kind(_Task, "regression", {})]

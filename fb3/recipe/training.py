@@ -1,10 +1,10 @@
-"""The loop, the optimizer, the schedule."""
+"""Settings of the loop, the optimizer and the schedule."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fb3.recipe.settings import Count, Listed, Probability, Rate, Seed, Settings, Share
+from fb3.recipe.settings import Count, Listed, Probability, Rate, Seed, Settings, Share, read_kind
 
 MANY_STEPS = 10**6  # after so many, Adam's bias corrections are 1 to the last bit
 
@@ -61,16 +61,11 @@ class TrainSettings(Settings):
         return self.epochs == 1 and self.evaluate_every_steps is None
 
 
-class OptimizerSettings(Settings):
-    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) and its parameter groups."""
+class BaseOptimizerSettings(Settings):
+    """What all optimizers have: rates, decay of the weights apart from the gradient, clipping."""
 
-    kind: Literal["adamw", "radam", "nadam", "adafactor", "ranger", "lamb", "madgrad", "adamw_8bit"] = "adamw"
-    """adamw; radam: rectified (Liu et al. 2019, arXiv:1908.03265); nadam: with Nesterov's momentum (Dozat 2016);
-    adafactor: rows and columns for a second moment, no first one (Shazeer & Stern 2018, arXiv:1804.04235); ranger:
-    radam with lookahead and centred gradients (Yong et al. 2020, arXiv:2004.01461); lamb: each tensor moves by a share
-    of its norm (You et al. 2019, arXiv:1904.00962); madgrad: dual averaging (Defazio & Jelassi 2021,
-    arXiv:2101.11075); adamw_8bit: moments in 8 bits (Dettmers et al. 2021, arXiv:2110.02861). ranger, lamb and madgrad
-    want `pip install pytorch_optimizer`, adamw_8bit bitsandbytes and a GPU."""
+    kind: str
+    """Which optimizer."""
     encoder_rate: Rate = 5e-5
     """Peak learning rate of the encoder's top layer."""
     embeddings_rate: Rate | None = None
@@ -81,16 +76,9 @@ class OptimizerSettings(Settings):
     """Each lower layer's rate is this times the one above (Howard & Ruder 2018, arXiv:1801.06146; Clark et al. 2020,
     arXiv:2003.10555)."""
     decay_by: Literal["layer", "thirds"] = "layer"
-    """What layer_decay counts: each layer, or thirds of the encoder, the embeddings with the lowest."""
+    """The steps of layer_decay: each layer, or thirds of the encoder, the embeddings with the lowest."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay; none on biases and normalisation weights."""
-    eps: Rate = 1e-6
-    """Added to the root of Adam's second moment; in madgrad to a cube root, and to the rate."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
-    """Adam's decay rates of the first and second moment."""
-    bias_correction: bool = True
-    """Make up for moments that start at 0. False is BertAdam (Devlin et al. 2018, arXiv:1810.04805): at first steps up
-    to six times as long, which makes short fine-tuning unstable (Mosbach et al. 2020, arXiv:2006.04884)."""
     clip: Rate = 1000.0
     """Largest norm of all gradients together."""
     unscale: bool = True
@@ -98,47 +86,140 @@ class OptimizerSettings(Settings):
     scaled gradients; it changes nothing outside fp16."""
 
     @model_validator(mode="after")
-    def _known_to_the_kind(self) -> "OptimizerSettings":
-        if self.betas != (0.9, 0.999) and self.kind in {"adafactor", "madgrad"}:
-            raise ValueError(f"betas do nothing in {self.kind}; leave them out")
-        if self.eps != 1e-6 and self.kind == "adafactor":
-            raise ValueError("eps does nothing in adafactor; leave it out")
-        if not self.bias_correction and self.kind != "adamw":
-            raise ValueError(f"bias_correction=false is of adamw, not of {self.kind}; leave it out")
+    def _decays_by_something(self) -> "BaseOptimizerSettings":
+        if self.decay_by == "thirds" and self.layer_decay == 1.0:
+            raise ValueError("decay_by does nothing with layer_decay=1.0; leave it out")
+        return self
+
+
+class AdafactorSettings(BaseOptimizerSettings):
+    """Adafactor (Shazeer & Stern 2018, arXiv:1804.04235)."""
+
+    kind: Literal["adafactor"]
+    """The second moment by rows and columns, no first one."""
+
+
+class MadgradSettings(BaseOptimizerSettings):
+    """MADGRAD (Defazio & Jelassi 2021, arXiv:2101.11075); wants `pip install pytorch_optimizer`."""
+
+    kind: Literal["madgrad"]
+    """Dual averaging."""
+    eps: Rate = 1e-6
+    """Added to a cube root, and to the rate."""
+
+
+class AdamSettings(BaseOptimizerSettings):
+    """Relatives of Adam: steps by a first and a second moment of the gradient."""
+
+    kind: Literal["radam", "nadam", "ranger", "lamb", "adamw_8bit"]
+    """radam: rectified (Liu et al. 2019, arXiv:1908.03265); nadam: with Nesterov's momentum (Dozat 2016); ranger: radam
+    with lookahead and centred gradients (Yong et al. 2020, arXiv:2004.01461); lamb: each tensor moves by a share of its
+    norm (You et al. 2019, arXiv:1904.00962); adamw_8bit: moments in 8 bits (Dettmers et al. 2021, arXiv:2110.02861).
+    ranger and lamb want `pip install pytorch_optimizer`, adamw_8bit bitsandbytes and a GPU."""
+    eps: Rate = 1e-6
+    """Added to the root of the second moment."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
+
+
+class AdamWSettings(AdamSettings):
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Adam with decoupled weight decay."""
+    bias_correction: bool = True
+    """Make up for moments that start at 0. False is BertAdam (Devlin et al. 2018, arXiv:1810.04805): at first steps up
+    to six times as long, which makes short fine-tuning unstable (Mosbach et al. 2020, arXiv:2006.04884)."""
+
+    @model_validator(mode="after")
+    def _bert_adam_is_exact(self) -> "AdamWSettings":
         if not self.bias_correction and 1.0 - max(self.betas) ** MANY_STEPS < 1.0:
             raise ValueError(f"bias_correction=false: betas {self.betas} are too near to 1; give 0.9999 at most")
         return self
 
 
-class ScheduleSettings(Settings):
+class BaseScheduleSettings(Settings):
     """The learning rate over the run, counted in optimizer steps."""
 
-    kind: Literal["cosine", "cosine_restarts", "linear", "polynomial", "constant"] = "cosine"
-    """Shape after the warm-up (cosine, with and without restarts: Loshchilov & Hutter 2016, arXiv:1608.03983)."""
+    kind: str
+    """Shape after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up."""
     warmup_share: Share = 0.0
     """The same as a share of all steps; give one of the two."""
-    cycles: Annotated[float, Field(gt=0)] = 0.5
-    """Waves of the cosine; 0.5 falls once from the peak to 0. With restarts: falls from the peak to 0, a whole
-    number."""
-    power: Annotated[float, Field(gt=0)] = 2.0
-    """Of the polynomial; 1 is linear."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "BaseScheduleSettings":
+        if self.warmup_steps and self.warmup_share:
+            raise ValueError("give warmup_steps or warmup_share, not both")
+        return self
+
+
+class ConstantScheduleSettings(BaseScheduleSettings):
+    """The peak to the end."""
+
+    kind: Literal["constant"]
+    """Never falls."""
+
+
+class FallingScheduleSettings(BaseScheduleSettings):
+    """From the peak to 0, or to a floor."""
+
     floor: Probability = 0.0
     """The rate falls no lower than this share of its peak; averaging wants a rate that still moves the weights."""
 
-    @model_validator(mode="after")
-    def _one_warmup(self) -> "ScheduleSettings":
-        if self.warmup_steps and self.warmup_share:
-            raise ValueError("give warmup_steps or warmup_share, not both")
-        if self.cycles != 0.5 and self.kind not in {"cosine", "cosine_restarts"}:
-            raise ValueError(f"cycles does nothing in a {self.kind} schedule; leave it out or take kind: cosine")
-        if self.kind == "cosine_restarts" and (self.cycles < 2 or self.cycles % 1):
-            raise ValueError(
-                f"cosine_restarts falls a whole number of times; give cycles: 2 or more, not {self.cycles}"
-            )
-        if self.power != 2.0 and self.kind != "polynomial":
-            raise ValueError(f"power does nothing in a {self.kind} schedule; leave it out or take kind: polynomial")
-        if self.floor and self.kind == "constant":
-            raise ValueError("floor does nothing in a constant schedule; leave it out")
-        return self
+
+class LinearScheduleSettings(FallingScheduleSettings):
+    """A straight line."""
+
+    kind: Literal["linear"]
+    """Falls evenly."""
+
+
+class PolynomialScheduleSettings(FallingScheduleSettings):
+    """A power of the share of the run that is left."""
+
+    kind: Literal["polynomial"]
+    """Falls fast, then slowly."""
+    power: Annotated[float, Field(gt=0)] = 2.0
+    """The exponent; 1 is linear."""
+
+
+class CosineScheduleSettings(FallingScheduleSettings):
+    """A cosine (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
+
+    kind: Literal["cosine"] = "cosine"
+    """Falls slowly at both ends."""
+    cycles: Annotated[float, Field(gt=0)] = 0.5
+    """Waves of the cosine; 0.5 falls once from the peak to 0."""
+
+
+class RestartsScheduleSettings(FallingScheduleSettings):
+    """A cosine with warm restarts (the same paper)."""
+
+    kind: Literal["cosine_restarts"]
+    """Falls several times, and jumps back to the peak in between."""
+    cycles: Annotated[int, Field(ge=2)]
+    """How many times it falls."""
+
+
+# The kinds of these groups share most settings, and were one class once: recipes saved then hold the settings of all
+# kinds. A setting that the recipe's kind lacks is dropped where it stands at the default of that time.
+FORMER_DEFAULTS = {
+    "optimizer": {"eps": 1e-6, "betas": [0.9, 0.999], "bias_correction": True},
+    "schedule": {"cycles": 0.5, "power": 2.0, "floor": 0.0},
+}
+_Optimizer = AdamWSettings | AdamSettings | AdafactorSettings | MadgradSettings
+OptimizerSettings = Annotated[
+    _Optimizer, Field(discriminator="kind"), read_kind(_Optimizer, "adamw", FORMER_DEFAULTS["optimizer"])
+]
+_Schedule = (
+    CosineScheduleSettings
+    | RestartsScheduleSettings
+    | LinearScheduleSettings
+    | PolynomialScheduleSettings
+    | ConstantScheduleSettings
+)
+ScheduleSettings = Annotated[
+    _Schedule, Field(discriminator="kind"), read_kind(_Schedule, "cosine", FORMER_DEFAULTS["schedule"])
+]

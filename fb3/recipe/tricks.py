@@ -1,15 +1,67 @@
-"""Pieces around the step."""
+"""Tricks around the training step: each one's settings, and its rules about the rest of a recipe."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from fb3.recipe.settings import Count, Probability, Rate, Settings
 
+if TYPE_CHECKING:
+    from fb3.recipe.recipe import Recipe
+
+
+class BaseTrickSettings(Settings):
+    """Facts and rules of any trick; a trick overrides where it differs."""
+
+    kind: str
+    """The trick's name."""
+    on_encoder: ClassVar[bool] = False
+    """It changes gradients or weights of the encoder, so a frozen encoder leaves it nothing to do."""
+    alone_in: ClassVar[str] = ""
+    """A deed that a recipe may have only one trick for, such as `average the weights`."""
+
+    def drops_gradients(self) -> bool:
+        """Whether the gradients of some backward passes do not count."""
+        return False
+
+    def check(self, recipe: "Recipe") -> None:
+        """Refuses a recipe in which the trick would do nothing or work against another setting.
+
+        Raises:
+            ValueError: saying what to change.
+        """
+
+
 # --- adversarial ---
 
 
-class FgmSettings(Settings):
+class AdversarialSettings(BaseTrickSettings):
+    """Tricks that compute a batch's loss again where its gradient makes it larger."""
+
+    on_encoder = True
+    alone_in = "perturb along the gradient"
+
+    def check(self, recipe: "Recipe") -> None:
+        if recipe.train.accumulation > 1:
+            raise ValueError(
+                f"tricks: {self.kind} perturbs along the gradient of one batch, which train.accumulation > 1 mixes "
+                "with others; set train.accumulation=1"
+            )
+
+
+class EmbeddingAdversarialSettings(AdversarialSettings):
+    """Adversarial tricks on the word embeddings."""
+
+    def check(self, recipe: "Recipe") -> None:
+        super().check(recipe)
+        if recipe.model.freeze_embeddings:
+            raise ValueError(
+                f"tricks: {self.kind} perturbs the embeddings, which get no gradient with model.freeze_embeddings; "
+                "drop one of the two"
+            )
+
+
+class FgmSettings(EmbeddingAdversarialSettings):
     """Fast gradient method on the word embeddings (Miyato et al. 2016, arXiv:1605.07725)."""
 
     kind: Literal["fgm"]
@@ -18,7 +70,7 @@ class FgmSettings(Settings):
     """L2 norm of the perturbation."""
 
 
-class PgdSettings(Settings):
+class PgdSettings(EmbeddingAdversarialSettings):
     """Projected gradient descent on the word embeddings (Madry et al. 2017, arXiv:1706.06083)."""
 
     kind: Literal["pgd"]
@@ -30,8 +82,12 @@ class PgdSettings(Settings):
     steps: Annotated[int, Field(ge=1, le=20)] = 3
     """Steps."""
 
+    def drops_gradients(self) -> bool:
+        """Gradients of all steps but the last only show the way."""
+        return True
 
-class AwpSettings(Settings):
+
+class AwpSettings(AdversarialSettings):
     """Adversarial weight perturbation (Wu et al. 2020, arXiv:2004.05884)."""
 
     kind: Literal["awp"]
@@ -48,8 +104,25 @@ class AwpSettings(Settings):
     form: Literal["two_pass", "perturb_first"] = "two_pass"
     """two_pass: the gradients of the plain and the moved weights are added; perturb_first: only the latter counts."""
 
+    def drops_gradients(self) -> bool:
+        """Gradients of the plain weights, with perturb_first."""
+        return self.form == "perturb_first"
 
-class NoiseSettings(Settings):
+    def check(self, recipe: "Recipe") -> None:
+        super().check(recipe)
+        if self.from_epoch >= recipe.train.epochs:
+            raise ValueError(
+                f"tricks: awp would begin in epoch {self.from_epoch}, counted from 0, of {recipe.train.epochs}; "
+                "give a smaller from_epoch"
+            )
+        if self.from_score is not None and recipe.train.evaluates_once():
+            raise ValueError(
+                "tricks: awp's from_score waits for an evaluation, and the only one is at the run's end; raise "
+                "train.epochs or give train.evaluate_every_steps"
+            )
+
+
+class NoiseSettings(BaseTrickSettings):
     """Noise on the word embeddings while training (after He et al. 2020, arXiv:2006.03654, section 3.4)."""
 
     kind: Literal["noise"]
@@ -61,7 +134,13 @@ class NoiseSettings(Settings):
 # --- averaging ---
 
 
-class EmaSettings(Settings):
+class AverageSettings(BaseTrickSettings):
+    """Tricks that evaluate and keep an average of the weights in place of the weights."""
+
+    alone_in = "average the weights"
+
+
+class EmaSettings(AverageSettings):
     """Exponential moving average of the weights (Polyak & Juditsky 1992), used at evaluation and kept."""
 
     kind: Literal["ema"]
@@ -72,7 +151,7 @@ class EmaSettings(Settings):
     """Share of the run before the average begins; until then the weights themselves are evaluated."""
 
 
-class SwaSettings(Settings):
+class SwaSettings(AverageSettings):
     """Stochastic weight averaging (Izmailov et al. 2018, arXiv:1803.05407), used at evaluation and kept."""
 
     kind: Literal["swa"]
@@ -86,7 +165,7 @@ class SwaSettings(Settings):
 # --- stability ---
 
 
-class LookaheadSettings(Settings):
+class LookaheadSettings(BaseTrickSettings):
     """Slow weights that follow the optimizer's fast ones (Zhang et al. 2019, arXiv:1907.08610)."""
 
     kind: Literal["lookahead"]
@@ -96,8 +175,12 @@ class LookaheadSettings(Settings):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the way that is kept."""
 
+    def check(self, recipe: "Recipe") -> None:
+        if recipe.optimizer.kind == "ranger":
+            raise ValueError("tricks: optimizer.kind=ranger looks ahead itself; drop lookahead, or take radam")
 
-class PullToStartSettings(Settings):
+
+class PullToStartSettings(BaseTrickSettings):
     """Weight decay toward the pretrained weights, L2-SP (Li et al. 2018, arXiv:1802.01483)."""
 
     kind: Literal["pull_to_start"]
@@ -105,15 +188,28 @@ class PullToStartSettings(Settings):
     optimizer.weight_decay."""
     strength: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """Share of the way back, each step."""
+    on_encoder = True
+
+    def check(self, recipe: "Recipe") -> None:
+        if recipe.optimizer.weight_decay:
+            raise ValueError(
+                "tricks: pull_to_start decays the weights toward their start, optimizer.weight_decay toward 0; set "
+                "optimizer.weight_decay=0"
+            )
+        if recipe.optimizer.kind == "madgrad":
+            raise ValueError("tricks: madgrad goes by its own sums and undoes pull_to_start; drop one of the two")
+        if recipe.model.reinit_layers:
+            raise ValueError("tricks: pull_to_start would pull model.reinit_layers to random weights; drop one")
 
 
-class GradualUnfreezeSettings(Settings):
+class GradualUnfreezeSettings(BaseTrickSettings):
     """Layers join from the top down (Howard & Ruder 2018, arXiv:1801.06146)."""
 
     kind: Literal["gradual_unfreeze"]
     """At first pooling and head train alone."""
     until: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Share of the run after which all layers train."""
+    on_encoder = True
 
 
 TrickSettings = Annotated[
@@ -128,6 +224,3 @@ TrickSettings = Annotated[
     | GradualUnfreezeSettings,
     Field(discriminator="kind"),
 ]
-EMBEDDING_ADVERSARIAL = {"fgm", "pgd"}
-ON_ENCODER = {"fgm", "pgd", "awp", "pull_to_start", "gradual_unfreeze"}
-ADVERSARIAL, AVERAGERS = {"fgm", "pgd", "awp"}, {"ema", "swa"}

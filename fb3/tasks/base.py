@@ -1,4 +1,4 @@
-"""What every task gives the loop and the inference, and what tasks have in common."""
+"""The interface between tasks and the loop, and code that tasks share."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -15,14 +15,14 @@ Model = Callable[[Mapping[str, Tensor]], ModelOutput]
 
 
 class StepOutput(NamedTuple):
-    """loss: a scalar with a gradient. logs: the terms that it is made of, unweighted and detached, for the log."""
+    """loss: a scalar with a gradient. logs: its terms for the log, unweighted and detached."""
 
     loss: Tensor
     logs: dict[str, Tensor]
 
 
 class Task(Protocol):
-    """What a target is. Wrappers around a task change the loss, never the loop."""
+    """How targets are learned, predicted and scored. Wrappers around a task change the loss, never the loop."""
 
     columns: tuple[str, ...]
 
@@ -36,7 +36,7 @@ class Task(Protocol):
         """The head's bias (outputs,) with which it predicts the means of the training targets (N, K)."""
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
-        """How far two passes' outputs, (B, outputs) both, are apart: a scalar, 0 where they agree."""
+        """Distance between the outputs (B, outputs) of two passes: a scalar, 0 where they agree."""
 
     def clip(self, values: np.ndarray) -> np.ndarray:
         """Predictions brought into the range that a submission may hold."""
@@ -45,10 +45,10 @@ class Task(Protocol):
         """The competition's metric of clipped predictions, and the mean validation loss of the plain ones."""
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """What the task trains of its own, beside the model; it is not kept. Mostly nothing."""
+        """Parameters that the task trains beside the model, mostly none; no checkpoint holds them."""
 
     def to(self, device: torch.device) -> "Task":
-        """Brings them to a device."""
+        """Moves these parameters to a device."""
 
     def state(self) -> dict[str, Any]:
         """What the task remembers from step to step: dicts and lists of tensors, numbers and texts."""
@@ -58,7 +58,7 @@ class Task(Protocol):
 
 
 class ScoreTask(nn.Module):
-    """What tasks on a scale of scores share: the range and the metric, MCRMSE.
+    """Base of tasks on a scale of scores: the range and the metric, MCRMSE.
 
     Args:
         settings: the range.
@@ -85,10 +85,10 @@ class ScoreTask(nn.Module):
 
 
 class Wrapper(nn.Module):
-    """A task around a task, which does all as that does it; each wrapper overrides the loss.
+    """Delegates to the wrapped task; subclasses override `loss`.
 
     Args:
-        task: what is trained.
+        task: the wrapped task.
     """
 
     def __init__(self, task: Task) -> None:
@@ -122,15 +122,15 @@ class Wrapper(nn.Module):
 
 
 def with_term(out: StepOutput, name: str, value: Tensor) -> dict[str, Tensor]:
-    """The terms of a loss that a wrapper adds one to; `task` is what the task alone would train by."""
+    """The logs of a wrapper that adds a term to a task's loss; `task` is the loss without it."""
     return {"task": out.loss.detach(), **out.logs, name: value.detach()}
 
 
 class Recorder:
-    """A model that keeps the outputs it gave, for a wrapper to look at.
+    """A model that keeps its outputs, for a wrapper to read.
 
     Args:
-        model: what is asked.
+        model: the model that is called.
     """
 
     def __init__(self, model: Model) -> None:

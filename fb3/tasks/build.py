@@ -1,4 +1,4 @@
-"""Tasks: what a target is. Each gives a loss, a prediction on the submission's scale, and a score."""
+"""The table of tasks. Each gives a loss, a prediction on the submission's scale, and a score."""
 
 from fb3.recipe import Recipe
 from fb3.tasks.base import StepOutput, Task
@@ -9,13 +9,13 @@ from fb3.tasks.uda import UDA
 
 __all__ = ["UDA", "Binned", "LogitSqueezing", "Ordinal", "RDrop", "Regression", "StepOutput", "Task", "build_task"]
 
-_BUILD = {"regression": Regression, "binned": Binned, "ordinal": Ordinal}
+TASKS = {"regression": Regression, "binned": Binned, "ordinal": Ordinal}
 
 
 def build_task(recipe: Recipe) -> Task:
-    """The task of a recipe, in its wrappers, on the CPU; without UDA, whose essays only a training has."""
+    """The task of a recipe, in its wrappers, on the CPU; without UDA, whose unlabelled essays only training reads."""
     settings = recipe.task
-    task: Task = _BUILD[settings.kind](settings, recipe.data.target_columns)
+    task: Task = TASKS[settings.kind](settings, recipe.data.target_columns)
     if settings.kind != "regression" and settings.squeeze:
         task = LogitSqueezing(task, settings.squeeze)
     if settings.r_drop:

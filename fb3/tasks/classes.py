@@ -18,7 +18,7 @@ _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
 
 
 class _Classes(ScoreTask, ABC):
-    """What both share. K targets, C classes, L logits a target.
+    """Base of both. K targets, C classes, L logits a target.
 
     Args:
         settings: range, step and loss.
@@ -33,29 +33,27 @@ class _Classes(ScoreTask, ABC):
 
     @abstractmethod
     def labels(self, targets: Tensor) -> Tensor:
-        """(N, K) truths to the probabilities (N, K, L) that the logits shall give."""
+        """Truths (N, K) to the probabilities (N, K, L) that the logits should give."""
 
     @abstractmethod
     def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(B, K, L) both, to the mean loss of each column, (K,)."""
+        """Logits and labels, (B, K, L) both, to the mean loss of each column, (K,)."""
 
     @abstractmethod
     def expected(self, logits: Tensor) -> Tensor:
-        """(B, K, L) to the mean class (B, K), 0 to C - 1."""
+        """Logits (B, K, L) to the expected class (B, K), 0 to C - 1."""
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         logits = self._by_column(model(batch).scores)
         losses = self.column_losses(logits, self.labels(batch["targets"]))
-        weighed = isinstance(self._together, Uncertainty)
-        return StepOutput(
-            self._together(losses), dict(zip(self.columns, losses.detach(), strict=True)) if weighed else {}
-        )
+        logs = dict(zip(self.columns, losses.detach(), strict=True)) if isinstance(self._together, Uncertainty) else {}
+        return StepOutput(self._together(losses), logs)
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         return self._range[0] + self._step * self.expected(self._by_column(model(batch).scores))  # (B, K)
 
     def _position(self, targets: Tensor) -> Tensor:
-        """Where scores lie among the classes: 0 to C - 1, and in between."""
+        """Scores as numbers of classes, 0 to C - 1, fractions in between."""
         return ((targets - self._range[0]) / self._step).clamp(0, self._top)
 
     def _by_column(self, outputs: Tensor) -> Tensor:
@@ -85,11 +83,11 @@ class Binned(_Classes):
         return (logits.softmax(-1) * torch.arange(self._top + 1, device=logits.device)).sum(-1)
 
     def first_bias(self, targets: Tensor) -> Tensor:
-        counts = self.labels(targets).sum(0) + 0.5  # half an essay more in each class: none is impossible
+        counts = self.labels(targets).sum(0) + 0.5  # add half an essay to each class, so that no probability is 0
         return torch.log(counts / counts.sum(-1, keepdim=True)).flatten()  # (K * C,)
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
-        """Half the KL divergences of each from the other, as R-Drop's paper has it."""
+        """Half the sum of both KL divergences, as in R-Drop's paper."""
         a, b = self._by_column(one).log_softmax(-1), self._by_column(two).log_softmax(-1)
         return 0.5 * ((a.exp() - b.exp()) * (a - b)).sum(-1).mean()
 
@@ -98,7 +96,7 @@ class Ordinal(_Classes):
     """A sigmoid for each of the C - 1 bounds, whether the truth lies above it (Niu et al. 2016)."""
 
     def labels(self, targets: Tensor) -> Tensor:
-        """P(truth > class), that of `Binned`'s soft labels: their sum is the truth's place among the classes."""
+        """P(truth > class) by the soft labels of `Binned`: the sum is the truth as a number of classes."""
         numbers = torch.arange(self._top, device=targets.device)
         return (self._position(targets)[..., None] - numbers).clamp(0.0, 1.0)  # (N, K, C - 1)
 
@@ -109,20 +107,20 @@ class Ordinal(_Classes):
         return logits.sigmoid().sum(-1)
 
     def first_bias(self, targets: Tensor) -> Tensor:
-        share = (self.labels(targets).sum(0) + 0.5) / (len(targets) + 1)  # no bound is impossible
+        share = (self.labels(targets).sum(0) + 0.5) / (len(targets) + 1)  # so that none is 0 or 1
         return torch.logit(share).flatten()  # (K * (C - 1),)
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
-        """Half the KL divergences of each Bernoulli from the other, which is this product."""
+        """Half the sum of both KL divergences of two Bernoulli variables, for which it is this product."""
         return 0.5 * ((one.sigmoid() - two.sigmoid()) * (one - two)).mean()
 
 
 class LogitSqueezing(Wrapper):
-    """A task whose loss holds `weight` times the mean squared logit, too.
+    """Adds `weight` times the mean squared logit to a task's loss.
 
     Args:
-        task: what is trained; its model's outputs are logits.
-        weight: of the mean squared logit.
+        task: a task whose model gives logits.
+        weight: the weight of the mean squared logit.
     """
 
     def __init__(self, task: Task, weight: float) -> None:

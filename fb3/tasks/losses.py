@@ -1,4 +1,4 @@
-"""Losses of regression: (B, K) predictions and truths to a scalar."""
+"""Losses of regression: each takes (B, K) predictions and truths to a scalar."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from fb3.recipe.task import RegressionSettings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _TINY = 1e-9  # the root has no gradient at 0
-_ROWS = 256  # compared with all others at once; a batch has fewer, an evaluation more
+_ROWS = 256  # rows compared with all others at once: an evaluation has more, and all pairs at once would fill memory
 
 
 def rmse(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -58,82 +58,59 @@ def huber(delta: float) -> Loss:
     return lambda predicted, truth: F.huber_loss(predicted, truth, delta=delta)
 
 
-class _Criterion(nn.Module):
-    """Losses of (B, K) predictions and truths, and how they become one."""
+# By the names of task.loss.
+LOSSES: dict[str, Callable[[RegressionSettings], Loss]] = {
+    "smooth_l1": lambda settings: F.smooth_l1_loss,
+    "mse": lambda settings: F.mse_loss,
+    "rmse": lambda settings: rmse,
+    "mcrmse": lambda settings: mcrmse,
+    "huber": lambda settings: huber(settings.delta),
+    "pearson": lambda settings: pearson,
+    "quantile": lambda settings: quantile(settings.quantile),
+    "rank": lambda settings: rank,
+}
+
+
+class Criterion(nn.Module):
+    """Losses added with weights that go linearly over the run, or that are learned.
+
+    Args:
+        settings: the losses and their weights. Where the weights of a single loss are learned, each column has one.
+        columns: the number K of target columns.
+    """
+
+    def __init__(self, settings: RegressionSettings, columns: int) -> None:
+        super().__init__()
+        self._losses = [LOSSES[name](settings) for name in settings.losses()]
+        learned = settings.weighting == "uncertainty"
+        self._by_column = learned and len(self._losses) == 1
+        self._weigh = Uncertainty(settings.weighed(columns)) if learned else None
+        ends = [(t.weight, t.weight if t.end_weight is None else t.end_weight) for t in settings.terms]
+        self._ends = [(1.0, 1.0), *ends]  # weights at the start and at the end of the run
 
     def forward(self, predicted: Tensor, truth: Tensor, progress: Tensor | float = 1.0) -> Tensor:
+        """(B, K) predictions and truths to the sum."""
         return self.together(self.parts(predicted, truth), progress)
-
-
-class Scheduled(_Criterion):
-    """Losses added with weights that go linearly over the run.
-
-    Args:
-        losses: what is added.
-        weights: of each, at the start and at the end of the run.
-    """
-
-    def __init__(self, losses: Sequence[Loss], weights: Sequence[tuple[float, float]]) -> None:
-        super().__init__()
-        self._losses, self._weights = losses, weights
-
-    def parts(self, predicted: Tensor, truth: Tensor) -> list[Tensor]:
-        """The losses that are added, a scalar each."""
-        return [loss(predicted, truth) for loss in self._losses]
-
-    def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:
-        """progress: share of the run that is done, 0-1; at an evaluation the end counts."""
-        return sum((a + (b - a) * progress) * part for part, (a, b) in zip(parts, self._weights, strict=True))
-
-
-class Learned(_Criterion):
-    """Losses added with learned weights; one loss alone is taken column by column.
-
-    Args:
-        losses: what is added.
-        count: how many values they give together: the losses', or the columns'.
-    """
-
-    def __init__(self, losses: Sequence[Loss], count: int) -> None:
-        super().__init__()
-        self._losses, self._weigh = losses, Uncertainty(count)
 
     def parts(self, predicted: Tensor, truth: Tensor) -> list[Tensor]:
         """The losses that are added, a scalar each."""
         pairs = [(predicted, truth)]
-        if len(self._losses) == 1:
+        if self._by_column:
             pairs = list(zip(predicted.split(1, 1), truth.split(1, 1), strict=True))
         return [loss(*pair) for loss in self._losses for pair in pairs]
 
     def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:
-        """progress is for others."""
-        return self._weigh(torch.stack(list(parts)))
-
-
-def build_criterion(settings: RegressionSettings, columns: int) -> Scheduled | Learned:
-    """The loss of a recipe for K columns, its further terms added with their weights."""
-    known: dict[str, Loss] = {
-        "smooth_l1": F.smooth_l1_loss,
-        "mse": F.mse_loss,
-        "rmse": rmse,
-        "mcrmse": mcrmse,
-        "pearson": pearson,
-        "rank": rank,
-        "huber": huber(settings.delta),
-        "quantile": quantile(settings.quantile),
-    }
-    losses = [known[kind] for kind in settings.kinds()]
-    if settings.weighting == "uncertainty":
-        return Learned(losses, settings.weighed(columns))
-    ends = [(t.weight, t.weight if t.end_weight is None else t.end_weight) for t in settings.terms]
-    return Scheduled(losses, [(1.0, 1.0), *ends])
+        """The sum at a progress, the share of the run that is done, 0-1; an evaluation counts as the end."""
+        if self._weigh:
+            return self._weigh(torch.stack(list(parts)))
+        return sum((a + (b - a) * progress) * part for part, (a, b) in zip(parts, self._ends, strict=True))
 
 
 class Uncertainty(nn.Module):
     """sum_i exp(-s_i) L_i + s_i, with a log variance s_i trained for each of n losses; at rest s_i is log L_i.
 
     Args:
-        count: n.
+        count: the number n of losses.
     """
 
     def __init__(self, count: int) -> None:
@@ -141,5 +118,5 @@ class Uncertainty(nn.Module):
         self.log_variances = nn.Parameter(torch.zeros(count))
 
     def forward(self, losses: Tensor) -> Tensor:
-        s = self.log_variances.to(losses.device)  # an evaluation's losses are the CPU's
+        s = self.log_variances.to(losses.device)  # an evaluation computes its losses on the CPU
         return (torch.exp(-s) * losses + s).sum()  # losses, s: (n,)

@@ -1,4 +1,4 @@
-"""R-Drop: two passes with two dropout masks shall agree (Liang et al. 2021, arXiv:2106.14448).
+"""R-Drop: two passes with two dropout masks should agree (Liang et al. 2021, arXiv:2106.14448).
 
 Cost: two forward passes a step and one backward through both, twice the time.
 """
@@ -11,11 +11,11 @@ from fb3.tasks.base import Model, Recorder, StepOutput, Task, Wrapper, with_term
 
 
 class RDrop(Wrapper):
-    """A task whose loss is the mean of two passes' losses, and `alpha` times the task's distance of their outputs.
+    """Trains by the mean of two passes' losses plus `alpha` times the distance of their outputs.
 
     Args:
-        task: what is trained; predicts and scores as it does alone.
-        alpha: weight of the distance.
+        task: the task, whose predictions and scores stay as they are.
+        alpha: the weight of the distance.
     """
 
     def __init__(self, task: Task, alpha: float) -> None:

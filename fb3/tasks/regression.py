@@ -10,7 +10,7 @@ from torch import Tensor
 from fb3.recipe.task import RegressionSettings
 from fb3.targets.metrics import Score
 from fb3.tasks.base import Model, ScoreTask, StepOutput
-from fb3.tasks.losses import build_criterion
+from fb3.tasks.losses import Criterion
 
 
 class Regression(ScoreTask):
@@ -23,8 +23,8 @@ class Regression(ScoreTask):
 
     def __init__(self, settings: RegressionSettings, columns: tuple[str, ...]) -> None:
         super().__init__(settings, columns)
-        self._criterion = build_criterion(settings, len(columns))
-        self._terms = settings.kinds() if settings.terms else columns
+        self._criterion = Criterion(settings, len(columns))
+        self._terms = settings.losses() if settings.terms else columns
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         scores = model(batch).scores  # (B, K)

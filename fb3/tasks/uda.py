@@ -1,4 +1,4 @@
-"""UDA: essays without scores and augmented copies of them shall agree (Xie et al. 2020, arXiv:1904.12848).
+"""UDA: outputs for essays without scores and for augmented copies should agree (Xie et al. 2020, arXiv:1904.12848).
 
 Cost: two forward passes of the unlabelled batch a step and one backward through the copies.
 """
@@ -17,22 +17,22 @@ from fb3.data.tokens import Encoded
 from fb3.recipe.task import UdaSettings
 from fb3.tasks.base import Model, StepOutput, Task, Wrapper, with_term
 
-_REMEMBERED = 256  # batches; of token ids, so some megabytes
+_REMEMBERED = 256  # batches of token ids, some megabytes
 
 
 class UDA(Wrapper):
-    """A task whose loss holds the task's distance of the outputs for augmented essays from those for the plain ones.
+    """Adds the distance between the outputs for unlabelled essays and for augmented copies to a task's loss.
 
-    The plain essays' outputs are targets: no gradient goes through them, and where a trick asks once more for the loss
-    of the same batch, on weights that it moved, they stay, as labels do.
+    The outputs for the plain essays are targets like labels: no gradient goes through them, and they stay where a trick
+    asks again for the loss of the same batch on weights that it moved.
 
     Args:
-        task: what is trained; predicts and scores as it does alone.
+        task: the task, whose predictions and scores stay as they are.
         settings: weight and batch_size.
         plain: essays without scores.
-        changed: the same, augmented.
-        seed: of their order: cycles over all of them, each in a new one.
-        process, processes: which share of each batch is drawn here.
+        changed: augmented copies of the same essays.
+        seed: seed of their order, a new one in each cycle over all of them.
+        process, processes: number of this process and their count; each draws its share of a batch.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class UDA(Wrapper):
         self._batches = chain.from_iterable(
             training_batches(plain.lengths, rows, size, seed, cycle) for cycle in count()
         )
-        self._count = 0  # batches drawn
+        self._count = 0  # batches drawn so far
         self._share = slice(process, None, processes)
-        # The labelled batches of late, each with what was drawn beside it: one in parts comes back part by part.
+        # Recent labelled batches and the unlabelled batch drawn for each: a repeated pass must get the same one.
         self._drawn: deque[tuple[Mapping[str, Tensor], Batch, Tensor]] = deque(maxlen=_REMEMBERED)
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
@@ -77,9 +77,9 @@ class UDA(Wrapper):
 
     @torch.no_grad()
     def _draw(self, model: Model, device: torch.device) -> tuple[Batch, Tensor]:
-        """The next batch of copies, and the outputs for the plain essays, (U, outputs).
+        """The next batch of copies, and the outputs (U, outputs) for the plain essays.
 
-        A process that gets no essay of a small last batch takes the first: all must take part.
+        A process that gets no essay of a small last batch takes the first one: all processes must take part in a pass.
         """
         rows, self._count = next(self._batches), self._count + 1
         mine = rows[self._share]

@@ -47,8 +47,8 @@ def parameter_groups(scorer: Scorer, settings: OptimizerSettings) -> list[dict[s
 
 
 def _depths(scorer: Scorer, settings: OptimizerSettings) -> dict[str, tuple[str, int, int]]:
-    """For each parameter of an encoder, by name: which encoder, its depth there, and the depth of the top."""
-    flat = settings.layer_decay == 1.0 and settings.embeddings_rate is None  # then the layers need not be known
+    """By the name of an encoder's parameter: the encoder's prefix, the parameter's depth, and the depth of the top."""
+    flat = settings.layer_decay == 1.0 and settings.embeddings_rate is None  # one rate: the layers need not be known
     found = {}
     for prefix, tower in scorer.towers().items():
         depths, top = {name: 0 for name, _ in tower.encoder.named_parameters()}, 0
@@ -59,7 +59,7 @@ def _depths(scorer: Scorer, settings: OptimizerSettings) -> dict[str, tuple[str,
 
 
 def _encoder_rate(depth: int, top: int, settings: OptimizerSettings) -> float:
-    """The rate at a depth: 0 the embeddings, `top` the highest layer."""
+    """The rate at a depth: 0 is the embeddings, `top` the highest layer."""
     if depth == 0 and top and settings.embeddings_rate is not None:
         return settings.embeddings_rate
     below = top - depth

@@ -1,35 +1,43 @@
-"""The learning rate over the run."""
+"""Schedules: the learning rate over the run, as a factor of its peak."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from fb3.recipe.training import ScheduleSettings
+from fb3.recipe.training import CosineScheduleSettings, RestartsScheduleSettings, ScheduleSettings
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings, steps: int) -> LRScheduler:
     """The schedule of a recipe over `steps` optimizer steps."""
     warmup = settings.warmup_steps or round(settings.warmup_share * steps)
+    floor = getattr(settings, "floor", 0.0)  # a constant rate has none
 
     def factor(step: int) -> float:
         if step < warmup:
             return step / max(1, warmup)
         done = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return max(settings.floor, _shape(settings, done))
+        return max(floor, SCHEDULES[settings.kind](settings, done))
 
     return LambdaLR(optimizer, factor)
 
 
-def _shape(settings: ScheduleSettings, done: float) -> float:
-    """The factor after a share of the run, 0-1, that follows the warm-up."""
-    match settings.kind:
-        case "constant":
-            return 1.0
-        case "linear":
-            return 1.0 - done
-        case "polynomial":
-            return (1.0 - done) ** settings.power
-        case "cosine_restarts":
-            return 0.0 if done >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * (settings.cycles * done % 1.0)))
+def _cosine(settings: CosineScheduleSettings, done: float) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * 2.0 * settings.cycles * done)))
+
+
+def _restarts(settings: RestartsScheduleSettings, done: float) -> float:
+    fall = settings.cycles * done % 1.0  # 0 at the end again, where no fall begins
+    return 0.0 if done >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * fall))
+
+
+# The factor by kind, from its settings and the share `done`, 0-1, of the steps that follow the warm-up.
+SCHEDULES: dict[str, Callable[[Any, float], float]] = {
+    "cosine": _cosine,
+    "cosine_restarts": _restarts,
+    "linear": lambda settings, done: 1.0 - done,
+    "polynomial": lambda settings, done: (1.0 - done) ** settings.power,
+    "constant": lambda settings, done: 1.0,
+}

@@ -28,7 +28,7 @@ def shared_state(loop: "Loop") -> Tree:
         "optimizer": _optimizer_state(loop),
         "schedule": {k: v for k, v in loop.schedule.state_dict().items() if k != "lr_lambdas"},
         "scaler": scaler.state_dict() if scaler else None,
-        "tricks": [trick.state() for trick in loop.tricks],
+        "tricks": [trick.state_dict() for trick in loop.tricks],
         "parts": loop.parts.number,
         "recomputes": loop.parts.recomputes,
     }
@@ -64,7 +64,7 @@ def load_shared(loop: "Loop", state: Tree) -> None:
     if loop.accelerator.scaler and state["scaler"]:
         loop.accelerator.scaler.load_state_dict(state["scaler"])
     for trick, own in zip(loop.tricks, state["tricks"], strict=True):
-        trick.load(own)
+        trick.load_state_dict(own)
     loop.parts.number = state["parts"]
     if state.get("recomputes"):  # earlier versions did not save it
         loop.parts.recompute()

@@ -20,11 +20,13 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
-from fb3.recipe.keys import dotted_keys, explain, key_hint
+from fb3.recipe.hints import explain, key_hint
+from fb3.recipe.keys import dotted_keys
 from fb3.recipe.load import check_key, overridden
 from fb3.recipe.recipe import Recipe
 from fb3.recipe.safe_yaml import LARGEST, parse
 from fb3.recipe.settings import Settings
+from fb3.recipe.training import FORMER_DEFAULTS
 from fb3.system.files import read_utf8
 
 _MOST_CHOICES = 200  # of an entry: each is tried on the recipe before a search begins
@@ -282,6 +284,9 @@ def _candidates(name: str, entry: Entry, recipe: Recipe) -> Iterator[Any]:
     node: Any = recipe.model_dump(mode="json")
     for part in name.split("."):
         node = node.get(part) if isinstance(node, dict) else None
+    if node is None:  # a setting of another kind: at its former default it is read and changes nothing
+        group, _, key = name.partition(".")
+        node = FORMER_DEFAULTS.get(group, {}).get(key)
     if entry.holds(node):
         yield node
 

@@ -1,4 +1,4 @@
-"""Every pooling against a loop over essays that never sees padding."""
+"""Every pooling against its meaning for a single essay without padding."""
 
 import math
 
@@ -8,90 +8,63 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
-from fb3.models.poolings.build import build_pooling
+from fb3.models.poolings.build import POOLINGS, build_pooling
 from fb3.models.poolings.pooling import masked_mean
 from fb3.models.poolings.token_poolings import TokenWeightedPooling
 from fb3.models.poolings.window_pooling import WindowPooling
-from fb3.recipe.model import (
-    FittedPoolingSettings,
-    GemPoolingSettings,
-    LayersPoolingSettings,
-    PlainPoolingSettings,
-    TokensPoolingSettings,
-)
+from fb3.recipe import Recipe
+from fb3.recipe.model import GemPoolingSettings, LayersPoolingSettings, LstmTokensPoolingSettings, PoolingSettings
+from fb3.recipe.settings import kinds
 
 WIDTH, DEPTH = 6, 4
+GIVEN = {"layers": 3, "power": 2.0, "width": 5}  # settings for the kinds that have them
 
 
-def loop_over_essays(kind, pooling, layers, mask):
-    """What the pooling means, one essay at a time, on its real tokens only."""
-    out = []
-    for row in range(len(mask)):
-        real = [states[row, mask[row].bool()] for states in layers]  # (T_row, D) each
-        last = real[-1]
-        if kind == "cls":
-            out.append(last[0])
-        elif kind == "mean":
-            out.append(last.mean(0))
-        elif kind == "max":
-            out.append(last.max(0).values)
-        elif kind == "min":
-            out.append(last.min(0).values)
-        elif kind == "attention":
-            weight = torch.softmax(pooling.score(last).squeeze(-1), 0)
-            out.append((weight[:, None] * last).sum(0))
-        elif kind == "weighted_layer":
-            weight = torch.softmax(pooling.weights, 0)
-            out.append(sum(w * states.mean(0) for w, states in zip(weight, real[-3:], strict=True)))
-        elif kind == "concat_layers":
-            out.append(torch.cat([states.mean(0) for states in real[-3:]]))
-        elif kind == "mean_max":
-            out.append(torch.cat([last.mean(0), last.max(0).values]))
-        elif kind == "dense":
-            out.append(torch.tanh(pooling.dense(last.mean(0))))
-        elif kind == "gem":
-            out.append((last.double().clamp(min=1e-6) ** pooling.power).mean(0).float() ** (1 / pooling.power))
-        elif kind in {"lstm_layers", "gru_layers"}:
-            firsts = torch.stack([states[0] for states in real[-3:]])
-            out.append(pooling.net(firsts[None])[0][0, -1])
-        elif kind == "attention_layers":
-            firsts = torch.stack([states[0] for states in real[-3:]])
-            out.append(pooling.out(torch.softmax(firsts @ pooling.query, 0) @ firsts))
-        elif kind == "parallel_layers":
-            nets = zip(pooling.nets, real[-3:], strict=True)
-            out.append(sum(net(states.mean(0)) for net, states in nets) / 3)
-        elif kind == "hierarchical_layers":
-            top = pooling.nets[0](real[-1].mean(0))
-            middle = pooling.nets[1](real[-2].mean(0) + top)
-            out.append((top + middle + pooling.nets[2](real[-3].mean(0) + middle)) / 3)
-        elif kind == "target_tokens":
-            out.append(torch.cat([last[0], last[1]]))
-        elif kind == "lstm_tokens":
-            out.append(pooling.net(last[None])[0][0].max(0).values)
-        elif kind == "cnn":
-            out.append(torch.relu(pooling.net(last.T[None]))[0].T.max(0).values)
-    return torch.stack(out)
+def firsts(real):
+    return torch.stack([states[0] for states in real[-3:]])
 
 
-def layered(kind):
-    return LayersPoolingSettings(kind=kind, layers=3)
+def hierarchical(pooling, real):
+    top = pooling.nets[0](real[-1].mean(0))
+    middle = pooling.nets[1](real[-2].mean(0) + top)
+    return (top + middle + pooling.nets[2](real[-3].mean(0) + middle)) / 3
 
 
-SETTINGS = {
-    **dict.fromkeys(
-        ("cls", "mean", "max", "min", "mean_max", "attention", "dense"), lambda k: PlainPoolingSettings(kind=k)
+# Each kind in plain words: the pooling and one essay's real tokens, (T_row, D) by layer, to its vector.
+MEANINGS = {
+    "cls": lambda pooling, real: real[-1][0],
+    "mean": lambda pooling, real: real[-1].mean(0),
+    "max": lambda pooling, real: real[-1].max(0).values,
+    "min": lambda pooling, real: real[-1].min(0).values,
+    "mean_max": lambda pooling, real: torch.cat([real[-1].mean(0), real[-1].max(0).values]),
+    "attention": lambda pooling, real: torch.softmax(pooling.score(real[-1]).squeeze(-1), 0) @ real[-1],
+    "dense": lambda pooling, real: torch.tanh(pooling.dense(real[-1].mean(0))),
+    "target_tokens": lambda pooling, real: torch.cat([real[-1][0], real[-1][1]]),
+    "gem": lambda pooling, real: (
+        (real[-1].double().clamp(min=1e-6) ** pooling.power).mean(0).float() ** (1 / pooling.power)
     ),
-    **dict.fromkeys(("weighted_layer", "concat_layers", "lstm_layers", "gru_layers", "attention_layers"), layered),
-    **dict.fromkeys(("parallel_layers", "hierarchical_layers"), layered),
-    "target_tokens": lambda kind: FittedPoolingSettings(kind=kind),
-    "gem": lambda kind: GemPoolingSettings(kind=kind, power=2.0),
-    **dict.fromkeys(("lstm_tokens", "cnn"), lambda kind: TokensPoolingSettings(kind=kind, width=5)),
-    "pooler": lambda kind: PlainPoolingSettings(kind=kind),
+    "lstm_tokens": lambda pooling, real: pooling.net(real[-1][None])[0][0].max(0).values,
+    "cnn": lambda pooling, real: torch.relu(pooling.net(real[-1].T[None]))[0].T.max(0).values,
+    "weighted_layer": lambda pooling, real: sum(
+        w * states.mean(0) for w, states in zip(torch.softmax(pooling.weights, 0), real[-3:], strict=True)
+    ),
+    "concat_layers": lambda pooling, real: torch.cat([states.mean(0) for states in real[-3:]]),
+    "lstm_layers": lambda pooling, real: pooling.net(firsts(real)[None])[0][0, -1],
+    "gru_layers": lambda pooling, real: pooling.net(firsts(real)[None])[0][0, -1],
+    "attention_layers": lambda pooling, real: pooling.out(
+        torch.softmax(firsts(real) @ pooling.query, 0) @ firsts(real)
+    ),
+    "parallel_layers": lambda pooling, real: (
+        sum(net(states.mean(0)) for net, states in zip(pooling.nets, real[-3:], strict=True)) / 3
+    ),
+    "hierarchical_layers": hierarchical,
 }
+APART = {"pooler", "token_weighted"}  # read more than states; a test of their own below
 
 
 def build(kind):
-    settings = SETTINGS[kind](kind)
+    of_kind = kinds(PoolingSettings)[kind]
+    settings = of_kind(kind=kind, **{name: value for name, value in GIVEN.items() if name in of_kind.model_fields})
     torch.manual_seed(0)
     pooling = build_pooling(settings, WIDTH, DEPTH, prompt=range(2))
     if kind == "weighted_layer":
@@ -99,7 +72,19 @@ def build(kind):
     return pooling
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SETTINGS if kind != "pooler"])
+def test_every_kind_of_the_recipe_is_in_the_table_and_has_a_meaning():
+    assert set(POOLINGS) == {*kinds(PoolingSettings)} == {*MEANINGS, *APART}
+
+
+def test_lstm_tokens_of_an_earlier_version_is_read_with_its_kernel():
+    saved = {"kind": "lstm_tokens", "width": 8, "kernel": 3}
+    for model in ({"pooling": saved}, {"stitch": {"backbone": "x", "pooling": saved}}):
+        read = Recipe.from_mapping({"model": model}, "recipe.yaml").model
+        pooling = read.stitch.pooling if read.stitch else read.pooling
+        assert pooling == LstmTokensPoolingSettings(kind="lstm_tokens", width=8)
+
+
+@pytest.mark.parametrize("kind", MEANINGS)
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4), shift=st.sampled_from([-50.0, 0.0, 50.0]))
 @settings(max_examples=25, deadline=None)
 def test_padding_is_never_seen(kind, lengths, shift):
@@ -114,7 +99,9 @@ def test_padding_is_never_seen(kind, lengths, shift):
     given_states = layers if pooling.reads == "layers" else layers[-1]
     pooled = pooling(given_states, mask)
     assert pooled.shape == (len(lengths), pooling.width)
-    torch.testing.assert_close(pooled, loop_over_essays(kind, pooling, layers, mask), rtol=1e-4, atol=1e-4)
+    each = [[states[row, mask[row].bool()] for states in layers] for row in range(len(mask))]
+    wanted = torch.stack([MEANINGS[kind](pooling, real) for real in each])
+    torch.testing.assert_close(pooled, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_pooler_output_comes_as_it_is():

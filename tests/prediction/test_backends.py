@@ -14,7 +14,7 @@ from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
-from fb3.models.heads import Linear
+from fb3.models.heads import LinearHead
 from fb3.models.kernels.blocked_attention import use_blocked_attention
 from fb3.models.poolings.layer_poolings import ConcatLayersPooling
 from fb3.models.poolings.token_poolings import MeanPooling, PoolerPooling
@@ -83,7 +83,7 @@ def tower(family, reads="last", seed=0):
 
 def scorer(family, reads="last", seed=0):
     made = tower(family, reads, seed)
-    return Scorer(made, NoStatistics(made.pooling.width), Linear(made.pooling.width, 6)).eval()
+    return Scorer(made, NoStatistics(made.pooling.width), LinearHead(made.pooling.width, 6)).eval()
 
 
 def batch(essays, tokens, seed=0):
@@ -127,7 +127,7 @@ def test_a_window_beyond_the_texts_of_the_conversion_is_kept(backend):
     config = AutoConfig.for_model("modernbert", **SMALL, local_attention=16, global_attn_every_n_layers=2)
     encoder = AutoModel.from_config(config).eval()
     use_blocked_attention(encoder)
-    model = Scorer(Tower(encoder, MeanPooling(32), SingleWindow()), NoStatistics(32), Linear(32, 6)).eval()
+    model = Scorer(Tower(encoder, MeanPooling(32), SingleWindow()), NoStatistics(32), LinearHead(32, 6)).eval()
     want = outputs(model, [batch(2, 70)])
     taken = use_backend(model, backend, "fp32", "fold")
     assert taken or backend == "openvino", "its conversion gives NaN, which is found"
@@ -138,7 +138,9 @@ def test_a_window_beyond_the_texts_of_the_conversion_is_kept(backend):
 
 def test_two_stitched_encoders_are_both_taken(backend):
     first, second = tower("bert"), tower("deberta-v2", "layers", 1)
-    model = StitchedScorer(first, second, NoStatistics(0), Linear(first.pooling.width + second.pooling.width, 6)).eval()
+    model = StitchedScorer(
+        first, second, NoStatistics(0), LinearHead(first.pooling.width + second.pooling.width, 6)
+    ).eval()
     both = batch(3, 20) | {f"second_{name}": value for name, value in batch(3, 31, 1).items()}
     want = outputs(model, [both])
     assert use_backend(model, backend, "fp32", "fold")

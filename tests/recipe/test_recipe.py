@@ -1,6 +1,8 @@
+import json
 import re
 import shlex
 from difflib import SequenceMatcher
+from typing import get_args
 
 import pytest
 import yaml
@@ -8,11 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, RuleError
 from fb3.recipe import Recipe, builtin_names, builtin_text, json_schema, load_recipe
 from fb3.recipe.keys import dotted_keys
-from fb3.recipe.load import _BUILTIN
-from fb3.recipe.settings import Settings
+from fb3.recipe.load import differences, overridden
+from fb3.recipe.model import PoolingSettings
+from fb3.recipe.safe_yaml import parse
+from fb3.recipe.settings import Settings, kinds
+from fb3.recipe.task import LossKind, TaskSettings
+from fb3.recipe.training import FORMER_DEFAULTS, OptimizerSettings, ScheduleSettings
+from fb3.recipe.tricks import TrickSettings
 
 EXPECTED = {
     "deberta-v3-base",
@@ -84,11 +91,14 @@ def test_a_recipe_is_frozen():
         ("tricks=[{kind: fgn}]", "'fgm', 'pgd'"),
         ("tricks=[{kind: fgm, eps: 1}]", "did you mean 'epsilon'"),
         ("tricks=[{kind: fgm}, {kind: fgm}]", "stands 2 times"),
-        ("model.pooling={kind: mean, layers: 3}", "model.pooling.mean.layers"),
+        ("model.pooling={kind: mean, layers: 3}", "model.pooling.layers: belongs to kinds weighted_layer, "),
         ("optimizer.encoder_rate=.nan", "finite"),
         ("optimizer.encoder_rate=-1", "greater than 0"),
         ("schedule={warmup_steps: 3, warmup_share: 0.1}", "not both"),
-        ("schedule={kind: linear, cycles: 1.5}", "cycles does nothing"),
+        (
+            "schedule={kind: linear, cycles: 1.5}",
+            "schedule.cycles: belongs to kinds cosine, cosine_restarts; leave it out",
+        ),
         ("task={minimum: 5, maximum: 1}", "below"),
         ("data.target_columns=[a, a]", "must differ"),
         ("data.target_columns=[]", "at least 1"),
@@ -138,9 +148,9 @@ def test_a_hint_is_searched_at_all_levels(override, hint):
         load_recipe("tiny", [override])
 
 
-def test_a_key_of_another_kind_is_no_hint_to_itself(tmp_path):
-    with pytest.raises(Fb3Error, match=r"unknown key model\.pooling\.mean\.layers; known: kind$"):
-        load_recipe("tiny", ["model.pooling={kind: mean, layers: 3}"])
+def test_a_key_of_another_kind_is_told_with_that_kind(tmp_path):
+    with pytest.raises(Fb3Error, match=r"model\.pooling\.power: belongs to kind gem; leave it out or take kind: gem$"):
+        load_recipe("tiny", ["model.pooling={kind: mean, power: 3}"])
     (tmp_path / "r.yaml").write_text("train: {epoch: 3}\nqwk: 1\n")
     with pytest.raises(
         Fb3Error, match=r"train\.epoch; did you mean 'train\.epochs'\?; unknown key qwk; known: model, "
@@ -290,7 +300,7 @@ def test_unknown_names_and_files(tmp_path):
         load_recipe(tmp_path / "latin.yaml")
 
 
-def test_every_field_has_a_docstring_and_the_schema_file_is_current():
+def test_every_field_has_a_docstring_and_stands_in_the_schema():
     def check(model):
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
@@ -299,7 +309,10 @@ def test_every_field_has_a_docstring_and_the_schema_file_is_current():
             check(kind)
 
     check(Settings)
-    assert (_BUILTIN.parent / "recipe.schema.json").read_text() == json_schema(), "fb3 recipes --schema > the file"
+    groups = json.loads(json_schema())["$defs"]
+    for union in (OptimizerSettings, ScheduleSettings, TaskSettings, PoolingSettings, TrickSettings):
+        for member in kinds(union).values():
+            assert set(groups[member.__name__]["properties"]) == set(member.model_fields)
 
 
 @given(st.integers(1, 10**6), st.floats(1e-9, 1.0))
@@ -307,3 +320,95 @@ def test_overrides_of_any_value_come_out_as_given(epochs, rate):
     recipe = load_recipe("tiny", [f"train.epochs={epochs}", f"optimizer.head_rate={rate!r}"])
     assert recipe.train.epochs == epochs
     assert recipe.optimizer.head_rate == rate
+
+
+# As runs were saved when one class held all optimizers and one all schedules.
+FORMER = """
+optimizer:
+  kind: {optimizer}
+  encoder_rate: 0.0001
+  embeddings_rate: null
+  head_rate: 0.001
+  layer_decay: 0.9
+  decay_by: layer
+  weight_decay: 0.01
+  eps: 1.0e-06
+  betas:
+  - 0.9
+  - 0.999
+  bias_correction: true
+  clip: 1000.0
+  unscale: true
+schedule:
+  kind: {schedule}
+  warmup_steps: 0
+  warmup_share: 0.1
+  cycles: {cycles}
+  power: 2.0
+  floor: 0.0
+task:
+  kind: regression
+  minimum: 1.0
+  maximum: 5.0
+  weighting: fixed
+  r_drop: null
+  uda: null
+  loss: {loss}
+  delta: 0.5
+  quantile: 0.5
+  terms: []
+"""
+
+
+@pytest.mark.parametrize("optimizer", kinds(OptimizerSettings))
+@pytest.mark.parametrize("schedule", kinds(ScheduleSettings))
+@given(st.sampled_from(get_args(LossKind)))
+def test_recipes_saved_with_the_settings_of_all_kinds_are_those_of_today(optimizer, schedule, loss):
+    cycles = 3.0 if schedule == "cosine_restarts" else 0.5
+    text = FORMER.format(optimizer=optimizer, schedule=schedule, cycles=cycles, loss=loss)
+    former = Recipe.from_mapping(parse(text, "former"), "former")
+    lines = [f"optimizer.kind={optimizer}", "optimizer.encoder_rate=1.0e-4", "optimizer.head_rate=1.0e-3"]
+    lines += [f"schedule.kind={schedule}", "schedule.warmup_share=0.1", f"task.loss={loss}"]
+    lines += ["schedule.cycles=3"] if cycles == 3 else []
+    today = overridden(Recipe(), lines)
+    assert former == today
+    assert not differences(former, today)
+    assert load_again(former) == former
+    left = former.optimizer.model_dump() | former.schedule.model_dump()
+    assert ("betas" in left, "power" in left) == (optimizer not in {"adafactor", "madgrad"}, schedule == "polynomial")
+
+
+def load_again(recipe):
+    return Recipe.from_mapping(parse(recipe.to_yaml(), "again"), "again")
+
+
+OTHER = {"eps": 1e-8, "betas": [0.9, 0.99], "bias_correction": False, "cycles": 2, "power": 3.0, "floor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("group", "kind", "key"),
+    [
+        (group, kind, key)
+        for group, union in (("optimizer", OptimizerSettings), ("schedule", ScheduleSettings))
+        for kind, member in kinds(union).items()
+        for key in FORMER_DEFAULTS[group]
+        if key not in member.model_fields
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_unless_it_is_the_former_default(group, kind, key):
+    more = {"cycles": 2} if kind == "cosine_restarts" else {}
+    plain = Recipe.from_mapping({group: {"kind": kind, **more}}, "r")
+    former = {key: FORMER_DEFAULTS[group][key]}
+    assert Recipe.from_mapping({group: {"kind": kind, **more, **former}}, "r") == plain
+    with pytest.raises(RuleError, match=rf"{group}\.{key}: belongs to kinds? .*; leave it out or take "):
+        Recipe.from_mapping({group: {"kind": kind, **more, key: OTHER[key]}}, "r")
+
+
+def test_another_kind_keeps_the_settings_that_both_have():
+    recipe = load_recipe("tiny", ["optimizer.clip=1", "optimizer.kind=adafactor", "schedule.floor=0.1"])
+    assert (recipe.optimizer.clip, recipe.optimizer.head_rate) == (1, 5e-3)
+    assert load_recipe("tiny", ["schedule={kind: linear}", "schedule.floor=0.1"]).schedule.floor == 0.1
+    with pytest.raises(RuleError, match=r"schedule\.cycles: Field required"):  # 0.5 was the cosine's default
+        load_recipe("tiny", ["schedule.kind=cosine_restarts"])
+    with pytest.raises(RuleError, match=r"optimizer\.betas: belongs to kinds adamw, "):
+        load_recipe("tiny", ["optimizer.betas=[0.8, 0.9]", "optimizer.kind=adafactor"])

@@ -1,6 +1,7 @@
 """Weights of losses: over the run, and learned."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.models.scorer import ModelOutput
 from fb3.recipe import load_recipe
-from fb3.recipe.task import RegressionSettings
-from fb3.recipe.training import OptimizerSettings
+from fb3.recipe.settings import kinds
+from fb3.recipe.task import LossKind, RegressionSettings, TaskSettings
+from fb3.recipe.training import AdamWSettings
 from fb3.tasks import losses
-from fb3.tasks.losses import Uncertainty, build_criterion
+from fb3.tasks.build import TASKS
+from fb3.tasks.losses import Criterion, Uncertainty
 from fb3.tasks.r_drop import RDrop
 from fb3.tasks.regression import Regression
 from fb3.training import fold, session
@@ -25,6 +28,11 @@ from fb3.training.run import train
 from tests.conftest import TINY
 
 TERMS = [{"kind": "pearson", "weight": 0.0, "end_weight": 0.5}, {"kind": "rank", "weight": 0.2}]
+
+
+def test_every_loss_and_every_task_has_a_line_in_its_table():
+    assert losses.LOSSES.keys() == {*get_args(LossKind)}
+    assert TASKS.keys() == kinds(TaskSettings).keys()
 
 
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.25, 0.125), (1.0, 0.5), (None, 0.5)])
@@ -82,13 +90,13 @@ def test_at_rest_a_log_variance_is_the_log_of_its_loss(values):
 
 def test_one_loss_is_weighed_by_column_and_terms_by_loss():
     predicted, truth = torch.rand(4, 3), torch.rand(4, 3)
-    columns = build_criterion(RegressionSettings(loss="mse", weighting="uncertainty"), 3)
+    columns = Criterion(RegressionSettings(loss="mse", weighting="uncertainty"), 3)
     (s,) = columns.parameters()
     with torch.no_grad():
         s.copy_(torch.tensor([1.0, 0.0, -1.0]))
     wanted = (torch.exp(-s) * ((predicted - truth) ** 2).mean(0) + s).sum()
     torch.testing.assert_close(columns(predicted, truth), wanted)
-    terms = build_criterion(RegressionSettings(loss="mse", terms=[{"kind": "rank"}], weighting="uncertainty"), 3)
+    terms = Criterion(RegressionSettings(loss="mse", terms=[{"kind": "rank"}], weighting="uncertainty"), 3)
     (s,) = terms.parameters()
     assert s.shape == (2,)
     wanted = losses.F.mse_loss(predicted, truth) + losses.rank(predicted, truth)
@@ -98,10 +106,10 @@ def test_one_loss_is_weighed_by_column_and_terms_by_loss():
 def test_the_optimizer_has_a_group_of_the_task_through_its_wrappers(run, tiny):
     task = RDrop(Regression(RegressionSettings(weighting="uncertainty"), ("a", "b")), 1.0)
     scorer = build_scorer(tiny, run / "encoder", init="config")
-    optimizer = build_optimizer(scorer, OptimizerSettings(head_rate=1e-3), scaled=False, of_task=task.parameters())
+    optimizer = build_optimizer(scorer, AdamWSettings(head_rate=1e-3), scaled=False, of_task=task.parameters())
     (group,) = [group for group in optimizer.param_groups if group["name"] == "task"]
     assert (group["lr"], group["weight_decay"], [p.shape for p in group["params"]]) == (1e-3, 0.0, [(2,)])
-    assert "task" not in {group["name"] for group in build_optimizer(scorer, OptimizerSettings(), False).param_groups}
+    assert "task" not in {group["name"] for group in build_optimizer(scorer, AdamWSettings(), False).param_groups}
 
 
 def test_each_fold_learns_weights_of_its_own_clipped_with_the_others(competition, tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fb3.models.scorer import ModelOutput
-from fb3.recipe.task import RegressionSettings
+from fb3.recipe.task import LossKind, RegressionSettings
 from fb3.targets.metrics import mcrmse
 from fb3.tasks import losses
-from fb3.tasks.losses import build_criterion
+from fb3.tasks.losses import Criterion
 from fb3.tasks.r_drop import RDrop
 from fb3.tasks.regression import Regression
 
@@ -80,9 +82,9 @@ def test_rank_without_pairs_is_zero_with_a_gradient_and_sums_over_blocks(monkeyp
     torch.testing.assert_close(losses.rank(predicted, truth), whole)
 
 
-@pytest.mark.parametrize("kind", ["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"])
+@pytest.mark.parametrize("kind", get_args(LossKind))
 def test_every_loss_has_a_finite_gradient_everywhere(kind):
-    criterion = build_criterion(RegressionSettings(loss=kind), 2)
+    criterion = Criterion(RegressionSettings(loss=kind), 2)
     truth = torch.tensor([[1.0, 2.0], [1.0, 4.0]])
     for start in (truth.clone(), torch.full((2, 2), 3.0), torch.tensor([[5.0, 1.0], [2.0, 2.0]])):
         predicted = start.requires_grad_()
@@ -92,7 +94,7 @@ def test_every_loss_has_a_finite_gradient_everywhere(kind):
 
 def test_terms_are_added_with_their_weights():
     truth, predicted = torch.rand(4, 3), torch.rand(4, 3)
-    both = build_criterion(RegressionSettings(loss="mse", terms=[{"kind": "pearson", "weight": 0.3}]), 3)
+    both = Criterion(RegressionSettings(loss="mse", terms=[{"kind": "pearson", "weight": 0.3}]), 3)
     assert both(predicted, truth).item() == pytest.approx(
         ((predicted - truth) ** 2).mean().item() + 0.3 * losses.pearson(predicted, truth).item()
     )

@@ -290,8 +290,8 @@ def test_a_wrong_file_is_named_with_its_column_before_anything_is_written(conten
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["task.uda={augment: {mask: 0.1}}"], "task.regression.uda.file"),
-        (["task.uda={file: a.csv}"], "task.regression.uda.augment"),
+        (["task.uda={augment: {mask: 0.1}}"], "task.uda.file"),
+        (["task.uda={file: a.csv}"], "task.uda.augment"),
         (["task.uda={file: a.csv, augment: {}}"], "augment does nothing"),
         (["task.uda={file: a.csv, augment: {mix: 0.1, mask: 0.1}}"], "these essays have none"),
         (["task.uda={file: a.csv, augment: {mask: 0.1}, weight: 0}"], "greater than 0"),

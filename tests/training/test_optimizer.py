@@ -20,10 +20,11 @@ from transformers import (
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
-from fb3.recipe.training import OptimizerSettings, ScheduleSettings
-from fb3.training.optimizer import build_optimizer
+from fb3.recipe.settings import kinds
+from fb3.recipe.training import AdamWSettings, CosineScheduleSettings, OptimizerSettings, ScheduleSettings
+from fb3.training.optimizer import OPTIMIZERS, build_optimizer
 from fb3.training.parameter_groups import parameter_groups
-from fb3.training.schedule import build_schedule
+from fb3.training.schedule import SCHEDULES, build_schedule
 from tests.models.sized import sized
 
 
@@ -32,15 +33,20 @@ def scorer(run, tiny):
     return build_scorer(tiny, run / "encoder", init="config")
 
 
+def test_every_kind_has_a_line_in_its_table():
+    assert OPTIMIZERS.keys() == kinds(OptimizerSettings).keys()
+    assert SCHEDULES.keys() == kinds(ScheduleSettings).keys()
+
+
 def test_every_trainable_parameter_is_in_one_group(scorer):
     scorer.encoder.embeddings.requires_grad_(False)
-    groups = parameter_groups(scorer, OptimizerSettings())
+    groups = parameter_groups(scorer, AdamWSettings())
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in scorer.parameters() if p.requires_grad)
 
 
 def test_rates_are_the_geometric_series_and_the_head_has_its_own(scorer):
-    groups = parameter_groups(scorer, OptimizerSettings(encoder_rate=1e-4, head_rate=1e-3, layer_decay=0.5))
+    groups = parameter_groups(scorer, AdamWSettings(encoder_rate=1e-4, head_rate=1e-3, layer_decay=0.5))
     rate = {group["name"].rsplit(".", 1)[0]: group["lr"] for group in groups}
     assert rate == {"encoder.2": 1e-4, "encoder.1": 5e-5, "encoder.0": 2.5e-5, "head": 1e-3}
     of = {id(p): group["name"] for group in groups for p in group["params"]}
@@ -53,10 +59,10 @@ def test_rates_are_the_geometric_series_and_the_head_has_its_own(scorer):
 
 
 def test_biases_and_normalisation_do_not_decay(scorer):
-    for group in parameter_groups(scorer, OptimizerSettings(weight_decay=0.1)):
+    for group in parameter_groups(scorer, AdamWSettings(weight_decay=0.1)):
         plain = group["name"].endswith("plain")
         assert group["weight_decay"] == (0.0 if plain else 0.1)
-    of = {id(p): g["weight_decay"] for g in parameter_groups(scorer, OptimizerSettings()) for p in g["params"]}
+    of = {id(p): g["weight_decay"] for g in parameter_groups(scorer, AdamWSettings()) for p in g["params"]}
     for name, parameter in scorer.named_parameters():
         assert (of[id(parameter)] == 0) == (name.endswith("bias") or "LayerNorm" in name), name
 
@@ -75,7 +81,7 @@ def test_what_is_a_bias_is_told_by_its_own_name(family, biases, decayed):
     scorer = FunctionalEncoder(16, 2)
     scorer.encoder = sized(family)
     scorer.towers = lambda: {"": scorer}
-    groups = parameter_groups(scorer, OptimizerSettings(weight_decay=0.1, layer_decay=1.0))
+    groups = parameter_groups(scorer, AdamWSettings(weight_decay=0.1, layer_decay=1.0))
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     named = dict(scorer.named_parameters())
     for ends, wanted in ((biases, 0.0), (decayed, 0.1)):
@@ -90,6 +96,10 @@ def test_the_optimizer_takes_the_recipes_numbers(scorer):
     assert optimizer.defaults["betas"] == (0.9, 0.999)
 
 
+def schedule_of(kind, **more):
+    return kinds(ScheduleSettings)[kind](kind=kind, **more)
+
+
 def rates(settings, steps=100):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = build_schedule(optimizer, settings, steps)
@@ -102,15 +112,15 @@ def rates(settings, steps=100):
 
 
 def test_schedules():
-    cosine = rates(ScheduleSettings())
+    cosine = rates(CosineScheduleSettings())
     assert cosine[50] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
     assert cosine[0] == 1
     assert cosine[-1] < 1e-3
-    assert rates(ScheduleSettings(kind="linear"))[25] == pytest.approx(0.75)
-    assert set(rates(ScheduleSettings(kind="constant"))) == {1.0}
+    assert rates(schedule_of("linear"))[25] == pytest.approx(0.75)
+    assert set(rates(schedule_of("constant"))) == {1.0}
     for settings in (
-        ScheduleSettings(kind="constant", warmup_steps=10),
-        ScheduleSettings(kind="constant", warmup_share=0.1),
+        schedule_of("constant", warmup_steps=10),
+        schedule_of("constant", warmup_share=0.1),
     ):
         assert rates(settings)[:11] == pytest.approx([i / 10 for i in range(11)])
 
@@ -134,14 +144,14 @@ def test_schedules():
 def test_schedules_are_those_of_transformers(settings, theirs):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = theirs(optimizer)
-    for rate in rates(ScheduleSettings(**settings)):
+    for rate in rates(schedule_of(**settings)):
         assert rate == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
         optimizer.step()
         schedule.step()
 
 
 def test_a_floor_holds_the_rate_up_after_the_warm_up():
-    found = rates(ScheduleSettings(kind="linear", floor=0.3, warmup_steps=10))
+    found = rates(schedule_of("linear", floor=0.3, warmup_steps=10))
     assert found[0] == 0
     assert min(found[10:]) == pytest.approx(0.3)
 
@@ -154,7 +164,7 @@ def test_thirds_and_the_embeddings_own_rate(run):
     scorer.towers = lambda: {"": scorer}
 
     def by_depth(**settings):
-        groups = parameter_groups(scorer, OptimizerSettings(encoder_rate=1.0, layer_decay=0.5, **settings))
+        groups = parameter_groups(scorer, AdamWSettings(encoder_rate=1.0, layer_decay=0.5, **settings))
         return {g["name"].split(".")[1]: g["lr"] for g in groups if g["name"].startswith("encoder")}
 
     thirds = by_depth(decay_by="thirds")
@@ -165,7 +175,7 @@ def test_thirds_and_the_embeddings_own_rate(run):
 
 def test_thirds_of_two_layers_are_refused(scorer):
     with pytest.raises(Fb3Error, match="the rates that layer gives it"):
-        parameter_groups(scorer, OptimizerSettings(decay_by="thirds"))
+        parameter_groups(scorer, AdamWSettings(decay_by="thirds"))
 
 
 class FunctionalEncoder(torch.nn.Linear):
@@ -176,13 +186,17 @@ class FunctionalEncoder(torch.nn.Linear):
 
 
 BORROWED = ["ranger", "lamb", "madgrad"]
-KINDS = ["adamw", "radam", "nadam", "adafactor", *BORROWED]
+KINDS = [kind for kind in kinds(OptimizerSettings) if kind != "adamw_8bit"]  # which wants a GPU
+
+
+def optimizer_of(kind, **more):
+    return kinds(OptimizerSettings)[kind](kind=kind, **more)
 
 
 def of_kind(kind, **more):
     if kind in BORROWED:
         pytest.importorskip("pytorch_optimizer")
-    return OptimizerSettings(kind=kind, head_rate=0.05, layer_decay=1.0, **more)
+    return optimizer_of(kind, head_rate=0.05, layer_decay=1.0, **more)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -236,9 +250,9 @@ def test_every_optimizer_takes_the_layers_rates_a_schedule_and_bf16(kind, run, t
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     scorer = build_scorer(tiny, run / "encoder", init="config")
-    settings = OptimizerSettings(kind=kind, encoder_rate=1e-3, head_rate=1e-2, layer_decay=0.1)
+    settings = optimizer_of(kind, encoder_rate=1e-3, head_rate=1e-2, layer_decay=0.1)
     optimizer = build_optimizer(scorer, settings, scaled=False)
-    schedule = build_schedule(optimizer, ScheduleSettings(kind="linear", warmup_steps=2), 10)
+    schedule = build_schedule(optimizer, schedule_of("linear", warmup_steps=2), 10)
     start = {name: p.detach().clone() for name, p in scorer.named_parameters()}
     model, optimizer = accelerator.prepare(scorer, optimizer)
     ids = torch.randint(5, 100, (3, 12))
@@ -281,7 +295,7 @@ def test_lambs_step_is_a_share_of_the_weights_norm():
 @trials(max_examples=30, deadline=None)
 def test_without_bias_correction_it_is_bert_adam(scaled, betas, decay, gradients):
     layer = FunctionalEncoder(1, 1, bias=False).double()
-    chosen = OptimizerSettings(head_rate=0.01, layer_decay=1.0, weight_decay=decay, betas=betas, bias_correction=False)
+    chosen = AdamWSettings(head_rate=0.01, layer_decay=1.0, weight_decay=decay, betas=betas, bias_correction=False)
     optimizer = build_optimizer(layer, chosen, scaled=scaled)
     weight, m, v = layer.weight.item(), 0.0, 0.0
     for gradient in gradients:
@@ -300,4 +314,4 @@ def test_a_missing_library_or_gpu_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     for kind in BORROWED:
         with pytest.raises(Fb3Error, match=f"kind={kind}.*pip install pytorch_optimizer"):
-            build_optimizer(layer, OptimizerSettings(kind=kind, layer_decay=1.0), scaled=False)
+            build_optimizer(layer, optimizer_of(kind, layer_decay=1.0), scaled=False)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.recipe import load_recipe
+from fb3.recipe.settings import kinds
 from fb3.recipe.tricks import (
-    ON_ENCODER,
     AwpSettings,
     EmaSettings,
     FgmSettings,
@@ -21,13 +21,14 @@ from fb3.recipe.tricks import (
     PgdSettings,
     PullToStartSettings,
     SwaSettings,
+    TrickSettings,
 )
 from fb3.targets.metrics import Score
 from fb3.tasks.build import build_task
 from fb3.tasks.r_drop import RDrop
 from fb3.training.tricks.averaging import EMA, SWA
 from fb3.training.tricks.awp import AWP
-from fb3.training.tricks.build import build_tricks
+from fb3.training.tricks.build import TRICKS, build_tricks
 from fb3.training.tricks.fgm import FGM
 from fb3.training.tricks.lookahead import Lookahead
 from fb3.training.tricks.noise import EmbeddingNoise
@@ -66,7 +67,7 @@ def test_fgm_moves_by_its_norm_along_the_gradient_and_restores_bit_for_bit(step,
     clean()
     gradient = weight.grad.clone()
     step.scorer.zero_grad()
-    FGM(FgmSettings(kind="fgm", epsilon=epsilon)).backward(step, backward_of(step, tiny, seen))
+    FGM(FgmSettings(kind="fgm", epsilon=epsilon), step.scorer).backward(step, backward_of(step, tiny, seen))
     assert len(seen) == 2
     move = seen[1] - seen[0]
     assert move.norm().item() == pytest.approx(epsilon, rel=1e-4)
@@ -77,7 +78,7 @@ def test_fgm_moves_by_its_norm_along_the_gradient_and_restores_bit_for_bit(step,
 
 def test_fgm_adds_the_gradient_at_the_moved_embeddings(step, tiny):
     moved = copy.deepcopy(step.scorer)
-    FGM(FgmSettings(kind="fgm")).backward(step, backward_of(step, tiny))
+    FGM(FgmSettings(kind="fgm"), step.scorer).backward(step, backward_of(step, tiny))
     both = {name: p.grad.clone() for name, p in step.scorer.named_parameters() if p.grad is not None}
     other = Step(moved, step.batch)
     backward_of(other, tiny)()
@@ -98,13 +99,13 @@ def test_fgm_restores_after_an_error(step, tiny):
     weight = step.scorer.encoder.get_input_embeddings().weight
     before = weight.detach().clone()
     backward_of(step, tiny)()
-    with pytest.raises(RuntimeError), FGM(FgmSettings(kind="fgm")).perturbed(step):
+    with pytest.raises(RuntimeError), FGM(FgmSettings(kind="fgm"), step.scorer).perturbed(step):
         raise RuntimeError
     assert torch.equal(weight, before)
 
 
 def test_fgm_without_a_gradient_is_an_error_not_a_silence(step):
-    with pytest.raises(Fb3Error, match="no gradient"), FGM(FgmSettings(kind="fgm")).perturbed(step):
+    with pytest.raises(Fb3Error, match="no gradient"), FGM(FgmSettings(kind="fgm"), step.scorer).perturbed(step):
         pass
 
 
@@ -113,7 +114,7 @@ def test_fgm_moves_nothing_along_a_gradient_without_direction(step, value):
     weight = step.scorer.encoder.get_input_embeddings().weight
     weight.grad = torch.full_like(weight, value)
     before = weight.detach().clone()
-    with FGM(FgmSettings(kind="fgm")).perturbed(step):
+    with FGM(FgmSettings(kind="fgm"), step.scorer).perturbed(step):
         assert torch.equal(weight, before)
 
 
@@ -157,7 +158,8 @@ def test_pgd_stays_in_its_ball_adds_the_last_gradient_and_restores(step, tiny, s
     plain = copy.deepcopy(step.scorer)
     backward_of(Step(plain, step.batch), tiny)()
     seen = []
-    PGD(PgdSettings(kind="pgd", epsilon=0.5, alpha=0.3, steps=steps)).backward(step, backward_of(step, tiny, seen))
+    pgd = PGD(PgdSettings(kind="pgd", epsilon=0.5, alpha=0.3, steps=steps), step.scorer)
+    pgd.backward(step, backward_of(step, tiny, seen))
     assert len(seen) == 1 + steps
     moves = [(weight - seen[0]).norm().item() for weight in seen[1:]]
     assert moves[0] == pytest.approx(0.3, rel=1e-4)
@@ -185,7 +187,7 @@ def test_awp_moves_matrices_within_bounds_and_restores(step, tiny, form):
         return out
 
     settings = AwpSettings(kind="awp", rate=0.1, epsilon=0.02, from_epoch=0, form=form)
-    AWP(settings).backward(step, backward)
+    AWP(settings, step.scorer).backward(step, backward)
     moved = [name for name in before if not torch.equal(at[1][name], before[name])]
     assert moved
     for name in moved:
@@ -212,7 +214,7 @@ def test_awp_waits_for_its_epoch_and_its_score(step, tiny):
     def passes(epoch, score, **settings):
         seen = []
         step.epoch, step.score = epoch, None if score is None else Score(score, {})
-        AWP(AwpSettings(kind="awp", **settings)).backward(step, backward_of(step, tiny, seen))
+        AWP(AwpSettings(kind="awp", **settings), step.scorer).backward(step, backward_of(step, tiny, seen))
         return len(seen)
 
     assert passes(0, None, from_epoch=1) == 1
@@ -223,7 +225,7 @@ def test_awp_waits_for_its_epoch_and_its_score(step, tiny):
 
 
 def test_noise_changes_the_loss_and_leaves_no_hook(step, tiny):
-    noise = EmbeddingNoise(NoiseSettings(kind="noise", scale=0.5))
+    noise = EmbeddingNoise(NoiseSettings(kind="noise", scale=0.5), step.scorer)
     torch.manual_seed(0)
     one, two = (noise.backward(step, backward_of(step, tiny)).loss.item() for _ in range(2))
     assert one != two
@@ -340,7 +342,11 @@ def test_r_drop_is_nothing_without_dropout_and_something_with_it(step, tiny):
     assert term(0.3) > 1e-9
 
 
-@pytest.mark.parametrize("kind", sorted(ON_ENCODER))
+def test_every_kind_of_the_recipe_is_in_the_table():
+    assert set(TRICKS) == set(kinds(TrickSettings))
+
+
+@pytest.mark.parametrize("kind", [kind for kind, settings in kinds(TrickSettings).items() if settings.on_encoder])
 def test_on_a_frozen_encoder_it_is_refused(kind, step):
     step.scorer.encoder.requires_grad_(False)
     chosen = "{kind: awp, from_epoch: 0}" if kind == "awp" else f"{{kind: {kind}}}"

@@ -111,11 +111,11 @@ def test_moves_are_those_of_numbers_bit_for_bit(seed, size, rate, epsilon):
     moved = matrix + torch.minimum(torch.maximum(gradient * scale, -bound), bound)
     parameter = torch.nn.Parameter(matrix.clone())
     parameter.grad = gradient
-    AWP(AwpSettings(kind="awp", rate=rate, epsilon=epsilon))._move(parameter)
+    AWP(AwpSettings(kind="awp", rate=rate, epsilon=epsilon), None)._move(parameter)
     assert torch.equal(parameter, moved)
     norm = gradient.norm()
     projected = gradient if norm <= epsilon else gradient * (epsilon / norm)
-    assert torch.equal(PGD(PgdSettings(kind="pgd", epsilon=epsilon))._projected(gradient), projected)
+    assert torch.equal(PGD(PgdSettings(kind="pgd", epsilon=epsilon), None)._projected(gradient), projected)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

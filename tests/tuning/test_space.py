@@ -95,6 +95,22 @@ def test_a_choice_alone_may_break_a_rule_that_another_mends(tmp_path):
     space_of(tmp_path, text).check(load_recipe("tiny"))
 
 
+@pytest.mark.parametrize("base", [[], ["optimizer.kind=adafactor"], ["schedule.kind=polynomial"]])
+def test_kinds_and_their_settings_may_be_searched_side_by_side(tmp_path, base):
+    text = """
+schedule.kind: {choices: [cosine, polynomial, cosine_restarts]}
+schedule.power: {low: 1.0, high: 4.0}
+schedule.cycles: {low: 0.5, high: 3.0}
+optimizer.kind: {choices: [adamw, adafactor, madgrad]}
+optimizer.bias_correction: {choices: [true, false]}
+"""
+    space, base = space_of(tmp_path, text), load_recipe("tiny", base)
+    space.check(base)
+    found = space.locate(base, base)
+    assert (found["schedule.kind"], found["optimizer.kind"]) == (base.schedule.kind, base.optimizer.kind)
+    assert load_recipe("tiny", space.overrides(found)).optimizer.kind == base.optimizer.kind
+
+
 def test_a_choice_that_sets_nothing_is_named():
     assert list(Choice(choices=[[], ["train.epochs=2"]], overrides=True).labelled) == ["unchanged", "train.epochs=2"]
 

@@ -1,4 +1,7 @@
-"""Poolings: token states to one vector an essay, each by its kind."""
+"""The table of poolings: token states to one vector an essay, by kind."""
+
+from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -28,17 +31,10 @@ from fb3.models.poolings.token_poolings import (
 )
 from fb3.models.poolings.window_pooling import SingleWindow, WindowPooling
 from fb3.recipe.data import WindowsSettings
-from fb3.recipe.model import (
-    FittedPoolingSettings,
-    GemPoolingSettings,
-    PlainPoolingSettings,
-    PoolingSettings,
-    TokensPoolingSettings,
-)
+from fb3.recipe.model import PoolingSettings
 
-__all__ = ["Pooling", "build_pooling", "build_window_pooling"]
-
-_PLAIN = {
+# Each is built from the encoder's width and its settings by name; `kind` alone is left out.
+POOLINGS: dict[str, Callable[..., Pooling]] = {
     "cls": ClsPooling,
     "mean": MeanPooling,
     "max": MaxPooling,
@@ -47,15 +43,18 @@ _PLAIN = {
     "attention": AttentionPooling,
     "dense": DensePooling,
     "pooler": PoolerPooling,
-}
-_LAYERED = {
+    "token_weighted": TokenWeightedPooling,
+    "target_tokens": TargetTokensPooling,
     "weighted_layer": WeightedLayerPooling,
     "concat_layers": ConcatLayersPooling,
-    "lstm_layers": lambda hidden, layers: RecurrentLayersPooling(hidden, layers, nn.LSTM),
-    "gru_layers": lambda hidden, layers: RecurrentLayersPooling(hidden, layers, nn.GRU),
+    "lstm_layers": partial(RecurrentLayersPooling, net=nn.LSTM),
+    "gru_layers": partial(RecurrentLayersPooling, net=nn.GRU),
     "attention_layers": AttentionLayersPooling,
     "parallel_layers": ParallelLayersPooling,
     "hierarchical_layers": HierarchicalLayersPooling,
+    "gem": GeneralisedMeanPooling,
+    "lstm_tokens": LstmTokensPooling,
+    "cnn": CnnPooling,
 }
 
 
@@ -74,24 +73,13 @@ def build_pooling(
     Raises:
         Fb3Error: more layers are asked for than the encoder has.
     """
-    match settings:
-        case PlainPoolingSettings():
-            return _PLAIN[settings.kind](hidden)
-        case GemPoolingSettings():
-            return GeneralisedMeanPooling(hidden, settings.power)
-        case TokensPoolingSettings(kind="cnn"):
-            return CnnPooling(hidden, settings.width, settings.kernel)
-        case TokensPoolingSettings():
-            return LstmTokensPooling(hidden, settings.width)
-        case FittedPoolingSettings(kind="token_weighted"):
-            return TokenWeightedPooling(hidden, vocabulary)
-        case FittedPoolingSettings():
-            return TargetTokensPooling(hidden, prompt)
-    if settings.layers > depth:
-        raise Fb3Error(f"model.pooling.layers={settings.layers}: the encoder has {depth} layers; give at most {depth}")
-    return _LAYERED[settings.kind](hidden, settings.layers)
+    own = settings.model_dump(exclude={"kind"})
+    if own.get("layers", 0) > depth:
+        raise Fb3Error(f"model.pooling.layers={own['layers']}: the encoder has {depth} layers; give at most {depth}")
+    own |= {"token_weighted": {"vocabulary": vocabulary}, "target_tokens": {"prompt": prompt}}.get(settings.kind, {})
+    return POOLINGS[settings.kind](hidden, **own)
 
 
 def build_window_pooling(windows: WindowsSettings | None, width: int) -> nn.Module:
-    """What makes one vector of an essay's windows, each of `width`; without windows, nothing."""
-    return WindowPooling(_PLAIN[windows.pool](width)) if windows else SingleWindow()
+    """The module that makes one vector of an essay's windows, each of `width`; without windows it does nothing."""
+    return WindowPooling(POOLINGS[windows.pool](width)) if windows else SingleWindow()

@@ -13,7 +13,7 @@ class WeightedLayerPooling(Pooling):
 
     def __init__(self, hidden: int, layers: int) -> None:
         super().__init__(hidden)
-        self.weights = nn.Parameter(torch.zeros(layers))  # softmax of zeros: all alike at the start
+        self.weights = nn.Parameter(torch.zeros(layers))  # softmax of zeros: equal weights at the start
 
     def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         means = [masked_mean(layer, mask) for layer in states[-len(self.weights) :]]
@@ -49,14 +49,14 @@ class ParallelLayersPooling(Pooling):
 
 
 class HierarchicalLayersPooling(ParallelLayersPooling):
-    """The same nets in a row: from the top down, each gets its layer and what the one above made (HSUM, ibid.)."""
+    """The same nets from the top down: each reads its layer's mean plus the result of the net above (HSUM, ibid.)."""
 
     def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-        carried, made = 0.0, []
+        result, results = 0.0, []
         for net, layer in zip(self.nets, reversed(states[-len(self.nets) :]), strict=True):
-            carried = net(masked_mean(layer, mask) + carried)
-            made.append(carried)
-        return torch.stack(made).mean(0)  # (B, D)
+            result = net(masked_mean(layer, mask) + result)
+            results.append(result)
+        return torch.stack(results).mean(0)  # (B, D)
 
 
 def _net(hidden: int) -> nn.Module:

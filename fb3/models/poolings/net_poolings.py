@@ -11,13 +11,13 @@ class LstmTokensPooling(Pooling):
 
     Args:
         hidden: width D.
-        units: of each direction, U.
+        width: units U of each direction.
     """
 
-    def __init__(self, hidden: int, units: int) -> None:
+    def __init__(self, hidden: int, width: int) -> None:
         super().__init__(hidden)
-        self.width = 2 * units
-        self.net = nn.LSTM(hidden, units, batch_first=True, bidirectional=True)
+        self.width = 2 * width
+        self.net = nn.LSTM(hidden, width, batch_first=True, bidirectional=True)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         lengths = mask.sum(1).cpu()
@@ -31,14 +31,14 @@ class CnnPooling(Pooling):
 
     Args:
         hidden: width D.
-        units: filters, U.
+        width: number U of filters.
         kernel: tokens that a filter sees.
     """
 
-    def __init__(self, hidden: int, units: int, kernel: int) -> None:
+    def __init__(self, hidden: int, width: int, kernel: int) -> None:
         super().__init__(hidden)
-        self.width = units
-        self.net = nn.Conv1d(hidden, units, kernel, padding="same")
+        self.width = width
+        self.net = nn.Conv1d(hidden, width, kernel, padding="same")
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         real = mask.bool().unsqueeze(-1)  # (B, T, 1)

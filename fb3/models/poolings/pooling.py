@@ -1,6 +1,6 @@
-"""What all poolings share: token states to one vector an essay. None of them sees padding.
+"""The base of all poolings, which turn token states into one vector an essay. None of them sees padding.
 
-Each class says in `reads` what it wants of the encoder: "last" (states of the last layer, (B, T, D)), "layers" (all
+Each class names in `reads` its input from the encoder: "last" (states of the last layer, (B, T, D)), "layers" (all
 layers' states, a tuple of (B, T, D), lowest first, in the encoder's own precision) or "pooler" (the encoder's own
 pooled output, (B, D)).
 Shapes: B essays, T tokens, D width of the encoder, L layers. `mask` is (B, T), 1 on real tokens.
@@ -16,7 +16,7 @@ Reads = Literal["last", "layers", "pooler"]
 
 
 class Pooling(nn.Module):
-    """What all poolings share.
+    """Token states to one vector an essay; subclasses define `forward(states, mask)`.
 
     Args:
         hidden: width D of the encoder's states.
@@ -26,14 +26,14 @@ class Pooling(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.width = hidden  # of the pooled vector
+        self.width = hidden  # width of the pooled vector
 
     def token_weights(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """What `forward` gets as the mask, (B, T): 0 on padding."""
+        """The mask that `forward` gets, (B, T): 0 on padding."""
         return batch["attention_mask"]
 
     def fit(self, rows: Iterable[np.ndarray]) -> None:
-        """Learns from the training essays' tokens, once, before the training."""
+        """Learns from the training essays' token ids, (T_row,) each, once before training."""
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class AttentionPooling(Pooling):
 
 
 class PoolerPooling(Pooling):
-    """The encoder's own pooler output, as it comes."""
+    """The encoder's own pooler output, unchanged."""
 
     reads = "pooler"
 
@@ -95,7 +95,7 @@ class TokenWeightedPooling(Pooling):
         self.register_buffer("rarity", torch.ones(vocabulary))  # saved with the weights
 
     def fit(self, rows: Iterable[np.ndarray]) -> None:
-        """ln((1 + N) / (1 + n)) + 1 for a token that stands in n of N essays, as scikit-learn has it."""
+        """Sets ln((1 + N) / (1 + n)) + 1 for a token that occurs in n of N essays, scikit-learn's smoothed IDF."""
         rows = list(rows)
         found = np.zeros(len(self.rarity))
         for row in rows:
@@ -114,7 +114,7 @@ class TargetTokensPooling(Pooling):
 
     Args:
         hidden: width D.
-        prompt: their K positions.
+        prompt: positions of the K tokens.
     """
 
     def __init__(self, hidden: int, prompt: range) -> None:
@@ -127,11 +127,11 @@ class TargetTokensPooling(Pooling):
 
 
 class GeneralisedMeanPooling(Pooling):
-    """(mean of x^p)^(1/p) over real tokens' positive parts, p learned (Radenovic et al. 2017, arXiv:1711.02512).
+    """(mean of x^p)^(1/p) over real tokens' positive parts x, p learned (Radenovic et al. 2017, arXiv:1711.02512).
 
     Args:
         hidden: width D.
-        power: where p starts.
+        power: start of p.
     """
 
     def __init__(self, hidden: int, power: float) -> None:
@@ -141,5 +141,5 @@ class GeneralisedMeanPooling(Pooling):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         power = self.power.clamp(1.0, 8.0)
         positive = states.masked_fill(~mask.bool().unsqueeze(-1), 0.0).clamp(min=1e-6)  # as in the paper
-        largest = positive.amax(1, keepdim=True).detach()  # taken out, so that no power of a small value vanishes
+        largest = positive.amax(1, keepdim=True).detach()  # factored out, so that no power of a small value underflows
         return masked_mean((positive / largest).pow(power), mask).pow(1.0 / power) * largest.squeeze(1)

@@ -8,10 +8,10 @@ from fb3.models.poolings.pooling import Pooling
 
 
 class WindowPooling(nn.Module):
-    """One vector an essay from those of its windows, by a pooling that takes windows for tokens.
+    """Pools the vectors of an essay's windows to one, by a pooling that treats windows as tokens.
 
     Args:
-        pooling: over (B, V, D) with a mask (B, V), V the most windows of an essay.
+        pooling: over (B, V, D) with a mask (B, V), V the largest number of windows of an essay.
     """
 
     def __init__(self, pooling: Pooling) -> None:
@@ -19,12 +19,12 @@ class WindowPooling(nn.Module):
         self.pooling = pooling
 
     def forward(self, pooled: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """(W, D), all windows of the batch, to (B, D)."""
+        """Vectors of all windows of the batch, (W, D), to (B, D)."""
         return self.pooling(pooled[batch["windows"]], batch["window_mask"])
 
 
 class SingleWindow(nn.Module):
-    """Without windows: each essay is one input."""
+    """Stands in where there are no windows: each essay is one input."""
 
     def forward(self, pooled: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         return pooled

@@ -19,8 +19,7 @@ class AWP(Trick):
         settings: rate, epsilon, when it begins, and which gradients count.
     """
 
-    def __init__(self, settings: AwpSettings) -> None:
-        self.settings = settings
+    settings: AwpSettings
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:
         out = backward()
@@ -45,8 +44,8 @@ class AWP(Trick):
 
     @torch.no_grad()
     def _move(self, matrix: nn.Parameter) -> None:
-        norm = matrix.norm()  # not as a number: for that each matrix would wait for the device
-        wide = norm if norm.is_mps else norm.double()  # as numbers are multiplied; MPS has no double
+        norm = matrix.norm()  # stays a tensor: a number would make each matrix wait for the device
+        wide = norm if norm.is_mps else norm.double()  # double, as Python multiplies numbers; MPS has none
         move = direction(matrix.grad, (self.settings.rate * wide).to(norm.dtype))
         bound = self.settings.epsilon * matrix.abs()
         matrix.add_(torch.minimum(torch.maximum(move, -bound), bound))

@@ -21,8 +21,7 @@ class FGM(Trick):
         settings: epsilon, the L2 norm of the move.
     """
 
-    def __init__(self, settings: FgmSettings) -> None:
-        self.epsilon = settings.epsilon
+    settings: FgmSettings
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:
         out = backward()
@@ -32,9 +31,9 @@ class FGM(Trick):
 
     @contextmanager
     def perturbed(self, step: Step) -> Iterator[None]:
-        """The embeddings moved, and put back bit for bit."""
+        """Moves the embeddings, and restores them bit for bit."""
         weight = word_embeddings(step, "fgm")
         with restored(weight):
             with torch.no_grad():
-                weight.add_(direction(weight.grad, self.epsilon))
+                weight.add_(direction(weight.grad, self.settings.epsilon))
             yield

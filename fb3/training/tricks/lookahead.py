@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
 from fb3.recipe.tricks import LookaheadSettings
 from fb3.training.tricks.trick import Step, Trick
@@ -15,7 +16,7 @@ from fb3.training.tricks.trick import Step, Trick
 class Lookahead(Trick):
     """slow ← slow + alpha · (fast − slow), fast ← slow after every n-th step; the optimizer's moments stay.
 
-    Between two returns it is the fast weights that are evaluated.
+    Between two returns the fast weights are evaluated.
 
     Args:
         settings: steps and alpha.
@@ -23,22 +24,29 @@ class Lookahead(Trick):
     """
 
     def __init__(self, settings: LookaheadSettings, scorer: Scorer) -> None:
-        self.steps, self.alpha = settings.steps, settings.alpha
+        super().__init__(settings, scorer)
         self.slow = [(p, p.detach().clone()) for p in scorer.parameters() if p.requires_grad]
-        self.done = 0  # a skipped step of fp16 left out
+        self.done = 0  # optimizer steps, without those that fp16's scaler skipped
+
+    def check(self, steps: int) -> None:
+        if steps < self.settings.steps:
+            raise Fb3Error(
+                f"tricks: lookahead returns every {self.settings.steps} steps, and the run has {steps}; give fewer "
+                "steps, or leave it out"
+            )
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         self.done += 1
-        if self.done % self.steps == 0:
+        if self.done % self.settings.steps == 0:
             for fast, slow in self.slow:
-                slow.lerp_(fast, self.alpha)
+                slow.lerp_(fast, self.settings.alpha)
                 fast.copy_(slow)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "slow": [slow for _, slow in self.slow]}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = state["done"]
         for (_, slow), saved in zip(self.slow, state["slow"], strict=True):
             slow.copy_(saved)

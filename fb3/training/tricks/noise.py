@@ -18,8 +18,7 @@ class EmbeddingNoise(Trick):
         settings: scale, as a share of the embeddings' own standard deviation.
     """
 
-    def __init__(self, settings: NoiseSettings) -> None:
-        self.scale = settings.scale
+    settings: NoiseSettings
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:
         handle = step.scorer.encoder.get_input_embeddings().register_forward_hook(self._add)
@@ -29,4 +28,4 @@ class EmbeddingNoise(Trick):
             handle.remove()
 
     def _add(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        return output + self.scale * output.detach().std() * torch.randn_like(output)  # (B, T, D)
+        return output + self.settings.scale * output.detach().std() * torch.randn_like(output)  # (B, T, D)

@@ -1,4 +1,4 @@
-"""The parameters as adversarial tricks move them: along the gradient, and back bit for bit."""
+"""Moves parameters along their gradient for adversarial tricks, and restores them bit for bit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ def word_embeddings(step: Step, trick: str) -> nn.Parameter:
     """The embedding matrix, with a gradient.
 
     Raises:
-        Fb3Error: it has none, so that nothing would be perturbed.
+        Fb3Error: it has no gradient, so nothing would be perturbed.
     """
     weight = step.scorer.encoder.get_input_embeddings().weight
     if weight.grad is None:
@@ -26,8 +26,8 @@ def word_embeddings(step: Step, trick: str) -> nn.Parameter:
 def direction(gradient: Tensor, length: float | Tensor) -> Tensor:
     """The gradient's direction, `length` long.
 
-    A gradient of 0 has no direction, one that overflowed is a step that the scaler skips: both give 0. That of a scaled
-    loss serves too, since only the direction counts.
+    Gives 0 for a gradient of 0, which has no direction, and for one that overflowed, whose step fp16's scaler skips.
+    The gradient of a scaled loss serves too, since only the direction counts.
     """
     norm = gradient.norm()
     scale = torch.where(torch.isfinite(norm) & (norm > 0), norm.reciprocal() * length, 0.0)
@@ -36,7 +36,7 @@ def direction(gradient: Tensor, length: float | Tensor) -> Tensor:
 
 @contextmanager
 def restored(*parameters: nn.Parameter) -> Iterator[None]:
-    """The parameters put back bit for bit at the end, whatever happens."""
+    """Restores the parameters bit for bit at the end, whatever happens."""
     saved = [parameter.detach().clone() for parameter in parameters]
     try:
         yield

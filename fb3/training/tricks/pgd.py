@@ -19,8 +19,7 @@ class PGD(Trick):
         settings: alpha, epsilon (L2 norms) and steps.
     """
 
-    def __init__(self, settings: PgdSettings) -> None:
-        self.settings = settings
+    settings: PgdSettings
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:
         out = backward()
@@ -35,7 +34,7 @@ class PGD(Trick):
                     weight.copy_(start + self._projected(moved - start))
                 last = number == self.settings.steps - 1
                 for parameter, gradient in zip(trained, plain, strict=True):
-                    parameter.grad = gradient if last else None  # one in between only shows the way
+                    parameter.grad = gradient if last else None  # gradients in between only show the way
                 backward()
         return out
 

@@ -21,17 +21,17 @@ class L2SP(Trick):
     """
 
     def __init__(self, settings: PullToStartSettings, scorer: Scorer) -> None:
-        self.strength = settings.strength
+        super().__init__(settings, scorer)
         self.start = [(p, p.detach().clone()) for p in scorer.encoder.parameters() if p.requires_grad]
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         for parameter, start in self.start:
-            parameter.lerp_(start, self.strength)
+            parameter.lerp_(start, self.settings.strength)
 
-    def state(self) -> dict[str, Any]:
-        return {"start": [start for _, start in self.start]}  # of the backbone as it was then
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": [start for _, start in self.start]}  # the backbone's file may have changed since
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for (_, start), saved in zip(self.start, state["start"], strict=True):
             start.copy_(saved)

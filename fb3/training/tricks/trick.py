@@ -1,4 +1,4 @@
-"""What a trick around the step may do: three hooks and its own state."""
+"""A trick around the training step: three hooks and its own state."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fb3.models.scorer import Scorer
+from fb3.recipe.tricks import BaseTrickSettings
 from fb3.targets.metrics import Score
 from fb3.tasks.base import StepOutput
 
@@ -16,9 +17,9 @@ Backward = Callable[[], StepOutput]
 
 @dataclass
 class Step:
-    """Where the training stands.
+    """The training's position.
 
-    scorer: the model itself, without the wrappers of several processes. batch: the one at hand. epoch: from 0.
+    scorer: the model itself, without the wrappers of several processes. batch: the current one. epoch: from 0.
     number: optimizer steps done. progress: their share of all, 0-1. score: of the last evaluation.
     """
 
@@ -31,7 +32,22 @@ class Step:
 
 
 class Trick:
-    """Does nothing; each trick overrides what it needs."""
+    """Does nothing; each trick overrides the hooks that it needs.
+
+    Args:
+        settings: the trick's own.
+        scorer: the model as it starts, on its device.
+    """
+
+    def __init__(self, settings: BaseTrickSettings, scorer: Scorer) -> None:
+        self.settings = settings
+
+    def check(self, steps: int) -> None:
+        """Refuses a run of so many optimizer steps in which the trick would do nothing.
+
+        Raises:
+            Fb3Error: saying what to change.
+        """
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:
         """Around forward and backward: may call `backward` again, on a perturbed model."""
@@ -44,9 +60,9 @@ class Trick:
         """The weights to evaluate and to keep: swapped in, and out again at the end."""
         return nullcontext()
 
-    def state(self) -> dict[str, Any]:
-        """What the trick remembers from step to step: dicts and lists of tensors, numbers and texts."""
+    def state_dict(self) -> dict[str, Any]:
+        """The trick's memory from step to step: dicts and lists of tensors, numbers and texts."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the memory that `state_dict` gave."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fb3.models.heads import Linear
+from fb3.models.heads import LinearHead
 from fb3.models.kernels.blocked_attention import use_blocked_attention
 from fb3.models.kernels.deberta import use_fused_disentangled_attention
 from fb3.models.kernels.int8_linear import SHIFT, Input, Int8Linear, Quantiser, observe, quantise
@@ -40,7 +40,7 @@ def tower_of(family="bert", **config):
 
 
 def scorer_of(family="bert", **config):
-    return Scorer(tower_of(family, **config), NoStatistics(64), Linear(64, 3)).eval()
+    return Scorer(tower_of(family, **config), NoStatistics(64), LinearHead(64, 3)).eval()
 
 
 @torch.inference_mode()
@@ -164,7 +164,7 @@ def test_an_essay_is_scored_alike_whoever_stands_beside_it():
 
 def test_two_encoders_have_scales_of_their_own():
     def make():
-        return StitchedScorer(tower_of(), tower_of("roberta"), NoStatistics(128), Linear(128, 3)).eval()
+        return StitchedScorer(tower_of(), tower_of("roberta"), NoStatistics(128), LinearHead(128, 3)).eval()
 
     batch = BATCH | {f"second_{name}": value for name, value in BATCH.items()}
     scales = scales_of(make, batch=batch)

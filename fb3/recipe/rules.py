@@ -1,0 +1,123 @@
+"""The rules that span a recipe's groups: settings that do not go together, or of which one would do nothing.
+
+Rules within one group stand at its settings; rules of one trick in its `check`.
+"""
+
+from typing import TYPE_CHECKING
+
+from fb3.recipe.task import COMPARISONS
+
+if TYPE_CHECKING:
+    from fb3.recipe.recipe import Recipe
+
+
+def tricks_fit(recipe: "Recipe") -> None:
+    kinds = [trick.kind for trick in recipe.tricks]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise ValueError(f"tricks: {kind} stands {kinds.count(kind)} times; give it once")
+    for trick in recipe.tricks:
+        rivals = [other.kind for other in recipe.tricks if other.alone_in == trick.alone_in]
+        if trick.alone_in and len(rivals) > 1:
+            raise ValueError(f"tricks: {rivals} both {trick.alone_in}; give one")
+    for trick in recipe.tricks:
+        trick.check(recipe)
+
+
+def target_tokens_are_there(recipe: "Recipe") -> None:
+    for name, model in (("model", recipe.model), ("model.stitch", recipe.model.stitch)):
+        if model and model.pooling.kind == "target_tokens" and recipe.data.text.prompt != "tokens":
+            raise ValueError(
+                f"{name}.pooling.kind=target_tokens reads the targets' tokens; set data.text.prompt=tokens"
+            )
+
+
+def mix_joins_whole_essays(recipe: "Recipe") -> None:
+    if not (recipe.data.augment and recipe.data.augment.mix):
+        return
+    if recipe.train.batch_size == 1:
+        raise ValueError(
+            "data.augment.mix joins essays of a batch, and train.batch_size=1 has one; raise it or leave mix out"
+        )
+    if recipe.data.text.statistics:
+        raise ValueError("data.text.statistics are those of whole essays; leave them or data.augment.mix out")
+
+
+def second_encoder_fits(recipe: "Recipe") -> None:
+    stitch = recipe.model.stitch
+    if stitch and recipe.data.augment:
+        raise ValueError("data.augment changes the first encoder's tokens only; leave it or model.stitch out")
+    if stitch and recipe.task.uda:
+        raise ValueError("task.uda.augment changes the first encoder's tokens only; leave uda or model.stitch out")
+    if stitch and stitch.backbone == "scratch":
+        raise ValueError("model.stitch.backbone: only the first encoder can be built from scratch; give a folder")
+
+
+def frozen_encoders_stay_as_they_are(recipe: "Recipe") -> None:
+    model = recipe.model
+    if not (model.stitch and model.stitch.frozen == "both"):
+        return
+    on_frozen = [trick.kind for trick in recipe.tricks if trick.on_encoder]
+    if on_frozen or model.mixout or model.reinit_layers:
+        what = f"tricks: {on_frozen[0]}" if on_frozen else "model.mixout or reinit_layers"
+        raise ValueError(f"{what} acts on an encoder that model.stitch.frozen=both keeps as it is; drop one")
+    idle = {
+        "model.freeze_embeddings": model.freeze_embeddings,
+        "model.freeze_layers": model.freeze_layers,
+        "optimizer.embeddings_rate": recipe.optimizer.embeddings_rate,
+    }
+    for name, value in idle.items():
+        if value:
+            raise ValueError(f"{name} does nothing with model.stitch.frozen=both; leave it out")
+
+
+def embeddings_rate_has_embeddings(recipe: "Recipe") -> None:
+    if recipe.optimizer.embeddings_rate is not None and recipe.model.freeze_embeddings:
+        raise ValueError("optimizer.embeddings_rate does nothing with model.freeze_embeddings; drop one of the two")
+
+
+def losses_suit_the_batches(recipe: "Recipe") -> None:
+    if recipe.task.of_batches() and recipe.train.accumulation > 1:
+        raise ValueError(
+            f"task: {recipe.task.of_batches()[0]} of parts does not add up; set train.accumulation=1 or take mse"
+        )
+    comparisons = [loss for loss in recipe.task.losses() if loss in COMPARISONS]
+    if comparisons and recipe.train.batch_size == 1:
+        raise ValueError(
+            f"task: {comparisons[0]} compares the essays of a batch, and train.batch_size=1 has one; raise it or "
+            f"drop {comparisons[0]}"
+        )
+
+
+def r_drop_has_dropout(recipe: "Recipe") -> None:
+    model = recipe.model
+    dropouts = (model.dropout, model.attention_dropout, model.layer_drop, model.mixout)
+    if recipe.task.r_drop and not any(dropouts) and model.head.kind == "linear":
+        raise ValueError("task.r_drop does nothing without dropout: both passes would be equal; set model.dropout")
+
+
+def learned_weights_have_gradients(recipe: "Recipe") -> None:
+    if recipe.task.weighting == "fixed":
+        return
+    if recipe.task.weighed(len(recipe.data.target_columns)) == 1:
+        raise ValueError("task.weighting: one column and one loss leave nothing to weigh; give terms or take fixed")
+    for trick in recipe.tricks:
+        if trick.drops_gradients():
+            raise ValueError(
+                f"tricks: {trick.kind} drops the gradients of some passes, of which task.weighting=uncertainty "
+                "would learn; take fixed, fgm, or awp with form: two_pass"
+            )
+
+
+# The first rule that a recipe breaks is told: each raises a ValueError that names the keys and the mend.
+RULES = (
+    tricks_fit,
+    target_tokens_are_there,
+    mix_joins_whole_essays,
+    second_encoder_fits,
+    frozen_encoders_stay_as_they_are,
+    embeddings_rate_has_embeddings,
+    losses_suit_the_batches,
+    r_drop_has_dropout,
+    learned_weights_have_gradients,
+)
