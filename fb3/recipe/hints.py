@@ -24,6 +24,8 @@ def explain(model: type[Settings], error: Mapping[str, Any]) -> str:
         message = f"holds keys of its own ({', '.join(keys)}), such as {{{keys[0]}: …}}"
     elif error["type"] == "tuple_type":
         message = "want a list in brackets"
+    elif error["type"] == "missing":
+        message = "missing, and it has no default; give it"
     elif error["type"] == "union_tag_invalid":
         return f"{key}.kind: want one of {error['ctx']['expected_tags']}, got {error['ctx']['tag']!r}"
     elif error["type"] == "union_tag_not_found":

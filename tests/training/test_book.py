@@ -210,7 +210,7 @@ REFUSED = [
         "schedule={kind: linear, cycles: 2}",
         "schedule.cycles: belongs to kinds cosine, cosine_restarts; leave it out or",
     ),
-    ("schedule={kind: cosine_restarts}", "schedule.cycles: Field required"),
+    ("schedule={kind: cosine_restarts}", "schedule.cycles: missing, and it has no default"),
     ("schedule={kind: cosine_restarts, cycles: 1}", "schedule.cycles: Input should be greater than or equal to 2"),
     (
         "schedule={kind: cosine, power: 3.0}",

@@ -121,7 +121,7 @@ def test_a_choice_that_sets_nothing_is_named():
         ("", "a space is a mapping"),
         ("train.epochs: [", "not YAML"),
         ("train.epochs: 3", "train.epochs: want {low, high} or {choices"),
-        ("train.epochs: {low: 1}", "train.epochs: high: Field required"),
+        ("train.epochs: {low: 1}", "train.epochs: high: missing, and it has no default"),
         ("train.epochs: {low: 3, high: 3}", "low 3 must lie below high 3"),
         ("train.epochs: {low: a, high: 3}", "train.epochs: low: want a number, got 'a'"),
         ("train.epochs: {low: true, high: 3}", "low: want a number, got True"),
