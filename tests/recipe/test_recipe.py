@@ -408,7 +408,8 @@ def test_another_kind_keeps_the_settings_that_both_have():
     recipe = load_recipe("tiny", ["optimizer.clip=1", "optimizer.kind=adafactor", "schedule.floor=0.1"])
     assert (recipe.optimizer.clip, recipe.optimizer.head_rate) == (1, 5e-3)
     assert load_recipe("tiny", ["schedule={kind: linear}", "schedule.floor=0.1"]).schedule.floor == 0.1
-    with pytest.raises(RuleError, match=r"schedule\.cycles: missing, and it has no default"):  # 0.5 was the cosine's default
+    # 0.5 was the cosine's default, and dropped with it.
+    with pytest.raises(RuleError, match=r"schedule\.cycles: missing, and it has no default"):
         load_recipe("tiny", ["schedule.kind=cosine_restarts"])
     with pytest.raises(RuleError, match=r"optimizer\.betas: belongs to kinds adamw, "):
         load_recipe("tiny", ["optimizer.betas=[0.8, 0.9]", "optimizer.kind=adafactor"])
