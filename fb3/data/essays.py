@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fb3.data.tables import FOLD_COLUMN, check_ids, read_table
+from fb3.data.ids import check_ids
+from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.recipe.data import DataSettings
@@ -32,9 +33,8 @@ def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | N
     table = read_table(path, [data.id_column, *data.text_columns(), *targets], mend)
     check_ids(table[data.id_column], path)
     essays = table[[data.id_column, *data.text_columns()]].copy()
-    for column in targets:
-        essays[column] = _numbers(table, column, data, path).astype(np.float32)
     if task:
+        essays[targets] = parse_numbers(table, data.id_column, targets, path).astype(np.float32)
         _check_range(essays, data, task, path)
         if FOLD_COLUMN in table.columns:
             essays[FOLD_COLUMN] = _fold_numbers(table, data, path)
@@ -45,18 +45,6 @@ def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
     """What a run is trained on, by the name of its hash in environment.json."""
     uda = recipe.task.uda
     return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
-
-
-def _numbers(table: pd.DataFrame, column: str, data: DataSettings, path: Path) -> pd.Series:
-    numbers = pd.to_numeric(table[column], errors="coerce")
-    bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(np.float64)))
-    if len(bad):
-        row = bad[0]
-        raise Fb3Error(
-            f"{path}: {len(bad)} cells of column {column} are no number, first {table[column].iloc[row]!r} "
-            f"in row {row + 1} ({data.id_column} {table[data.id_column].iloc[row]})"
-        )
-    return numbers
 
 
 def _check_range(essays: pd.DataFrame, data: DataSettings, task: BaseTaskSettings, path: Path) -> None:
@@ -71,9 +59,9 @@ def _check_range(essays: pd.DataFrame, data: DataSettings, task: BaseTaskSetting
         )
 
 
-def _fold_numbers(table: pd.DataFrame, data: DataSettings, path: Path) -> pd.Series:
-    folds = _numbers(table, FOLD_COLUMN, data, path)
-    found = sorted(folds.unique().tolist())
+def _fold_numbers(table: pd.DataFrame, data: DataSettings, path: Path) -> np.ndarray:
+    folds = parse_numbers(table, data.id_column, [FOLD_COLUMN], path)[:, 0]
+    found = np.unique(folds).tolist()
     if len(found) < 2 or found != list(range(len(found))):
         raise Fb3Error(
             f"{path}: column {FOLD_COLUMN} must hold whole numbers from 0 up, without gaps, got {found[:10]}"

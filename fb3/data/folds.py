@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fb3.data.tables import FOLD_COLUMN, check_ids, read_table, whole_numbers
+from fb3.data.ids import check_ids, match_ids
+from fb3.data.tables import FOLD_COLUMN, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 
@@ -124,11 +125,6 @@ def read_folds(path: Path, essays: pd.DataFrame, id_column: str) -> list[FoldSpl
     """
     table = read_table(path, [id_column, FOLD_COLUMN])
     check_ids(table[id_column], path)
-    numbers = dict(zip(table[id_column], whole_numbers(table[FOLD_COLUMN], path), strict=True))
-    absent = [i for i in essays[id_column] if i not in numbers]
-    if absent or len(numbers) != len(essays):
-        raise Fb3Error(
-            f"{path}: {len(numbers)} ids, the essays have {len(essays)}; {len(absent)} of them not in the file "
-            f"{absent[:5]}; train into another folder"
-        )
-    return splits_from_numbers(np.array([numbers[i] for i in essays[id_column]]))
+    numbers = np.array(whole_numbers(table[FOLD_COLUMN], path))
+    rows = match_ids(table[id_column], essays[id_column], path, "the essays", "; train into another folder")
+    return splits_from_numbers(numbers[rows])

@@ -1,13 +1,15 @@
 """Tables: CSV files read as they stand, with every fault named by file, row and column."""
 
 import csv
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from fb3.data.ids import check_ids
 from fb3.errors import Fb3Error
 from fb3.system.files import reading_utf8
 
@@ -106,23 +108,6 @@ def _checked_names(header: list[str], path: Path) -> list[str]:
     return names
 
 
-def check_ids(ids: pd.Series, path: Path) -> None:
-    """Refuses a file without rows, empty ids and duplicate ids."""
-    if ids.empty:
-        raise Fb3Error(f"{path}: no row below the header")
-    empty = np.flatnonzero(ids.str.strip() == "")
-    if len(empty):
-        raise Fb3Error(f"{path}: {len(empty)} empty ids in column {ids.name}, first rows {_rows(empty)}")
-    twice = ids[ids.duplicated()]
-    if len(twice):
-        raise Fb3Error(f"{path}: {len(twice)} duplicate ids in column {ids.name}: {twice.unique()[:5].tolist()}")
-
-
-def _rows(positions: np.ndarray) -> list[int]:
-    """Row numbers as a reader counts them: 1 is the first row below the header."""
-    return [int(position) + 1 for position in positions[:5]]
-
-
 def whole_numbers(cells: pd.Series, path: Path) -> list[int]:
     """Fold numbers as folds.csv and oof.csv hold them: from −1 up, written as digits.
 
@@ -138,21 +123,57 @@ def whole_numbers(cells: pd.Series, path: Path) -> list[int]:
     return [int(cell) for cell in cells]
 
 
-def read_numbers(path: Path, id_column: str, columns: Iterable[str]) -> pd.DataFrame:
-    """Ids, fold numbers and numbers of a run's oof.csv, as exact as they were written.
+def parse_numbers(
+    table: pd.DataFrame, id_column: str, columns: Sequence[str], path: Path, mend: str = ""
+) -> np.ndarray:
+    """Some columns of a table as numbers, exactly as they are written.
+
+    Args:
+        table: as `read_table` returns it, or rows of it.
+        id_column: names the row in the error.
+        columns: K of them.
+        path: the table's file, for the error.
+        mend: end of the message, such as "; copy the run again".
+
+    Returns:
+        (N, K) float64, all finite.
 
     Raises:
-        Fb3Error: what `read_table` refuses; empty or duplicate ids; a cell that is no finite number.
+        Fb3Error: a cell that is no finite number; names its row and column.
     """
-    columns = list(columns)
+    values = np.stack([to_floats(table[column]) for column in columns], axis=1)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0]
+        cell, number = table[columns[column]].iloc[row], table.index[row] + 1
+        raise Fb3Error(
+            f"{path}: {len(bad)} cells hold no number, first {cell!r} in row {number} "
+            f"({id_column} {table[id_column].iloc[row]}), column {columns[column]}{mend}"
+        )
+    return values
+
+
+def to_floats(cells: pd.Series) -> np.ndarray:
+    """The number in each cell, (N,) float64; NaN where there is none. Read by Python, because pandas rounds."""
+    return np.array([_to_float(cell) for cell in cells])
+
+
+def _to_float(cell: str) -> float:
+    """Python alone would also take 1_000 and the digits of other scripts."""
+    try:
+        return float(cell) if cell.isascii() and "_" not in cell else math.nan
+    except ValueError:
+        return math.nan
+
+
+def read_numbers(path: Path, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Ids, fold numbers and float64 columns of a run's oof.csv.
+
+    Raises:
+        Fb3Error: what `read_table`, `check_ids`, `whole_numbers` and `parse_numbers` refuse.
+    """
     table = read_table(path, [id_column, FOLD_COLUMN, *columns])
     check_ids(table[id_column], path)
+    numbers = parse_numbers(table, id_column, columns, path, "; copy the run again")
     out = pd.DataFrame({id_column: table[id_column], FOLD_COLUMN: whole_numbers(table[FOLD_COLUMN], path)})
-    for column in columns:
-        try:
-            out[column] = table[column].to_numpy().astype(np.float64)  # Python's own reading: pandas rounds
-        except ValueError as error:
-            raise Fb3Error(f"{path}: column {column}: {error}; copy the run again") from None
-        if not np.isfinite(out[column]).all():
-            raise Fb3Error(f"{path}: column {column} holds a NaN or an infinity; copy the run again")
-    return out
+    return pd.concat([out, pd.DataFrame(numbers, columns=list(columns))], axis=1)

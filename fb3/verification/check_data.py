@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.essays import read_essays, training_files
+from fb3.data.ids import match_ids
 from fb3.data.tables import FOLD_COLUMN, read_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
@@ -48,8 +49,10 @@ def _check_split(
     from fb3.data.folds import fold_table, make_folds
 
     path, identifier = run.path / "folds.csv", recipe.data.id_column
-    if differ := sorted(set(table[identifier]) ^ set(essays[identifier])):
-        run.add("FAULT", f"{path}: {len(differ)} ids are only there or only in {run.data / 'train.csv'} {differ[:3]}")
+    try:
+        match_ids(table[identifier], essays[identifier], path, run.data / "train.csv")
+    except Fb3Error as error:
+        run.add("FAULT", str(error))
         return
     made = fold_table(essays, make_folds(essays, recipe), identifier).set_index(identifier)[FOLD_COLUMN]
     moved = table[made.loc[table[identifier]].to_numpy() != table[FOLD_COLUMN].to_numpy()]
