@@ -18,7 +18,7 @@ from fb3.models.scorer import Scorer
 from fb3.prediction.predictions import Predictions
 from fb3.prediction.token_budget import Budget, open_budget
 from fb3.system.devices import Precision, out_of_memory
-from fb3.system.prefetch import made_ahead
+from fb3.system.prefetch import prefetch
 from fb3.system.progress import progress
 from fb3.tasks.base import Task
 
@@ -144,7 +144,7 @@ def _attempts(
     plan = inference_batches(encoded.costs, rows, budget.tokens)[: 1 if budget.measures else None]
     ahead, begun = _AHEAD.get(device.type, 0), deque[tuple[np.ndarray, _Result]]()
     make = partial(_collated, encoded, device)
-    with closing(made_ahead(make, plan) if ahead else (make(batch_rows) for batch_rows in plan)) as batches:
+    with closing(prefetch(make, plan) if ahead else (make(batch_rows) for batch_rows in plan)) as batches:
         for batch_rows in plan:
             if _over(until):
                 break

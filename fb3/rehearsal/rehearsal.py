@@ -23,7 +23,8 @@ from fb3.rehearsal.hidden_rows import invented_files, public_files, write_hidden
 from fb3.rehearsal.notebooks import find_notebook
 from fb3.rehearsal.report import PUBLIC, Rehearsal, pass_name, projection
 from fb3.runs.run_folder import Member
-from fb3.submission.submission_file import check_form, check_values
+from fb3.submission.form import check_form
+from fb3.submission.submission_file import check_values
 from fb3.system.devices import pick_device, pick_devices
 from fb3.system.disk_space import in_room
 from fb3.system.files import read_json, write_json
@@ -250,7 +251,7 @@ def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[s
     columns = list(settings.target_columns)
     written = read_table(path, [settings.id_column, *columns])
     wanted = read_table(sample, [settings.id_column])
-    check_form(written[settings.id_column], wanted, columns, str(path))
+    check_form(written[settings.id_column], wanted, columns, path)
     if written[settings.id_column].tolist() != wanted[settings.id_column].tolist():
         raise Fb3Error(f"{path}: its rows are in another order than the sample submission's")
     written[columns] = parse_numbers(written, settings.id_column, columns, path)

@@ -1,6 +1,7 @@
-"""Inference: a bundle and a test file to a submission that is valid at every moment. Needs nothing but the image.
+"""Inference: a bundle and test.csv become a submission that is valid at every moment.
 
-The first file, of training means, is written before torch is imported; each fold then replaces it.
+The first file holds the training means and is written before torch is imported; each fold then replaces it. All that is
+imported on the way is in the competition's image.
 """
 
 import time
@@ -15,18 +16,16 @@ from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.run_folder import Member, in_turn
 from fb3.runs.scores import caveats
-from fb3.submission.background import Checks
-from fb3.submission.first_file import stand
-from fb3.submission.form import SubmissionForm, add_essays, asked_by_sample
-from fb3.submission.submission_file import Standing
+from fb3.submission.form import SubmissionForm, read_sample, read_test
+from fb3.submission.submission_file import SubmissionFile, write_first_file
 from fb3.submission.summary import Summary
 from fb3.system.file_names import ENCODER, RECIPE, SECOND, encoder_files
 from fb3.system.files import check_place
 from fb3.system.kaggle import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
 
-_MARGIN = 0.05  # share of the limit that is kept for what comes after
-_LIMIT_HOURS = 9.0  # where no recipe can be read
+_MARGIN = 0.05  # share of the limit that is kept free
+_LIMIT_HOURS = 9.0  # the limit where no recipe can be read
 
 
 def infer(
@@ -68,41 +67,41 @@ def infer(
     packed.check_trained()
     summary = Summary(out.with_suffix(".report.json"), start)
     summary.begin()
-    members = _whole_members(packed, summary, strict)
+    members = _usable_runs(packed, summary, strict)
     recipe = members[0].recipe if members else None
     data = find_competition() if data is None and test is None else data
     ends = start + _seconds(deadline, members)
     source, sample = _sources(data, test)
-    rerun, standing = hidden_rerun(), None
+    rerun, submission = hidden_rerun(), None
     try:
-        asked = asked_by_sample(sample, recipe, rerun=rerun)
-        if recipe is None and asked.ids is None:
+        form = read_sample(sample, recipe, rerun=rerun)
+        if recipe is None and form.ids is None:
             raise _no_run(packed, summary)
-        if test is None and (first := asked.ids) is not None:
-            standing = stand(asked, packed, recipe, out, summary)  # before test.csv is read, which may be large
-        add_essays(asked, source, recipe, own_order=test is not None, rerun=rerun)
-        if standing is None or asked.ids is not first:
-            standing = stand(asked, packed, recipe, out, summary)
-        summary.warn(asked.warnings)
+        if test is None and (first := form.ids) is not None:
+            submission = write_first_file(form, packed, recipe, out, summary)  # reading test.csv may take long
+        read_test(form, source, recipe, own_order=test is not None, rerun=rerun)
+        if submission is None or form.ids is not first:
+            submission = write_first_file(form, packed, recipe, out, summary)
+        summary.warn(form.warnings)
         if recipe is None:
             raise _no_run(packed, summary)
-        if asked.error or (strict and asked.warnings):
-            raise asked.error or Fb3Error(asked.warnings[0])
-        _predict(packed, members, asked, standing, summary, ends, strict)
+        if form.error or (strict and form.warnings):
+            raise form.error or Fb3Error(form.warnings[0])
+        _predict(packed, members, form, submission, summary, ends, strict)
     except Exception as error:
         summary.error = str(error) or type(error).__name__
-        if strict or standing is None or not rerun:
+        if strict or submission is None or not rerun:
             raise
         say(traceback.format_exc())
         say(f"ERROR, but this is the run on the hidden rows: {out} stays as it stands ({error})")
     finally:
-        if standing is not None:
-            summary.finish(out, len(standing.table))
-    return standing.table.reset_index()
+        if submission is not None:
+            summary.finish(out, len(submission.table))
+    return submission.table.reset_index()
 
 
 def _sources(data: str | Path | None, test: str | Path | None) -> tuple[Path, Path | None]:
-    """The essays' file, and the sample submission that gives the rows their order."""
+    """The essays' file, and the sample submission, which gives the rows their order."""
     sample = None if data is None else Path(data) / COMPETITION_MARKER
     if test is None:
         return Path(data) / TEST, sample
@@ -117,27 +116,27 @@ def _no_run(packed: Bundle, summary: Summary) -> Fb3Error:
 def _predict(
     packed: Bundle,
     members: list[Member],
-    asked: SubmissionForm,
-    standing: Standing,
+    form: SubmissionForm,
+    submission: SubmissionFile,
     summary: Summary,
     ends: float,
     strict: bool,
 ) -> None:
-    """The folds, from here on with tokenizers and torch: the first file stands."""
+    """Improves the submission with each fold. Imports tokenizers and torch, for which the first file did not wait."""
     _tell_caveats(members)
-    checks = Checks(packed, [member.folds[k] for member, k in in_turn(members)])
-    from fb3.submission.background import begin_tokens
+    from fb3.submission.background import FoldChecks, begin_tokens
 
-    tokens, ids = begin_tokens(members, asked.essays), asked.essays[members[0].recipe.data.id_column].to_numpy()
-    asked.essays = None  # many texts are no small part of the memory, and are not needed once they are tokens
+    checks = FoldChecks(packed, [member.folds[k] for member, k in in_turn(members)])
+    tokens, ids = begin_tokens(members, form.essays), form.essays[members[0].recipe.data.id_column].to_numpy()
+    form.essays = None  # frees the texts, a good part of the memory, once they are tokens
     from fb3.submission.fold_queue import FoldQueue
 
-    FoldQueue(checks, members, ids, tokens, standing, summary, ends, strict).run()
+    FoldQueue(checks, members, ids, tokens, submission, summary, ends, strict).run()
 
 
 def _tell_caveats(members: list[Member]) -> None:
     for member in members:
-        with suppress(Exception):  # a fault in these files costs words, not the submission
+        with suppress(Exception):  # a fault in these files costs only these words
             if found := caveats(member.path, member.recipe):
                 say(f"{member.name}: its out-of-fold score is no CV: {'; '.join(found)}")
 
@@ -149,7 +148,7 @@ def _seconds(deadline: str | float | None, members: list[Member]) -> float:
     return limit * 3600 * (1 - _MARGIN) - session_seconds()
 
 
-def _whole_members(packed: Bundle, summary: Summary, strict: bool) -> list[Member]:
+def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]:
     """The runs whose recipe and encoder folder are as they were packed.
 
     Raises:
