@@ -24,7 +24,7 @@ class FoldSplit(NamedTuple):
     valid_rows: np.ndarray
 
 
-def sampled(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+def take_sample(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The essays that a recipe trains on, where it takes a sample."""
     size = recipe.data.sample
     if size is None or size >= len(essays):

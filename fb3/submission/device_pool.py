@@ -39,7 +39,7 @@ class DevicePool:
         """
         if not self._pools:
             return predict_fold(member, fold, encoded, ids, self.devices[0], until=until)
-        shares = share_by_tokens(encoded.costs, len(self.devices))
+        shares = share_by_tokens(encoded.total_lengths, len(self.devices))
         jobs = [self._submit(n, member, fold, encoded, ids, rows, until) for n, rows in enumerate(shares)]
         done, dead, failure = [], [], None
         for number, job in enumerate(jobs):

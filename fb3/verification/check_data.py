@@ -35,9 +35,9 @@ def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: d
                     "that one's folder with --data DIR"
                 )
     with run.part(f"folds.csv and the truths in {OOF}: those of train.csv"):
-        from fb3.data.folds import sampled
+        from fb3.data.folds import take_sample
 
-        essays = sampled(read_essays(run.data / "train.csv", recipe.data, recipe.task), recipe)
+        essays = take_sample(read_essays(run.data / "train.csv", recipe.data, recipe.task), recipe)
         _check_split(run, recipe, essays, table, finished)
         if (run.path / OOF).is_file():
             _check_truths(run, recipe, essays)

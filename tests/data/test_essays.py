@@ -181,7 +181,7 @@ def test_inference_batches_keep_to_the_budget_longest_first(lengths, budget):
 def test_collate_pads_to_the_longest_of_the_batch():
     encoded = Encoded(
         [np.array([5, 6, 7], np.int32), np.array([8], np.int32), np.arange(9, dtype=np.int32)],
-        pad=3,
+        pad_id=3,
         lengths=np.array([3, 1, 9]),
     )
     batch = collate(encoded, np.array([1, 0]), np.array([[1.0], [2.0], [3.0]], np.float32))
