@@ -1,4 +1,4 @@
-"""Essays: read and checked, with their scores where there are any."""
+"""Essays, and their scores where there are any, read from a CSV and checked."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | N
     Args:
         path: train.csv or test.csv.
         data: names the columns.
-        task: gives the range of the scores; none: no scores are read.
+        task: gives the scores' range; none: no scores are read.
 
     Returns:
         Id and text as str, scores as float32, `fold` as int; other columns are left out.
 
     Raises:
-        Fb3Error: what `read_table` refuses; empty or duplicate ids; scores that are no number or out of range.
+        Fb3Error: as `read_table`; empty or duplicate ids; scores that are no number or out of range.
     """
     path = Path(path)
     targets = list(data.target_columns) if task else []
@@ -42,7 +42,7 @@ def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | N
 
 
 def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
-    """What a run is trained on, by the name of its hash in environment.json."""
+    """The files that a run trains on, each by the name of its hash in environment.json."""
     uda = recipe.task.uda
     return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
 

@@ -1,4 +1,4 @@
-"""Tables: CSV files read as they stand, with every fault named by file, row and column."""
+"""CSV files, read exactly as they are; every fault is named by file, row and column."""
 
 import csv
 import math
@@ -14,14 +14,19 @@ from fb3.errors import Fb3Error
 from fb3.system.files import reading_utf8
 
 FOLD_COLUMN = "fold"
-LARGEST = 4 * 2**30  # bytes of a CSV; its cells become up to four times as large in memory
+LARGEST = 4 * 2**30  # bytes of a CSV; in memory its cells are up to four times as large
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_table(path: str | Path, wanted: Iterable[str], mend: str = "") -> pd.DataFrame:
-    """Reads a CSV with every cell as text, exactly as it stands: an essay that says "NA" stays an essay.
+    """Reads a CSV with every cell as text, exactly as it is: an essay that says "NA" stays an essay.
 
-    Columns without a name at the end, where all their cells are empty, are left out.
+    Empty columns without a name at the right end are left out.
+
+    Args:
+        path: the file.
+        wanted: columns that it must have.
+        mend: end of the message where one is missing.
 
     Raises:
         Fb3Error: no such file, not UTF-8 (names the byte), not a CSV (names row and lines), a column missing or there
@@ -42,7 +47,7 @@ def read_table(path: str | Path, wanted: Iterable[str], mend: str = "") -> pd.Da
 
 
 def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
-    """The csv module rather than pandas, which fills short rows and cuts long ones without a word."""
+    """Uses the csv module, because pandas fills short rows and cuts long ones without a word."""
     csv.field_size_limit(2**31 - 1)
     rows = _Rows(lines)
     try:
@@ -64,11 +69,11 @@ def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
 
 
 class _Rows:
-    """The rows of a CSV without its blank lines; knows where the one at hand stands, which the csv module does not."""
+    """The rows of a CSV without its blank lines. Unlike the csv module it knows on which lines a row stands."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines, self._line = lines, ""
-        self._number, self._first, self._last = 0, 1, 0  # row number, the header being 0; its first and last line
+        self._number, self._first, self._last = 0, 1, 0  # the row's number (header: 0), first and last line
 
     def __iter__(self) -> Iterator[list[str]]:
         for row in csv.reader(self._counted(), strict=True):
@@ -83,7 +88,7 @@ class _Rows:
             yield line
 
     def fault(self, path: Path, what: str) -> Fb3Error:
-        """Says what is wrong with the row at hand, its lines numbered as an editor does it, and the mend."""
+        """The error for the current row, with its lines numbered as in an editor, and the mend."""
         row = f"row {self._number}" if self._number else "the header"
         place = f"line {self._last}" if self._first >= self._last else f"lines {self._first}-{self._last}"
         mend = "a cell with a comma, a quote or a line end in it stands in quotes, with its own quotes doubled"
@@ -93,10 +98,10 @@ class _Rows:
 
 
 def _checked_names(header: list[str], path: Path) -> list[str]:
-    """The columns, but for those without a name at the end, which spreadsheets leave where one was deleted.
+    """The columns' names without empty ones at the end, which spreadsheets leave where a column was deleted.
 
     Raises:
-        Fb3Error: the file is separated or encoded otherwise, or a name stands there twice.
+        Fb3Error: another separator or encoding, or a name that stands there twice.
     """
     if "\0" in "".join(header):
         raise Fb3Error(f"{path}: has NULs in its header; is it UTF-16? Save it as UTF-8")
@@ -109,10 +114,10 @@ def _checked_names(header: list[str], path: Path) -> list[str]:
 
 
 def whole_numbers(cells: pd.Series, path: Path) -> list[int]:
-    """Fold numbers as folds.csv and oof.csv hold them: from −1 up, written as digits.
+    """Fold numbers of folds.csv and oof.csv: whole numbers from −1 up.
 
     Raises:
-        Fb3Error: naming the first cell that is none.
+        Fb3Error: a cell holds none; names the first.
     """
     bad = np.flatnonzero(~cells.str.fullmatch(r"-1|[0-9]{1,6}").to_numpy(bool))
     if len(bad):

@@ -39,28 +39,28 @@ def infer(
 ) -> pd.DataFrame:
     """Predicts with every fold of every run in a bundle and writes the submission.
 
-    Folds are averaged within a run, runs among each other with equal weights, by id; then clipped to the score range.
-    The file stands, with the training means, before the first fold is loaded, and is replaced whole after each. A fold
-    that is damaged, fails, or no longer fits into the time is left out, the others weigh more, and that is said. What
-    happened stands in `out` with the suffix .report.json too.
+    Folds are averaged by id within each run, then the runs with equal weights, and the mean is clipped to the score
+    range. The file holds the training means before the first fold is loaded, and is replaced whole after each fold. A
+    fold that is damaged, fails, or no longer fits into the time is left out, with a warning, and the others weigh more.
+    A report stands beside `out`, with the suffix .report.json.
 
     Args:
         bundle: the folder that `write_bundle` made.
         data: the folder with test.csv and sample_submission.csv; none: found among the mounted inputs.
-        out: the CSV to write, a plain file that is there or is not; a link's target is written.
+        out: the CSV to write: a plain file, new or old. Where it is a link, its target is written.
         test: predict this file instead of data/test.csv. Where none of its ids is in the sample submission, the rows
             keep this file's order.
-        deadline: seconds from now, or a text such as 8h30m; none: the recipe's predict.limit_hours less 5 %, and in a
-            notebook that Kaggle runs as a whole less what its session has taken already.
-        strict: a fold that cannot be used is an error, and so are files that do not fit each other, everywhere.
+        deadline: seconds from now, or a text such as 8h30m; none: the recipe's predict.limit_hours less 5 %, and less
+            the time that the session has run where Kaggle runs the whole notebook.
+        strict: a fold that cannot be used, or files that do not fit together, are errors, also on the hidden rows.
 
     Returns:
-        What was written: the id column, then one column a target.
+        The submission: the id column, then one column a target.
 
     Raises:
-        Fb3Error: no fold could be used, or bad essays, or ids that do not match. Except in Kaggle's run on the hidden
-            rows: an error would cost the submission, so there the file stays as it stands, and the error is printed;
-            where ids do not match, it has test.csv's rows, those that are scored.
+        Fb3Error: no fold could be used, or bad essays, or ids that do not match. Kaggle's run on the hidden rows raises
+            none, because that would cost the submission: the error is printed and the file stays as it is. Where ids
+            do not match, it has test.csv's rows there, because those are scored.
     """
     start, out = time.monotonic(), check_place(out, plain=True)
     packed = read_bundle(bundle)

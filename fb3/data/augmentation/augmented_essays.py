@@ -19,8 +19,8 @@ from fb3.recipe.data import DataSettings
 class AugmentedEssays(Encoded):
     """Essays drawn with other changes each time; `rows` and `lengths` stay those of the plain essays.
 
-    texts: the plain texts. encoder: tokenises a changed text. mask_id: none: the tokenizer has no mask. settings: which changes,
-    and how often.
+    texts: the plain texts. encoder: tokenises a changed text. mask_id: none: the tokenizer has no mask. settings: which
+    changes, and how often.
     """
 
     texts: Sequence[str]
