@@ -4,6 +4,7 @@ import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class DevicePool:
         if not self._pools:
             return predict_fold(member, fold, encoded, ids, self.devices[0], until=until)
         shares = share_by_tokens(encoded.total_lengths, len(self.devices))
-        jobs = [self._submit(n, member, fold, encoded, ids, rows, until) for n, rows in enumerate(shares)]
+        jobs = [self._submit(n, member, fold, encoded, ids, rows=rows, until=until) for n, rows in enumerate(shares)]
         done, dead, failure = [], [], None
         for number, job in enumerate(jobs):
             try:
@@ -71,23 +72,14 @@ class DevicePool:
         for pool in self._pools:
             _kill(pool)
 
-    def _submit(
-        self,
-        number: int,
-        member: Member,
-        fold: int,
-        encoded: Encoded,
-        ids: np.ndarray,
-        rows: np.ndarray,
-        until: float,
-    ) -> Future:
-        device, settings = self.devices[number], {"rows": rows, "until": until, "shown": number == 0}
+    def _submit(self, number: int, *job: Any, **settings: Any) -> Future:
         try:
-            return self._pools[number].submit(predict_fold, member, fold, encoded, ids, device, **settings)
+            device, shown = self.devices[number], number == 0
+            return self._pools[number].submit(predict_fold, *job, device, shown=shown, **settings)
         except BrokenProcessPool as error:  # the process died since the last fold
-            job: Future = Future()
-            job.set_exception(error)
-            return job
+            failed: Future = Future()
+            failed.set_exception(error)
+            return failed
 
     def _restart(self, number: int) -> None:
         _kill(self._pools[number])

@@ -335,8 +335,8 @@ def test_two_devices_share_the_essays_and_give_the_same(bundle, competition, tmp
 def test_a_process_that_dies_hands_over_to_the_others(bundle, competition, tmp_path, plain, monkeypatch, capsys, dies):
     real = device_pool.DevicePool._submit
 
-    def killing(self, number, *arguments):
-        job = real(self, number, *arguments)
+    def killing(self, number, *arguments, **settings):
+        job = real(self, number, *arguments, **settings)
         if len(self.devices) > 1 and self.devices[number] == dies:
             time.sleep(0.2)
             for process in self._pools[number]._processes.values():
@@ -357,9 +357,9 @@ def test_a_process_that_fails_is_replaced_for_the_next_fold(bundle, competition,
     restarted = []
     real, restart = device_pool.DevicePool._submit, device_pool.DevicePool._restart
 
-    def damaging(self, number, member, fold, encoded, *arguments):
+    def damaging(self, number, member, fold, encoded, ids, **settings):
         encoded = "spoilt" if fold == 1 and number == 1 else encoded
-        return real(self, number, member, fold, encoded, *arguments)
+        return real(self, number, member, fold, encoded, ids, **settings)
 
     monkeypatch.setattr(device_pool.DevicePool, "_submit", damaging)
     monkeypatch.setattr(device_pool.DevicePool, "_restart", lambda self, n: restarted.append(n) or restart(self, n))
