@@ -85,9 +85,9 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
 
 def on_device(batch: Batch, device: "torch.device") -> Batch:
     """The batch on the device that computes; a GPU copies it from pinned memory, and nobody waits for the copy."""
-    if device.type != "cuda":
-        return {name: value.to(device) for name, value in batch.items()}
-    return {name: value.to(device, non_blocking=True) for name, value in pinned(batch).items()}
+    cuda = device.type == "cuda"
+    batch = pinned(batch) if cuda else batch
+    return {name: value.to(device, non_blocking=cuda) for name, value in batch.items()}
 
 
 def pinned(batch: Batch) -> Batch:

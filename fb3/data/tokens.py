@@ -118,18 +118,16 @@ class RowEncoder:
     def __init__(self, tokenizer: Tokenizer, pad_id: int, data: DataSettings) -> None:
         self.tokenizer, self.pad_id, self.truncation = tokenizer, pad_id, data.truncation
         self.prefix, self.suffix = prefix_and_suffix(tokenizer, data)
-        around = len(self.prefix) + len(self.suffix)
+        around, longest = len(self.prefix) + len(self.suffix), data.encoder_length()
         self.room = data.max_length - around
-        if data.encoder_length() <= around:
-            raise Fb3Error(
-                f"data: no room in {data.encoder_length()} tokens beside {around} of prompt and special tokens"
-            )
+        if longest <= around:
+            raise Fb3Error(f"data: no room in {longest} tokens beside {around} of prompt and special tokens")
         self.splitter = None
-        if data.windows:
-            room = data.windows.length - around
-            if (data.windows.stride or 0) > room:
-                raise Fb3Error(f"data.windows.stride={data.windows.stride} passes over text; at most {room}")
-            self.splitter = WindowSplitter(data.windows.length, data.windows.stride, len(self.prefix), len(self.suffix))
+        if windows := data.windows:
+            if (windows.stride or 0) > windows.length - around:
+                at_most = windows.length - around
+                raise Fb3Error(f"data.windows.stride={windows.stride} passes over text; at most {at_most}")
+            self.splitter = WindowSplitter(windows.length, windows.stride, len(self.prefix), len(self.suffix))
 
     def rows(self, texts: list[str]) -> list[np.ndarray]:
         """One row of ids a text."""

@@ -66,7 +66,6 @@ def infer(
     packed = read_bundle(bundle)
     packed.check_trained()
     summary = Summary(out.with_suffix(".report.json"), start)
-    summary.begin()
     members = _usable_runs(packed, summary, strict)
     recipe = members[0].recipe if members else None
     data = find_competition() if data is None and test is None else data
@@ -77,8 +76,9 @@ def infer(
         form = read_sample(sample, recipe, rerun=rerun)
         if recipe is None and form.ids is None:
             raise _no_run(packed, summary)
-        if test is None and (first := form.ids) is not None:
-            submission = write_first_file(form, packed, recipe, out, summary)  # reading test.csv may take long
+        if test is None and form.ids is not None:  # before test.csv is read, which may take long
+            submission = write_first_file(form, packed, recipe, out, summary)
+        first = form.ids
         read_test(form, source, recipe, own_order=test is not None, rerun=rerun)
         if submission is None or form.ids is not first:
             submission = write_first_file(form, packed, recipe, out, summary)
@@ -98,6 +98,35 @@ def infer(
         if submission is not None:
             summary.finish(out, len(submission.table))
     return submission.table.reset_index()
+
+
+def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]:
+    """The runs whose recipe and encoder folder are as they were packed.
+
+    Raises:
+        Fb3Error: with `strict`, one is not.
+    """
+    members = []
+    for name, path, folds in packed.runs():
+        try:
+            packed.check((path / RECIPE).relative_to(packed.path).as_posix())
+            recipe = load_recipe(path / RECIPE)
+            second = bool(recipe.model.stitch) or (path / ENCODER / SECOND).is_dir()
+            packed.check_below(path / ENCODER, encoder_files(second))
+            members.append(Member(name, path, recipe, folds))
+        except Exception as error:
+            if strict:
+                raise
+            for fold in folds:
+                summary.left_out(f"{name}/{fold.name}", str(error) or type(error).__name__)
+    return members
+
+
+def _seconds(deadline: str | float | None, members: list[Member]) -> float:
+    if deadline is not None:
+        return parse_duration(str(deadline))
+    limit = min((member.recipe.predict.limit_hours for member in members), default=_LIMIT_HOURS)
+    return limit * 3600 * (1 - _MARGIN) - session_seconds()
 
 
 def _sources(data: str | Path | None, test: str | Path | None) -> tuple[Path, Path | None]:
@@ -122,7 +151,7 @@ def _predict(
     ends: float,
     strict: bool,
 ) -> None:
-    """Improves the submission with each fold. Imports tokenizers and torch, for which the first file did not wait."""
+    """Improves the submission fold by fold. Tokenizers and torch are imported only here, after the first file."""
     _tell_caveats(members)
     from fb3.submission.background import FoldChecks, begin_tokens
 
@@ -139,32 +168,3 @@ def _tell_caveats(members: list[Member]) -> None:
         with suppress(Exception):  # a fault in these files costs only these words
             if found := caveats(member.path, member.recipe):
                 say(f"{member.name}: its out-of-fold score is no CV: {'; '.join(found)}")
-
-
-def _seconds(deadline: str | float | None, members: list[Member]) -> float:
-    if deadline is not None:
-        return parse_duration(str(deadline))
-    limit = min((member.recipe.predict.limit_hours for member in members), default=_LIMIT_HOURS)
-    return limit * 3600 * (1 - _MARGIN) - session_seconds()
-
-
-def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]:
-    """The runs whose recipe and encoder folder are as they were packed.
-
-    Raises:
-        Fb3Error: with `strict`, one is not.
-    """
-    members = []
-    for name, path, folds in packed.runs():
-        try:
-            packed.check((path / RECIPE).relative_to(packed.path).as_posix())
-            recipe = load_recipe(path / RECIPE)
-            second = bool(recipe.model.stitch) or (path / ENCODER / SECOND).is_dir()
-            packed.check_below(path / ENCODER, encoder_files(second))
-            members.append(Member(name, path, recipe, folds))
-        except Exception as error:
-            if strict:
-                raise
-            for fold in folds:
-                summary.left_out(f"{name}/{fold.name}", str(error) or type(error).__name__)
-    return members

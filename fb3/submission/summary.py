@@ -29,9 +29,8 @@ class Summary:
     partial: bool = False
     error: str | None = None
 
-    def begin(self) -> None:
-        """Deletes an older report, so that it does not stand beside a newer submission."""
-        with suppress(OSError):
+    def __post_init__(self) -> None:
+        with suppress(OSError):  # an older report must not stand beside a newer submission
             self.path.unlink(missing_ok=True)
 
     def phase(self, name: str) -> None:
