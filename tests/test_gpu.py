@@ -261,7 +261,7 @@ def test_windows_of_one_essay_are_parted_where_memory_really_runs_out(run, parts
     text = tokenizer[0].decode((words * 3)[:35000])
     windowed = build_scorer(recipe, run / "encoder", init="config").to(DEVICE).eval()
     given = windowed, task, tokenise([text], *tokenizer, recipe.data), np.arange(1)
-    assert given[2].costs[0] > 20000
+    assert given[2].total_lengths[0] > 20000
     with peak() as most:
         plain = predict(*given, token_budget=10**6, shown=False)
     with holding(0.5 * most[0]):
@@ -272,14 +272,14 @@ def test_windows_of_one_essay_are_parted_where_memory_really_runs_out(run, parts
 
 @on_a_gpu
 def test_the_first_batch_tells_how_many_tokens_the_memory_holds(parts, nothing_remembered):
-    assert parts[2].costs.sum() > budget._FIRST, "else nothing is measured"
+    assert parts[2].total_lengths.sum() > budget._FIRST, "else nothing is measured"
     plain = predict(*parts, token_budget=2000, shown=False)
     nothing_remembered.clear()
     with peak() as most:
         again = predict(*parts, shown=False)
     np.testing.assert_allclose(again.values, plain.values, atol=1e-4)
     [found] = nothing_remembered.values()
-    assert budget._FIRST < found.tokens <= budget._MOST, f"{most[0]:.2f} GiB for {parts[2].costs.sum()} tokens"
+    assert budget._FIRST < found.tokens <= budget._MOST, f"{most[0]:.2f} GiB for {parts[2].total_lengths.sum()} tokens"
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -1,4 +1,4 @@
-"""Batches: of similar length for training, by token budget for inference, padded to the longest of a batch only."""
+"""Batches: of similar length for training, within a token budget for inference; padded to their longest input."""
 
 import math
 from typing import TYPE_CHECKING
@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fb3.data.tokens import Encoded
+from fb3.data.windows import window_places
 
 if TYPE_CHECKING:
     import torch
 
 Batch = dict[str, "torch.Tensor"]
-SECOND_ = "second_"  # before the names of what a second encoder gets
-BUCKET_BATCHES = 16  # batches that are sorted by length together; 16 keep padding near 2 % and the order still random
+SECOND_ = "second_"  # prefix of the names of a second encoder's tensors
+BUCKET_BATCHES = 16  # batches whose essays are sorted by length together: padding stays near 2 %, the order random
 
 
 def training_batches(lengths: np.ndarray, rows: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -55,23 +56,23 @@ def inference_batches(lengths: np.ndarray, rows: np.ndarray, token_budget: int) 
 
 
 def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = None) -> Batch:
-    """One batch of B essays, T tokens the longest input, or what all are padded to.
+    """One batch of B essays; T is the tokens of its longest input, or `pad_to` where that is more.
 
     Returns:
-        input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given. With windows, W inputs in all and
-        at most V an essay: input_ids and attention_mask (W, T), windows (B, V), the inputs of each essay, and
-        window_mask (B, V), 1 where there is one. statistics (B, S) where the recipe wants them. What a second encoder
-        gets stands beside it, as second_input_ids.
+        input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given. With windows, W in all and at
+        most V an essay: input_ids and attention_mask (W, T), windows (B, V), each essay's numbers among the W, and
+        window_mask (B, V), 1 where there is a window. statistics (B, S) where the recipe wants them. A second encoder's
+        tensors have names of their own, such as second_input_ids.
     """
     import torch
 
-    inputs, truths = encoded.draw(rows, targets)  # once: augmented rows change each time
+    inputs, truths = encoded.draw(rows, targets)  # once, because augmented essays change with each draw
     batch = {"row": np.asarray(rows, np.int64)}
-    if encoded.slicer:
-        cut = [encoded.slicer.windows(tokens) for tokens in inputs]
-        inputs = [window for windows in cut for window in windows]
-        batch |= _window_places([len(windows) for windows in cut])
-    batch["input_ids"], batch["attention_mask"] = _padded(inputs, encoded.pad, encoded.padded)
+    if encoded.splitter:
+        split = [encoded.splitter.split(tokens) for tokens in inputs]
+        inputs = [window for windows in split for window in windows]
+        batch |= window_places([len(windows) for windows in split])
+    batch["input_ids"], batch["attention_mask"] = _padded(inputs, encoded.pad_id, encoded.pad_to)
     if truths is not None:
         batch["targets"] = truths
     if encoded.statistics is not None:
@@ -83,35 +84,23 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
 
 
 def on_device(batch: Batch, device: "torch.device") -> Batch:
-    """The batch where it is to be computed; to a GPU from pinned memory, so that nobody waits for the copy."""
-    if device.type != "cuda":
-        return {name: value.to(device) for name, value in batch.items()}
-    return {name: value.to(device, non_blocking=True) for name, value in pinned(batch).items()}
+    """The batch on the device that computes; a GPU copies it from pinned memory, and nobody waits for the copy."""
+    cuda = device.type == "cuda"
+    batch = pinned(batch) if cuda else batch
+    return {name: value.to(device, non_blocking=cuda) for name, value in batch.items()}
 
 
 def pinned(batch: Batch) -> Batch:
-    """The batch where a GPU can fetch it; what is there already stays."""
+    """The batch in memory from which a GPU can copy by itself; tensors that are there already stay."""
     return {name: value.pin_memory() for name, value in batch.items()}
 
 
-def _padded(inputs: list[np.ndarray], pad: int, shortest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask, (B, T), T `shortest` at least."""
-    longest = max(shortest, *map(len, inputs))
-    ids = np.full((len(inputs), longest), pad, np.int64)
+def _padded(inputs: list[np.ndarray], pad_id: int, pad_to: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask, (B, T), T at least `pad_to`."""
+    longest = max(pad_to, *map(len, inputs))
+    ids = np.full((len(inputs), longest), pad_id, np.int64)
     mask = np.zeros((len(inputs), longest), np.int64)
     for position, tokens in enumerate(inputs):
         ids[position, : len(tokens)] = tokens
         mask[position, : len(tokens)] = 1
     return ids, mask
-
-
-def _window_places(counts: list[int]) -> dict[str, np.ndarray]:
-    """Where the windows of each essay stand among the inputs: windows and window_mask, (B, V)."""
-    places = np.zeros((len(counts), max(counts)), np.int64)
-    mask = np.zeros_like(places)
-    first = 0
-    for essay, count in enumerate(counts):
-        places[essay, :count] = np.arange(first, first + count)
-        mask[essay, :count] = 1
-        first += count
-    return {"windows": places, "window_mask": mask}

@@ -1,11 +1,12 @@
-"""Essays: read and checked, with their scores where there are any."""
+"""Essays, and their scores where there are any, read from a CSV and checked."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fb3.data.tables import FOLD_COLUMN, check_ids, read_table
+from fb3.data.ids import check_ids
+from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.recipe.data import DataSettings
@@ -18,13 +19,13 @@ def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | N
     Args:
         path: train.csv or test.csv.
         data: names the columns.
-        task: gives the range of the scores; none: no scores are read.
+        task: gives the scores' range; none: no scores are read.
 
     Returns:
         Id and text as str, scores as float32, `fold` as int; other columns are left out.
 
     Raises:
-        Fb3Error: what `read_table` refuses; empty or duplicate ids; scores that are no number or out of range.
+        Fb3Error: as `read_table`; empty or duplicate ids; scores that are no number or out of range.
     """
     path = Path(path)
     targets = list(data.target_columns) if task else []
@@ -32,9 +33,8 @@ def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | N
     table = read_table(path, [data.id_column, *data.text_columns(), *targets], mend)
     check_ids(table[data.id_column], path)
     essays = table[[data.id_column, *data.text_columns()]].copy()
-    for column in targets:
-        essays[column] = _numbers(table, column, data, path).astype(np.float32)
     if task:
+        essays[targets] = parse_numbers(table, data.id_column, targets, path).astype(np.float32)
         _check_range(essays, data, task, path)
         if FOLD_COLUMN in table.columns:
             essays[FOLD_COLUMN] = _fold_numbers(table, data, path)
@@ -42,21 +42,9 @@ def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | N
 
 
 def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
-    """What a run is trained on, by the name of its hash in environment.json."""
+    """The files that a run trains on, each by the name of its hash in environment.json."""
     uda = recipe.task.uda
     return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
-
-
-def _numbers(table: pd.DataFrame, column: str, data: DataSettings, path: Path) -> pd.Series:
-    numbers = pd.to_numeric(table[column], errors="coerce")
-    bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(np.float64)))
-    if len(bad):
-        row = bad[0]
-        raise Fb3Error(
-            f"{path}: {len(bad)} cells of column {column} are no number, first {table[column].iloc[row]!r} "
-            f"in row {row + 1} ({data.id_column} {table[data.id_column].iloc[row]})"
-        )
-    return numbers
 
 
 def _check_range(essays: pd.DataFrame, data: DataSettings, task: BaseTaskSettings, path: Path) -> None:
@@ -71,9 +59,9 @@ def _check_range(essays: pd.DataFrame, data: DataSettings, task: BaseTaskSetting
         )
 
 
-def _fold_numbers(table: pd.DataFrame, data: DataSettings, path: Path) -> pd.Series:
-    folds = _numbers(table, FOLD_COLUMN, data, path)
-    found = sorted(folds.unique().tolist())
+def _fold_numbers(table: pd.DataFrame, data: DataSettings, path: Path) -> np.ndarray:
+    folds = parse_numbers(table, data.id_column, [FOLD_COLUMN], path)[:, 0]
+    found = np.unique(folds).tolist()
     if len(found) < 2 or found != list(range(len(found))):
         raise Fb3Error(
             f"{path}: column {FOLD_COLUMN} must hold whole numbers from 0 up, without gaps, got {found[:10]}"

@@ -1,4 +1,4 @@
-"""The split into folds. The only place that knows iterative-stratification."""
+"""The split into folds, stratified on all targets. Only this module knows iterative-stratification."""
 
 import warnings
 from pathlib import Path
@@ -7,24 +7,25 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fb3.data.tables import FOLD_COLUMN, check_ids, read_table, whole_numbers
+from fb3.data.ids import check_ids, match_ids
+from fb3.data.tables import FOLD_COLUMN, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 
-_MOST_SCORES = 20  # distinct ones of a column that are stratified one by one
-_BINS = 10  # bins of a column that has more values, before the outer ones are halved
+_MOST_SCORES = 20  # distinct scores of a column up to which each is a label of its own
+_BINS = 10  # bins of a column with more distinct scores, before the outer ones are halved
 
 
 class FoldSplit(NamedTuple):
-    """fold: its number. train_rows, valid_rows: positions in the essays' table."""
+    """fold: the number. train_rows, valid_rows: positions in the essays' table."""
 
     fold: int
     train_rows: np.ndarray
     valid_rows: np.ndarray
 
 
-def sampled(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """The essays that a recipe trains on, where it takes a sample."""
+def take_sample(essays: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """The essays that a recipe trains on: all, or a random sample of `data.sample`."""
     size = recipe.data.sample
     if size is None or size >= len(essays):
         return essays
@@ -37,7 +38,7 @@ def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
 
     Args:
         essays: as `read_essays` returns them, with scores.
-        recipe: its `folds` group decides.
+        recipe: its `folds` group says how many folds, or how large a holdout.
 
     Raises:
         Fb3Error: more folds than essays, a fold that stays empty, or both a `fold` column and a holdout.
@@ -69,14 +70,14 @@ def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
 
 
 def _as_classes(targets: np.ndarray, parts: int) -> np.ndarray:
-    """Each distinct score, or bin of scores, of each column as one binary label: the stratifier balances labels.
+    """One binary label for each distinct score, or bin of scores, of each column: the stratifier balances labels.
 
     Args:
         targets: (N, K).
-        parts: into which the rows are split.
+        parts: how many the rows are split into.
 
     Returns:
-        (N, sum of the columns' labels).
+        (N, labels of all columns).
     """
     columns = [_binned(column, parts) for column in targets.T]
     labels = [(column[:, None] == np.unique(column)).astype(int) for column in columns]
@@ -86,10 +87,10 @@ def _as_classes(targets: np.ndarray, parts: int) -> np.ndarray:
 
 
 def _binned(column: np.ndarray, parts: int) -> np.ndarray:
-    """The column itself, or where it has too many distinct scores for a label each, its bins' numbers, (N,).
+    """The column itself, or its bins' numbers where it has too many distinct scores for a label each, (N,).
 
-    Bins hold as many rows each, but for the outer ones, which are halved again and again, down to a row a part: a
-    skewed column has its mean and its spread from there.
+    The bins hold equally many rows. The outer two are halved again and again, until a piece has one row for each part:
+    a few extreme rows make the mean and the spread of a skewed column, so every part needs its share of them.
     """
     if len(np.unique(column)) <= _MOST_SCORES:
         return column
@@ -103,13 +104,13 @@ def _binned(column: np.ndarray, parts: int) -> np.ndarray:
 
 
 def splits_from_numbers(numbers: np.ndarray) -> list[FoldSplit]:
-    """Splits from each essay's fold number; −1 is trained on in every fold (a holdout's training essays)."""
+    """Splits by each essay's fold number; −1 stands for a training essay of every fold, as a holdout has them."""
     rows = np.arange(len(numbers))
     return [FoldSplit(int(n), rows[numbers != n], rows[numbers == n]) for n in sorted(set(numbers[numbers >= 0]))]
 
 
 def fold_table(essays: pd.DataFrame, splits: list[FoldSplit], id_column: str) -> pd.DataFrame:
-    """Each essay's id and the fold it is validated in, −1 for none: what folds.csv holds."""
+    """The content of folds.csv: each essay's id and the fold that validates on it, −1 for none."""
     numbers = np.full(len(essays), -1)
     for split in splits:
         numbers[split.valid_rows] = split.fold
@@ -120,15 +121,10 @@ def read_folds(path: Path, essays: pd.DataFrame, id_column: str) -> list[FoldSpl
     """The splits of a folds.csv, matched to the essays by id.
 
     Raises:
-        Fb3Error: the ids differ.
+        Fb3Error: the file cannot be read, or the ids differ.
     """
     table = read_table(path, [id_column, FOLD_COLUMN])
     check_ids(table[id_column], path)
-    numbers = dict(zip(table[id_column], whole_numbers(table[FOLD_COLUMN], path), strict=True))
-    absent = [i for i in essays[id_column] if i not in numbers]
-    if absent or len(numbers) != len(essays):
-        raise Fb3Error(
-            f"{path}: {len(numbers)} ids, the essays have {len(essays)}; {len(absent)} of them not in the file "
-            f"{absent[:5]}; train into another folder"
-        )
-    return splits_from_numbers(np.array([numbers[i] for i in essays[id_column]]))
+    numbers = np.array(whole_numbers(table[FOLD_COLUMN], path))
+    rows = match_ids(table[id_column], essays[id_column], path, "the essays", "; train into another folder")
+    return splits_from_numbers(numbers[rows])

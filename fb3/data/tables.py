@@ -1,25 +1,32 @@
-"""Tables: CSV files read as they stand, with every fault named by file, row and column."""
+"""CSV files, read exactly as they are; every fault is named by file, row and column."""
 
 import csv
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from fb3.data.ids import check_ids
 from fb3.errors import Fb3Error
 from fb3.system.files import reading_utf8
 
 FOLD_COLUMN = "fold"
-LARGEST = 4 * 2**30  # bytes of a CSV; its cells become up to four times as large in memory
+LARGEST = 4 * 2**30  # bytes of a CSV; in memory its cells are up to four times as large
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_table(path: str | Path, wanted: Iterable[str], mend: str = "") -> pd.DataFrame:
-    """Reads a CSV with every cell as text, exactly as it stands: an essay that says "NA" stays an essay.
+    """Reads a CSV with every cell as text, exactly as it is: an essay that says "NA" stays an essay.
 
-    Columns without a name at the end, where all their cells are empty, are left out.
+    Empty columns without a name at the right end are left out.
+
+    Args:
+        path: the file.
+        wanted: columns that it must have.
+        mend: end of the message where one is missing.
 
     Raises:
         Fb3Error: no such file, not UTF-8 (names the byte), not a CSV (names row and lines), a column missing or there
@@ -40,7 +47,7 @@ def read_table(path: str | Path, wanted: Iterable[str], mend: str = "") -> pd.Da
 
 
 def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
-    """The csv module rather than pandas, which fills short rows and cuts long ones without a word."""
+    """Uses the csv module, because pandas fills short rows and cuts long ones without a word."""
     csv.field_size_limit(2**31 - 1)
     rows = _Rows(lines)
     try:
@@ -62,11 +69,11 @@ def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
 
 
 class _Rows:
-    """The rows of a CSV without its blank lines; knows where the one at hand stands, which the csv module does not."""
+    """The rows of a CSV without its blank lines. Unlike the csv module it knows on which lines a row stands."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines, self._line = lines, ""
-        self._number, self._first, self._last = 0, 1, 0  # row number, the header being 0; its first and last line
+        self._number, self._first, self._last = 0, 1, 0  # the row's number (header: 0), first and last line
 
     def __iter__(self) -> Iterator[list[str]]:
         for row in csv.reader(self._counted(), strict=True):
@@ -81,7 +88,7 @@ class _Rows:
             yield line
 
     def fault(self, path: Path, what: str) -> Fb3Error:
-        """Says what is wrong with the row at hand, its lines numbered as an editor does it, and the mend."""
+        """The error for the current row, with its lines numbered as in an editor, and the mend."""
         row = f"row {self._number}" if self._number else "the header"
         place = f"line {self._last}" if self._first >= self._last else f"lines {self._first}-{self._last}"
         mend = "a cell with a comma, a quote or a line end in it stands in quotes, with its own quotes doubled"
@@ -91,10 +98,10 @@ class _Rows:
 
 
 def _checked_names(header: list[str], path: Path) -> list[str]:
-    """The columns, but for those without a name at the end, which spreadsheets leave where one was deleted.
+    """The columns' names without empty ones at the end, which spreadsheets leave where a column was deleted.
 
     Raises:
-        Fb3Error: the file is separated or encoded otherwise, or a name stands there twice.
+        Fb3Error: another separator or encoding, or a name that stands there twice.
     """
     if "\0" in "".join(header):
         raise Fb3Error(f"{path}: has NULs in its header; is it UTF-16? Save it as UTF-8")
@@ -106,28 +113,11 @@ def _checked_names(header: list[str], path: Path) -> list[str]:
     return names
 
 
-def check_ids(ids: pd.Series, path: Path) -> None:
-    """Refuses a file without rows, empty ids and duplicate ids."""
-    if ids.empty:
-        raise Fb3Error(f"{path}: no row below the header")
-    empty = np.flatnonzero(ids.str.strip() == "")
-    if len(empty):
-        raise Fb3Error(f"{path}: {len(empty)} empty ids in column {ids.name}, first rows {_rows(empty)}")
-    twice = ids[ids.duplicated()]
-    if len(twice):
-        raise Fb3Error(f"{path}: {len(twice)} duplicate ids in column {ids.name}: {twice.unique()[:5].tolist()}")
-
-
-def _rows(positions: np.ndarray) -> list[int]:
-    """Row numbers as a reader counts them: 1 is the first row below the header."""
-    return [int(position) + 1 for position in positions[:5]]
-
-
 def whole_numbers(cells: pd.Series, path: Path) -> list[int]:
-    """Fold numbers as folds.csv and oof.csv hold them: from −1 up, written as digits.
+    """Fold numbers of folds.csv and oof.csv: whole numbers from −1 up.
 
     Raises:
-        Fb3Error: naming the first cell that is none.
+        Fb3Error: a cell holds none; names the first.
     """
     bad = np.flatnonzero(~cells.str.fullmatch(r"-1|[0-9]{1,6}").to_numpy(bool))
     if len(bad):
@@ -138,21 +128,57 @@ def whole_numbers(cells: pd.Series, path: Path) -> list[int]:
     return [int(cell) for cell in cells]
 
 
-def read_numbers(path: Path, id_column: str, columns: Iterable[str]) -> pd.DataFrame:
-    """Ids, fold numbers and numbers of a run's oof.csv, as exact as they were written.
+def parse_numbers(
+    table: pd.DataFrame, id_column: str, columns: Sequence[str], path: Path, mend: str = ""
+) -> np.ndarray:
+    """Some columns of a table as numbers, exactly as they are written.
+
+    Args:
+        table: as `read_table` returns it, or rows of it.
+        id_column: names the row in the error.
+        columns: K of them.
+        path: the table's file, for the error.
+        mend: end of the message, such as "; copy the run again".
+
+    Returns:
+        (N, K) float64, all finite.
 
     Raises:
-        Fb3Error: what `read_table` refuses; empty or duplicate ids; a cell that is no finite number.
+        Fb3Error: a cell that is no finite number; names its row and column.
     """
-    columns = list(columns)
+    values = np.stack([to_floats(table[column]) for column in columns], axis=1)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0]
+        cell, number = table[columns[column]].iloc[row], table.index[row] + 1
+        raise Fb3Error(
+            f"{path}: {len(bad)} cells hold no number, first {cell!r} in row {number} "
+            f"({id_column} {table[id_column].iloc[row]}), column {columns[column]}{mend}"
+        )
+    return values
+
+
+def to_floats(cells: pd.Series) -> np.ndarray:
+    """The number in each cell, (N,) float64; NaN where there is none. Read by Python, because pandas rounds."""
+    return np.array([_to_float(cell) for cell in cells])
+
+
+def _to_float(cell: str) -> float:
+    """Python alone would also take 1_000 and the digits of other scripts."""
+    try:
+        return float(cell) if cell.isascii() and "_" not in cell else math.nan
+    except ValueError:
+        return math.nan
+
+
+def read_numbers(path: Path, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Ids, fold numbers and float64 columns of a run's oof.csv.
+
+    Raises:
+        Fb3Error: what `read_table`, `check_ids`, `whole_numbers` and `parse_numbers` refuse.
+    """
     table = read_table(path, [id_column, FOLD_COLUMN, *columns])
     check_ids(table[id_column], path)
+    numbers = parse_numbers(table, id_column, columns, path, "; copy the run again")
     out = pd.DataFrame({id_column: table[id_column], FOLD_COLUMN: whole_numbers(table[FOLD_COLUMN], path)})
-    for column in columns:
-        try:
-            out[column] = table[column].to_numpy().astype(np.float64)  # Python's own reading: pandas rounds
-        except ValueError as error:
-            raise Fb3Error(f"{path}: column {column}: {error}; copy the run again") from None
-        if not np.isfinite(out[column]).all():
-            raise Fb3Error(f"{path}: column {column} holds a NaN or an infinity; copy the run again")
-    return out
+    return pd.concat([out, pd.DataFrame(numbers, columns=list(columns))], axis=1)

@@ -1,8 +1,8 @@
-"""Statistics of a text: what an encoder of 512 lower-case tokens does not see of an essay.
+"""Statistics of a text that an encoder of 512 lower-case tokens cannot see, such as its length and its capitals.
 
-The handcrafted features of automated essay scoring, to stand beside the encoder's vector (Uto et al. 2020, "Neural
-Automated Essay Scoring Incorporating Handcrafted Features", COLING 2020). Plain counts of the raw text: no dictionary,
-nothing learned, and the same for an essay whatever stands around it.
+They are the handcrafted features of automated essay scoring, which stand beside the encoder's vector (Uto et al. 2020,
+"Neural Automated Essay Scoring Incorporating Handcrafted Features", COLING 2020). All are plain counts in the raw text:
+they need no dictionary and no training, and an essay's do not depend on other essays.
 """
 
 import re
@@ -19,7 +19,7 @@ _LONG = 8  # letters of a long word
 
 @dataclass(frozen=True)
 class _Essay:
-    """A text and what several statistics count in it."""
+    """A text, and counts in it that several statistics share."""
 
     text: str
 
@@ -29,7 +29,7 @@ class _Essay:
 
     @cached_property
     def letters(self) -> np.ndarray:
-        """Letters of each word; of a text without words, one word of none."""
+        """Letters of each word; a text without words counts as one word of 0 letters."""
         return np.array([len(word) for word in self.words] or [0])
 
     @cached_property
@@ -44,37 +44,37 @@ class _Essay:
     def sentence_words(self) -> np.ndarray:
         return np.array([len(sentence.split()) for sentence in self.sentences])
 
-    def a_word(self, count: int) -> float:
-        """A count by the essay's words."""
+    def per_word(self, count: int) -> float:
+        """A count per word of the essay."""
         return count / max(1, len(self.words))
 
-    def a_sentence(self, count: int) -> float:
-        """A count by the essay's sentences."""
+    def per_sentence(self, count: int) -> float:
+        """A count per sentence of the essay."""
         return count / len(self.sentences)
 
     def found(self, pattern: str) -> float:
-        """How often a pattern stands in the text, by its words."""
-        return self.a_word(len(re.findall(pattern, self.text)))
+        """Matches of a pattern in the text, per word of the essay."""
+        return self.per_word(len(re.findall(pattern, self.text)))
 
 
 _STATISTICS: dict[str, Callable[[_Essay], float]] = {
-    # how long it is
+    # length
     "words": lambda e: len(e.words),
     "log_words": lambda e: np.log1p(len(e.words)),
     "sentences": lambda e: len(e.sentences),
     "paragraphs": lambda e: len(re.findall(r"\n\s*\n", e.text)) + 1,
     "line_breaks": lambda e: e.found("\n"),
-    # how rich its words are
+    # vocabulary
     "vocabulary": lambda e: e.vocabulary,
-    "type_token_ratio": lambda e: e.a_word(e.vocabulary),
+    "type_token_ratio": lambda e: e.per_word(e.vocabulary),
     "guiraud": lambda e: e.vocabulary / max(1, len(e.words)) ** 0.5,
     "word_letters": lambda e: e.letters.mean(),
     "word_letters_std": lambda e: e.letters.std(),
-    "long_words": lambda e: e.a_word(int((e.letters >= _LONG).sum())),
-    # how its sentences are
+    "long_words": lambda e: e.per_word(int((e.letters >= _LONG).sum())),
+    # sentences
     "sentence_words": lambda e: e.sentence_words.mean(),
     "sentence_words_std": lambda e: e.sentence_words.std(),
-    # how it is punctuated
+    # punctuation
     "commas": lambda e: e.found(","),
     "full_stops": lambda e: e.found(r"\."),
     "apostrophes": lambda e: e.found("['’]"),
@@ -83,24 +83,24 @@ _STATISTICS: dict[str, Callable[[_Essay], float]] = {
     "exclamation_marks": lambda e: e.found("!"),
     "question_marks": lambda e: e.found(r"\?"),
     "digits": lambda e: e.found(r"\d"),
-    # how it is spaced
+    # spacing
     "space_before_mark": lambda e: e.found(r" [,.!?]"),
     "no_space_after_mark": lambda e: e.found(r"[,.!?][^\W\d_]"),
     "wide_spaces": lambda e: e.found(r"  +"),
-    # how it is capitalised
-    "capitals": lambda e: e.a_word(sum(map(str.isupper, e.text))),
-    "capitalised_words": lambda e: e.a_word(sum(word[0].isupper() for word in e.words)),
-    "lower_case_i": lambda e: e.a_word(e.words.count("i")),
-    "lower_case_starts": lambda e: e.a_sentence(sum(sentence[:1].islower() for sentence in e.sentences)),
+    # capitals
+    "capitals": lambda e: e.per_word(sum(map(str.isupper, e.text))),
+    "capitalised_words": lambda e: e.per_word(sum(word[0].isupper() for word in e.words)),
+    "lower_case_i": lambda e: e.per_word(e.words.count("i")),
+    "lower_case_starts": lambda e: e.per_sentence(sum(sentence[:1].islower() for sentence in e.sentences)),
 }
 NAMES = tuple(_STATISTICS)
 
 
 def text_statistics(texts: Sequence[str]) -> np.ndarray:
-    """The statistics of N texts, as they are, not yet standardised.
+    """The statistics of N texts, not standardised.
 
     Returns:
-        (N, S) float32, in the order of `NAMES`; finite, of an empty text too.
+        (N, S) float32, in the order of `NAMES`; finite for every text, an empty one too.
     """
     table = np.empty((len(texts), len(NAMES)), np.float32)
     for row, text in enumerate(texts):

@@ -1,17 +1,13 @@
 """Texts before they become tokens: several columns joined, encodings repaired, newlines and capitals made visible."""
 
 import re
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from fb3.recipe.data import DataSettings
 
-if TYPE_CHECKING:
-    pass
-
 NEWLINE, CAPITAL, UPPER = "[BR]", "[CAP]", "[UP]"
-# Patterns whose matches are looked at one by one: a pattern that says it all would try again at every letter.
+# Simple patterns, whose matches a function then looks at: one pattern for all would start anew at every letter.
 _SPACES = re.compile(r"\s\s+|\n")
 _RUN = re.compile(r"\S*+[^\S\x00-\x7f]\S*|\S+")  # a word, or two with a space between them that is not ASCII
 _WORD = re.compile(r"[^\W\d_]+")
@@ -19,11 +15,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def input_texts(essays: pd.DataFrame, data: DataSettings) -> list[str]:
-    """What the tokenizer gets of each essay.
+    """The text that the tokenizer gets for each essay.
 
     Args:
         essays: as `read_essays` returns them.
-        data: its `text` group decides.
+        data: its `text` group says what is done.
     """
     texts = essays[data.text_column].tolist()
     if data.text.template:
@@ -41,7 +37,7 @@ def input_texts(essays: pd.DataFrame, data: DataSettings) -> list[str]:
 def repaired(text: str) -> str:
     """Undoes UTF-8 that was read as Windows-1252 ("donâ€™t"), word by word, and drops control characters.
 
-    A word that does not decode stays as it is, and so does a text that was right.
+    A word that does not decode, and a text without such words, stay as they are.
     """
     return _CONTROL.sub("", text if text.isascii() else _RUN.sub(_decoded, text))
 

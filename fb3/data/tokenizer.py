@@ -1,7 +1,9 @@
-"""Essays to what a scorer reads of them: tokens and statistics. Without torch: it goes on beside its import."""
+"""The tokenizer of an encoder folder, its special tokens, and the tokens that a recipe adds. Without transformers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import tokenizers
+from tokenizers import Tokenizer
 
 from fb3.data.texts import CAPITAL, NEWLINE, UPPER
 from fb3.errors import Fb3Error
@@ -10,14 +12,11 @@ from fb3.system.file_contents import stand_in
 from fb3.system.file_names import CONFIG, PADDED, TOKENIZER
 from fb3.system.files import read_json, read_utf8
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-_LARGEST = 256 * 2**20  # bytes of a tokenizer.json; those of 250,000 tokens have 30 MB
+_LARGEST = 256 * 2**20  # bytes of a tokenizer.json; one of 250,000 tokens has 30 MB
 
 
-def load_tokenizer(folder: str | Path) -> "tuple[Tokenizer, int]":
-    """The fast tokenizer of an encoder folder, read without transformers, and the padding id.
+def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
+    """The fast tokenizer of an encoder folder, and the padding id.
 
     Raises:
         Fb3Error: a file is missing or broken.
@@ -25,29 +24,26 @@ def load_tokenizer(folder: str | Path) -> "tuple[Tokenizer, int]":
     tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    pad = read_json(Path(folder) / CONFIG).get("pad_token_id")  # `export_encoder` makes sure that it is there
+    pad = read_json(Path(folder) / CONFIG).get("pad_token_id")  # `export_encoder` writes it
     if not isinstance(pad, int):
         raise Fb3Error(f"{Path(folder) / CONFIG}: pad_token_id is {pad!r}; want the padding token's number")
     return tokenizer, pad
 
 
-def read_tokenizer(path: Path) -> "Tokenizer":
-    """A tokenizer.json.
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer.json.
 
     Raises:
         Fb3Error: it is missing or broken.
     """
-    import tokenizers  # late: a submission stands before it is needed
-
     text = read_utf8(path, _LARGEST)
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
         tokenizer.encode("a")  # some broken files fail here only
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # bare Exception for a broken file; a panic of the library's is no Exception
-        words = stand_in(path)
-        if words:
+    except BaseException as error:  # a panic inside the library is no Exception
+        if words := stand_in(path):
             raise Fb3Error(f"{path}: cannot be read (it {words})") from None
         raise Fb3Error(
             f"{path}: cannot be read ({error}): it is broken, or was saved by a newer version of tokenizers than the "
@@ -56,11 +52,11 @@ def read_tokenizer(path: Path) -> "Tokenizer":
     return tokenizer
 
 
-def padded_to(folder: str | Path) -> int:
-    """The tokens to which every input of an encoder folder is padded; 0: to the longest of its batch.
+def padded_length(folder: str | Path) -> int:
+    """Tokens to which an encoder needs every input padded; 0: padding changes nothing, so pad to the batch's longest.
 
     Raises:
-        Fb3Error: config.json says something else.
+        Fb3Error: config.json holds no such number.
     """
     tokens = read_json(Path(folder) / CONFIG).get(PADDED, 0)
     if type(tokens) is not int or not 0 <= tokens < 2**20:
@@ -80,19 +76,19 @@ def target_tokens(data: DataSettings) -> list[str]:
     return [f"[{column.upper()}]" for column in data.target_columns]
 
 
-def check_tokenizer(tokenizer: "Tokenizer", data: DataSettings) -> None:
-    """Refuses what would do nothing, or the same twice, with this tokenizer.
+def check_tokenizer(tokenizer: Tokenizer, data: DataSettings) -> None:
+    """Refuses data.text.capitals where it adds nothing.
 
     Raises:
-        Fb3Error: it tells capitals apart by itself.
+        Fb3Error: the tokenizer tells capitals apart by itself.
     """
     encoded = [tokenizer.encode(word, add_special_tokens=False).ids for word in ("Essay", "essay")]
     if data.text.capitals and encoded[0] != encoded[1]:
         raise Fb3Error("data.text.capitals: this tokenizer tells capitals apart by itself; leave it out")
 
 
-def prompt_ids(tokenizer: "Tokenizer", data: DataSettings) -> list[int]:
-    """The tokens of the prompt, which stand before each text and each of its windows."""
+def prompt_ids(tokenizer: Tokenizer, data: DataSettings) -> list[int]:
+    """The prompt's tokens, which stand before each text and each of its windows."""
     if data.text.prompt == "tokens":
         return [tokenizer.token_to_id(token) for token in target_tokens(data)]
     if data.text.prompt == "names":
@@ -101,14 +97,14 @@ def prompt_ids(tokenizer: "Tokenizer", data: DataSettings) -> list[int]:
     return []
 
 
-def frame(tokenizer: "Tokenizer", data: DataSettings) -> tuple[list[int], list[int]]:
-    """What stands before and after each input: special tokens and the prompt."""
+def prefix_and_suffix(tokenizer: Tokenizer, data: DataSettings) -> tuple[list[int], list[int]]:
+    """The tokens before each input, special ones and the prompt, and those after it."""
     prefix, suffix = special_tokens(tokenizer)
     return [*prefix, *prompt_ids(tokenizer, data)], suffix
 
 
-def special_tokens(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
+def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
     marked = tokenizer.encode("a")
     special = marked.special_tokens_mask
     inner = [position for position, flag in enumerate(special) if not flag]

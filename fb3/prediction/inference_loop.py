@@ -18,7 +18,7 @@ from fb3.models.scorer import Scorer
 from fb3.prediction.predictions import Predictions
 from fb3.prediction.token_budget import Budget, open_budget
 from fb3.system.devices import Precision, out_of_memory
-from fb3.system.prefetch import made_ahead
+from fb3.system.prefetch import prefetch
 from fb3.system.progress import progress
 from fb3.tasks.base import Task
 
@@ -91,7 +91,7 @@ def predict(
     """
     rows = np.arange(len(encoded.rows)) if rows is None else np.asarray(rows)
     device = next(scorer.parameters()).device
-    budget = open_budget(scorer, device, precision, int(encoded.costs[rows].max(initial=0)), token_budget)
+    budget = open_budget(scorer, device, precision, int(encoded.total_lengths[rows].max(initial=0)), token_budget)
     values = np.full((len(encoded.rows), len(task.columns)), np.nan, np.float32)
     reached = np.zeros(len(encoded.rows), bool)
     was_training, title, left = scorer.training, name or "predict", rows
@@ -102,7 +102,7 @@ def predict(
             with closing(_attempts(scorer, task, encoded, left, budget, device, until)) as attempts:
                 for batch_rows, predicted in attempts:
                     if predicted is None:
-                        budget.halve(encoded.costs[batch_rows], title, _window(encoded))
+                        budget.halve(encoded.total_lengths[batch_rows], title, _window(encoded))
                         break
                     values[batch_rows], reached[batch_rows] = predicted, True
                     advance(len(batch_rows))
@@ -120,7 +120,7 @@ def _limit(scorer: Scorer, tokens: int | None) -> None:
 
 
 def _window(encoded: Encoded) -> int | None:
-    return encoded.slicer.length if encoded.slicer else None
+    return encoded.splitter.length if encoded.splitter else None
 
 
 def _over(until: float | None) -> bool:
@@ -141,21 +141,21 @@ def _attempts(
     On a GPU a batch is collated while the one before it computes, and begun before that one is fetched: neither waits
     for the other. Ends where the time is over, and after a batch by which the budget is measured.
     """
-    plan = inference_batches(encoded.costs, rows, budget.tokens)[: 1 if budget.measures else None]
+    plan = inference_batches(encoded.total_lengths, rows, budget.tokens)[: 1 if budget.measures else None]
     ahead, begun = _AHEAD.get(device.type, 0), deque[tuple[np.ndarray, _Result]]()
     make = partial(_collated, encoded, device)
-    with closing(made_ahead(make, plan) if ahead else (make(batch_rows) for batch_rows in plan)) as batches:
+    with closing(prefetch(make, plan) if ahead else (make(batch_rows) for batch_rows in plan)) as batches:
         for batch_rows in plan:
             if _over(until):
                 break
-            lengths = encoded.costs[batch_rows]
+            lengths = encoded.total_lengths[batch_rows]
             budget.begin()
             result = _within_memory(lambda: _begin(scorer, task, next(batches), device), device)
             begun.append((batch_rows, result or _failed))
             if result is None:
                 break
             computed = int(lengths.max()) * len(lengths)
-            budget.end(min(computed, budget.tokens) if encoded.slicer else computed)
+            budget.end(min(computed, budget.tokens) if encoded.splitter else computed)
             if len(begun) > ahead:
                 done, result = begun.popleft()
                 yield done, _within_memory(result, device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fb3.data.ids import match_ids
 from fb3.errors import Fb3Error
 
 
@@ -56,11 +57,4 @@ def average(members: Sequence[Predictions], weights: Sequence[float] | None = No
 def _aligned(member: Predictions, first: Predictions) -> np.ndarray:
     if member.columns != first.columns:
         raise Fb3Error(f"{member.name} predicts {member.columns}, {first.name} predicts {first.columns}")
-    position = {identifier: row for row, identifier in enumerate(member.ids)}
-    absent = [identifier for identifier in first.ids if identifier not in position]
-    if absent or len(member.ids) != len(first.ids) or len(position) != len(member.ids):
-        raise Fb3Error(
-            f"{member.name} has {len(member.ids)} ids, {first.name} has {len(first.ids)}; "
-            f"{len(absent)} of the latter are not in the former {absent[:5]}"
-        )
-    return member.values[[position[identifier] for identifier in first.ids]]
+    return member.values[match_ids(member.ids, first.ids, member.name, first.name)]

@@ -17,13 +17,14 @@ from packaging.utils import canonicalize_name
 from fb3.bundles.bundle import Bundle, verify_bundle
 from fb3.bundles.images import Image, differing_versions, installed_closure
 from fb3.bundles.tolerance import tolerance
-from fb3.data.tables import read_table
+from fb3.data.tables import parse_numbers, read_table
 from fb3.errors import Fb3Error
 from fb3.rehearsal.hidden_rows import invented_files, public_files, write_hidden_test
 from fb3.rehearsal.notebooks import find_notebook
 from fb3.rehearsal.report import PUBLIC, Rehearsal, pass_name, projection
 from fb3.runs.run_folder import Member
-from fb3.submission.submission_file import check_form, check_values
+from fb3.submission.form import check_form
+from fb3.submission.submission_file import check_values
 from fb3.system.devices import pick_device, pick_devices
 from fb3.system.disk_space import in_room
 from fb3.system.files import read_json, write_json
@@ -250,13 +251,10 @@ def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[s
     columns = list(settings.target_columns)
     written = read_table(path, [settings.id_column, *columns])
     wanted = read_table(sample, [settings.id_column])
-    check_form(written[settings.id_column], wanted, columns, str(path))
+    check_form(written[settings.id_column], wanted, columns, path)
     if written[settings.id_column].tolist() != wanted[settings.id_column].tolist():
         raise Fb3Error(f"{path}: its rows are in another order than the sample submission's")
-    try:
-        written[columns] = written[columns].astype(float)
-    except ValueError as error:
-        raise Fb3Error(f"{path}: {error}") from None
+    written[columns] = parse_numbers(written, settings.id_column, columns, path)
     check_values(written[[settings.id_column, *columns]], task.minimum, task.maximum)
     values = written.set_index(settings.id_column)[columns]
     if not copies:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from fb3.data.tables import FOLD_COLUMN, check_ids, read_table, whole_numbers
+from fb3.data.ids import check_ids, match_ids
+from fb3.data.tables import FOLD_COLUMN, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
@@ -115,6 +116,6 @@ def _out_of_fold(run: Path, recipe: Recipe, folds: list[int]) -> pd.DataFrame:
     rows = table[table[FOLD_COLUMN].isin([str(fold) for fold in folds])]
     folds_csv = read_table(run / "folds.csv", [recipe.data.id_column, FOLD_COLUMN])
     wanted = folds_csv[folds_csv[FOLD_COLUMN].isin([str(fold) for fold in folds])]
-    if set(rows[recipe.data.id_column]) != set(wanted[recipe.data.id_column]) or len(rows) != len(wanted):
-        raise Fb3Error(f"{run / OOF}: not the essays of folds {folds}; copy the run again")
+    ids = (each[recipe.data.id_column] for each in (rows, wanted))
+    match_ids(*ids, run / OOF, f"folds {folds} of {run / 'folds.csv'}", "; copy the run again")
     return rows

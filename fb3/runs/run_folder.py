@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fb3.data.ids import match_ids
 from fb3.data.tables import read_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
@@ -71,8 +72,5 @@ def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:
     Raises:
         Fb3Error: ids of a run's oof.csv are not among them.
     """
-    if absent := sorted(set(ids) - set(texts.index)):
-        raise Fb3Error(
-            f"{run / OOF}: {len(absent)} of its ids are not in train.csv {absent[:5]}; give the folder of the essays "
-            "it was trained on with --data DIR"
-        )
+    mend = "; give the folder of the essays it was trained on with --data DIR"
+    match_ids(texts.index, ids, "train.csv", run / OOF, mend, subset=True)

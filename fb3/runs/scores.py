@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fb3.data.tables import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
+from fb3.data.ids import check_ids, match_ids
+from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_numbers, read_table, to_floats, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.fold_json import is_finished
@@ -62,16 +63,11 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
     if not columns:
         has = f"it has {list(true.columns)}, {predictions} has {list(predicted.columns)}"
         raise Fb3Error(f"{truth}: no column of scores in it that is predicted; {has}")
-    have, want = set(predicted[identifier]), set(true[identifier])
-    extra, absent = sorted(have - want), sorted(want - have)
-    if extra or (absent and not subset):
-        mend = "; --subset scores what is predicted" if not extra else ""
-        raise Fb3Error(
-            f"{len(extra)} ids only in {predictions} {extra[:5]}, {len(absent)} only in {truth} {absent[:5]}{mend}"
-        )
-    true = true.set_index(identifier).loc[predicted[identifier]]
+    mend = "" if subset else f"; --subset scores without the ids only in {truth}"
+    rows = match_ids(true[identifier], predicted[identifier], truth, predictions, mend, subset=subset)
     each = rmse_columns(
-        _numbers(true.reset_index(), columns, truth, identifier), _numbers(predicted, columns, predictions, identifier)
+        parse_numbers(true.iloc[rows], identifier, columns, truth),
+        parse_numbers(predicted, identifier, columns, predictions),
     )
     return FileScore(
         float(each.mean()),
@@ -178,21 +174,4 @@ def read_scores(path: Path) -> dict:
 
 def _is_numeric(cells: pd.Series) -> bool:
     """Numbers for the most part: one bad cell among scores must be named, not hide its column."""
-    return pd.to_numeric(cells, errors="coerce").notna().mean() > 0.5
-
-
-def _numbers(table: pd.DataFrame, columns: list[str], path: Path, identifier: str) -> np.ndarray:
-    """The cells of some columns as numbers, (N, K).
-
-    Raises:
-        Fb3Error: a cell is none, or not finite; names it.
-    """
-    values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        row, column = bad[0]
-        raise Fb3Error(
-            f"{path}: {table[columns[column]].iloc[row]!r} is no number, {identifier} {table[identifier].iloc[row]}, "
-            f"column {columns[column]}"
-        )
-    return values
+    return np.isnan(to_floats(cells)).mean() < 0.5

@@ -1,10 +1,10 @@
-"""The test essays as tokens of a bundle's runs, made in a thread while torch is imported."""
+"""Work that threads do while torch is imported: hashing the folds' files, and tokenising the essays for each run."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 
 import pandas as pd
 
@@ -14,90 +14,60 @@ from fb3.errors import Fb3Error
 from fb3.runs.run_folder import Member
 from fb3.system.file_names import ENCODER
 from fb3.system.files import sha256
+from fb3.system.prefetch import in_background
 
 Tokens = dict[str, Future[Encoded]]  # by the run's name
-_NOT_OF_TOKENS = {"augment", "sample"}
+_TRAINING_ONLY = {"augment", "sample"}  # data settings that change no token at inference
 
 
 def begin_tokens(members: Sequence[Member], essays: pd.DataFrame) -> Tokens:
-    """The essays for each run, run after run, once for all runs that tokenise alike; a cancelled one is left out.
+    """Begins to tokenise the essays, run after run; runs that tokenise alike share the result."""
+    futures = in_background(partial(_encode, essays, {}), members)
+    return {member.name: future for member, future in zip(members, futures, strict=True)}
 
-    The thread is a daemon: one essay may take longer than the deadline allows, and the process is to end all the same.
-    """
-    tokens: Tokens = {member.name: Future() for member in members}
-    thread = Thread(target=_encode, args=(members, essays, tokens), name="fb3-tokens", daemon=True)
+
+def _encode(essays: pd.DataFrame, made: dict[tuple, Encoded], member: Member) -> Encoded:
+    data, folder = member.recipe.data, member.path / ENCODER
     try:
-        thread.start()
-    except RuntimeError:  # no thread to be had
-        thread.run()
-    return tokens
+        tokenizers = map(sha256, sorted(folder.rglob("tokenizer.json")))
+        key = (*tokenizers, data.model_dump_json(exclude=_TRAINING_ONLY))
+        if key not in made:
+            made[key] = encode_essays(essays, folder, data)
+        return made[key]
+    except Exception:
+        raise
+    except BaseException as error:  # a panic inside tokenizers is no Exception, and must cost this run only
+        raise Fb3Error(f"{folder}: cannot tokenise ({error!r})") from None
 
 
-def _encode(members: Sequence[Member], essays: pd.DataFrame, tokens: Tokens) -> None:
-    made: dict[tuple, Encoded] = {}
-    for member in members:
-        data, folder = member.recipe.data, member.path / ENCODER
-        if not tokens[member.name].set_running_or_notify_cancel():
-            continue
-        try:
-            alike = (*map(sha256, sorted(folder.rglob("tokenizer.json"))), data.model_dump_json(exclude=_NOT_OF_TOKENS))
-            if alike not in made:
-                made[alike] = encode_essays(essays, folder, data)
-            tokens[member.name].set_result(made[alike])
-        except BaseException as error:  # the run's own, whatever it is; a panic of the tokenizers' is no Exception
-            own = error if isinstance(error, Exception) else Fb3Error(f"{folder}: cannot tokenise ({error!r})")
-            tokens[member.name].set_exception(own)
-
-
-class Checks:
-    """Compares folds with the manifest ahead of their turns, the first while torch is imported, each other one while
-    the fold before it computes. The weights are in the system's file cache then, so that loading them costs little.
+class FoldChecks:
+    """Compares the folds' files with the manifest in threads: the first fold's while torch is imported, each other's
+    while the fold before it computes. The weights are in the system's file cache then, so that they load fast.
 
     Args:
         packed: the bundle.
-        folders: of the folds, in the order in which they will be used.
+        folders: the fold folders, in the order in which they will be used.
     """
 
     def __init__(self, packed: Bundle, folders: Sequence[Path]) -> None:
         self._packed, self._next = packed, dict(pairwise(folders))
-        self._begun: dict[Path, _Check] = {}
+        self._begun: dict[Path, Future[None]] = {}
         for folder in folders[:1]:
             self._begin(folder)
 
     def wait(self, folder: Path) -> None:
-        """Until a fold is checked; begins with the next.
+        """Waits until a fold is checked, and begins with the next one.
 
         Raises:
-            Fb3Error: as `Bundle.check` does.
+            Fb3Error: a file is missing or changed, see `Bundle.check`.
         """
         check = self._begin(folder)
-        if check.is_alive():
-            check.join()
+        wait([check])
         if folder in self._next:
             self._begin(self._next[folder])
-        if check.error:
-            raise check.error
+        check.result()
 
-    def _begin(self, folder: Path) -> "_Check":
+    def _begin(self, folder: Path) -> Future[None]:
         if folder not in self._begun:
-            self._begun[folder] = check = _Check(self._packed, folder)
-            try:
-                check.start()
-            except RuntimeError:  # no thread to be had
-                check.run()
+            (self._begun[folder],) = in_background(self._packed.check_fold, [folder])
         return self._begun[folder]
-
-
-class _Check(Thread):
-    """One fold's; a daemon, so that a disk that hangs does not keep the process from ending."""
-
-    def __init__(self, packed: Bundle, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self.packed, self.folder = packed, folder
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            self.packed.check_fold(self.folder)
-        except Exception as error:
-            self.error = error

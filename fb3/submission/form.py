@@ -1,7 +1,7 @@
-"""Which rows and columns a submission must have: sample_submission.csv says it, and test.csv's essays correct it.
+"""The rows and columns that a submission must have: sample_submission.csv gives them, test.csv corrects the rows.
 
-Where the two files do not fit, a user gets an error that names both. In Kaggle's run on the hidden rows, a rerun,
-nobody reads it, and the rows that are scored are test.csv's: there these are asked for, each id once.
+Where the two files differ, a user gets an error that names both. Nobody reads an error in Kaggle's run on the hidden
+rows (a rerun), and test.csv's rows are the ones that are scored: there the submission has them, each id once.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from fb3.data.tables import check_ids, read_table
+from fb3.data.ids import check_ids, match_ids
+from fb3.data.tables import read_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
-from fb3.submission.submission_file import check_columns, check_same_ids
+from fb3.system.kaggle import COMPETITION_MARKER
 from fb3.system.progress import say
 
 
 @dataclass
 class SubmissionForm:
-    """ids: of the submission's rows, in their order, named as the id column; none: no file has told them yet. columns:
-    the targets in theirs. essays: ids and texts. error: why nothing may be predicted. warnings: faults of the files
-    that a rerun lives with.
+    """What a submission must look like, and the essays to predict.
+
+    ids: one a row, in order, named as the id column; none until a file gives them. columns: the targets, in order.
+    essays: ids and texts; none where they cannot be read. error: why nothing may be predicted. warnings: faults of the
+    files that a rerun tolerates.
     """
 
     ids: pd.Series | None = None
@@ -31,86 +34,86 @@ class SubmissionForm:
     warnings: list[str] = field(default_factory=list)
 
 
-def asked_by_sample(sample: Path | None, recipe: Recipe | None, *, rerun: bool) -> SubmissionForm:
+def read_sample(path: Path | None, recipe: Recipe | None, *, rerun: bool) -> SubmissionForm:
     """The form of the sample submission, before test.csv is read, which may be large.
 
     Args:
-        sample: sample_submission.csv; none: rows and order are those of test.csv.
+        path: sample_submission.csv; none: rows and order are those of test.csv.
         recipe: names the columns; none: the sample does, and its first column holds the ids.
         rerun: this is the run on the hidden rows, which goes on without a sample where it has a recipe.
 
     Raises:
-        Fb3Error: a bad sample.
+        Fb3Error: the sample cannot be read.
     """
-    asked = SubmissionForm(columns=list(recipe.data.target_columns) if recipe else [])
+    form = SubmissionForm(columns=list(recipe.data.target_columns) if recipe else [])
+    if path is None:
+        return form
+    wanted = [recipe.data.id_column, *form.columns] if recipe else []
+    sample, fault = _read(path, wanted, rerun, form.warnings)
     if sample is None:
-        return asked
-    wanted = [recipe.data.id_column, *asked.columns] if recipe else []
-    form, fault = _attempt(sample, wanted, rerun, asked.warnings)
-    if form is None and not (rerun and recipe):
-        raise fault
-    if form is None:
-        asked.warnings.append(str(fault))
-        return asked
-    asked.ids = form[recipe.data.id_column if recipe else form.columns[0]]
-    there = [column for column in form.columns if column != asked.ids.name]
+        if not (rerun and recipe):
+            raise fault
+        form.warnings.append(str(fault))
+        return form
+    form.ids = sample[recipe.data.id_column if recipe else sample.columns[0]]
+    targets = [column for column in sample.columns if column != form.ids.name]
     try:
-        check_columns(form, [asked.ids.name, *(asked.columns if recipe else there)])
-        asked.columns = there
-    except Fb3Error as differ:
-        asked.error = differ
-    return asked
+        check_columns(sample, [form.ids.name, *(form.columns if recipe else targets)])
+        form.columns = targets
+    except Fb3Error as error:
+        form.error = error
+    return form
 
 
-def add_essays(asked: SubmissionForm, source: Path, recipe: Recipe | None, *, own_order: bool, rerun: bool) -> None:
-    """Reads the essays; `ids` become theirs where there is no sample, and where theirs are others and are to win.
+def read_test(form: SubmissionForm, path: Path, recipe: Recipe | None, *, own_order: bool, rerun: bool) -> None:
+    """Reads the essays into the form, and decides whether the submission has their rows or the sample's.
 
     Args:
-        asked: as `asked_by_sample` gives it.
-        source: test.csv, or the file in its place.
-        recipe: names the texts' columns; none: only ids are read.
-        own_order: where none of the source's ids is in the sample, its rows are asked for all the same.
+        form: as `read_sample` returns it.
+        path: test.csv, or the file in its place.
+        recipe: names the columns of ids and texts; none: only ids are read.
+        own_order: where the file has none of the sample's ids, the submission gets the file's rows.
         rerun: this is the run on the hidden rows.
 
     Raises:
-        Fb3Error: no ids can be told.
+        Fb3Error: neither file gives ids.
     """
-    identifier = recipe.data.id_column if recipe else asked.ids.name
+    identifier = recipe.data.id_column if recipe else form.ids.name
     texts = recipe.data.text_columns() if recipe else ()
-    known, fault = _attempt(source, [identifier, *texts], rerun, asked.warnings)
-    asked.essays, asked.error = known, fault or asked.error
+    table, fault = _read(path, [identifier, *texts], rerun, form.warnings)
+    form.essays, form.error = table, fault or form.error
     if fault and rerun:
-        known, _ = _attempt(source, [identifier], rerun, [])
-    if known is None and (asked.ids is None or (own_order and not rerun)):
+        table, _ = _read(path, [identifier], rerun, [])
+    if table is not None:
+        _choose_rows(form, table[identifier], path, own_order, rerun)
+    elif form.ids is None or (own_order and not rerun):
         raise fault
-    if known is not None:
-        _settle_ids(asked, known[identifier], source, own_order, rerun)
 
 
-def _settle_ids(asked: SubmissionForm, ids: pd.Series, source: Path, own_order: bool, rerun: bool) -> None:
-    """The essays' ids against the sample's."""
-    if asked.ids is None:
-        asked.ids = ids
+def _choose_rows(form: SubmissionForm, ids: pd.Series, path: Path, own_order: bool, rerun: bool) -> None:
+    """Takes the essays' ids where the sample has none, or others that are not to win."""
+    if form.ids is None:
+        form.ids = ids
         return
     try:
-        check_same_ids(ids, asked.ids, str(source))
-    except Fb3Error as apart:
-        if own_order and not set(ids) & set(asked.ids):
-            say(f"{source}: other ids than the sample's; the rows keep the order of {source.name}")
+        check_same_ids(ids, form.ids, path)
+    except Fb3Error as error:
+        if own_order and not set(ids) & set(form.ids):
+            say(f"{path}: other ids than the sample's; the rows keep the order of {path.name}")
         elif rerun:
-            asked.warnings.append(f"{apart}. The submission has the rows of {source.name}, because those are scored")
+            form.warnings.append(f"{error}. The submission has the rows of {path.name}, because those are scored")
         else:
-            asked.error = asked.error or apart
+            form.error = form.error or error
             return
-        asked.ids = ids
+        form.ids = ids
 
 
-def _attempt(
+def _read(
     path: Path, wanted: Sequence[str], rerun: bool, warnings: list[str]
 ) -> tuple[pd.DataFrame | None, Exception | None]:
-    """A table with ids as they must be, or why there is none; in a rerun, rows of bad ids are left out instead.
+    """A table of unique ids, or the error that stands against it. A rerun leaves rows of bad ids out instead.
 
-    wanted: the column of the ids first; none: the table's first.
+    wanted: columns, the ids' first; none: the table's first column holds the ids.
     """
     try:
         table = read_table(path, wanted)
@@ -125,3 +128,37 @@ def _attempt(
         return table, None
     except Exception as error:
         return None, error
+
+
+def check_form(ids: pd.Series, sample: pd.DataFrame, targets: list[str], source: Path) -> None:
+    """Compares a file's ids and columns with the sample submission's.
+
+    Args:
+        ids: the file's, named as the id column.
+        sample: the sample submission; only its ids and columns are looked at.
+        targets: the columns that are predicted.
+        source: the file, named in the errors.
+
+    Raises:
+        Fb3Error: the ids or the columns differ; gives counts and examples.
+    """
+    check_columns(sample, [ids.name, *targets])
+    check_same_ids(ids, sample[ids.name], source)
+
+
+def check_columns(sample: pd.DataFrame, columns: list[str]) -> None:
+    """Compares the sample submission's columns with the id column and the predicted ones.
+
+    Raises:
+        Fb3Error: they differ.
+    """
+    if set(columns) != set(sample.columns):
+        raise Fb3Error(
+            f"{COMPETITION_MARKER} has the columns {list(sample.columns)}, the predictions {columns}; "
+            "set data.id_column and data.target_columns to the sample's when training"
+        )
+
+
+def check_same_ids(ids: pd.Series, sample_ids: pd.Series, source: Path) -> None:
+    """Compares a file's ids with the sample submission's; raises as `match_ids` does."""
+    match_ids(ids, sample_ids, source, COMPETITION_MARKER, "; take both from the same download")

@@ -1,23 +1,32 @@
-"""submission.csv: arranged as sample_submission.csv, checked, and valid from the first moment on."""
+"""submission.csv: valid from the first moment on, first with the training means, then with better predictions."""
 
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from fb3.bundles.bundle import Bundle
+from fb3.data.ids import check_unique
 from fb3.errors import Fb3Error
-from fb3.system.files import write_csv
+from fb3.recipe import Recipe
+from fb3.submission.form import SubmissionForm
+from fb3.submission.summary import Summary
+from fb3.system.file_names import FOLD_JSON
+from fb3.system.files import read_json, write_csv
+from fb3.system.progress import say
 
 
-class Standing:
-    """The submission that stands: first the training means, then better predictions as they come.
+class SubmissionFile:
+    """A submission on disk, checked and whole at every moment.
 
     Args:
-        ids: of its rows, in their order; named as the id column.
-        means: what every row holds at first, by target, in the order of the columns.
+        ids: one a row, in order; named as the id column.
+        means: the value that every row holds at first, by target, in the order of the columns.
         bounds: lowest and highest value.
-        out: the file, written whole or not at all.
+        out: the file.
     """
 
     def __init__(self, ids: pd.Series, means: Mapping[str, float], bounds: tuple[float, float], out: Path) -> None:
@@ -27,7 +36,7 @@ class Standing:
         self.table = pd.DataFrame(rows, columns=self.columns, index=pd.Index(ids, name=ids.name))
         self.update(ids.iloc[:0], rows[:0])
 
-    def update(self, ids: np.ndarray | pd.Series, values: np.ndarray) -> pd.DataFrame:
+    def update(self, ids: np.ndarray | pd.Series, values: np.ndarray) -> None:
         """Puts in values (N, K), in the order of `means`, clipped to the bounds, and writes the file anew.
 
         Raises:
@@ -39,70 +48,55 @@ class Standing:
         check_values(submission, *self.bounds)
         write_csv(submission, self.out)
         self.table = table
-        return submission
-
-
-def check_form(ids: pd.Series, sample: pd.DataFrame, targets: list[str], source: str) -> None:
-    """Compares the essays with the sample submission.
-
-    Args:
-        ids: of the essays.
-        sample: the sample submission; only its ids and columns are looked at.
-        targets: what is predicted.
-        source: the essays' file, named in the errors.
-
-    Raises:
-        Fb3Error: the ids or the columns differ; gives both counts and examples.
-    """
-    check_columns(sample, [ids.name, *targets])
-    check_same_ids(ids, sample[ids.name], source)
-
-
-def check_columns(sample: pd.DataFrame, columns: list[str]) -> None:
-    """Compares the sample submission's columns with those that are predicted, the ids' first.
-
-    Raises:
-        Fb3Error: they differ.
-    """
-    if set(columns) != set(sample.columns):
-        raise Fb3Error(
-            f"sample_submission.csv has the columns {list(sample.columns)}, the predictions {columns}; "
-            "set data.id_column and data.target_columns to the sample's when training"
-        )
-
-
-def check_same_ids(ids: pd.Series, wanted: pd.Series, source: str) -> None:
-    """Compares the essays' ids with the sample submission's.
-
-    Raises:
-        Fb3Error: they differ; gives both counts and examples.
-    """
-    have, want = set(ids), set(wanted)
-    if have != want:
-        absent, extra = sorted(want - have), sorted(have - want)
-        raise Fb3Error(
-            f"{source} and sample_submission.csv hold different ids: {len(extra)} only in {source} {extra[:5]}, "
-            f"{len(absent)} only in sample_submission.csv {absent[:5]}; take both from the same download"
-        )
 
 
 def check_values(submission: pd.DataFrame, minimum: float, maximum: float) -> None:
-    """Refuses what the competition would refuse or score badly.
+    """Refuses values that the competition would refuse or score badly.
 
     Raises:
         Fb3Error: an empty table, duplicate ids, a NaN, or a value outside [minimum, maximum]; names the row.
     """
-    identifier = submission.columns[0]
+    ids = submission.iloc[:, 0]
     if submission.empty:
         raise Fb3Error("the submission has no row")
-    if (twice := submission[identifier][submission[identifier].duplicated()]).size:
-        raise Fb3Error(f"the submission has duplicate ids: {twice.head(5).tolist()}")
+    check_unique(ids, "the submission")
     values = submission.iloc[:, 1:].to_numpy(np.float32)  # as predicted: the bounds must be rounded alike
     bad = ~np.isfinite(values) | (values < np.float32(minimum)) | (values > np.float32(maximum))
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise Fb3Error(
             f"the submission has {bad.sum()} values that are not between {minimum} and {maximum}, first "
-            f"{values[row, column]} at {identifier} {submission[identifier].iloc[row]}, "
-            f"column {submission.columns[column + 1]}"
+            f"{values[row, column]} at {ids.name} {ids.iloc[row]}, column {submission.columns[column + 1]}"
         )
+
+
+def write_first_file(
+    form: SubmissionForm, bundle: Bundle, recipe: Recipe | None, out: Path, summary: Summary
+) -> SubmissionFile:
+    """Writes the training means, averaged over all folds that can be read, into every row that the form asks for."""
+    bounds = (recipe.task.minimum, recipe.task.maximum) if recipe else (-np.inf, np.inf)
+    found = _training_means(bundle, form.columns)
+    if not found:
+        say(f"{bundle.path}: no fold tells its training means; the middle of the range stands in")
+        found = [dict.fromkeys(form.columns, sum(bounds) / 2 if recipe else 0.0)]
+    means = {column: float(np.mean([fold[column] for fold in found])) for column in form.columns}
+    submission = SubmissionFile(form.ids, means, bounds, out)
+    summary.phase("first file")
+    say(f"{out}: {len(form.ids)} rows of training means stand after {time.monotonic() - summary.start:.1f} s")
+    return submission
+
+
+def _training_means(bundle: Bundle, columns: list[str]) -> list[dict[str, float]]:
+    found = []
+    for _, _, folds in bundle.runs():
+        for file in (fold / FOLD_JSON for fold in folds):
+            try:
+                bundle.check(file.relative_to(bundle.path).as_posix())
+                means = read_json(file, {"target_means": dict})["target_means"]
+                numbers = {column: float(means[column]) for column in columns}
+                if not all(map(math.isfinite, numbers.values())):
+                    raise Fb3Error(f"{file}: target_means are {numbers}")
+                found.append(numbers)
+            except Exception as error:  # the first file must stand whatever a fold says
+                say(f"{error if isinstance(error, Fb3Error) else f'{file}: {error!r}'}: its means are not used")
+    return found

@@ -1,4 +1,4 @@
-"""What happened to each fold of an inference: said at once, summed up at the end, written beside the submission."""
+"""The report of an inference: each fold's fate, told at once, summed up at the end, written beside the submission."""
 
 import sys
 import time
@@ -15,9 +15,9 @@ from fb3.system.progress import say
 class Summary:
     """The folds and phases of one inference.
 
-    path: of the report. start: by time.monotonic(). folds: name, status and seconds or reason. phases: seconds from the
-    start to their ends. flops: of one fold of each run. warnings: faults of the competition's files. error: what
-    stopped it. partial: whether a fold that was cut off is in the submission.
+    path: the report's file. start: by time.monotonic(). folds: name, status, and seconds or reason of each. phases:
+    seconds from the start to the end of each. flops: of one fold of each run. warnings: faults of the competition's
+    files. partial: whether a fold that was cut off is in the submission. error: the reason why inference stopped.
     """
 
     path: Path
@@ -29,36 +29,34 @@ class Summary:
     partial: bool = False
     error: str | None = None
 
-    def begin(self) -> None:
-        """Takes an older report away, so that it does not stand beside a newer submission."""
-        with suppress(OSError):
+    def __post_init__(self) -> None:
+        with suppress(OSError):  # an older report must not stand beside a newer submission
             self.path.unlink(missing_ok=True)
 
     def phase(self, name: str) -> None:
-        """Seconds since the start at which a phase was done."""
+        """Records the end of a phase."""
         self.phases[name] = round(time.monotonic() - self.start, 2)
 
     def warn(self, warnings: list[str]) -> None:
-        """Faults of the competition's files, said at once and once more at the end."""
+        """Tells faults of the competition's files now, and once more at the end."""
         self.warnings += warnings
         for warning in warnings:
             say(f"WARNING: {warning}")
 
     def used(self, name: str, seconds: float) -> None:
-        """A fold that is in the submission."""
+        """Records a fold that is in the submission."""
         self.folds.append({"fold": name, "status": "used", "seconds": round(seconds, 2)})
 
     def left_out(self, name: str, reason: str, status: str = "left out") -> None:
-        """A fold that is not in the submission, or not as a whole."""
+        """Records a fold that is not in the submission, or not as a whole."""
         self.folds.append({"fold": name, "status": status, "reason": reason})
         say(f"WARNING: {name} {status}: {reason}")
 
     def finish(self, out: Path, rows: int) -> None:
-        """Says it loudly where not all folds are in, and writes the report."""
+        """Warns of each fold that is not in the submission, and writes the report."""
         self.phase("all")
         used = sum(fold["status"] == "used" for fold in self.folds)
-        lines = [f"{out}: {rows} rows from {used} of {len(self.folds)} folds"]
-        lines[0] += f" in {self.phases['all']:.1f} s"
+        lines = [f"{out}: {rows} rows from {used} of {len(self.folds)} folds in {self.phases['all']:.1f} s"]
         lines += [f"WARNING: {warning}" for warning in self.warnings]
         for fold in self.folds:
             if fold["status"] != "used":
@@ -69,12 +67,12 @@ class Summary:
         try:
             content |= {"phases": self.phases, "flops": self.flops, "peak_memory": peak_memory()}
             write_json(content, self.path)
-        except ValueError as error:  # an Fb3Error, or a name that is no UTF-8; a report is not worth a submission
+        except ValueError as error:  # a failed write, or a name that is no UTF-8, must not cost the submission
             say(f"WARNING: {error}")
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most, and the largest of its children that have ended."""
+    """Most bytes that this process has held, plus the most of the largest child that has ended."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,39 +1,51 @@
-"""Work ahead: the next piece is made in a thread while the one before it is used."""
+"""Work that a thread begins before its result is wanted."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import TypeVar
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
 
 
-def made_ahead(make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
-    """As `map` does, in the same order, in one thread that is one piece ahead.
+def in_background(make: Callable[[Job], Made], jobs: Sequence[Job]) -> list[Future[Made]]:
+    """Begins with `make(job)` for each job, one after the other in a thread of its own.
+
+    The thread is a daemon: work that hangs, on a disk for example, does not keep the process from ending. Where no
+    thread can be had, all the work is done at once in this one.
+
+    Returns:
+        One future a job. `result` raises the job's error; a job that is cancelled before it begins is skipped.
+    """
+    futures: list[Future[Made]] = [Future() for _ in jobs]
+
+    def work() -> None:
+        for job, future in zip(jobs, futures, strict=True):
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(make(job))
+                except BaseException as error:  # else who waits for the result would wait for ever
+                    future.set_exception(error)
+
+    try:
+        Thread(target=work, name="fb3-background", daemon=True).start()
+    except RuntimeError:
+        work()
+    return futures
+
+
+def prefetch(make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
+    """`map(make, jobs)`, where a thread makes the next piece while the caller uses the one before it.
 
     An error is raised where its piece would come. Closed early, it waits for the piece at hand and makes no other.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="fb3-ahead")
+    coming: list[Future[Made]] = []
     try:
-        coming: Future[Made] | None = None
         for job in jobs:
-            ready, coming = coming, begun(pool, make, job)
-            if ready:
-                yield ready.result()
-        if coming:
-            yield coming.result()
+            ready = [future.result() for future in coming]
+            coming = in_background(make, [job])
+            yield from ready
+        yield from (future.result() for future in coming)
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def begun(pool: ThreadPoolExecutor, make: Callable[[Job], Made], job: Job) -> Future[Made]:
-    """A piece that is made in a thread, or at once where there is none to be had."""
-    try:
-        return pool.submit(make, job)
-    except RuntimeError:
-        done: Future[Made] = Future()
-        try:
-            done.set_result(make(job))
-        except Exception as error:
-            done.set_exception(error)
-        return done
+        wait(coming)

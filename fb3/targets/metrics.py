@@ -6,9 +6,9 @@ import numpy as np
 
 
 class Score(NamedTuple):
-    """A score of predictions against truths.
+    """The score of predictions against truths.
 
-    overall: the competition's metric. columns: the same per column. loss: mean validation loss, NaN where unknown.
+    overall: the competition's metric. columns: the metric of each. loss: mean validation loss, NaN where unknown.
     """
 
     overall: float

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fb3.data.augmentation.draw import augmented
+from fb3.data.augmentation.augmented_essays import augment_essays
 from fb3.data.batches import collate, steps_per_epoch
 from fb3.data.folds import FoldSplit
 from fb3.data.tokens import Encoded
@@ -49,7 +49,7 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
         scorer.beside.fit(session.encoded.statistics[split.train_rows])
     task = build_task(recipe).to(accelerator.device)  # the fold's own: it may learn
     scorer.head.start_at(task.first_bias(torch.from_numpy(session.targets[split.train_rows])))
-    shortest = split.train_rows[session.encoded.costs[split.train_rows].argmin()]
+    shortest = split.train_rows[session.encoded.total_lengths[split.train_rows].argmin()]
     check_reload(scorer, recipe, session.out / "encoder", collate(session.encoded, np.array([shortest])))
     scorer.to(accelerator.device)
     scaled = session.precision == "fp16"
@@ -105,7 +105,7 @@ def _training_essays(session: Session, seed: int) -> Encoded:
     if not data.augment:
         return session.encoded
     own = _own_seed(session, seed)
-    return augmented(session.encoded, session.texts, session.tokenizer, data, data.augment, own)
+    return augment_essays(session.encoded, session.texts, session.tokenizer, data, data.augment, own)
 
 
 def _training_task(session: Session, task: Task, seed: int) -> Task:
@@ -114,6 +114,6 @@ def _training_task(session: Session, task: Task, seed: int) -> Task:
     if not settings:
         return task
     own = _own_seed(session, seed + _APART)
-    changed = augmented(essays.encoded, essays.texts, session.tokenizer, data, settings.augment, own)
+    changed = augment_essays(essays.encoded, essays.texts, session.tokenizer, data, settings.augment, own)
     at, of = session.accelerator.process_index, session.accelerator.num_processes
     return UDA(task, settings, essays.encoded, changed, seed + _APART, at, of)

@@ -93,7 +93,9 @@ class Loop:
             while step.number < steps:
                 step.epoch, place = divmod(step.number, per_epoch)
                 if batches is None or place == 0:
-                    batches = training_batches(self.encoded.costs, rows, self.settings.batch_size, seed, step.epoch)
+                    batches = training_batches(
+                        self.encoded.total_lengths, rows, self.settings.batch_size, seed, step.epoch
+                    )
                 self.optimizer_step(step, batches[place * size : (place + 1) * size], window)
                 step.number += 1
                 step.progress = step.number / steps

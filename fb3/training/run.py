@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.essays import read_essays, training_files
-from fb3.data.folds import FoldSplit, make_folds, sampled
+from fb3.data.folds import FoldSplit, make_folds, take_sample
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error, Stopped
 from fb3.models.backbone_files import SECOND_KEY, check_backbone
@@ -75,7 +75,7 @@ def train(
     check_backbone(recipe.model.backbone)
     if recipe.model.stitch:
         check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
-    essays = sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
     unlabelled = _unlabelled(recipe, data)
     begun = is_begun_run(out)
     with alone(out, "fb3 train") if is_main_process() else nullcontext():
@@ -150,7 +150,7 @@ def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
     Raises:
         Fb3Error: a train.csv that cannot be read, or that the recipe cannot split.
     """
-    essays = sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
     return [split.fold for split in make_folds(essays, recipe)]
 
 

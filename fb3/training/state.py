@@ -38,7 +38,7 @@ def own_state(loop: "Loop") -> Tree:
     """What each process has of its own."""
     return {
         "random": random_state(loop.accelerator.device),
-        "essays": loop.encoded.state(),
+        "essays": loop.encoded.state_dict(),
         "task": loop.task.state(),
         "window": loop.window.state(),
     }
@@ -77,7 +77,7 @@ def load_own(loop: "Loop", state: Tree) -> None:
     """Puts back what `own_state` gave; the generators last, so that nothing draws after them."""
     loop.task.load(state["task"])
     loop.window.load(state["window"])
-    loop.encoded.load(state["essays"])
+    loop.encoded.load_state_dict(state["essays"])
     restore_random_state(state["random"], loop.accelerator.device)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.essays import read_essays, training_files
+from fb3.data.ids import match_ids
 from fb3.data.tables import FOLD_COLUMN, read_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
@@ -34,9 +35,9 @@ def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: d
                     "that one's folder with --data DIR"
                 )
     with run.part(f"folds.csv and the truths in {OOF}: those of train.csv"):
-        from fb3.data.folds import sampled
+        from fb3.data.folds import take_sample
 
-        essays = sampled(read_essays(run.data / "train.csv", recipe.data, recipe.task), recipe)
+        essays = take_sample(read_essays(run.data / "train.csv", recipe.data, recipe.task), recipe)
         _check_split(run, recipe, essays, table, finished)
         if (run.path / OOF).is_file():
             _check_truths(run, recipe, essays)
@@ -48,8 +49,10 @@ def _check_split(
     from fb3.data.folds import fold_table, make_folds
 
     path, identifier = run.path / "folds.csv", recipe.data.id_column
-    if differ := sorted(set(table[identifier]) ^ set(essays[identifier])):
-        run.add("FAULT", f"{path}: {len(differ)} ids are only there or only in {run.data / 'train.csv'} {differ[:3]}")
+    try:
+        match_ids(table[identifier], essays[identifier], path, run.data / "train.csv")
+    except Fb3Error as error:
+        run.add("FAULT", str(error))
         return
     made = fold_table(essays, make_folds(essays, recipe), identifier).set_index(identifier)[FOLD_COLUMN]
     moved = table[made.loc[table[identifier]].to_numpy() != table[FOLD_COLUMN].to_numpy()]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from fb3.data.tables import FOLD_COLUMN, check_ids, read_numbers, read_table, whole_numbers
+from fb3.data.ids import check_ids, match_ids
+from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.fold_json import ids_hash, is_finished
@@ -160,16 +161,10 @@ def _check_saves(run: RunCheck, folder: Path) -> None:
 def _check_out_of_fold(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
     path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
     found = read_numbers(path, identifier, [*[TRUTH + column for column in columns], *columns])
-    have = set(zip(found[identifier], found[FOLD_COLUMN], strict=True))
     rows = table[table[FOLD_COLUMN].isin(list(finished))]
-    want = set(zip(rows[identifier], rows[FOLD_COLUMN], strict=True))
-    if have != want:
-        absent, extra = sorted(want - have), sorted(have - want)
-        mend = f"{run.again}{', or let `fb3 train` end the fold' if run.packed is None else ''}"
-        raise Fb3Error(
-            f"{path}: not the essays that folds.csv gives to the finished folds {[*finished]}: {len(absent)} missing "
-            f"{absent[:2]}, {len(extra)} too many {extra[:2]}; {mend}"
-        )
+    have, want = (list(zip(each[identifier], each[FOLD_COLUMN], strict=True)) for each in (found, rows))
+    mend = f"; {run.again}{', or let `fb3 train` end the fold' if run.packed is None else ''}"
+    match_ids(have, want, path, f"the finished folds {[*finished]} of folds.csv", mend)
 
 
 def _check_scores(run: RunCheck, recipe: Recipe, finished: dict[int, Path]) -> None:

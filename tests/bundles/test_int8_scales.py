@@ -134,5 +134,5 @@ def test_other_essays_are_refused(run, competition, tmp_path):
     other = tmp_path / "data"
     other.mkdir()
     pd.read_csv(competition / "train.csv").iloc[:20].to_csv(other / "train.csv", index=False)
-    with pytest.raises(Fb3Error, match=r"ids are not in train\.csv"):
+    with pytest.raises(Fb3Error, match=r"train\.csv and .*oof\.csv hold different ids: \d+ only in"):
         write_bundle([run], tmp_path / "bundle", int8=calibrate(other))

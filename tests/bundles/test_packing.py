@@ -20,7 +20,7 @@ from fb3.recipe import load_recipe
 from fb3.recipe.data import TextSettings
 from fb3.rehearsal.rehearsal import rehearse
 from fb3.runs.run_folder import Member, in_turn
-from fb3.submission.background import Checks
+from fb3.submission.background import FoldChecks
 from fb3.submission.inference import infer
 from fb3.system.files import replacing, sha256, write_text
 from fb3.training.run import train
@@ -315,11 +315,10 @@ def test_folds_are_checked_ahead_of_their_turns_and_each_fault_is_its_own(bundle
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    checks = Checks(packed, folders)
+    checks = FoldChecks(packed, folders)
     checks.wait(folders[0])
     ahead = checks._begun[folders[1]]  # nobody has asked for it yet
-    ahead.join(60)
-    assert ahead.error is not None
+    assert ahead.exception(60) is not None
     for _ in range(2):
         with pytest.raises(Fb3Error, match="its hash is not the packed file's"):
             checks.wait(folders[1])
@@ -328,7 +327,7 @@ def test_folds_are_checked_ahead_of_their_turns_and_each_fault_is_its_own(bundle
 def test_a_fold_is_checked_whatever_came_before_it(bundle):
     packed = read_bundle(bundle)
     (member,) = packed.members()
-    checks = Checks(packed, [])
+    checks = FoldChecks(packed, [])
     checks.wait(member.folds[1])
     assert checks._begun.keys() == {member.folds[1]}
 
@@ -350,7 +349,7 @@ def test_where_no_thread_is_to_be_had_folds_are_checked_all_the_same(bundle, tmp
     (member,) = packed.members()
     with (member.folds[1] / "model.safetensors").open("r+b") as file:
         file.write(b"other")
-    checks = Checks(packed, member.folds)
+    checks = FoldChecks(packed, member.folds)
     checks.wait(member.folds[0])
     with pytest.raises(Fb3Error, match="its hash is not the packed file's"):
         checks.wait(member.folds[1])

@@ -99,7 +99,7 @@ def test_other_essays_are_refused(run, competition, tmp_path):
     data = copied(competition, tmp_path / "data")
     essays = pd.read_csv(data / "train.csv", dtype=str).iloc[:30]
     essays.to_csv(data / "train.csv", index=False)
-    with pytest.raises(Fb3Error, match=r"of its ids are not in train\.csv"):
+    with pytest.raises(Fb3Error, match=r"train\.csv and .*oof\.csv hold different ids: \d+ only in .*; give the f"):
         pack(run, tmp_path, data=data)
 
 

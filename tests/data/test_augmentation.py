@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from fb3.data.augmentation.draw import augmented
+from fb3.data.augmentation.augmented_essays import augment_essays
 from fb3.data.augmentation.text_changes import mistyped, read_synonyms, replaced, shuffled
 from fb3.data.augmentation.token_changes import change, spliced
 from fb3.data.tokens import tokenise
@@ -68,7 +68,7 @@ def tokenizer(texts):
 def test_special_tokens_stay_and_a_seed_fixes_the_draws(tokenizer, texts):
     data, chosen = DataSettings(max_length=64), AugmentSettings(mask=0.3, delete=0.2, swap=0.2)
     encoded = tokenise(texts[:5], tokenizer, 0, data)
-    one, two, other = (augmented(encoded, texts, tokenizer, data, chosen, seed) for seed in (1, 1, 2))
+    one, two, other = (augment_essays(encoded, texts, tokenizer, data, chosen, seed) for seed in (1, 1, 2))
     rows = np.repeat(np.arange(5), 2)
     draws = [each.draw(rows, None)[0] for each in (one, two, other)]
     for a, b in zip(draws[0], draws[1], strict=True):
@@ -88,8 +88,8 @@ def test_a_tokenizer_without_a_mask_is_told():
     bare = Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?"))
     encoded = tokenise(["a a"], bare, 0, DataSettings())
     with pytest.raises(Fb3Error, match="neither"):
-        augmented(encoded, ["a a"], bare, DataSettings(), AugmentSettings(mask=0.1), 0)
-    deleting = augmented(encoded, ["a a"], bare, DataSettings(), AugmentSettings(delete=0.5), 0)
+        augment_essays(encoded, ["a a"], bare, DataSettings(), AugmentSettings(mask=0.1), 0)
+    deleting = augment_essays(encoded, ["a a"], bare, DataSettings(), AugmentSettings(delete=0.5), 0)
     assert len(deleting.draw(np.array([0]), None)[0]) == 1
 
 
@@ -147,7 +147,7 @@ def test_a_splice_is_never_longer_than_the_longer(one, other, share):
 def test_mixed_essays_have_mixed_targets(tokenizer, texts):
     data = DataSettings(max_length=64)
     encoded = tokenise(texts[:4], tokenizer, 0, data)
-    mixing = augmented(encoded, texts, tokenizer, data, AugmentSettings(mix=0.99), 1)
+    mixing = augment_essays(encoded, texts, tokenizer, data, AugmentSettings(mix=0.99), 1)
     targets = np.eye(4, dtype=np.float32)
     rows, mixed = mixing.draw(np.arange(4), targets)
     assert np.allclose(mixed.sum(1), 1)
@@ -163,8 +163,8 @@ def test_mixed_essays_have_mixed_targets(tokenizer, texts):
 def test_text_is_changed_before_it_is_tokenised(tokenizer, texts):
     data = DataSettings(max_length=256)
     encoded = tokenise(texts[:1], tokenizer, 0, data)
-    changed = augmented(encoded, texts, tokenizer, data, AugmentSettings(shuffle=0.99), 3).draw(np.array([0]), None)[0][
-        0
-    ]
+    changed = augment_essays(encoded, texts, tokenizer, data, AugmentSettings(shuffle=0.99), 3).draw(
+        np.array([0]), None
+    )[0][0]
     assert not np.array_equal(changed, encoded.rows[0])
     assert sorted(changed) == sorted(encoded.rows[0])

@@ -1,4 +1,4 @@
-"""Sliding windows: they cover an essay, keep its frame, and are nothing where a text fits."""
+"""Sliding windows: they cover an essay, keep prefix and suffix, and are nothing where a text fits."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from fb3.data.batches import collate, inference_batches
-from fb3.data.tokens import Encoded, Slicer, tokenise
+from fb3.data.tokens import Encoded, tokenise
+from fb3.data.windows import WindowSplitter
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.models.from_scratch import train_tokenizer
@@ -26,11 +27,11 @@ from fb3.tasks.build import build_task
     prefix=st.integers(0, 2),
     suffix=st.integers(0, 1),
 )
-def test_windows_cover_every_token_within_their_length_and_keep_the_frame(inner, length, share, prefix, suffix):
+def test_windows_cover_every_token_within_their_length_and_keep_prefix_and_suffix(inner, length, share, prefix, suffix):
     room = length - prefix - suffix
     stride = None if share is None else max(1, int(share * room))
     tokens = np.array([*range(-prefix, 0), *range(inner), *[999] * suffix])
-    windows = Slicer(length, stride, prefix, suffix).windows(tokens)
+    windows = WindowSplitter(length, stride, prefix, suffix).split(tokens)
     assert all(len(window) <= length for window in windows)
     assert {t for w in windows for t in w} == set(tokens)
     parts = [window[prefix : len(window) - suffix] for window in windows]
@@ -67,9 +68,9 @@ def test_a_batch_knows_whose_windows_are_whose(tokenizer, texts):
 
 
 def test_the_token_budget_counts_all_windows():
-    slicer = Slicer(8, 4, 0, 0)
+    splitter = WindowSplitter(8, 4, 0, 0)
     rows = [np.arange(n) for n in (30, 20, 8, 5, 3)]
-    encoded = Encoded(rows, 0, np.array([sum(map(len, slicer.windows(row))) for row in rows]), slicer)
+    encoded = Encoded(rows, 0, np.array([sum(map(len, splitter.split(row))) for row in rows]), splitter)
     for batch in inference_batches(encoded.lengths, np.arange(5), 100):
         assert collate(encoded, batch)["input_ids"].numel() <= 100
 
@@ -115,7 +116,7 @@ def long_essay(run, tiny, texts):
     torch.nn.init.normal_(scorer.head.linear.weight)
     tokenizer = Tokenizer.from_file(str(run / "encoder" / "tokenizer.json"))
     encoded = tokenise([texts[0][:60], " ".join(texts[:5]), texts[1][:80]], tokenizer, 0, data)
-    assert encoded.costs[1] > 400
+    assert encoded.total_lengths[1] > 400
     return scorer, build_task(recipe), encoded, np.arange(3)
 
 
@@ -149,7 +150,7 @@ def test_windows_of_one_essay_beyond_the_budget_are_computed_in_parts(long_essay
     np.testing.assert_allclose(parted.values, plain.values, atol=1e-5)
     seen.clear()
     scorer(collate(encoded, np.array([1])))
-    assert seen == [len(encoded.slicer.windows(encoded.rows[1]))]
+    assert seen == [len(encoded.splitter.split(encoded.rows[1]))]
 
 
 def test_an_essay_whose_windows_memory_does_not_hold_is_halved_down_to_one(long_essay, most_inputs, capsys):
@@ -159,7 +160,7 @@ def test_an_essay_whose_windows_memory_does_not_hold_is_halved_down_to_one(long_
     parted = predict(*long_essay, token_budget=10**6, shown=False)
     np.testing.assert_allclose(parted.values, plain.values, atol=1e-5)
     said = capsys.readouterr().err
-    assert f"out of memory with one essay of {encoded.costs[1]} tokens; now " in said
+    assert f"out of memory with one essay of {encoded.total_lengths[1]} tokens; now " in said
     assert set(seen[-3:]) <= {1, 2, 3}
     most_inputs(0, scorer)
     with pytest.raises(Fb3Error, match="memory does not suffice for one window of 16 tokens"):

@@ -124,7 +124,7 @@ def test_the_first_batch_is_part_of_the_work_and_the_others_fill_the_memory(part
     scorer, task, encoded, ids = parts
     plain = predict(scorer, task, encoded, ids, shown=False)
     memory, sizes, real = Memory(1000, 10**9), [], prediction._begin
-    longest, found = int(encoded.costs.max()), {}
+    longest, found = int(encoded.total_lengths.max()), {}
 
     def counted(scorer, task, batch, device):
         memory.tokens = batch["input_ids"].numel()

@@ -67,7 +67,7 @@ def test_a_sound_bundle_passes_on_the_public_files_and_in_both_layouts(
 
 def test_an_import_that_the_image_lacks_is_named(bundle, competition, image, tmp_path, without_network):
     broken = rewritten(
-        copied(bundle, tmp_path / "b"), "fb3/submission/workers.py", lambda text: "import iterstrat\n" + text
+        copied(bundle, tmp_path / "b"), "fb3/submission/device_pool.py", lambda text: "import iterstrat\n" + text
     )
     report = rehearse(broken, competition, image, rows=12)
     assert not report.passed
@@ -76,14 +76,14 @@ def test_an_import_that_the_image_lacks_is_named(bundle, competition, image, tmp
 
 def test_a_try_to_reach_the_network_fails_and_is_told(bundle, competition, image, tmp_path, without_network):
     hub = "import urllib.request\nurllib.request.urlopen('http://192.0.2.1/model', timeout=5)\n"
-    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/submission/workers.py", lambda text: hub + text)
+    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/submission/device_pool.py", lambda text: hub + text)
     report = rehearse(broken, competition, image, rows=12)
     assert "unreachable" in report.text()
 
 
 def test_inputs_are_read_only(bundle, competition, image, tmp_path, without_network):
     write = "from pathlib import Path\nPath(__file__).with_name('x').write_text('')\n"
-    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/submission/workers.py", lambda text: write + text)
+    broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/submission/device_pool.py", lambda text: write + text)
     report = rehearse(broken, competition, image, rows=12)
     assert "Read-only file system" in report.text()
     assert not (broken / "fb3" / "x").exists()

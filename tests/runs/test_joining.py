@@ -88,4 +88,4 @@ def test_other_recipes_data_and_splits(halves, tmp_path):
         file.write(b"x")
     refused("copy the run again")
     (other / "oof.csv").write_text("".join((other / "oof.csv").read_text().splitlines(keepends=True)[:-1]))
-    refused(r"not the essays of folds \[1\]")
+    refused(r"oof\.csv and folds \[1\] of .* hold different ids: 0 only in .*, 1 only in .*; copy the run again")

@@ -30,11 +30,11 @@ def test_scores_are_matched_by_id(tmp_path, truth):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([["x", 1, 2]], r"1 only in .*truth.csv \['y'\]; --subset"),
-        ([["x", 1, 2], ["y", 1, 2], ["z", 1, 2]], r"1 ids only in .*p.csv \['z'\]"),
+        ([["x", 1, 2]], r"1 only in .*truth.csv \['y'\], 0 only in .*p.csv \[\]; --subset"),
+        ([["x", 1, 2], ["y", 1, 2], ["z", 1, 2]], r"0 only in .*truth.csv \[\], 1 only in .*p.csv \['z'\]"),
         ([["x", 1, 2], ["x", 1, 2]], "duplicate ids"),
-        ([["x", 1, "high"], ["y", 1, 2]], "'high' is no number, text_id x, column b"),
-        ([["x", 1, None], ["y", 1, 2]], "'' is no number"),
+        ([["x", 1, "high"], ["y", 1, 2]], r"1 cells hold no number, first 'high' in row 1 \(text_id x\), column b"),
+        ([["x", 1, None], ["y", 1, 2]], "1 cells hold no number, first ''"),
     ],
 )
 def test_bad_files(tmp_path, truth, rows, words):

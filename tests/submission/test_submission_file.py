@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
-from fb3.submission.submission_file import Standing, check_form, check_values
+from fb3.submission.form import check_form
+from fb3.submission.submission_file import SubmissionFile, check_values
 
 SAMPLE = pd.DataFrame({"text_id": ["x", "y", "z"], "b": 3.0, "a": 3.0})
 
@@ -13,27 +16,27 @@ SAMPLE = pd.DataFrame({"text_id": ["x", "y", "z"], "b": 3.0, "a": 3.0})
 @given(st.lists(st.sampled_from(["x", "y", "z"]), unique=True))
 def test_predictions_replace_the_means_by_id(tmp_path_factory, known):
     out = tmp_path_factory.mktemp("s") / "s.csv"
-    standing = Standing(SAMPLE["text_id"], {"b": 2.5, "a": 7.0}, (1.0, 5.0), out)
+    submission = SubmissionFile(SAMPLE["text_id"], {"b": 2.5, "a": 7.0}, (1.0, 5.0), out)
     assert pd.read_csv(out).values.tolist() == [[i, 2.5, 5.0] for i in "xyz"]
     value = {"x": 1.0, "y": 2.0, "z": 9.0}
-    standing.update(np.array(known, object), np.array([[value[i], 0.0] for i in known]).reshape(-1, 2))
+    submission.update(np.array(known, object), np.array([[value[i], 0.0] for i in known]).reshape(-1, 2))
     want = [[i, min(value[i], 5.0), 1.0] if i in known else [i, 2.5, 5.0] for i in "xyz"]
     assert pd.read_csv(out).values.tolist() == want
 
 
 def test_a_value_that_is_none_leaves_the_file_as_it_was(tmp_path):
-    standing = Standing(SAMPLE["text_id"], {"b": 3.0, "a": 3.0}, (1.0, 5.0), tmp_path / "s.csv")
+    submission = SubmissionFile(SAMPLE["text_id"], {"b": 3.0, "a": 3.0}, (1.0, 5.0), tmp_path / "s.csv")
     before = (tmp_path / "s.csv").read_text()
     with pytest.raises(Fb3Error, match="text_id x, column a"):
-        standing.update(np.array(["x"], object), np.array([[2.0, np.nan]]))
+        submission.update(np.array(["x"], object), np.array([[2.0, np.nan]]))
     assert (tmp_path / "s.csv").read_text() == before
-    standing.update(np.array(["y"], object), np.array([[2.0, 2.0]]))
+    submission.update(np.array(["y"], object), np.array([[2.0, 2.0]]))
     assert (tmp_path / "s.csv").read_text().splitlines()[1] == "x,3.0,3.0"
 
 
 def test_other_columns_are_refused():
     with pytest.raises(Fb3Error, match="target_columns"):
-        check_form(SAMPLE["text_id"], SAMPLE, ["b", "c"], "test.csv")
+        check_form(SAMPLE["text_id"], SAMPLE, ["b", "c"], Path("test.csv"))
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,10 @@ from fb3.prediction import fold_prediction
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction import token_budget as budget
 from fb3.prediction.predictions import Predictions
-from fb3.submission import background as tokenising
-from fb3.submission import fold_queue as turns
-from fb3.submission import form as asked
-from fb3.submission import inference
-from fb3.submission import workers as worker
+from fb3.submission import background, device_pool, fold_queue, form, inference
+from fb3.submission.device_pool import DevicePool, share_by_tokens
 from fb3.submission.inference import infer
-from fb3.submission.submission_file import Standing
-from fb3.submission.workers import Workers, share_by_tokens
+from fb3.submission.submission_file import SubmissionFile
 from fb3.system import kaggle as runtime
 from fb3.system.files import read_json, write_json
 from tests.conftest import ROOT, copied
@@ -63,12 +59,12 @@ def test_the_first_file_holds_the_training_means_and_needs_no_torch(bundle, comp
     program = """
 import sys
 import fb3.submission.inference, fb3.submission.submission_file
-real = fb3.submission.submission_file.Standing.__init__
+real = fb3.submission.submission_file.SubmissionFile.__init__
 def stop(self, *arguments):
     real(self, *arguments)
     assert not {"torch", "transformers", "tokenizers"} & set(sys.modules)
     raise SystemExit(7)
-fb3.submission.submission_file.Standing.__init__ = stop
+fb3.submission.submission_file.SubmissionFile.__init__ = stop
 fb3.submission.inference.infer(*sys.argv[1:])
 """
     out = tmp_path / "s.csv"
@@ -83,14 +79,14 @@ fb3.submission.inference.infer(*sys.argv[1:])
 
 def test_the_first_file_stands_before_test_csv_is_read(bundle, competition, tmp_path, monkeypatch):
     """A large test.csv takes seconds, and memory for which a process may be killed."""
-    real = asked.read_table
+    real = form.read_table
 
     def killed(path, wanted):
         if path.name == "test.csv":
             raise KeyboardInterrupt
         return real(path, wanted)
 
-    monkeypatch.setattr(asked, "read_table", killed)
+    monkeypatch.setattr(form, "read_table", killed)
     with pytest.raises(KeyboardInterrupt):
         infer(bundle, competition, tmp_path / "s.csv")
     assert is_means(pd.read_csv(tmp_path / "s.csv"), bundle)
@@ -171,11 +167,11 @@ def test_a_run_that_this_transformers_does_not_know_costs_only_itself(
 
 def test_each_of_three_folds_and_each_run_weighs_alike(tmp_path):
     ids = np.array(["x", "y"], object)
-    turn = turns.FoldQueue.__new__(turns.FoldQueue)
-    turn.means, turn.counts = {}, {"one": 0, "two": 0}
-    turn.standing = Standing(pd.Series(ids, name="id"), {"a": 3.0}, (1.0, 5.0), tmp_path / "s.csv")
+    queue = fold_queue.FoldQueue.__new__(fold_queue.FoldQueue)
+    queue.means, queue.counts = {}, {"one": 0, "two": 0}
+    queue.submission = SubmissionFile(pd.Series(ids, name="id"), {"a": 3.0}, (1.0, 5.0), tmp_path / "s.csv")
     for run, value in (("one", 1.0), ("two", 5.0), ("one", 2.0), ("one", 4.5)):
-        turn._add(run, Predictions(ids, np.full((2, 1), value, np.float32), ("a",), run))
+        queue._add(run, Predictions(ids, np.full((2, 1), value, np.float32), ("a",), run))
     assert pd.read_csv(tmp_path / "s.csv")["a"].tolist() == pytest.approx([(2.5 + 5.0) / 2] * 2)
 
 
@@ -187,10 +183,10 @@ def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkey
         np.array(list("abcdefghi"), object),
     )
     plain = fold_prediction.predict_fold(member, 0, encoded, ids, "cpu", precision="fp32")
-    real, asked = fold_prediction.predict, []
+    real, tried = fold_prediction.predict, []
 
     def overflowing(*arguments, rows, precision, **keywords):
-        asked.append((precision, len(rows)))
+        tried.append((precision, len(rows)))
         out = real(*arguments, rows=rows, precision=precision, **keywords)
         if precision == "bf16":
             out.values[3:5] = np.inf
@@ -198,7 +194,7 @@ def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkey
 
     monkeypatch.setattr(fold_prediction, "predict", overflowing)
     again = fold_prediction.predict_fold(member, 0, encoded, ids, "cpu", precision="bf16")
-    assert asked == [("bf16", 9), ("fp32", 2)]
+    assert tried == [("bf16", 9), ("fp32", 2)]
     assert "2 essays got no number in bf16, first d" in capsys.readouterr().err
     assert again.ids.tolist() == ids.tolist()
     np.testing.assert_allclose(again.values[3:5], plain.values[3:5], atol=1e-5)
@@ -211,7 +207,7 @@ def test_a_report_that_cannot_be_written_costs_no_submission(bundle, competition
 
 
 def test_folds_that_no_longer_fit_are_skipped(bundle, competition, tmp_path, one, monkeypatch):
-    monkeypatch.setattr(turns._Clock, "estimate", lambda clock, run: 1e6 if clock.seconds else 0.0)
+    monkeypatch.setattr(fold_queue.FoldTimes, "estimate", lambda times, run: 1e6 if times.seconds else 0.0)
     submission = infer(bundle, competition, tmp_path / "s.csv", deadline="1h")
     np.testing.assert_array_equal(values(submission), values(one))
     report = json.loads((tmp_path / "s.report.json").read_text())
@@ -271,14 +267,14 @@ def test_a_process_below_a_kernel_counts_from_the_kernels_start(tmp_path):
 
 
 def test_a_fold_that_fails_is_left_out_with_its_traceback(bundle, competition, tmp_path, one, monkeypatch, capsys):
-    real = worker.predict_fold
+    real = device_pool.predict_fold
 
     def failing(member, fold, *arguments, **keywords):
         if fold == 1:
             raise ZeroDivisionError("broken chip")
         return real(member, fold, *arguments, **keywords)
 
-    monkeypatch.setattr(worker, "predict_fold", failing)
+    monkeypatch.setattr(device_pool, "predict_fold", failing)
     submission = infer(bundle, competition, tmp_path / "s.csv")
     np.testing.assert_array_equal(values(submission), values(one))
     said = capsys.readouterr().err
@@ -337,10 +333,10 @@ def test_two_devices_share_the_essays_and_give_the_same(bundle, competition, tmp
 
 @pytest.mark.parametrize("dies", ["cpu", "cpu:0"])
 def test_a_process_that_dies_hands_over_to_the_others(bundle, competition, tmp_path, plain, monkeypatch, capsys, dies):
-    real = worker.Workers._submit
+    real = device_pool.DevicePool._submit
 
-    def killing(self, number, *arguments):
-        job = real(self, number, *arguments)
+    def killing(self, number, *arguments, **settings):
+        job = real(self, number, *arguments, **settings)
         if len(self.devices) > 1 and self.devices[number] == dies:
             time.sleep(0.2)
             for process in self._pools[number]._processes.values():
@@ -348,7 +344,7 @@ def test_a_process_that_dies_hands_over_to_the_others(bundle, competition, tmp_p
         return job
 
     monkeypatch.setenv("FB3_DEVICE", "cpu,cpu:0")
-    monkeypatch.setattr(worker.Workers, "_submit", killing)
+    monkeypatch.setattr(device_pool.DevicePool, "_submit", killing)
     submission = infer(bundle, competition, tmp_path / "s.csv", strict=True)
     np.testing.assert_allclose(values(submission), values(plain), atol=1e-5)
     said = capsys.readouterr().err
@@ -359,14 +355,14 @@ def test_a_process_that_dies_hands_over_to_the_others(bundle, competition, tmp_p
 def test_a_process_that_fails_is_replaced_for_the_next_fold(bundle, competition, tmp_path, one, monkeypatch):
     monkeypatch.setenv("FB3_DEVICE", "cpu,cpu")
     restarted = []
-    real, restart = worker.Workers._submit, worker.Workers._restart
+    real, restart = device_pool.DevicePool._submit, device_pool.DevicePool._restart
 
-    def damaging(self, number, member, fold, encoded, *arguments):
+    def damaging(self, number, member, fold, encoded, ids, **settings):
         encoded = "spoilt" if fold == 1 and number == 1 else encoded
-        return real(self, number, member, fold, encoded, *arguments)
+        return real(self, number, member, fold, encoded, ids, **settings)
 
-    monkeypatch.setattr(worker.Workers, "_submit", damaging)
-    monkeypatch.setattr(worker.Workers, "_restart", lambda self, n: restarted.append(n) or restart(self, n))
+    monkeypatch.setattr(device_pool.DevicePool, "_submit", damaging)
+    monkeypatch.setattr(device_pool.DevicePool, "_restart", lambda self, n: restarted.append(n) or restart(self, n))
     submission = infer(bundle, competition, tmp_path / "s.csv")
     np.testing.assert_allclose(values(submission), values(one), atol=1e-5)
     assert restarted == [1, 1], "the fold was tried twice"
@@ -385,7 +381,7 @@ def test_unreached_essays_are_simply_not_in_the_result(bundle, competition):
     packed = inference.read_bundle(bundle)
     member = packed.members()[0]
     encoded = fold_prediction.encode(member, pd.DataFrame({"full_text": ["one", "two"]}))
-    done = Workers(["cpu"]).predict(member, 0, encoded, np.array(["a", "b"], object), time.monotonic() - 1)
+    done = DevicePool(["cpu"]).predict(member, 0, encoded, np.array(["a", "b"], object), time.monotonic() - 1)
     assert isinstance(done, Predictions)
     assert len(done.ids) == 0
 
@@ -411,7 +407,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
-def test_on_the_hidden_rows_those_of_test_csv_are_asked_for(
+def test_on_the_hidden_rows_the_submission_has_the_rows_of_test_csv(
     bundle, competition, tmp_path, plain, monkeypatch, capsys, misfit
 ):
     data, (change_sample, change_test, kept) = copied(competition, tmp_path / "data"), MISFITS[misfit]
@@ -423,9 +419,9 @@ def test_on_the_hidden_rows_those_of_test_csv_are_asked_for(
         infer(bundle, data, tmp_path / "s.csv")
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     first = []
-    real = Standing.__init__
+    real = SubmissionFile.__init__
     monkeypatch.setattr(
-        Standing, "__init__", lambda self, ids, *others: first.append(ids.tolist()) or real(self, ids, *others)
+        SubmissionFile, "__init__", lambda self, ids, *others: first.append(ids.tolist()) or real(self, ids, *others)
     )
     written = infer(bundle, data, tmp_path / "s.csv")
     rows = essays if kept is None else essays.iloc[kept]
@@ -477,14 +473,14 @@ def test_tokens_that_take_too_long_cost_only_their_run(bundle, run, competition,
     recipe = (slow / "recipe.yaml").read_text()
     (slow / "recipe.yaml").write_text(recipe.replace("max_length: 256", "max_length: 255"))
     both = write_bundle([run, slow], tmp_path / "both").path
-    real, over = tokenising.encode_essays, threading.Event()
+    real, over = background.encode_essays, threading.Event()
 
     def waiting(essays, folder, data):
         if data.max_length == 255:
             over.wait(60)
         return real(essays, folder, data)
 
-    monkeypatch.setattr(tokenising, "encode_essays", waiting)
+    monkeypatch.setattr(background, "encode_essays", waiting)
     try:
         written = infer(both, competition, tmp_path / "s.csv", deadline="6s")
     finally:
@@ -503,8 +499,8 @@ def test_tokens_that_take_too_long_cost_only_their_run(bundle, run, competition,
 def test_a_process_ends_at_its_deadline_whatever_the_tokens_do(bundle, competition, tmp_path):
     program = """
 import sys, time
-from fb3.submission import background as tokenising
-tokenising.encode_essays = lambda *arguments: time.sleep(600)
+from fb3.submission import background
+background.encode_essays = lambda *arguments: time.sleep(600)
 from fb3.submission.inference import infer
 infer(*sys.argv[1:], deadline="1s")
 """

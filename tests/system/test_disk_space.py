@@ -22,7 +22,7 @@ from fb3.models.from_scratch import train_tokenizer
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import write_weights
 from fb3.runs.joining import merge
-from fb3.submission.submission_file import Standing
+from fb3.submission.submission_file import SubmissionFile
 from fb3.system.disk_space import check_room, room
 from fb3.system.files import replacing_folder, write_csv, write_json, write_text
 from fb3.training.run import train
@@ -179,7 +179,7 @@ def test_room_is_asked_for_what_is_written_and_where_it_is_known(run, tmp_path, 
 
 def test_a_submission_that_stands_is_not_lost(tmp_path):
     ids = pd.Series([f"{n:06}" for n in range(2000)], name="text_id")
-    standing = Standing(ids, {"a": 3.0}, (1.0, 5.0), tmp_path / "submission.csv")
+    standing = SubmissionFile(ids, {"a": 3.0}, (1.0, 5.0), tmp_path / "submission.csv")
     before = standing.out.read_bytes()
     with pytest.raises(NoRoom, match=r"submission\.csv: cannot be written"), little_room():
         standing.update(ids, np.full((2000, 1), 3.14159, np.float32))

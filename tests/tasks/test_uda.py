@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
-from fb3.data.augmentation.draw import augmented
+from fb3.data.augmentation.augmented_essays import augment_essays
 from fb3.data.essays import read_essays
 from fb3.data.folds import make_folds
 from fb3.data.tokenizer import load_tokenizer
@@ -41,7 +41,7 @@ def consistent(unlabelled, task, augment=None, essays=20, batch_size=4, weight=2
     augment = augment or AugmentSettings(mask=0.3, delete=0.2)
     settings = UdaSettings.model_construct(file="", weight=weight, batch_size=batch_size, augment=augment)
     plain = encode_texts(texts[:essays], encoder, data)
-    changed = augmented(plain, texts, load_tokenizer(encoder)[0], data, augment, seed)
+    changed = augment_essays(plain, texts, load_tokenizer(encoder)[0], data, augment, seed)
     return UDA(task, settings, plain, changed, seed, **share)
 
 

@@ -92,11 +92,11 @@ DAMAGE = {
     ),
     "a prediction that is none": (
         lambda run: edit_csv(run / "oof.csv", 3, "syntax", "nan"),
-        [r"oof\.csv: column .* holds a NaN"],
+        [r"oof\.csv: 1 cells hold no number, first 'nan' in row 4 .*, column syntax; copy the run again"],
     ),
     "a row less": (
         lambda run: pd.read_csv(run / "oof.csv", dtype=str).iloc[1:].to_csv(run / "oof.csv", index=False),
-        [r"oof\.csv: not the essays .* 1 missing .*, 0 too many"],
+        [r"oof\.csv and the finished folds \[0, 1\] of folds\.csv hold different ids: 0 only .*, 1 only in .*; "],
     ),
     "an edited score": (
         lambda run: edit_json(run / "scores.json", score=0.4),
@@ -125,7 +125,7 @@ DAMAGE = {
         [
             "fold0: validated on other essays",
             "fold1: validated on other essays",
-            r"oof\.csv: not the essays .* 1 missing",
+            r"oof\.csv and the finished folds .* hold different ids: 1 only .*, 1 only",
             r"folds\.csv: 1 essays are in other folds than the recipe puts them",
         ],
     ),
@@ -165,7 +165,7 @@ def test_another_train_csv(run, competition, tmp_path):
     assert re.search(r"data/train\.csv: not the file that the run was trained on .* --data DIR", by_hash)
     assert re.search(r"oof\.csv: 1 truths are not those of .*data/train\.csv, first grammar of", truths)
     pd.read_csv(moved / "train.csv", dtype=str).iloc[1:].to_csv(moved / "train.csv", index=False)
-    assert "1 ids are only there or only in" in "\n".join(verify(run, moved).faults)
+    assert "hold different ids: 1 only in" in "\n".join(verify(run, moved).faults)
     with pytest.raises(Fb3Error, match=r"nowhere/train\.csv: no such file"):
         verify(run, tmp_path / "nowhere")
 
@@ -260,7 +260,7 @@ BUNDLE_DAMAGE = {
             r"folds\.csv: 21 bytes, packed were",
             "fold0: validated on other",
             "fold1: validated on other",
-            "not the essays",
+            "oof.csv and the finished folds .* hold different ids",
         ],
     ),
 }

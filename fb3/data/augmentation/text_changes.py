@@ -9,8 +9,8 @@ from fb3.errors import Fb3Error
 from fb3.system.files import read_utf8
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_WORD = re.compile(r"(?<!\[)\b[^\W\d_]{2,}\b(?!\])")  # two letters at least; what stands in brackets is a token
-SynonymsSettings = dict[str, list[str]]
+_WORD = re.compile(r"(?<!\[)\b[^\W\d_]{2,}\b(?!\])")  # two letters at least; [BR] and its like are tokens
+Synonyms = dict[str, list[str]]  # by lower-case word
 
 
 def shuffled(text: str, rng: np.random.Generator) -> str:
@@ -34,7 +34,7 @@ def mistyped(text: str, share: float, rng: np.random.Generator) -> str:
     return _WORD.sub(slip, text)
 
 
-def replaced(text: str, synonyms: SynonymsSettings, share: float, rng: np.random.Generator) -> str:
+def replaced(text: str, synonyms: Synonyms, share: float, rng: np.random.Generator) -> str:
     """A share of the words that have synonyms replaced by one of them, a capital kept."""
 
     def other(match: re.Match) -> str:
@@ -48,7 +48,7 @@ def replaced(text: str, synonyms: SynonymsSettings, share: float, rng: np.random
     return _WORD.sub(other, text)
 
 
-def read_synonyms(path: str | Path) -> SynonymsSettings:
+def read_synonyms(path: str | Path) -> Synonyms:
     """Reads a word list: on each line words that may stand for one another, separated by commas.
 
     Raises:
@@ -58,7 +58,7 @@ def read_synonyms(path: str | Path) -> SynonymsSettings:
         lines = read_utf8(Path(path)).splitlines()
     except Fb3Error as error:
         raise Fb3Error(f"augment.synonyms.file: {error}") from None
-    found: SynonymsSettings = {}
+    found: Synonyms = {}
     for number, line in enumerate(lines, 1):
         words = [word.strip() for word in line.split(",") if word.strip()]
         if line.strip() and len(set(map(str.lower, words))) < 2:

@@ -1,9 +1,10 @@
-"""One fold of a bundle on one device, in this process or in one of its own."""
+"""One fold of a bundle on one device in this process, or shared among several devices with a process each."""
 
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from fb3.system.progress import say
 _GRACE = 60.0  # seconds after the deadline in which a process may end its last batch; then it is killed
 
 
-class Workers:
-    """Folds on one device in this process, or on several in a process each, which share the essays by tokens.
+class DevicePool:
+    """Predicts folds on one device in this process, or on several in a process each, which share the essays by tokens.
 
     Args:
         devices: such as ["cuda:0", "cuda:1"].
@@ -32,17 +33,15 @@ class Workers:
     def predict(
         self, member: Member, fold: int, encoded: Encoded, ids: np.ndarray, until: float, again: bool = True
     ) -> Predictions:
-        """One fold's predictions; see `predict_fold`. Essays that were not reached are left out.
+        """One fold's predictions, see `predict_fold`. Essays that the deadline left unread are not among them.
 
-        Where a process dies, its device is given up and the fold begun again on the others; where one fails, it is
-        replaced by a fresh one, because a GPU's context may be spoilt for good, and with `again` the fold begun again.
+        When a process dies, its device is given up and the fold begins again on the others. When one fails, a fresh
+        process replaces it, because a GPU's context may be spoilt for good, and with `again` the fold begins again.
         """
         if not self._pools:
             return predict_fold(member, fold, encoded, ids, self.devices[0], until=until)
-        jobs = []
-        parts = share_by_tokens(encoded.costs, len(self.devices))
-        for number, (device, part) in enumerate(zip(self.devices, parts, strict=True)):
-            jobs.append(self._submit(number, member, fold, encoded, ids, device, part, until))
+        shares = share_by_tokens(encoded.total_lengths, len(self.devices))
+        jobs = [self._submit(n, member, fold, encoded, ids, rows=rows, until=until) for n, rows in enumerate(shares)]
         done, dead, failure = [], [], None
         for number, job in enumerate(jobs):
             try:
@@ -73,32 +72,21 @@ class Workers:
         for pool in self._pools:
             _kill(pool)
 
-    def _submit(
-        self,
-        number: int,
-        member: Member,
-        fold: int,
-        encoded: Encoded,
-        ids: np.ndarray,
-        device: str,
-        rows: np.ndarray,
-        until: float,
-    ) -> Future:
+    def _submit(self, number: int, *job: Any, **settings: Any) -> Future:
         try:
-            return self._pools[number].submit(
-                predict_fold, member, fold, encoded, ids, device, rows=rows, until=until, shown=number == 0
-            )
-        except BrokenProcessPool as error:  # it died since the last fold
-            job: Future = Future()
-            job.set_exception(error)
-            return job
+            device, shown = self.devices[number], number == 0
+            return self._pools[number].submit(predict_fold, *job, device, shown=shown, **settings)
+        except BrokenProcessPool as error:  # the process died since the last fold
+            failed: Future = Future()
+            failed.set_exception(error)
+            return failed
 
     def _restart(self, number: int) -> None:
         _kill(self._pools[number])
         self._pools[number] = _pool(len(self.devices))
 
     def _give_up(self, dead: list[int]) -> None:
-        """Goes on without some devices; without any, in this process on the first."""
+        """Goes on without the devices of these numbers; where none is left, on the first in this process."""
         for number in dead:
             _kill(self._pools[number])
         lost = [self.devices[number] for number in dead]
@@ -108,30 +96,30 @@ class Workers:
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
-    """A process of its own; spawned, because CUDA does not survive a fork."""
+    """One process, spawned because CUDA does not survive a fork."""
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(processes,))
 
 
 def _share_cores(processes: int) -> None:
-    """Two processes that each take all cores slow one another down several times over."""
+    """Shares the cores: processes that each take all of them slow one another down several times over."""
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:
-    """Ends a process even while it works: it holds memory of its device."""
+    """Ends a process even while it works, so that it frees its device's memory."""
     for process in list((getattr(pool, "_processes", None) or {}).values()):
         process.kill()
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def share_by_tokens(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Rows for each of several devices, with nearly equal tokens: dealt out longest first, back and forth.
+def share_by_tokens(lengths: np.ndarray, devices: int) -> list[np.ndarray]:
+    """Rows for each device, with nearly equal tokens: dealt out longest first, to the devices back and forth.
 
     Args:
         lengths: tokens of each essay, (N,).
-        parts: devices.
+        devices: how many.
     """
-    turns = np.concatenate([np.arange(parts), np.arange(parts)[::-1]])
+    back_and_forth = np.concatenate([np.arange(devices), np.arange(devices)[::-1]])
     owner = np.empty(len(lengths), np.int64)
-    owner[np.argsort(-lengths, kind="stable")] = np.resize(turns, len(lengths))
-    return [np.flatnonzero(owner == part) for part in range(parts)]
+    owner[np.argsort(-lengths, kind="stable")] = np.resize(back_and_forth, len(lengths))
+    return [np.flatnonzero(owner == device) for device in range(devices)]

@@ -1,0 +1,99 @@
+import re
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fb3.data.tables import parse_numbers, read_table
+from fb3.errors import Fb3Error
+from fb3.system.files import write_csv
+
+
+def written(tmp_path, content):
+    path = tmp_path / "table.csv"
+    path.write_text(content, "utf-8")
+    return path
+
+
+def test_a_large_table_is_read_within_its_own_size(tmp_path):
+    path = tmp_path / "large.csv"
+    path.write_text("id,text\n" + "".join(f"{n},{'word ' * 20_000}\n" for n in range(100)) + "last,😀\n", "utf-8")
+    tracemalloc.start()
+    table = read_table(path, ["id"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(table) == 101
+    assert peak < 1.5 * path.stat().st_size  # as one text it is four bytes a letter
+
+
+def test_a_byte_that_is_no_utf8_is_counted_from_the_start_of_the_file(tmp_path):
+    path = tmp_path / "latin.csv"
+    content = b"id,text\n" + b"".join(b"%d,plain words\n" % n for n in range(5000))
+    path.write_bytes(content + b"5000,caf\xe9\n")
+    with pytest.raises(Fb3Error, match=f"not UTF-8 at byte {len(content) + 8} "):
+        read_table(path, ["id"])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_any_system_between_rows_and_as_they_stand_within(tmp_path, end):
+    path = tmp_path / "ends.csv"
+    path.write_bytes(("\ufeff" + end.join(["id,text", f'1,"two{end}lines"', "2,one"]) + end).encode())
+    assert read_table(path, ["id"]).to_dict("list") == {"id": ["1", "2"], "text": [f"two{end}lines", "one"]}
+
+
+@pytest.mark.parametrize("rows", ["x,y,1,2,,\nw,z,3,4,,\n", "x,y,1,2\nw,z,3,4,\n"])  # spreadsheets do both
+def test_columns_without_name_and_content_at_the_end_are_left_out(tmp_path, rows):
+    table = read_table(written(tmp_path, "text_id,full_text,a,b,,\n" + rows), [])
+    assert table.to_dict("list") == {"text_id": ["x", "w"], "full_text": ["y", "z"], "a": ["1", "3"], "b": ["2", "4"]}
+
+
+IDS = ["NA", "1e5", "007", "=cmd|' /C calc'!A0", " a ", "a\x00b", "a\x00", "\ufeffa", "\x1b[0m", "a\rb", "'", "1.0"]
+
+IDS += ["nan", "-0", "x" * 9_000, '"', ",", "\\", '\\"', "\ta", "a\u2028b", "é", "e\u0301", "#", "a\x85", "0x1F"]
+
+STRANGE = st.sampled_from(IDS) | st.text('\r\n\0",\\ \t;a\ufeff\x1c\x85\u2028=') | st.text()
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.lists(st.tuples(STRANGE, STRANGE), max_size=6), STRANGE.filter(lambda name: name != "text"))
+def test_what_is_written_is_read_again(tmp_path_factory, rows, name):
+    path = tmp_path_factory.getbasetemp() / "again.csv"
+    table = pd.DataFrame(rows, columns=[name or "id", "text"], dtype=object)
+    for part in (table, table[["text"]], table.assign(score=1.1, count=3)):
+        write_csv(part, path)
+        content = {column: [str(cell) for cell in part[column]] for column in part.columns}
+        assert "\0" in name or read_table(path, list(part.columns)).to_dict("list") == content
+        if not any("\0" in cell for cell in [name, *sum(rows, ())]):  # at which pandas ends a cell
+            found = pd.read_csv(path, dtype=str, keep_default_na=False)
+            assert found.to_dict("list") == content
+
+
+def test_numbers_are_written_as_pandas_writes_them(tmp_path):
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(0, 1, 500) * 10.0 ** rng.integers(-30, 30, 500)
+    table = pd.DataFrame({"a": numbers, "b": numbers.astype(np.float32), "c": np.arange(500), "d": numbers > 0})
+    table["e"], table["f"] = [1.5, None] * 250, [None, 2, "x", 0.1, True] * 100
+    write_csv(table, tmp_path / "ours.csv")
+    table.to_csv(tmp_path / "theirs.csv", index=False, lineterminator="\n")
+    assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "theirs.csv").read_bytes()
+
+
+NUMBERS = {"1.5": 1.5, " -2\t": -2, "3.0000000000000004": 3.0000000000000004, "1e3": 1000, ".5": 0.5}
+
+
+def test_numbers_are_read_exactly(tmp_path):
+    table = read_table(written(tmp_path, "id,a,b\n" + "".join(f"x,{cell},0\n" for cell in NUMBERS)), [])
+    assert parse_numbers(table, "id", ["b", "a"], "t.csv").tolist() == [[0, value] for value in NUMBERS.values()]
+
+
+@pytest.mark.parametrize("cell", ["", "x", "nan", "inf", "1e999", "1_000", "٣", "1,5", "True", "0x1F", "1 0"])
+def test_a_cell_that_is_no_number_is_named_by_row_and_column_also_in_a_part_of_the_table(tmp_path, cell):
+    table = read_table(written(tmp_path, f'id,a,b\nx,1,2\ny,1,"{cell}"\nz,1,\n'), [])
+    words = rf"t\.csv: {{}} cells hold no number, first '{re.escape(cell)}' in row 2 \(id y\), column b; mend it"
+    with pytest.raises(Fb3Error, match=words.format(2)):
+        parse_numbers(table, "id", ["a", "b"], "t.csv", "; mend it")
+    with pytest.raises(Fb3Error, match=words.format(1)):
+        parse_numbers(table.iloc[[1, 0]], "id", ["a", "b"], "t.csv", "; mend it")
