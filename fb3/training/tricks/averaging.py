@@ -19,13 +19,9 @@ from fb3.training.tricks.trick import Step, Trick
 
 
 class Average(Trick):
-    """Averages the weights from a share of the run on; until then the live ones are evaluated.
+    """Averages the weights after `every` so many steps from a share of the run on; until then evaluates the live ones.
 
-    Args:
-        settings: start, the share, 0-1.
-        scorer: the model as it starts, on its device.
-        update: the arithmetic, AveragedModel's `multi_avg_fn`; the first update copies the weights.
-        every: optimizer steps between two updates.
+    The first update copies the weights; `update`, AveragedModel's `multi_avg_fn`, makes the others.
     """
 
     def __init__(self, settings: EmaSettings | SwaSettings, scorer: Scorer, update: Callable, every: int = 1) -> None:
@@ -35,10 +31,8 @@ class Average(Trick):
 
     def check(self, steps: int) -> None:
         if (moments := self.moments(steps)) < 2:
-            raise Fb3Error(
-                f"tricks: {self.settings.kind} has {moments} moments in {steps} steps, so it averages nothing; let it "
-                "start earlier or more often, or leave it out"
-            )
+            what = f"tricks: {self.settings.kind} has {moments} moments in {steps} steps, so it averages nothing"
+            raise Fb3Error(f"{what}; let it start earlier or more often, or leave it out")
 
     def after_step(self, step: Step) -> None:
         if step.progress >= self.settings.start:  # progress before this step
@@ -52,14 +46,11 @@ class Average(Trick):
 
     @contextmanager
     def eval_weights(self, step: Step) -> Iterator[None]:
-        begun = bool(self.average.n_averaged > 0)
-        if begun:
-            self._swap(step.scorer)
+        self._swap(step.scorer)
         try:
             yield
         finally:
-            if begun:
-                self._swap(step.scorer)
+            self._swap(step.scorer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"waited": self.waited, "average": self.average.state_dict()}
@@ -70,8 +61,9 @@ class Average(Trick):
 
     @torch.no_grad()
     def _swap(self, scorer: Scorer) -> None:
-        for live, averaged in zip(scorer.parameters(), self.average.module.parameters(), strict=True):
-            live.data, averaged.data = averaged.data, live.data
+        if self.average.n_averaged > 0:
+            for live, averaged in zip(scorer.parameters(), self.average.module.parameters(), strict=True):
+                live.data, averaged.data = averaged.data, live.data
 
 
 class EMA(Average):
