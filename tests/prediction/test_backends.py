@@ -229,7 +229,7 @@ def test_a_bundle_is_replayed_and_predicts_with_its_backend(of, backend, competi
     assert len(graphs) == 1, "the inference did not use it"
     table = infer(bundle.path, competition, tmp_path / "s.csv", strict=True)
     assert "torch" not in capsys.readouterr().err, "no fold was left to torch"
-    monkeypatch.setattr("fb3.submission.workers.pick_backend", lambda *_: ("torch", ""))
+    monkeypatch.setattr("fb3.prediction.fold_prediction.pick_backend", lambda *_: ("torch", ""))
     want = predicted(bundle.path, competition)
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert table.iloc[:, 1:].notna().all(axis=None)
