@@ -45,3 +45,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     likely = likeliest(word, known)
     return f"did you mean {likely[0]!r}?" if likely else f"known: {', '.join(known)}"
+
+
+def one_line(error: object, longest: int = 200) -> str:
+    """An exception's own words in one line of at most `longest` characters; its class's name where it has none."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__

@@ -12,6 +12,7 @@ import torch
 
 from fb3.data.batches import Batch, collate, inference_batches, on_device, pinned
 from fb3.data.tokens import Encoded
+from fb3.models.kernels.deberta import precompute_position_tables
 from fb3.models.kernels.int8_linear import Scales, quantise
 from fb3.models.kernels.packed_linear import pack_linears
 from fb3.models.scorer import Scorer
@@ -29,17 +30,23 @@ _T = TypeVar("_T")
 
 
 def lower_weights(scorer: Scorer, precision: Precision, scales: Scales | None = None) -> Scorer:
-    """Casts the encoders' weights for inference and packs those on a CPU, in place; pooling and head stay float32.
+    """Prepares a scorer with final weights for inference, in place.
+
+    Casts the encoders' weights, packs those on a CPU for its matrix kernel, and projects a DeBERTa's position tables
+    once for all batches. Pooling and head stay float32.
 
     Args:
-        scorer: as `load_fold` gives it.
-        precision: of the encoders.
-        scales: with them their linear layers are in int8, where that can be.
+        scorer: as `load_fold` gives it, on the device that will compute; it is not to be trained any more.
+        precision: of the encoders, and of `predict` afterwards.
+        scales: with them, the encoders' linear layers compute in int8, where they can.
     """
     encoders = [tower.encoder.to(_DTYPE[precision]) for tower in scorer.towers().values()]
     if not (scales and quantise(scorer, scales)):
         for encoder in encoders:
             pack_linears(encoder)
+    with _autocast(scorer, next(scorer.parameters()).device, precision):
+        for encoder in encoders:
+            precompute_position_tables(encoder)
     return scorer
 
 

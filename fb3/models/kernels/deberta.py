@@ -1,13 +1,13 @@
 """DeBERTa-v2 and v3 (He et al. 2020, arXiv:2006.03654; 2021, arXiv:2111.09543) with `disentangled_attention`.
 
-The same numbers as transformers' eager one, without its waste: the position tables are projected once, not once an
-essay (in inference once for all batches), with the scale folded in, so that fp16 cannot overflow; no maps of (T, T) are
-built; and the states of layers that nobody reads are not kept.
+It computes the same numbers as transformers' eager attention, at less cost: position embeddings are projected once a
+forward pass and not once an essay, for inference once for all batches (`precompute_position_tables`); no index map or
+mask of (T, T) is built; and hidden states of layers that nobody reads are not kept.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,15 +20,15 @@ from fb3.models.kernels.disentangled_attention import (
     make_log_bucket_position,
     rows_by_distance,
 )
-from fb3.models.kernels.flash_attention import flash_attention, flash_runs, table_scale
+from fb3.models.kernels.flash_attention import flash_attention, flash_runs
 from fb3.system.progress import say
 
 try:
     from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
-except ImportError:  # of another make; then nothing is an instance of these
+except ImportError:  # another version of transformers names them differently: no module is an instance then
     DebertaV2Encoder = DisentangledSelfAttention = nn.Module
 
-_ARGUMENTS = (
+_ARGUMENTS = (  # of the eager attention's forward, which the fused one replaces
     "self",
     "hidden_states",
     "attention_mask",
@@ -43,7 +43,8 @@ def use_fused_disentangled_attention(encoder: nn.Module) -> bool:
     """Switches a DeBERTa-v2 encoder to the fused attention, in place; names and weights stay.
 
     Returns:
-        False where it is another encoder, or one that this cannot run, which is said; then nothing has changed.
+        False, and nothing has changed: it is another kind of encoder, or a variant that the fused attention cannot
+        compute, which is said.
     """
     if getattr(encoder.config, "model_type", None) != "deberta-v2":
         return False
@@ -53,18 +54,37 @@ def use_fused_disentangled_attention(encoder: nn.Module) -> bool:
         say(f"{type(encoder).__name__}: transformers' own, slower attention is taken ({obstacle})")
         return False
     stack = encoder.encoder
-    stack.__class__, stack.kept, stack.wants_states = FusedStack, Kept(), True
+    stack.__class__, stack.wants_states = FusedStack, True
     for layer in stack.layer:
         attention = layer.attention.self
-        attention.__class__, attention.kept = FusedAttention, Kept()
+        attention.__class__ = FusedAttention
+        for name in ("position_keys", "position_queries"):
+            attention.register_buffer(name, None, persistent=False)
     if not getattr(encoder, "z_steps", 0) > 1:
         encoder.register_forward_pre_hook(_note_wanted_states, with_kwargs=True)
     return True
 
 
+@torch.no_grad()
+def precompute_position_tables(encoder: nn.Module) -> None:
+    """Projects a fused DeBERTa's position embeddings once for all batches, in place; other encoders stay as they are.
+
+    The tables depend on weights alone, so they hold as long as these do: call it when the weights are final, under the
+    autocast that inference will use. They move with the encoder to another device or type, are no part of a checkpoint,
+    and are dropped when the encoder is set to train.
+    """
+    stack = getattr(encoder, "encoder", None)
+    if type(stack) is not FusedStack:
+        return
+    embeddings = stack.get_rel_embedding()
+    for layer in stack.layer:
+        attention = layer.attention.self
+        attention.position_keys, attention.position_queries = attention.project_positions(embeddings)
+
+
 @contextmanager
 def eager_attention(encoder: nn.Module) -> Iterator[None]:
-    """Within it, transformers' own attention computes: the fused one cannot be traced for another library."""
+    """Lets transformers' own attention compute within the context: the fused one cannot be traced for a backend."""
     own = {FusedStack: DebertaV2Encoder, FusedAttention: DisentangledSelfAttention}
     fused = [(module, type(module)) for module in encoder.modules() if type(module) in own]
     for module, kind in fused:
@@ -77,7 +97,7 @@ def eager_attention(encoder: nn.Module) -> Iterator[None]:
 
 
 def _obstacle(encoder: nn.Module) -> str | None:
-    """Why not."""
+    """The reason why the fused attention cannot compute a DeBERTa-v2, or none."""
     config = encoder.config
     stack = getattr(encoder, "encoder", None)
     other = "this version of transformers builds it differently"
@@ -99,101 +119,52 @@ def _obstacle(encoder: nn.Module) -> str | None:
 
 
 def _note_wanted_states(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Before a forward: whether all layers' states are wanted; the model itself asks its stack for them always."""
+    """Notes before a forward pass whether the caller wants all states: the model asks its stack for them anyway."""
     wanted = kwargs.get("output_hidden_states")
     model.encoder.wants_states = len(args) > 1 or (model.config.output_hidden_states if wanted is None else wanted)
 
 
-class Kept:
-    """What is computed from weights alone, kept in inference as long as these are the same.
-
-    Each tensor is known by its memory, which stays alive here, so that no other can take its place, and by torch's
-    count of the writes into it. A pass with gradients or in training empties it. Copies start empty.
-    """
-
-    def __init__(self) -> None:
-        self._kept: tuple[list[tuple], list[Tensor], Any] | None = None
-
-    def __reduce__(self) -> tuple:
-        return Kept, ()
-
-    def clear(self) -> None:
-        self._kept = None
-
-    def get(
-        self,
-        owner: nn.Module,
-        weights: Iterable[Tensor],
-        compute: Callable[[], Any],
-        given: Tensor | None = None,
-        scale: float = 1.0,
-    ) -> Any:
-        """What `compute` makes of the weights, and of what is `given` and the scale where it needs more."""
-        if torch.is_grad_enabled() or owner.training:
-            self.clear()
-            return compute()
-        weights = [*weights, given] if isinstance(given, nn.Parameter) else list(weights)
-        if any(weight.is_inference() for weight in weights):  # nobody counts the writes into them
-            return compute()
-        sources = weights if given is None else [*weights, given]
-        kind = sources[0].device.type
-        autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        stamp = [autocast, scale, *(_stamp(source) for source in sources)]
-        kept = self._kept
-        if kept is None or kept[0] != stamp:
-            self._kept = kept = stamp, [source.detach() for source in sources], compute()
-        return kept[2]
-
-
-def _stamp(tensor: Tensor) -> tuple:
-    writes = None if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), writes, tensor.dtype, tensor.device, tensor.shape, tensor.stride()
-
-
 class FusedStack(DebertaV2Encoder):
-    """The layers; nothing of (T, T) is built before them."""
+    """The layers, without the index map and the mask of (T, T) that transformers builds before them."""
 
-    kept: Kept
     wants_states: bool
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedStack":
-        self.kept.clear()
-        return super()._apply(fn, recurse)
-
-    def get_rel_embedding(self) -> Tensor:
-        """(R, D)."""
-        norm = self.LayerNorm.parameters() if "layer_norm" in self.norm_rel_ebd else ()
-        return self.kept.get(self, [self.rel_embeddings.weight, *norm], super().get_rel_embedding)
-
     def get_rel_pos(self, *args: Any, **kwargs: Any) -> None:
-        """The attention finds the rows itself."""
+        """No index map: `rows_by_distance` finds the tables' rows."""
 
     def get_attention_mask(self, attention_mask: Tensor) -> Tensor:
-        """(B, T) to (B, 1, 1, T): what a padding token sees is of no matter."""
+        """A mask (B, T) to (B, 1, 1, T), the same for each query: nothing reads a padding token's own state."""
         if attention_mask.dim() > 2:
             return super().get_attention_mask(attention_mask)
         return attention_mask[:, None, None]
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, output_hidden_states: bool = True, **kwargs: Any):
-        """Keeps one layer's states at a time where that is enough."""
+        """Keeps one layer's states at a time unless the caller wants all."""
         every = output_hidden_states and self.wants_states
         out = super().forward(hidden_states, attention_mask, output_hidden_states=every, **kwargs)
         if every or not output_hidden_states:
             return out
         if isinstance(out, tuple):
             return (out[0], (out[0],), *out[1:])
-        last = out.last_hidden_state  # the model reads its result from the states
+        last = out.last_hidden_state  # the model reads its result from hidden_states[-1]
         return type(out)(last_hidden_state=last, hidden_states=(last,), attentions=out.attentions)
 
 
 class FusedAttention(DisentangledSelfAttention):
-    """The attention of one layer."""
+    """The attention of one layer.
 
-    kept: Kept
+    Buffers `position_keys` and `position_queries`, (R, H, D / H) each, are those of `precompute_position_tables`, or
+    none: then each forward pass projects the embeddings.
+    """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedAttention":
-        self.kept.clear()
-        return super()._apply(fn, recurse)
+    position_keys: Tensor | None
+    position_queries: Tensor | None
+
+    def train(self, mode: bool = True) -> "FusedAttention":
+        """Drops the precomputed tables before a training: its first step would make them stale."""
+        if mode:
+            self.position_keys = self.position_queries = None
+        return super().train(mode)
 
     def forward(
         self,
@@ -204,49 +175,45 @@ class FusedAttention(DisentangledSelfAttention):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """States (B, T, D), mask (B, 1, 1, T), position embeddings (R, D) to (B, T, D); what it cannot do, eagerly."""
+        """States (B, T, D), mask (B, 1, 1, T), position embeddings (R, D) to (B, T, D); other arguments, eagerly."""
         usual = not output_attentions and query_states is None and relative_pos is None
         if not usual or attention_mask.dim() != 4 or attention_mask.shape[1:3] != (1, 1):
             return super().forward(
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
             )
         query, key, value = (
-            self._heads(project(hidden_states)) for project in (self.query_proj, self.key_proj, self.value_proj)
+            self._heads(project(hidden_states)).transpose(1, 2)  # (B, H, T, D / H), in memory still (B, T, H, D / H)
+            for project in (self.query_proj, self.key_proj, self.value_proj)
         )
+        tables = self._position_tables(rel_embeddings, query.dtype)
         scale = 1 / math.sqrt(self.attention_head_size * (1 + len(set(self.pos_att_type))))
         span = (self.pos_ebd_size, self.position_buckets, self.max_relative_positions)
         dropout = self.dropout.p if self.training else 0.0
-        if flash_runs(query, ("c2p" in self.pos_att_type, "p2c" in self.pos_att_type), scale, dropout):
-            tables = self._kept_tables(rel_embeddings, table_scale(query.dtype, scale))
+        if flash_runs(query, tables, scale, dropout):
             out = flash_attention(query, key, value, tables, span, attention_mask, scale, dropout)
             if out is not None:
                 return out, None
-        tables = self._kept_tables(rel_embeddings, scale)
         rows = rows_by_distance(query.shape[2], *span, query.device)
         out = disentangled_attention(query, key, value, tables, rows, attention_mask[:, 0, 0], scale, dropout)
         return out.transpose(1, 2).flatten(2), None
 
     def _heads(self, states: Tensor) -> Tensor:
-        """(B, T, D) to (B, H, T, D / H), laid out as before."""
-        return states.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
+        """(..., D) to (..., H, D / H)."""
+        return states.unflatten(-1, (self.num_attention_heads, -1))
 
-    def _position_projections(self) -> tuple[nn.Module | None, nn.Module | None]:
-        """To keys (content to position), to queries (position to content)."""
-        shared = self.share_att_key
+    def _position_tables(self, embeddings: Tensor, dtype: torch.dtype) -> Tables:
+        """The precomputed tables in the queries' type, else those of the position embeddings (R, D)."""
+        tables = self.position_keys, self.position_queries
+        if all(table is None for table in tables):
+            return self.project_positions(self.pos_dropout(embeddings))
+        return tuple(None if table is None else table.to(dtype) for table in tables)
+
+    def project_positions(self, embeddings: Tensor) -> Tables:
+        """Position embeddings (R, D) to position keys and queries, (R, H, D / H) each, as far as there are any."""
+        shared, rows = self.share_att_key, embeddings[: 2 * self.pos_ebd_size]
+        to_keys = self.key_proj if shared else getattr(self, "pos_key_proj", None)
+        to_queries = self.query_proj if shared else getattr(self, "pos_query_proj", None)
         return (
-            (self.key_proj if shared else self.pos_key_proj) if "c2p" in self.pos_att_type else None,
-            (self.query_proj if shared else self.pos_query_proj) if "p2c" in self.pos_att_type else None,
-        )
-
-    def _kept_tables(self, embeddings: Tensor, scale: float) -> Tables:
-        """Position embeddings (R, D) to keys and queries (R, H, D / H), scaled."""
-        projections = self._position_projections()
-        weights = [p for module in projections if module is not None for p in module.parameters()]
-        return self.kept.get(self, weights, lambda: self._tables(projections, embeddings, scale), embeddings, scale)
-
-    def _tables(self, projections: tuple[nn.Module | None, ...], embeddings: Tensor, scale: float) -> Tables:
-        embeddings = self.pos_dropout(embeddings[: 2 * self.pos_ebd_size])
-        return tuple(
-            None if project is None else (project(embeddings) * scale).unflatten(-1, (self.num_attention_heads, -1))
-            for project in projections
+            self._heads(to_keys(rows)) if "c2p" in self.pos_att_type else None,
+            self._heads(to_queries(rows)) if "p2c" in self.pos_att_type else None,
         )

@@ -1,8 +1,8 @@
 """Disentangled attention by disentangled-flash's Triton kernels, forward and backward, where they run and are right.
 
-Nothing of (T, T) is stored. Optional (`pip install 'fb3[flash]'`), for NVIDIA GPUs from compute capability 8.0 on,
-since Triton has no T4; elsewhere nothing of it is imported. Checked before the
-first use by `flash_check`.
+They store nothing of (T, T). Optional (`pip install 'fb3[flash]'`), for NVIDIA GPUs from compute capability 8.0 on:
+Triton supports no T4. Elsewhere nothing of the library is imported. Before the first use on a device, its values for
+two random essays are compared with fb3's own; kernels that are wrong or raise are refused, and torch's compute.
 """
 
 import importlib.util
@@ -15,48 +15,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fb3.models.kernels.disentangled_attention import Tables, rows_by_distance
-from fb3.models.kernels.flash_check import Span, fault_of, words
+from fb3.errors import one_line
+from fb3.models.kernels.disentangled_attention import Tables, disentangled_attention, rows_by_distance
 from fb3.system.progress import say
 
+Span = tuple[int, int, int]  # half of a table's rows, buckets, farthest distance, as `rows_by_distance` takes them
 _DEVICES = ("cuda",)
 _OLDEST = (8, 0)  # compute capability
-_SHORT, _LONGEST = 63, 8192  # tokens: up to one more all are of one length for the kernels; they promise no more
+_SHORTEST, _LONGEST = 63, 8192  # tokens: the library picks one kernel for all up to 64, and promises none beyond 8192
 _ALIGNED = 8  # rows of a table; products with other numbers of rows are slow
 _GAPS = "there is padding between an essay's tokens"
+# The trial: a span that some distances exceed; tokens enough that rounding does not decide, few enough for the memory.
+_TRIAL_SPAN, _TRIAL_HEADS, _TRIAL_TOKENS = (24, 20, 64), 2, (32, 2048)
+_TIMES, _LEAST = 3, 1e-5  # how far off it may be: times the rounding of fb3's own, and of the exact values' norm
 
-_faults: dict[tuple, str | None] = {}  # why not, by case
+_faults: dict[tuple, str | None] = {}  # by case, why the kernels are not used
 _said: set[tuple] = set()
 _last: tuple[weakref.ref, Tensor | None] | None = None  # a forward's mask and its pieces, the same for all layers
 
 
-def flash_runs(query: Tensor, kinds: tuple[bool, bool], scale: float, dropout: float) -> bool:
-    """Whether the kernels are there and right for queries (B, H, T, D) like these; what is wrong is said, once.
+def flash_runs(query: Tensor, tables: Tables, scale: float, dropout: float) -> bool:
+    """Whether the kernels are there and right for queries (B, H, T, D) like these; a fault is said once.
 
     Args:
-        kinds: whether there are position keys, position queries.
+        tables: position keys and queries, each or none.
         scale: of the sum of all products.
         dropout: of the probabilities.
     """
     if query.device.type not in _DEVICES or query.shape[2] > _LONGEST:
         return False
-    case = _case(query, kinds, dropout)
+    case = _case(query, tables, dropout)
     if case not in _faults:
-        if _absent(query.device):  # then there is nothing to be said: it is optional
+        if _absent(query.device):  # nothing to say: the library is optional
             _faults[case] = "absent"
         else:
-            _faults[case] = fault_of(_attend, query, kinds, scale, dropout, table_scale(query.dtype, scale))
+            _faults[case] = _fault(query, tables, scale, dropout)
             _say(query, _faults[case])
     return _faults[case] is None
-
-
-def table_scale(dtype: torch.dtype, scale: float) -> float:
-    """What the tables are to be multiplied by.
-
-    The kernel scales the sum of all products, which may be too large for fp16 before. There queries, keys and tables
-    carry a power of two near the scale's root, which costs no digits.
-    """
-    return 2.0 ** round(math.log2(scale) / 2) if dtype == torch.float16 else 1.0
 
 
 def flash_attention(
@@ -66,14 +61,14 @@ def flash_attention(
 
     Args:
         query, key, value: (B, H, T, D).
-        tables: position keys and queries (R, H, D), each or none, times `table_scale`.
+        tables: position keys and queries (R, H, D), each or none.
         span: how distances become rows.
         mask: keys that may be seen, (B, 1, 1, T).
         scale: of the sum of all products.
         dropout: of the probabilities.
 
     Returns:
-        (B, T, H · D); none where it cannot, which is said once.
+        (B, T, H · D); none where the kernels cannot compute it, which is said once.
     """
     try:
         with torch.autocast(query.device.type, enabled=False):
@@ -81,18 +76,18 @@ def flash_attention(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        case = _case(query, tuple(table is not None for table in tables), dropout)
-        _faults[case] = words(error)
-        _say(query, _faults[case])
+        fault = _faults[_case(query, tables, dropout)] = _reason(error)
+        _say(query, fault)
         return None
     if out is None:
         _say(query, _GAPS)
     return out
 
 
-def _case(query: Tensor, kinds: tuple[bool, bool], dropout: float) -> tuple:
-    """Other kernels are compiled for each; for lengths, about each doubling."""
-    doublings = max(_SHORT, query.shape[2] - 1).bit_length()
+def _case(query: Tensor, tables: Tables, dropout: float) -> tuple:
+    """What decides which kernels are compiled; of the length, the power of two above it."""
+    doublings = max(_SHORTEST, query.shape[2] - 1).bit_length()
+    kinds = tuple(table is not None for table in tables)
     return query.device, query.dtype, query.shape[3], doublings, kinds, torch.is_grad_enabled(), dropout > 0
 
 
@@ -102,7 +97,7 @@ def _absent(device: torch.device) -> bool:
 
 
 def _say(query: Tensor, why: str | None) -> None:
-    """Once for a device and precision, whatever else is wrong there."""
+    """Says a fault once for a device and precision; padding with gaps, which concerns one batch, apart from it."""
     case = query.device, query.dtype, why == _GAPS
     if why and case not in _said:
         _said.add(case)
@@ -110,21 +105,82 @@ def _say(query: Tensor, why: str | None) -> None:
         say(f"{where}: torch's kernel, not disentangled-flash's ({why})")
 
 
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def _fault(like: Tensor, tables: Tables, scale: float, dropout: float) -> str | None:
+    """Why the kernels are not to be used: they raise, or their values are not those of fb3's own; none: they are right.
+
+    Two random essays, one of them padded, in the shapes of what comes next, so that what is compiled now is what is
+    used then. Dropout and the backward pass are run, since kernels of their own may raise there, but only the tests
+    compare them. Nobody's random numbers change.
+
+    Args:
+        like: queries (B, H, T, D), for tokens, width, precision and device.
+        tables: position keys and queries, each or none.
+    """
+    device, dtype, width, grad = like.device, like.dtype, like.shape[3], torch.is_grad_enabled()
+    with (
+        torch.random.fork_rng(range(torch.cuda.device_count())),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(grad),
+        torch.autocast(device.type, enabled=False),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t),  # hides the trial from checkpointing
+    ):
+        torch.manual_seed(0)
+        tokens = min(max(like.shape[2], _TRIAL_TOKENS[0]), _TRIAL_TOKENS[1])
+        mask = torch.ones(2, 1, 1, tokens, device=device)
+        mask[1, ..., tokens // 2 + 1 :] = 0
+        shapes = [(2, tokens, _TRIAL_HEADS, width)] * 3 + [(2 * _TRIAL_SPAN[0], _TRIAL_HEADS, width)] * 2
+        drawn = [torch.randn(shape).to(device, dtype).requires_grad_(grad) for shape in shapes]
+        states = [t.transpose(1, 2) for t in drawn[:3]]
+        given = tuple(None if table is None else t for table, t in zip(tables, drawn[3:], strict=True))
+        try:
+            found = out = _attend(*states, given, _TRIAL_SPAN, mask, scale, 0.0)
+            if dropout:
+                out = _attend(*states, given, _TRIAL_SPAN, mask, scale, dropout)
+            if grad:
+                out.sum().backward()
+            with torch.no_grad():
+                exact, rounded = (_own_values(states, given, mask, scale, kind) for kind in (torch.float64, dtype))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return _reason(error)
+    real = mask[:, 0, 0].bool()
+    off, usual = ((values.detach().double() - exact)[real].norm().item() for values in (found, rounded))
+    least = max(_LEAST, torch.finfo(dtype).eps) * exact[real].norm().item()
+    right = off <= _TIMES * usual + least  # False also where it is no number
+    return None if right else f"off by {off:.1e} in the values, fb3's own by {usual:.1e}"
+
+
+def _own_values(states: list[Tensor], tables: Tables, mask: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """fb3's own attention for the trial in a precision, (B, T, H · D)."""
+    states, tables = [t.to(dtype) for t in states], tuple(None if t is None else t.to(dtype) for t in tables)
+    rows = rows_by_distance(states[0].shape[2], *_TRIAL_SPAN, mask.device)
+    return disentangled_attention(*states, tables, rows, mask[:, 0, 0], scale, 0.0).transpose(1, 2).flatten(2)
+
+
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, tables: Tables, span: Span, mask: Tensor, scale: float, dropout: float
 ) -> Tensor | None:
     """As `flash_attention`; none for a mask with gaps where a gradient or dropout is wanted.
 
-    The kernels of the way back would be compiled anew for each batch size and length, but not those for essays packed
-    in a row. So these get the padding behind each essay as an essay of its own, and nothing is copied.
+    The backward kernels for padded batches would be compiled anew for each batch size and length; those for essays
+    packed in a row are not. So a batch goes to these as it lies in memory, the padding behind each essay as an essay of
+    its own, and nothing is copied.
     """
     from disentangled_flash.training._kernels import training_attention, training_attention_packed
 
     tokens, grad = query.shape[2], torch.is_grad_enabled()
     first, count, local, band = _plan(tokens, *span, query.device)
     tables = tuple(t if t is None else t[first : first + count].transpose(0, 1) for t in tables)
-    if (half := table_scale(query.dtype, scale)) != 1:
-        query, key = query * half, key * half
+    # The kernels scale the sum of all products, which may exceed fp16 before. So there queries, keys and tables carry a
+    # power of two near the scale's root, which costs no digits.
+    half = 2.0 ** round(math.log2(scale) / 2) if query.dtype == torch.float16 else 1.0
+    if half != 1:
+        query, key, tables = query * half, key * half, tuple(t if t is None else t * half for t in tables)
     settings: dict[str, Any] = {
         "score_scale": scale / half**2,
         "strict_fp32": not torch.backends.cuda.matmul.allow_tf32,
@@ -146,12 +202,12 @@ def _attend(
 
 
 def _current(device: torch.device) -> AbstractContextManager:
-    """Makes a GPU the current one: Triton launches there, wherever the tensors are. Autograd's threads have theirs."""
+    """Makes a GPU the current one, on which Triton launches wherever the tensors are; autograd's threads do so too."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _schedules(query: Tensor, grad: bool) -> dict[str, Any]:
-    """Tiles and warps by the library's rules of thumb: to try them out would compile dozens of kernels."""
+    """Tiles and warps by the library's heuristic: its autotuner would compile dozens of kernels."""
     from disentangled_flash.tuning import DeviceResources, heuristic_config
 
     pick = partial(
@@ -159,7 +215,7 @@ def _schedules(query: Tensor, grad: bool) -> dict[str, Any]:
         sequence_length=query.shape[2],
         head_dim=query.shape[3],
         dtype=str(query.dtype)[6:],
-        batch_heads=None,  # few essays would get kernels of their own
+        batch_heads=None,  # given, a batch of few essays would get kernels of its own
         resources=DeviceResources.current(query.device),
     )
     if not grad:
@@ -170,11 +226,15 @@ def _schedules(query: Tensor, grad: bool) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _plan(tokens: int, span: int, buckets: int, farthest: int, device: torch.device) -> tuple[int, int, Tensor, Any]:
-    """The first row of a table that T tokens need, how many, which of these each distance has, (2T − 1,), and what
-    lets the gradient of each be written once."""
+    """The part of a table that T tokens need, and how to read it.
+
+    Returns:
+        Its first row; the number of its rows; the row of each distance in it, (2T − 1,); and the library's
+        `gradient_band`, by which the backward pass writes each row's gradient once.
+    """
     from disentangled_flash.position import gradient_band
 
-    with torch.inference_mode(False), torch.no_grad():  # they will be saved for a gradient
+    with torch.inference_mode(False), torch.no_grad():  # no inference tensors: autograd will save them
         rows = rows_by_distance(tokens, span, buckets, farthest, torch.device("cpu"))[1]
         first, last = int(rows[0]), int(rows[-1])
         count = min(-(-(last + 1 - first) // _ALIGNED) * _ALIGNED, 2 * span)
@@ -186,7 +246,7 @@ def _plan(tokens: int, span: int, buckets: int, farthest: int, device: torch.dev
 def _pieces(mask: Tensor) -> Tensor | None:
     """Where essays, and the padding behind each, begin among B · T tokens, (2B + 1,); none for a mask with gaps.
 
-    A GPU is waited for, so once a forward.
+    Looking waits for the GPU, so it is done once a forward pass: all layers get the same mask.
     """
     global _last
     last = _last

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
+from fb3.models.kernels import attention_blocks
 from fb3.models.kernels import blocked_attention as attention
 from fb3.models.kernels.blocked_attention import blocked_attention, use_blocked_attention
 
@@ -31,14 +32,14 @@ def test_equals_the_plain_formula_with_its_gradients(essays, tokens, heads, at_o
     states = leaves(essays, tokens, heads, 6, seed=seed)
     bias = torch.randn(essays, heads if per_head else 1, tokens if per_query else 1, tokens)
     slope = torch.randn(essays, heads, tokens, 6)
-    limit, attention._BLOCK_BYTES = attention._BLOCK_BYTES, at_once * tokens * tokens * 4
+    limit, attention_blocks._BLOCK_BYTES = attention_blocks._BLOCK_BYTES, at_once * tokens * tokens * 4
     try:
         out = blocked_attention(*states, bias, 0.3)
         gradients = torch.autograd.grad(out, states, slope)
         with torch.inference_mode():
             silent = blocked_attention(*states, bias, 0.3)
     finally:
-        attention._BLOCK_BYTES = limit
+        attention_blocks._BLOCK_BYTES = limit
     query, key, value = states
     plain = (0.3 * query @ key.mT + bias).softmax(-1) @ value
     torch.testing.assert_close(out, plain)

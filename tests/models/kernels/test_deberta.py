@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
-from fb3.models.kernels import deberta
+from fb3.models.kernels import attention_blocks, deberta
 from fb3.models.kernels import disentangled_attention as disentangled
-from fb3.models.kernels.deberta import use_fused_disentangled_attention
+from fb3.models.kernels.deberta import precompute_position_tables, use_fused_disentangled_attention
 from fb3.models.kernels.disentangled_attention import disentangled_attention, rows_by_distance
 from fb3.models.layer_stack import layer_stack
 from fb3.models.mixout import mix_out
@@ -45,7 +45,7 @@ def way(request, monkeypatch):
     if request.param == "at once":
         monkeypatch.setattr(disentangled, "_BLOCKED", ())
     else:
-        monkeypatch.setattr(disentangled, "_TILE", {torch.float32: 7, torch.float64: 3})
+        monkeypatch.setattr(attention_blocks, "_TILE", {torch.float32: 7, torch.float64: 3})
     return request.param
 
 
@@ -113,9 +113,10 @@ def test_it_equals_transformers_own_with_all_gradients(tokens, kinds, share, buc
     assert my_slopes.keys() == their_slopes.keys()
     for name, slope in their_slopes.items():
         close(my_slopes[name], slope, name)
-    for _ in range(2):  # the second time with what was kept
-        with torch.inference_mode():
-            close(states(fused.eval(), inputs), theirs)
+    with torch.inference_mode():
+        close(states(fused.eval(), inputs), theirs)
+        precompute_position_tables(fused)
+        close(states(fused, inputs), theirs)
 
 
 @settings(deadline=None, max_examples=25)
@@ -135,8 +136,8 @@ def test_any_shape(tokens, essays, heads, buckets, farthest, tile, at_once, norm
     eager, fused = pair(seed=seed, norm_rel_ebd=norm, **changes)
     inputs = batch(tokens, essays, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disentangled, "_TILE", {torch.float32: tile})
-        patch.setattr("fb3.models.kernels.blocked_attention._BLOCK_BYTES", at_once * tokens * tokens * 4)
+        patch.setattr(attention_blocks, "_TILE", {torch.float32: tile})
+        patch.setattr(attention_blocks, "_BLOCK_BYTES", at_once * tokens * tokens * 4)
         (mine, my_slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
         with torch.inference_mode():
             close(states(fused.eval(), inputs), theirs)
@@ -157,6 +158,8 @@ def test_in_bf16_it_stays_as_near_to_fp32_as_transformers_own(by, way):
         (mine, my_slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
         with torch.inference_mode():
             silent = states(fused.eval(), inputs)
+            precompute_position_tables(fused)
+            assert torch.equal(states(fused, inputs), silent)
     assert 0 < distance(mine, exact) < 1.5 * distance(theirs, exact)
     assert 0 < distance(silent, exact) < 1.5 * distance(theirs, exact)
     for name in ("input", "encoder.rel_embeddings.weight", *(n for n in slopes if "_proj.weight" in n)):
@@ -208,13 +211,13 @@ def test_without_a_gradient_nothing_changes(tokens, lengths, gap, tile):
     leaves, _ = operands(tokens)
     mask = (torch.arange(tokens) < torch.tensor(lengths)[:, None]).long()
     mask[0, 0] = not gap or tokens == 1 or lengths[0] == 1  # hidden on the left: no longer padding
-    usual, disentangled._TILE[torch.float64] = disentangled._TILE[torch.float64], tile
+    usual, attention_blocks._TILE[torch.float64] = attention_blocks._TILE[torch.float64], tile
     try:
         whole = attend(leaves, mask, 0.0, 0).detach()
         with torch.no_grad():
             silent = attend(leaves, mask, 0.0, 0)
     finally:
-        disentangled._TILE[torch.float64] = usual
+        attention_blocks._TILE[torch.float64] = usual
     seen = mask.bool()[:, None, :, None].expand_as(whole)
     close(silent[seen], whole[seen])
     assert silent.isfinite().all()
@@ -270,13 +273,13 @@ def projections(encoder):
     return calls
 
 
-def test_tables_are_projected_once_a_forward_in_training_and_once_at_all_in_inference():
+def test_tables_are_projected_once_a_forward_and_precomputed_once_at_all():
     _, fused = pair(share_att_key=False)
     calls = projections(fused)
     states(fused, batch(9))
     assert len(calls) == 4, "two for each of two layers, however many essays"
     calls.clear()
-    fused.eval()
+    precompute_position_tables(fused.eval())
     for tokens in (9, 20, 9):
         with torch.inference_mode():
             states(fused, batch(tokens))
@@ -326,7 +329,7 @@ CHANGES = {
 @pytest.mark.parametrize("norm", ["none", "layer_norm"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_kept_is_never_stale(change, mode, norm):
+def test_inference_sees_the_current_weights(change, mode, norm):
     _, fused = pair(share_att_key=False, norm_rel_ebd=norm)
     fused.eval()
     inputs = batch(12)
@@ -343,48 +346,68 @@ def test_what_is_kept_is_never_stale(change, mode, norm):
             assert torch.equal(found, states(fresh, inputs))
 
 
-def test_weights_made_in_inference_mode_whose_writes_nobody_counts_are_not_kept():
-    for norm in ("none", "layer_norm"):
-        _, fused = pair(share_att_key=False, norm_rel_ebd=norm)
+@pytest.mark.parametrize("share", [True, False])
+def test_precomputed_tables_are_dropped_by_a_training_and_see_its_weights(share):
+    _, fused = pair(share_att_key=share)
+    inputs = batch(31)
+    rows_by_distance.cache_clear()
+    precompute_position_tables(fused.eval())
+    with torch.inference_mode():
+        before = states(fused, inputs)
+    copied = copy.deepcopy(fused)
+    _, slopes = gradients(fused.train(), inputs)
+    assert slopes["encoder.rel_embeddings.weight"].abs().sum() > 0
+    _step(fused)
+    fresh = encoder_of(share_att_key=share).eval()
+    fresh.load_state_dict(fused.state_dict())
+    with torch.inference_mode():
+        close(states(fused.eval(), inputs), states(fresh, inputs))
+        precompute_position_tables(fused)
+        close(states(fused, inputs), states(fresh, inputs))
+        assert torch.equal(states(copied, inputs), before), "a copy keeps its own"
+
+
+def test_precomputed_tables_move_with_the_encoder_and_are_no_weights():
+    _, fused = pair()
+    names = list(fused.state_dict())
+    precompute_position_tables(fused.eval())
+    assert list(fused.state_dict()) == names
+    inputs = batch(12)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        fused.to(dtype)
+        fresh = encoder_of().to(torch.float64).eval()
+        fresh.load_state_dict(fused.state_dict())
         with torch.inference_mode():
-            fused = fused.eval().bfloat16().float()
-            before = states(fused, batch(12))
-            fused.encoder.rel_embeddings.weight.normal_()
-            fused.encoder.layer[0].attention.self.pos_key_proj.weight.normal_()
-            assert not torch.equal(states(fused, batch(12)), before)
-            found = states(fused, batch(12))
-            fresh = encoder_of(share_att_key=False, norm_rel_ebd=norm).eval()
-            fresh.load_state_dict(fused.state_dict())
-            torch.testing.assert_close(found, states(fresh, batch(12)))
+            off = distance(states(fused, inputs), exact := states(fresh, inputs))
+        assert off < (0.05 if dtype == torch.bfloat16 else 1e-4) * exact.norm()
 
 
-def test_autocast_is_part_of_what_is_kept():
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("low", [True, False])
+def test_precomputed_tables_are_those_of_each_forward_under_autocast(weights, low):
+    _, fused = pair(share_att_key=False)
+    fused.eval().to(weights)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        plain = states(fused, batch(12))
+        precompute_position_tables(fused)
+        assert torch.equal(states(fused, batch(12)), plain)
+
+
+def test_precomputed_in_fp32_they_serve_an_autocast_too():
     _, fused = pair()
     fused.eval()
     with torch.inference_mode():
-        exact = states(fused, batch(12))
         with torch.autocast("cpu", torch.bfloat16):
-            low = states(fused, batch(12))
-        assert not torch.equal(low, exact)
-        assert torch.equal(states(fused, batch(12)), exact)
+            plain = states(fused, batch(12))
+        precompute_position_tables(fused)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert distance(states(fused, batch(12)), plain) < 0.05 * plain.norm()
 
 
-def test_after_a_prediction_it_can_be_trained_and_copied():
-    _, fused = pair()
-    rows_by_distance.cache_clear()
-    with torch.inference_mode():
-        before = states(fused.eval(), batch(31))
-    _, slopes = gradients(fused.train(), batch(31))
-    assert slopes["encoder.rel_embeddings.weight"].abs().sum() > 0
-    with torch.inference_mode():
-        states(fused.eval(), batch(31))
-    assert fused.encoder.kept._kept is not None
-    copied = copy.deepcopy(fused)
-    assert copied.encoder.kept._kept is None
-    _step(copied)
-    with torch.inference_mode():
-        assert torch.equal(states(fused, batch(31)), before)
-        assert not torch.equal(states(copied, batch(31)), before)
+def test_other_encoders_have_no_tables_to_precompute():
+    eager = encoder_of()
+    precompute_position_tables(eager)
+    assert not hasattr(eager.encoder.layer[0].attention.self, "position_keys")
 
 
 def test_names_and_weights_stay():

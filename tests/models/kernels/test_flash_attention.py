@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 
 from fb3.models.kernels import flash_attention as flash
-from fb3.models.kernels.flash_check import fault_of
+from fb3.models.kernels.deberta import precompute_position_tables
+from fb3.models.kernels.disentangled_attention import disentangled_attention, rows_by_distance
 from tests.models.kernels.test_deberta import BOTH, batch, close, distance, gradients, pair, states
 
 MISSING = [name for name in ("triton", "disentangled_flash") if not importlib.util.find_spec(name)]
@@ -99,9 +101,10 @@ def test_it_equals_transformers_own_with_all_gradients(tokens, kinds, buckets, c
     close(mine, theirs)
     for name, slope in their_slopes.items():
         close(my_slopes[name], slope, name)
-    for _ in range(2):  # the second time with the tables that were kept
-        with torch.inference_mode():
-            close(states(fused.eval(), inputs), theirs)
+    with torch.inference_mode():
+        close(states(fused.eval(), inputs), theirs)
+        precompute_position_tables(fused)
+        close(states(fused, inputs), theirs)
     assert calls
     assert all(calls)
     assert list(flash._faults.values()) == [None, None], "with gradients and without"
@@ -118,6 +121,8 @@ def test_in_low_precision_it_stays_as_near_to_fp32_as_transformers_own(dtype, ca
     (mine, my_slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
     with torch.inference_mode():
         silent = states(fused.eval(), inputs)
+        precompute_position_tables(fused)
+        assert torch.equal(states(fused, inputs), silent)
     assert calls
     assert all(calls)
     assert 0 < distance(mine, exact) < 1.5 * distance(theirs, exact)
@@ -131,10 +136,10 @@ def test_fp16_with_large_queries_does_not_overflow():
     query, key, value = (torch.randn(1, 9, 2, 32, device=DEVICE).transpose(1, 2) for _ in range(3))
     tables = [torch.randn(16, 2, 32, device=DEVICE) * 240 for _ in range(2)]
     assert (query.transpose(1, 2)[0, :, 0] * 120 @ tables[0][:, 0].T).abs().max() > 65504, "it would"
-    scaled = tuple((t * flash.table_scale(torch.float16, scale)).half() for t in tables)
+    tables = tuple(t.half() for t in tables)
     mask = torch.ones(1, 1, 1, 9, device=DEVICE)
     with torch.no_grad():
-        out = flash._attend((query * 120).half(), (key * 120).half(), value.half(), scaled, SPAN, mask, scale, 0.0)
+        out = flash._attend((query * 120).half(), (key * 120).half(), value.half(), tables, SPAN, mask, scale, 0.0)
     assert out.isfinite().all()
 
 
@@ -167,30 +172,116 @@ def test_kernels_are_launched_on_the_tensors_device(grad, monkeypatch):
     assert all(each == [DEVICE] for each in launched)
 
 
-def fault(attend, kinds=(True, True), dropout=0.0, tokens=40, dtype=torch.float32):
-    like = torch.empty(2, 2, tokens, 32, device=DEVICE, dtype=dtype)
+def operands(tokens, kinds, dtype):
+    """Queries, keys, values (2, 2, T, 32), the tables' rows (48, 2, 32) or none, and a mask of one padded essay."""
+    torch.manual_seed(0)
+    drawn = [torch.randn(2, tokens, 2, 32) for _ in range(3)] + [torch.randn(48, 2, 32) for _ in range(2)]
+    drawn = [t.to(DEVICE, dtype) for t in drawn]
+    mask = torch.ones(2, 1, 1, tokens, device=DEVICE)
+    mask[1, ..., tokens // 2 + 1 :] = 0
+    tables = [t if there else None for t, there in zip(drawn[3:], kinds, strict=True)]
+    return [t.transpose(1, 2) for t in drawn[:3]] + tables, mask
+
+
+def own(leaves, mask, scale):
+    query, key, value, *tables = leaves
+    rows = rows_by_distance(query.shape[2], *TRIAL, query.device)
+    return disentangled_attention(query, key, value, tuple(tables), rows, mask[:, 0, 0], scale, 0.0)
+
+
+def probabilities(attend, leaves):
+    """(B, H, T, T), read off from what becomes of unit vectors as values, some columns at a time."""
+    essays, heads, tokens, width = leaves[2].shape
+    units = torch.eye(tokens, -(-tokens // width) * width, dtype=leaves[2].dtype, device=DEVICE)
+    found = [
+        attend([*leaves[:2], some.expand(essays, heads, -1, -1), *leaves[3:]]).unflatten(2, (heads, width))
+        for some in units.split(width, 1)
+    ]
+    return torch.cat(found, 3).transpose(1, 2)[..., :tokens]
+
+
+def results(attend, leaves, mask, dtype):
+    """The values of real tokens, and the gradients of all operands where they are wanted."""
+    leaves = [t if t is None else t.detach().to(dtype).requires_grad_(torch.is_grad_enabled()) for t in leaves]
+    out = attend(leaves)[mask[:, 0, 0].bool()]
+    if not torch.is_grad_enabled():
+        return [out]
+    slope = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=DEVICE).view_as(out).cos()
+    given = [t for t in leaves if t is not None]
+    return [out.detach(), *torch.autograd.grad(out, given, slope.to(dtype))]
+
+
+TRIAL = (24, 20, 64)
+LOW_AND_FULL = [
+    (0.0, torch.bfloat16),
+    (0.3, torch.float16),
+    *(pytest.param(*each, marks=slow) for each in [(0.3, torch.bfloat16), (0.0, torch.float16)]),
+    *(pytest.param(share, torch.float32, marks=slow) for share in (0.0, 0.3)),
+]
+
+
+@pytest.mark.parametrize(("dropout", "dtype"), LOW_AND_FULL)
+@pytest.mark.parametrize(("grad", "kinds", "tokens"), [(True, (True, True), 40), (False, (False, True), 33)])
+def test_values_and_gradients_are_those_of_the_probabilities_that_dropout_left(dropout, dtype, grad, kinds, tokens):
     scale = 96**-0.5
-    return fault_of(attend, like, kinds, scale, dropout, flash.table_scale(dtype, scale))
+    leaves, mask = operands(tokens, kinds, dtype)
+
+    def theirs(leaves):
+        torch.manual_seed(1)  # the same dropout each time
+        *states, to_keys, to_queries = leaves
+        return flash._attend(*states, (to_keys, to_queries), TRIAL, mask, scale, dropout)
+
+    def ours(leaves):
+        if not dropout:
+            return own(leaves, mask, scale).transpose(1, 2).flatten(2)
+        units = torch.eye(tokens, dtype=leaves[2].dtype, device=DEVICE).expand(2, 2, -1, -1)
+        weights = own([*leaves[:2], units, *leaves[3:]], mask, scale) * kept / (1 - dropout)
+        return (weights @ leaves[2]).transpose(1, 2).flatten(2)
+
+    with torch.set_grad_enabled(grad):
+        kept = probabilities(theirs, leaves).detach() != 0
+        found = results(theirs, leaves, mask, dtype)
+        exact, rounded = (results(ours, leaves, mask, kind) for kind in (torch.float64, dtype))
+    least = max(1e-5, torch.finfo(dtype).eps)
+    for mine, usual, truth in zip(found, rounded, exact, strict=True):
+        assert distance(mine, truth) <= 3 * distance(usual, truth) + least * truth.norm()
+    if dropout:
+        seen = (mask * mask.mT).bool().expand_as(kept)
+        deviation = (dropout * (1 - dropout) / seen.sum().item()) ** 0.5
+        assert abs(1 - dropout - kept[seen].double().mean().item()) < 6 * deviation
 
 
-@pytest.mark.parametrize(
-    ("dropout", "dtype"),
-    [
-        (0.0, torch.bfloat16),
-        (0.3, torch.float16),
-        *(pytest.param(*each, marks=slow) for each in [(0.3, torch.bfloat16), (0.0, torch.float16)]),
-        *(pytest.param(share, torch.float32, marks=slow) for share in (0.0, 0.3)),
-    ],
-)
-def test_the_check_finds_no_fault_in_it(dropout, dtype, calls):
-    assert fault(flash._attend, dropout=dropout, dtype=dtype) is None
-    with torch.no_grad():
-        assert fault(flash._attend, (False, True), dropout, 33, dtype) is None
-    assert all(calls)
+def fault(dropout=0.0):
+    like = torch.empty(2, 2, 40, 32, device=DEVICE)
+    return flash._fault(like, (like, like), 96**-0.5, dropout)
 
 
-class Slanted(torch.autograd.Function):
-    """Right values, wrong gradients."""
+def _swapped(attend, q, k, v, tables, *rest):
+    return attend(q, k, v, tables[::-1], *rest)
+
+
+def _backwards(attend, q, k, v, tables, *rest):
+    return attend(q, k, v, tuple(t.flip(0) for t in tables), *rest)
+
+
+def _scaled(attend, q, k, v, tables, span, mask, scale, dropout):
+    return attend(q, k, v, tables, span, mask, scale * 1.001, dropout)
+
+
+def _unmasked(attend, q, k, v, tables, span, mask, scale, dropout):
+    return attend(q, k, v, tables, span, torch.ones_like(mask), scale, dropout)
+
+
+def _other_buckets(attend, q, k, v, tables, span, *rest):
+    return attend(q, k, v, tables, (span[0], span[1] - 2, span[2]), *rest)
+
+
+def _no_number(attend, *given):
+    return attend(*given) * torch.nan
+
+
+class Raises(torch.autograd.Function):
+    """The values as they are; no way back."""
 
     @staticmethod
     def forward(ctx, given):
@@ -198,56 +289,15 @@ class Slanted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, slope):
-        return slope * 1.001
+        raise RuntimeError("out of resource: registers")
 
 
-def _swapped(q, k, v, tables, span, mask, scale, dropout):
-    return flash._attend(q, k, v, tables[::-1], span, mask, scale, dropout)
+def _no_way_back(attend, *given):
+    return Raises.apply(attend(*given))
 
 
-def _backwards(q, k, v, tables, span, mask, scale, dropout):
-    return flash._attend(q, k, v, tuple(t.flip(0) for t in tables), span, mask, scale, dropout)
-
-
-def _scaled(q, k, v, tables, span, mask, scale, dropout):
-    return flash._attend(q, k, v, tables, span, mask, scale * 1.001, dropout)
-
-
-def _unmasked(q, k, v, tables, span, mask, scale, dropout):
-    return flash._attend(q, k, v, tables, span, torch.ones_like(mask), scale, dropout)
-
-
-def _other_buckets(q, k, v, tables, span, mask, scale, dropout):
-    return flash._attend(q, k, v, tables, (span[0], span[1] - 2, span[2]), mask, scale, dropout)
-
-
-def _slanted(q, k, v, tables, *rest):
-    return flash._attend(q, k, v, (tables[0], Slanted.apply(tables[1])), *rest)
-
-
-def _no_number(*given):
-    return flash._attend(*given) * torch.nan
-
-
-def _less_dropped(*given):
-    return flash._attend(*given[:-1], given[-1] * 0.8)
-
-
-def _never_dropped(*given):
-    return flash._attend(*given[:-1], 0.0)
-
-
-def _dropped_at_will(*given):
-    torch.manual_seed(torch.seed())
-    return flash._attend(*given)
-
-
-def _dropped_too_often(q, k, v, tables, span, mask, scale, dropout):
-    return flash._attend(q, k, v, tables, span, mask, scale, 1.5 * dropout) * (1 - 1.5 * dropout) / (1 - dropout)
-
-
-def _not_scaled_up(*given):
-    return flash._attend(*given) * (1 - given[-1])
+def _no_dropout(attend, *given):
+    return _out_of_resources() if given[-1] else attend(*given)
 
 
 @pytest.mark.parametrize(
@@ -258,17 +308,20 @@ def _not_scaled_up(*given):
         pytest.param(_scaled, 0.0, "in the values", marks=slow),
         (_unmasked, 0.0, "in the values"),
         pytest.param(_other_buckets, 0.0, "in the values", marks=slow),
-        (_slanted, 0.0, "in the gradient of to_queries"),
         pytest.param(_no_number, 0.0, "off by nan in the values", marks=slow),
-        pytest.param(_less_dropped, 0.3, "in the values", marks=slow),
-        (_never_dropped, 0.3, "in the values"),
-        pytest.param(_dropped_at_will, 0.3, "in the values", marks=slow),
-        (_dropped_too_often, 0.3, "drops 0.4"),
-        pytest.param(_not_scaled_up, 0.3, "in the values", marks=slow),
+        (_no_way_back, 0.0, "RuntimeError: out of resource: registers"),
+        (_no_dropout, 0.3, "RuntimeError: out of resource: shared memory"),
     ],
 )
-def test_the_check_finds_what_is_wrong(wrong, dropout, what):
-    assert what in fault(wrong, dropout=dropout)
+def test_the_check_finds_what_is_wrong(wrong, dropout, what, monkeypatch):
+    monkeypatch.setattr(flash, "_attend", partial(wrong, flash._attend))
+    assert what in fault(dropout)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_check_finds_no_fault_in_it(dropout, calls):
+    assert fault(dropout) is None
+    assert all(calls)
 
 
 def test_the_check_draws_nothing_and_is_made_once(calls):
@@ -276,11 +329,11 @@ def test_the_check_draws_nothing_and_is_made_once(calls):
     torch.manual_seed(0)
     expected = torch.rand(3), torch.rand(3, device=DEVICE)
     torch.manual_seed(0)
-    assert flash.flash_runs(query, (True, True), 0.1, 0.0)
+    assert flash.flash_runs(query, (query, query), 0.1, 0.0)
     assert len(calls) == 1
-    assert flash.flash_runs(query, (True, True), 0.1, 0.0)
+    assert flash.flash_runs(query, (query, query), 0.1, 0.0)
     assert len(calls) == 1
-    assert flash.flash_runs(torch.empty(1, 2, 65, 32, device=DEVICE), (True, True), 0.1, 0.0)
+    assert flash.flash_runs(torch.empty(1, 2, 65, 32, device=DEVICE), (query, query), 0.1, 0.0)
     assert len(calls) == 2, "longer ones have other kernels"
     assert torch.equal(torch.rand(3), expected[0])
     assert torch.equal(torch.rand(3, device=DEVICE), expected[1])
@@ -339,17 +392,17 @@ def test_a_gpu_is_waited_for_once_a_forward(monkeypatch, calls):
 
 def test_the_check_that_runs_out_of_memory_is_made_again(monkeypatch):
     query = torch.empty(1, 2, 9, 32, device=DEVICE)
-    monkeypatch.setattr(flash, "fault_of", _out_of_memory)
+    monkeypatch.setattr(flash, "_fault", _out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        flash.flash_runs(query, (True, True), 0.1, 0.0)
-    monkeypatch.setattr(flash, "fault_of", lambda *given: "wrong")
-    assert not flash.flash_runs(query, (True, True), 0.1, 0.0)
+        flash.flash_runs(query, (query, query), 0.1, 0.0)
+    monkeypatch.setattr(flash, "_fault", lambda *given: "wrong")
+    assert not flash.flash_runs(query, (query, query), 0.1, 0.0)
 
 
 def test_what_is_wrong_is_said_once_and_ours_computes(monkeypatch, capsys):
     eager, fused = (e.to(DEVICE) for e in pair(**WIDE))
     inputs = on_device(batch(12))
-    monkeypatch.setattr(flash, "_attend", _swapped_tables(flash._attend))
+    monkeypatch.setattr(flash, "_attend", partial(_swapped, flash._attend))
     theirs, their_slopes = gradients(eager, inputs)
     for _ in range(2):
         mine, slopes = gradients(fused, inputs)
@@ -360,16 +413,13 @@ def test_what_is_wrong_is_said_once_and_ours_computes(monkeypatch, capsys):
     assert said[0].startswith(f"DeBERTa's attention on {DEVICE} in float32: torch's kernel, not disentangled-flash's (")
 
 
-def _swapped_tables(attend):
-    return lambda q, k, v, tables, *rest: attend(q, k, v, tables[::-1], *rest)
-
-
 def test_a_later_failure_is_said_once_and_ours_computes_from_there(monkeypatch, calls, capsys):
     eager, fused = (e.to(DEVICE).eval() for e in pair(**WIDE))
     inputs = on_device(batch(12))
     with torch.inference_mode():
         theirs = states(eager, inputs)
-        close(states(fused, inputs), theirs)  # its tables are kept
+        precompute_position_tables(fused)
+        close(states(fused, inputs), theirs)
         monkeypatch.setattr(flash, "_attend", _out_of_resources)
         for _ in range(2):
             close(states(fused, inputs), theirs)
