@@ -71,12 +71,12 @@ class Encoded:
         """The tokens of some essays, and their targets (B, K) where given."""
         return [self.rows[row] for row in rows], None if targets is None else targets[rows]
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a draw depends on beside the rows; of plain essays nothing."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
 
 
 def tokenise(texts: Sequence[str], tokenizer: Tokenizer, pad: int, data: DataSettings, padded: int = 0) -> Encoded:

@@ -179,7 +179,7 @@ def test_a_batch_in_parts_comes_back_part_by_part(run, unlabelled):
     with torch.no_grad():
         for batch in (first, second, first, second):
             task.loss(watched(scorer, seen), batch)
-    assert task.state()["count"] == 2
+    assert task.state_dict()["count"] == 2
     changed = [batch["row"].tolist() for batch, _ in seen if batch is not first and batch is not second]
     (plain_one, one, plain_two, two), again = changed[:4], changed[4:]
     assert plain_one == one != two == plain_two

@@ -38,10 +38,10 @@ class Augmented(Encoded):
         before, after = (np.array(part, np.int32) for part in (self.encoder.prefix, self.encoder.suffix))
         return [np.concatenate([before, part, after]) for part in inner], truths
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"generator": self.rng.bit_generator.state}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rng.bit_generator.state = state["generator"]
 
     def _changed(self, row: int) -> np.ndarray:
