@@ -285,4 +285,4 @@ def test_a_save_of_any_form(data, trained):
 def test_odd_names_are_no_saves(tmp_path):
     for name in ("7", "12", "²", "x", "-3"):
         (tmp_path / name).mkdir()
-    assert [path.name for path in resume.found(tmp_path)] == ["12", "7"]
+    assert [path.name for path in resume.list_saves(tmp_path)] == ["12", "7"]

@@ -23,13 +23,13 @@ from fb3.errors import Fb3Error, NoRoom
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import overridden
 from fb3.system.disk_space import in_room
-from fb3.system.file_names import LOCK, RECIPE, RESUME
+from fb3.system.file_names import ENCODER, LOCK, RECIPE, RESUME, fold_folders
 from fb3.system.files import write_text
-from fb3.system.folder_lock import alone
+from fb3.system.folder_lock import lock_folder
 from fb3.system.progress import say
 from fb3.training.run import fold_numbers, train
 from fb3.tuning.space import Space, read_space, refuse_fixed
-from fb3.tuning.study import DATABASE, SHARES, check_same, load_optuna, open_study, suggest
+from fb3.tuning.study import DATABASE, SHARES, check_study, load_optuna, open_study, suggest
 from fb3.tuning.trials import BASE, FURTHER, Outcome, Row, folder_of, ranked, rows_of
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def tune(
         raise Fb3Error(f"{out}: not empty and no search; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     limit = None if minutes is None else start + 60 * minutes
-    with alone(out, "fb3 tune"):
+    with lock_folder(out, "fb3 tune"):
         study = open_study(out, drawn_from, recipe.train.seed)
-        check_same(study, recipe, drawn_from, data, folds, out)
+        check_study(study, recipe, drawn_from, data, folds, out)
         write_text(recipe.to_yaml(), out / "base.yaml")
         write_text(drawn_from.text, out / "space.yaml")
         search = _Search(study, recipe, data, out, folds, drawn_from, starts, limit)
@@ -333,7 +333,7 @@ def _clean(folder: Path) -> None:
     """Deletes what a trial's run needs no longer: weights, saves and tokenizer."""
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
-    for part in (folder / "encoder", folder / "scratch", *folder.glob(f"fold*/{RESUME}")):
+    for part in (folder / ENCODER, folder / "scratch", *(fold / RESUME for fold in fold_folders(folder))):
         shutil.rmtree(part, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
+from fb3.runs.identity import Identity
 from fb3.system.disk_space import lacks_room
 from fb3.system.files import sha256
 from fb3.tuning.space import Choice, Entry, Space
@@ -109,26 +110,20 @@ def _distribution(optuna: ModuleType, entry: Entry) -> "BaseDistribution":
     return optuna.distributions.FloatDistribution(entry.low, entry.high, log=entry.log, step=entry.step)
 
 
-def check_same(study: "Study", recipe: Recipe, space: Space, data: Path, folds: list[int], out: Path) -> None:
-    """Writes into a new study what it is made of; refuses to go on with anything else.
+def check_study(study: "Study", recipe: Recipe, space: Space, data: Path, folds: list[int], out: Path) -> None:
+    """Writes into a new study what its trials are made of; refuses to go on with anything else.
 
     Raises:
         Fb3Error: naming what differs.
     """
-    now = {
-        "recipe": recipe.model_dump(mode="json"),
-        "space": {name: entry.model_dump(mode="json", exclude={"when"}) for name, entry in space.entries.items()},
-        "train.csv": sha256(data / "train.csv"),
-        "folds": folds,
-    }
+    space_now = {name: entry.model_dump(mode="json", exclude={"when"}) for name, entry in space.entries.items()}
+    here = Identity(recipe, {"space": space_now, "train.csv": sha256(data / "train.csv"), "folds": folds})
     if _MADE_OF not in study.user_attrs:
-        study.set_user_attr(_MADE_OF, now)
+        study.set_user_attr(_MADE_OF, {"recipe": recipe.model_dump(mode="json"), **here.ingredients})
         return
     then = study.user_attrs[_MADE_OF]
-    if not isinstance(then, dict) or not now.keys() <= then.keys():
+    if not isinstance(then, dict) or not {"recipe", *here.ingredients} <= then.keys():
         raise Fb3Error(f"{out / DATABASE}: does not say what its trials were made of; choose another --out")
-    old = Recipe.from_mapping(then["recipe"], f"{out}: its base recipe")
-    differ = [f"recipe.{name}" for name in Recipe.model_fields if getattr(old, name) != getattr(recipe, name)]
-    differ += [name for name in ("space", "train.csv", "folds") if then[name] != now[name]]
-    if differ:
-        raise Fb3Error(f"{out}: its trials were made with another {', '.join(differ)}; choose another --out")
+    base = Recipe.from_mapping(then["recipe"], f"{out}: its base recipe")
+    if differ := here.differences(Identity(base, {name: then[name] for name in here.ingredients})):
+        raise Fb3Error(f"{out}: its trials were made with another {differ}; choose another --out")
