@@ -22,10 +22,10 @@ from fb3.system.files import link_or_copy, read_json, replacing_folder, write_cs
 def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     """Joins run folders of the same recipe, data and split, each with other folds, into the new folder `out`.
 
-    The runs stay as they are; where the file system can, the weights are not stored twice.
+    The runs stay as they are. Weights are hard links where the file system has them, so they are not stored twice.
 
     Raises:
-        Fb3Error: they do not fit together, a fold is there twice or not at all, or a file is damaged.
+        Fb3Error: the runs do not fit together, a fold is there twice or not at all, or a file is damaged.
     """
     runs, out = [Path(run) for run in runs], Path(out)
     if out.exists():
@@ -80,7 +80,11 @@ def _identity(run: Path) -> Identity:
 
 
 def _homes(runs: Sequence[Path], wanted: Sequence[int]) -> dict[int, Path]:
-    """The run that each fold is taken from."""
+    """The run that each wanted fold is taken from.
+
+    Raises:
+        Fb3Error: a fold is trained in two runs, or in none.
+    """
     homes: dict[int, Path] = {}
     for run in runs:
         for fold in (fold for fold in wanted if is_finished(fold_folder(run, fold))):
@@ -102,7 +106,11 @@ def _check_fold(folder: Path, ids: pd.Series) -> None:
 
 
 def _out_of_fold(run: Path, recipe: Recipe, folds: list[int]) -> pd.DataFrame:
-    """The rows of some folds, cells as they stand."""
+    """A run's out-of-fold predictions for some folds, as texts: no digit of a number changes.
+
+    Raises:
+        Fb3Error: the run has none of the folds, or their rows are not the folds' essays.
+    """
     if not folds:
         raise Fb3Error(f"{run}: has no trained fold; leave it out")
     table = read_table(run / OOF, [recipe.data.id_column, FOLD_COLUMN])

@@ -1,4 +1,4 @@
-"""A run folder: its members' folds, and the scores of a trained run."""
+"""A run folder: a trained run with its scores, or a member of an ensemble with its folds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,10 @@ class Member:
 
 
 def in_turn(members: Sequence[Member]) -> list[tuple[Member, int]]:
-    """Run and position of each fold: the runs' first folds, then their second ones, and so on."""
+    """Run and position of each fold: the first fold of each run, then the second of each, and so on.
+
+    Whatever ends inference early, the folds predicted by then come from as many runs as possible.
+    """
     most = max((len(member.folds) for member in members), default=0)
     return [(member, k) for k in range(most) for member in members if k < len(member.folds)]
 
@@ -47,10 +50,15 @@ def run_of(out: Path) -> Run:
 
 
 def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
-    """The training essays by id.
+    """The training essays' texts by id.
+
+    Args:
+        run: the run folder; its environment.json names the essays' folder.
+        member: the same run, whose recipe names the columns.
+        data: the essays' folder; none: the one that is recorded.
 
     Raises:
-        Fb3Error: no folder is known that holds them.
+        Fb3Error: the folder is not known, or holds no train.csv.
     """
     if data is None:
         recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
@@ -66,10 +74,10 @@ def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFram
 
 
 def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:
-    """Refuses texts that are not all there.
+    """Refuses texts that lack some of the ids in a run's oof.csv.
 
     Raises:
-        Fb3Error: ids of a run's oof.csv are not among them.
+        Fb3Error: naming some of them.
     """
     if absent := sorted(set(ids) - set(texts.index)):
         raise Fb3Error(

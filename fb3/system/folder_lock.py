@@ -1,8 +1,8 @@
 """One process at a time in a folder.
 
-Not the filelock package: one of its versions in the competition's images empties the lock file before it has the lock, so
-that no message could name the process at work, and deletes it afterwards. Where a file system has no flock, all versions
-fall back to a plain file, with which a process killed on another machine keeps everyone out.
+Not the filelock package: of its versions in the competition's images, one empties the lock file before it has the lock,
+so that no message could name the process at work, and deletes the file afterwards. Where a file system has no flock,
+all versions fall back to a plain file, with which a process killed on another machine keeps everyone out.
 """
 
 import os

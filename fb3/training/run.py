@@ -77,7 +77,7 @@ def train(
     if recipe.model.stitch:
         check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
     essays = sampled(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
-    unlabelled = _unlabelled(recipe, data)
+    unlabelled = _read_unlabelled(recipe, data)
     refuse_foreign_folder(out)
     digests = {key: sha256(file) for key, file in training_files(recipe, data).items()}
     with lock_folder(out, "fb3 train") if is_main_process() else nullcontext():
@@ -139,7 +139,7 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     from fb3.training.session import close_session, open_accelerator, open_session
 
     session = open_session(
-        recipe, essays, Path(out), *open_accelerator(recipe, Path(out)), unlabelled=_unlabelled(recipe, None)
+        recipe, essays, Path(out), *open_accelerator(recipe, Path(out)), unlabelled=_read_unlabelled(recipe, None)
     )
     predictions = run_fold(session, split)
     close_session(session)
@@ -156,7 +156,7 @@ def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
     return [split.fold for split in make_folds(essays, recipe)]
 
 
-def _unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
+def _read_unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
     """Reads the essays without scores, where the recipe names some."""
     if not recipe.task.uda:
         return None

@@ -173,7 +173,7 @@ def open_session(
         texts=texts,
         encoded=encode_essays(essays, out / ENCODER, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
-        unlabelled=None if unlabelled is None else _unlabelled(unlabelled, recipe, out),
+        unlabelled=None if unlabelled is None else _encode_unlabelled(unlabelled, recipe, out),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
         on_evaluation=on_evaluation,
         digests=digests,
@@ -194,7 +194,7 @@ def close_session(session: Session) -> None:
         tracker.finish()
 
 
-def _unlabelled(essays: pd.DataFrame, recipe: Recipe, out: Path) -> Unlabelled:
+def _encode_unlabelled(essays: pd.DataFrame, recipe: Recipe, out: Path) -> Unlabelled:
     texts = input_texts(essays, recipe.data)
     return Unlabelled(texts, encode_essays(essays, out / ENCODER, recipe.data))
 

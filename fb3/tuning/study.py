@@ -1,4 +1,4 @@
-"""A search's study on disk: optuna's storage, sampler and pruner, and what the study was made of.
+"""A search's study on disk: optuna's storage, sampler and pruner, and a record of what its trials are made of.
 
 Draws come from TPE (Bergstra et al. 2011), over all parameters together; a trial that lies behind the median of the
 others at the same share of its training is cut off (Golovin et al. 2017).
@@ -44,19 +44,23 @@ def load_optuna() -> ModuleType:
 
 
 def open_study(out: Path, space: Space, seed: int) -> "Study":
-    """The study in a folder, made where there is none.
+    """Opens the study in a folder, or makes one.
 
     Args:
         out: its folder.
-        space: what the sampler draws from.
-        seed: of the draws; those of a later start differ from the earlier ones.
+        space: the sampler draws from it.
+        seed: of the draws; a later start draws other values than an earlier one.
+
+    Raises:
+        Fb3Error: a file of the study's name cannot be read as one.
     """
     optuna = load_optuna()
     distributions = {name: _distribution(optuna, entry) for name, entry in space.entries.items()}
 
     class Sampler(optuna.samplers.TPESampler):
         def infer_relative_search_space(self, study: Any, trial: Any) -> "dict[str, BaseDistribution]":
-            return distributions  # the whole space: optuna's own guess is none once a trial had no parameters
+            # The whole space. optuna infers the parameters that all trials share, and the base trial may have none.
+            return distributions
 
     class Pruner(optuna.pruners.BasePruner):
         def prune(self, study: Any, trial: Any) -> bool:
@@ -67,7 +71,7 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
     try:
         study = optuna.create_study(storage=storage, study_name="fb3", load_if_exists=True, pruner=Pruner())
         len(study.trials), study.user_attrs
-    except Exception as error:  # the data base's own, of many kinds
+    except Exception as error:  # the database's drivers raise errors of many kinds
         if lacks_room(error):
             raise
         words = " ".join(str(error).split())[:300]
@@ -79,10 +83,10 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
 
 
 def lies_behind(mine: Mapping[int, float], others: Sequence[Mapping[int, float]]) -> bool:
-    """Whether a trial's best score is worse than the median of what the others had best by the same share.
+    """Whether a trial's best score is worse than the median of the others' best scores at the same share of training.
 
-    Recipes of different epochs are evaluated at different shares, so each counts with what it had by then; a trial
-    that is done is never behind.
+    Recipes with different epochs are evaluated at different shares, so of each trial the best score up to that share
+    counts. A trial that is done is never behind.
 
     Args:
         mine, others: scores by share of the training, in thousandths.
