@@ -25,8 +25,8 @@ from fb3.system.files import read_json, replacing, sha256, write_json
 def weights_of(scorer: Scorer) -> dict[str, Tensor]:
     """The parameters, each shared one once, and floating-point buffers, by name.
 
-    Integer buffers (position ids) are left out. The code computes them, and they come and go between transformers'
-    versions: a checkpoint that held them could not be loaded under another version.
+    Integer buffers (position ids) are left out: the code computes them, and they come and go between transformers'
+    versions.
     """
     kept = set(scorer.state_dict())
     buffers = {name: b for name, b in scorer.named_buffers() if name in kept and b.is_floating_point()}
@@ -69,9 +69,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def as_half(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors in fp16, except the head's.
-
-    The head's bias is near the mean of the targets, and fp16 rounds 50 by up to 0.016: an error of every prediction.
+    """The tensors in fp16, except the head's: its bias is near the mean of the targets, and fp16 rounds 50 by 0.016.
 
     Raises:
         Fb3Error: a weight is too large for fp16.
@@ -107,19 +105,15 @@ def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
 
 @torch.no_grad()
 def check_reload(scorer: Scorer, recipe: Recipe, encoder: Path, batch: Batch) -> None:
-    """Refuses a scorer that would predict otherwise once it is saved and loaded again.
-
-    Some encoders keep state that no checkpoint holds. Checked as soon as the scorer is built, this costs seconds; found
-    out after the training, it costs the training. No random numbers are drawn, so results stay the same.
+    """Refuses a scorer that would predict otherwise once it is saved and loaded again; draws no random numbers.
 
     Args:
-        scorer: in float32, on the CPU, before its training.
-        recipe: of the run.
-        encoder: the run's encoder folder.
+        scorer: in float32, on the CPU, before its training: found out afterwards, it would cost the training.
+        recipe, encoder: the run's, as in `load_fold`.
         batch: a few essays.
 
     Raises:
-        Fb3Error: the scorer loaded again predicts otherwise, or cannot be loaded; names the encoder.
+        Fb3Error: naming the encoder.
     """
     was_training, why = scorer.training, "it predicts otherwise"
     try:

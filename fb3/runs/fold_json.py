@@ -21,11 +21,7 @@ def mark_finished(folder: Path) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a fold was trained to its end.
-
-    Raises:
-        Fb3Error: its fold.json is broken, or another fold's.
-    """
+    """Whether a fold was trained to its end."""
     if not (folder / FOLD_JSON).is_file():
         return False
     info = read_json(folder / FOLD_JSON)
@@ -45,18 +41,11 @@ def digest_of(file: Path) -> str | None:
 
 
 def check_weights(folder: Path, mend: str, digest: Callable[[Path], str | None] = digest_of) -> None:
-    """Refuses weights that are not the ones fold.json describes.
-
-    Args:
-        folder: of a fold, a save, or a kept evaluation.
-        mend: what to do about it, for the error.
-        digest: gives the weights' hash; a bundle's stands in its manifest, which was checked already.
+    """Refuses a folder whose weights are not the ones that its fold.json describes.
 
     Raises:
-        Fb3Error: they are missing, or another file.
+        Fb3Error: they are missing, or another file; says the mend.
     """
-    weights = folder / WEIGHTS
-    if (found := digest(weights)) is None:
-        raise Fb3Error(f"{weights}: missing; {mend}")
-    if found != read_json(folder / FOLD_JSON).get("sha256"):
-        raise Fb3Error(f"{weights}: not the file that {FOLD_JSON} describes; {mend}")
+    if (found := digest(folder / WEIGHTS)) is None or found != read_json(folder / FOLD_JSON).get("sha256"):
+        fault = "missing" if found is None else f"not the file that {FOLD_JSON} describes"
+        raise Fb3Error(f"{folder / WEIGHTS}: {fault}; {mend}")

@@ -23,10 +23,9 @@ class Identity:
 
     def differences(self, there: "Identity") -> str:
         """What differs, to follow the words "made with another"; empty where nothing does."""
-        recipe = differences(self.recipe, there.recipe)
-        one, two = self.ingredients, there.ingredients
+        recipe, one, two = differences(self.recipe, there.recipe), self.ingredients, there.ingredients
         names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
-        return ", ".join([*([f"recipe ({'; '.join(recipe)})"] if recipe else []), *names])
+        return ", ".join([f"recipe ({'; '.join(recipe)})", *names] if recipe else names)
 
 
 def named_files(digests: Mapping[str, str]) -> dict[str, str]:

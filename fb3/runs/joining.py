@@ -80,11 +80,7 @@ def _identity(run: Path) -> Identity:
 
 
 def _homes(runs: Sequence[Path], wanted: Sequence[int]) -> dict[int, Path]:
-    """The run that each wanted fold is taken from.
-
-    Raises:
-        Fb3Error: a fold is trained in two runs, or in none.
-    """
+    """The run that each wanted fold is taken from; refuses one that is trained in two runs, or in none."""
     homes: dict[int, Path] = {}
     for run in runs:
         for fold in (fold for fold in wanted if is_finished(fold_folder(run, fold))):
@@ -106,11 +102,7 @@ def _check_fold(folder: Path, ids: pd.Series) -> None:
 
 
 def _out_of_fold(run: Path, recipe: Recipe, folds: list[int]) -> pd.DataFrame:
-    """A run's out-of-fold predictions for some folds, as texts: no digit of a number changes.
-
-    Raises:
-        Fb3Error: the run has none of the folds, or their rows are not the folds' essays.
-    """
+    """A run's out-of-fold predictions for some folds, as texts: no digit of a number changes."""
     if not folds:
         raise Fb3Error(f"{run}: has no trained fold; leave it out")
     table = read_table(run / OOF, [recipe.data.id_column, FOLD_COLUMN])

@@ -26,10 +26,7 @@ class Member:
 
 
 def in_turn(members: Sequence[Member]) -> list[tuple[Member, int]]:
-    """Run and position of each fold: the first fold of each run, then the second of each, and so on.
-
-    Whatever ends inference early, the folds predicted by then come from as many runs as possible.
-    """
+    """Run and position of each fold: the first fold of each run, then the second of each, and so on."""
     most = max((len(member.folds) for member in members), default=0)
     return [(member, k) for k in range(most) for member in members if k < len(member.folds)]
 
@@ -51,11 +48,6 @@ def run_of(out: Path) -> Run:
 
 def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
     """The training essays' texts by id.
-
-    Args:
-        run: the run folder; its environment.json names the essays' folder.
-        member: the same run, whose recipe names the columns.
-        data: the essays' folder; none: the one that is recorded.
 
     Raises:
         Fb3Error: the folder is not known, or holds no train.csv.

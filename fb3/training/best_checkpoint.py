@@ -3,9 +3,13 @@
 import time
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 from fb3.data.folds import FoldSplit
+from fb3.models.scorer import Scorer
+from fb3.prediction.inference_loop import predict
 from fb3.prediction.predictions import Predictions
 from fb3.runs.checkpoint import save_fold
 from fb3.runs.fold_json import ids_hash
@@ -16,18 +20,10 @@ from fb3.tasks.base import Task
 from fb3.training.session import Evaluation, Session, versions
 from fb3.training.soup import Soup
 from fb3.training.tricks.trick import Step
-from fb3.training.validation import predict_validation, warn_of_collapse
 
 
 class BestCheckpoint:
-    """Evaluates a fold and keeps its best checkpoint and predictions.
-
-    Args:
-        session: the run's.
-        split: the fold's.
-        task: the fold's own, without the wrappers that only training needs.
-        seed: the fold's, for fold.json.
-    """
+    """Evaluates a fold and keeps its best checkpoint and predictions; the task is without training's wrappers."""
 
     def __init__(self, session: Session, split: FoldSplit, task: Task, seed: int) -> None:
         self.session, self.split, self.task, self.seed = session, split, task, seed
@@ -71,13 +67,13 @@ class BestCheckpoint:
 
     def _evaluate(self, step: Step) -> Score:
         session, fold = self.session, self.split.fold
-        predictions = predict_validation(session, self.split, self.task, step.scorer, self.name)
+        predictions = _predict_validation(session, self.split, self.task, step.scorer, self.name)
         truth = session.targets[self.split.valid_rows]
         score = step.score = self.task.score(truth, predictions.values)
         best = score.better_than(self.best_score)
         elapsed = time.monotonic() - self.start
         session.log.evaluation(fold, step.epoch + 1, step.number, score, best, elapsed)
-        warn_of_collapse(session, fold, predictions.values, truth)
+        _warn_of_collapse(session, fold, predictions.values, truth)
         if best:
             self.best, self.best_score = predictions, score
         if best and session.accelerator.is_main_process:
@@ -101,3 +97,42 @@ class BestCheckpoint:
             "valid_ids_sha256": ids_hash(session.ids[split.valid_rows]),
             "versions": versions(),
         }
+
+
+def _predict_validation(session: Session, split: FoldSplit, task: Task, scorer: Scorer, name: str) -> Predictions:
+    """Predictions for all validation essays, not clipped; each process predicts its share of them."""
+    accelerator, rows = session.accelerator, split.valid_rows
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    part = predict(
+        scorer,
+        task,
+        session.encoded,
+        session.ids,
+        rows=mine,
+        precision=session.precision,
+        token_budget=session.recipe.predict.token_budget,
+        name=name,
+        shown=accelerator.is_main_process and accelerator.num_processes == 1,
+    )
+    if accelerator.num_processes == 1:
+        return part
+    parts = gather_object([(mine, part)])
+    order = np.argsort(np.concatenate([part_rows for part_rows, _ in parts]))
+    return Predictions(
+        np.concatenate([p.ids for _, p in parts])[order],
+        np.concatenate([p.values for _, p in parts])[order],
+        part.columns,
+        part.name,
+    )
+
+
+def _warn_of_collapse(session: Session, fold: int, values: np.ndarray, truth: np.ndarray) -> None:
+    """Warns where predictions, (N, K), hardly differ between essays although the truths do."""
+    if len(truth) > 1 and (values.std(0) < 0.05 * truth.std(0)).all():
+        session.log.event(
+            "warning",
+            f"warning: fold {fold} predicts nearly the same for every essay; it has learned the mean or collapsed: try "
+            "a lower optimizer.encoder_rate, or more epochs",
+            fold=fold,
+            reason="predictions without spread",
+        )

@@ -1,22 +1,26 @@
 """The loop: epochs, optimizer steps, evaluations. It names no trick, no task and no data set."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from fb3.data.batches import Batch, collate, on_device, training_batches
 from fb3.data.tokens import Encoded
+from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
 from fb3.recipe import Recipe
 from fb3.system.devices import out_of_memory
-from fb3.system.progress import progress
+from fb3.system.progress import Advance, progress
 from fb3.tasks.base import StepOutput, Task
-from fb3.training.loss_window import LossWindow
 from fb3.training.micro_batching import MicroBatching
 from fb3.training.parameter_groups import trainable
 from fb3.training.run_log import RunLog
@@ -57,27 +61,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls.
-
-    evaluate: scores the weights as they stand; at the end of each epoch and wherever the recipe asks. after_step: after
-    each optimizer step, before the evaluation that may be due; may save the loop or stop it.
-    """
+    """evaluate: scores the weights as they stand. after_step: may save or stop, before an evaluation that is due."""
 
     evaluate: Callable[[Step], None]
     after_step: Callable[["Loop"], None]
 
 
 class Loop:
-    """Trains one fold.
-
-    Args:
-        accelerator: device, precision, processes.
-        recipe: batch sizes, clipping, when to log and to evaluate.
-        learner: what is trained, and how.
-        data: the essays it is trained on.
-        hooks: evaluate and save.
-        log: takes the events.
-    """
+    """Trains one fold. The recipe gives batch sizes and clipping, and says when to log and to evaluate."""
 
     def __init__(
         self, accelerator: Accelerator, recipe: Recipe, learner: Learner, data: TrainingData, hooks: Hooks, log: RunLog
@@ -86,7 +77,7 @@ class Loop:
         self.clip, self.unscale = recipe.optimizer.clip, recipe.optimizer.unscale
         self.scorer, self.task, self.tricks = learner.scorer, learner.task, learner.tricks
         self.schedule = learner.schedule
-        self.step, self.window = Step(self.scorer, {}), LossWindow(accelerator, log)
+        self.step, self.window = Step(self.scorer, {}), _LossWindow(accelerator, log)
         self.micro_batching = MicroBatching(recipe, self.scorer, data.fold, accelerator.num_processes, log)
         self.model, self.optimizer = accelerator.prepare(self.scorer, learner.optimizer)
         self.parameters = [*trainable(self.scorer), *self.task.parameters()]
@@ -113,7 +104,7 @@ class Loop:
                 step.number += 1
                 step.progress = step.number / data.steps
                 due = self.due(per_epoch)
-                if due or self.window.length >= self.settings.log_every_steps:
+                if due or len(self.window.losses) >= self.settings.log_every_steps:
                     self.window.close(advance, step, data.fold, data.steps)
                 self.hooks.after_step(self)
                 if due:
@@ -151,11 +142,7 @@ class Loop:
                 trick.after_step(step)
 
     def gradients(self, step: Step, batches: list[np.ndarray]) -> StepOutput | None:
-        """Computes the gradients of the batches' mean loss.
-
-        Returns:
-            That loss; none where memory ran out, and then no gradients either.
-        """
+        """Computes the gradients of the batches' mean loss, and gives that loss; neither where memory ran out."""
         essays = sum(len(rows) for rows in batches)
         try:
             outs = []
@@ -180,12 +167,9 @@ class Loop:
         """Forward and backward of this process's share of a batch.
 
         Args:
-            step: takes each micro-batch as its `batch`.
+            step: holds each micro-batch in turn as its `batch`.
             micro_batches: with their weights.
-            syncs: whether gradients are averaged over the processes afterwards; once a step is enough.
-
-        Returns:
-            The weighted sum of the losses and of their terms, detached.
+            syncs: average the gradients over the processes at the end; once an optimizer step is enough.
         """
         outs = []
         for place, (step.batch, weight) in enumerate(micro_batches):
@@ -199,17 +183,11 @@ class Loop:
         return _added(outs)
 
     def micro_batches(self, rows: np.ndarray, essays: int, done: float) -> list[tuple[Batch, float]]:
-        """This process's share of a batch, split as memory asks for.
+        """This process's share of a batch in micro-batches, each with its weight among the step's `essays`.
 
-        Args:
-            rows: of the whole batch.
-            essays: in all batches of the optimizer step.
-            done: share of the run, 0-1, for losses that change over it.
-
-        Returns:
-            Micro-batches, each with its weight: its share of `essays`, times the number of processes, because
-            gradients are averaged over them. A process that gets no essay takes the first with weight 0: all must
-            take part, or the others wait for its gradients forever.
+        The batch says how much of the run is `done`, 0-1, for losses that change over it. Gradients are averaged over
+        processes, so the weight is times their number. A process that gets no essay takes the first with weight 0: all
+        must take part, or the others wait for its gradients forever.
         """
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         out = []
@@ -225,3 +203,88 @@ def _added(outs: Sequence[StepOutput]) -> StepOutput:
     """The sum of losses that are weighted already, and of their terms."""
     logs = {name: torch.stack([out.logs[name] for out in outs]).sum() for name in outs[0].logs}
     return StepOutput(torch.stack([out.loss for out in outs]).sum(), logs)
+
+
+class _LossWindow:
+    """Losses, their terms and gradient norms of the last few steps.
+
+    They stay on the device until the window closes and are fetched together then: each fetch makes the CPU wait for the
+    GPU, and the GPU afterwards for the CPU.
+    """
+
+    def __init__(self, accelerator: Accelerator, log: RunLog) -> None:
+        self.accelerator, self.log = accelerator, log
+        self.start = time.monotonic()
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self.terms: dict[str, list[Tensor]] = {}
+        self.rates: dict[str, float] = {}
+        self.total, self.count = 0.0, 0
+
+    def add(self, out: StepOutput, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Adds a step, before the schedule moves on: the rates logged are the ones that move the weights."""
+        self.losses.append(out.loss)
+        self.norms.append(norm.detach().float())
+        for name, value in out.logs.items():
+            self.terms.setdefault(name, []).append(value)
+        self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that are not logged yet, and the sums and times that later log lines need."""
+        return {
+            "losses": torch.stack(self.losses) if self.losses else None,
+            "norms": torch.stack(self.norms) if self.norms else None,
+            "terms": {name: torch.stack(values) for name, values in self.terms.items()},
+            "total": self.total,
+            "count": self.count,
+            "elapsed": time.monotonic() - self.start,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.losses, self.norms = self._unstacked(state["losses"]), self._unstacked(state["norms"])
+        terms = state.get("terms", {})  # earlier versions did not save them
+        self.terms = {name: self._unstacked(values) for name, values in terms.items()}
+        self.total, self.count = state["total"], state["count"]
+        self.start = time.monotonic() - state["elapsed"]
+
+    def _unstacked(self, values: Tensor | None) -> list[Tensor]:
+        return [] if values is None else list(values.to(self.accelerator.device).unbind())
+
+    def close(self, advance: Advance, step: Step, fold: int, steps: int) -> None:
+        """Logs the window and starts the next.
+
+        Raises:
+            Fb3Error: a loss in it is not a finite number.
+        """
+        losses, norms = self._fetched(self.losses), torch.stack(self.norms).tolist()
+        rate = max((r for name, r in self.rates.items() if name.startswith("encoder")), default=0.0)
+        if not np.isfinite(losses).all():
+            bad = int(np.argmin(np.isfinite(losses)))
+            raise Fb3Error(
+                f"fold {fold}: the loss became {losses[bad]} at step {step.number - len(losses) + bad + 1} "
+                f"(learning rate {rate:.2e}); try a lower optimizer.encoder_rate, optimizer.clip=1.0, "
+                "schedule.warmup_share=0.1 or train.precision=fp32. The fold's best checkpoint so far is kept"
+            )
+        self.total, self.count = self.total + sum(losses), self.count + len(losses)
+        elapsed = time.monotonic() - self.start
+        self.log.window(
+            advance,
+            len(losses),
+            fold=fold,
+            epoch=step.epoch + 1,
+            step=step.number,
+            loss=sum(losses) / len(losses),
+            terms={name: fmean(self._fetched(values)) for name, values in self.terms.items()},
+            mean_loss=self.total / self.count,
+            gradient_norm=sum(norms) / len(norms),
+            rate=rate,
+            head_rate=self.rates.get("head.decay", 0.0),
+            elapsed=round(elapsed, 1),
+            remaining=round(elapsed / step.number * (steps - step.number), 1),
+        )
+        self.losses, self.norms, self.terms = [], [], {}
+
+    def _fetched(self, values: list[Tensor]) -> list[float]:
+        """The values as numbers, each the mean over the processes."""
+        return self.accelerator.reduce(torch.stack(values), "mean").tolist()

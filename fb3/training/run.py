@@ -6,6 +6,7 @@ mistake should be told at once.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,9 +97,8 @@ def train(
         if accelerator.is_main_process:
             sweep(out)
             delete_finished(out)
-        session = open_session(
-            recipe, essays, out, accelerator, precision, unlabelled, on_evaluation, digests=digests, stop=stop
-        )
+        session = open_session(recipe, essays, out, accelerator, precision, unlabelled)
+        session = replace(session, on_evaluation=on_evaluation, digests=digests, stop=stop)
         if accelerator.is_main_process:
             write_first_files(session, data, splits, begun)
         with nullcontext() if on_evaluation else stop.listening():
@@ -138,9 +138,8 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     from fb3.training.fold import run_fold
     from fb3.training.session import close_session, open_accelerator, open_session
 
-    session = open_session(
-        recipe, essays, Path(out), *open_accelerator(recipe, Path(out)), unlabelled=_read_unlabelled(recipe, None)
-    )
+    out, unlabelled = Path(out), _read_unlabelled(recipe, None)
+    session = open_session(recipe, essays, out, *open_accelerator(recipe, out), unlabelled)
     predictions = run_fold(session, split)
     close_session(session)
     return predictions

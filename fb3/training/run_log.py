@@ -34,10 +34,7 @@ class RunLog:
         return sum(_fold_of(line) == fold for line in self._complete_lines())
 
     def cut(self, fold: int, lines: int) -> None:
-        """Keeps only the first `lines` lines of a fold: a resumed fold writes the later ones again.
-
-        Lines of other folds stay, also those between.
-        """
+        """Keeps only the first `lines` lines of a fold, which writes the later ones again; other folds' lines stay."""
         kept, seen = [], 0
         for line in self._complete_lines():
             seen += _fold_of(line) == fold
@@ -87,14 +84,7 @@ class RunLog:
             say(line)
 
     def window(self, advance: Advance, steps: int, *, terms: dict[str, float], **fields: float) -> None:
-        """Logs the means of a few optimizer steps, also on the progress line.
-
-        Args:
-            advance: moves the progress bar.
-            steps: how many there were since the last call.
-            terms: the mean of each term of the loss, unweighted.
-            fields: the other values of the JSON line.
-        """
+        """Logs the means of a few optimizer steps, also on the progress line; terms: of the loss, unweighted."""
         parts = "".join(f" {name} {value:.4f}" for name, value in terms.items())
         note = f"loss {fields['loss']:.4f}{parts} mean {fields['mean_loss']:.4f} norm {fields['gradient_norm']:.2f}"
         advance(steps, f"{note} rate {fields['rate']:.1e}")

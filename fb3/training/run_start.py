@@ -30,29 +30,15 @@ _PARTIAL = re.compile(r"\..*\.part")  # left by a process that was killed while 
 
 
 def refuse_foreign_folder(out: Path) -> None:
-    """Refuses a folder that holds something else than a run, before anything is written there.
-
-    Raises:
-        Fb3Error: naming what it holds.
-    """
-    if is_begun(out) or not out.is_dir():
-        return
-    foreign = [
-        path.name
-        for path in sorted(out.iterdir())
-        if path.name not in _FIRST_FILES and fold_number(path) is None and not _PARTIAL.fullmatch(path.name)
-    ]
-    if foreign:
+    """Refuses a folder that holds something else than a run, before anything is written there."""
+    there = [] if is_begun(out) or not out.is_dir() else sorted(out.iterdir())
+    unknown = [path.name for path in there if path.name not in _FIRST_FILES and fold_number(path) is None]
+    if foreign := [name for name in unknown if not _PARTIAL.fullmatch(name)]:
         raise Fb3Error(f"{out}: not empty and no run folder (it holds {foreign[:3]}); choose another --out")
 
 
 def continued_splits(recipe: Recipe, essays: pd.DataFrame, digests: dict[str, str], out: Path) -> list[FoldSplit]:
-    """The splits of a run that is to go on, from its folds.csv: another version may split otherwise.
-
-    Args:
-        recipe, essays: of this start.
-        digests: of its training files.
-        out: the run folder, with a fold or a save in it.
+    """The splits of a run that goes on, read from its folds.csv: another version of the splitter may split otherwise.
 
     Raises:
         Fb3Error: the run was made with another recipe or other data.
@@ -86,14 +72,7 @@ def folds_to_train(splits: list[FoldSplit], folds: Sequence[int] | None, out: Pa
 
 
 def write_first_files(session: "Session", data: Path, splits: list[FoldSplit], begun: bool) -> None:
-    """Writes what a run folder holds before the first step: recipe, folds and the environment.
-
-    Args:
-        session: the run's.
-        data: the folder of train.csv.
-        splits: all folds.
-        begun: the folder holds folds of an earlier start, whose environment is kept too.
-    """
+    """Writes what a run folder holds before the first step; the environment of an earlier start is kept too."""
     import torch
 
     from fb3.training.session import versions

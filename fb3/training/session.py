@@ -44,10 +44,7 @@ _VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "accelerate",
 
 
 class Evaluation(NamedTuple):
-    """An evaluation that a caller may watch.
-
-    fold: its number. share: part of the fold's training that is done, 0-1. score: the weights' as they stand.
-    """
+    """fold: its number. share: part of the fold's training that is done, 0-1. score: of the weights as they stand."""
 
     fold: int
     share: float
@@ -142,9 +139,6 @@ def open_session(
     accelerator: Accelerator,
     precision: Precision,
     unlabelled: pd.DataFrame | None = None,
-    on_evaluation: OnEvaluation | None = None,
-    digests: dict[str, str] | None = None,
-    stop: StopRequest | None = None,
 ) -> Session:
     """Writes the encoder folder, opens the trackers and tokenises all essays, also the ones without scores.
 
@@ -161,7 +155,9 @@ def open_session(
         if "wandb" in recipe.train.trackers:
             _prepare_wandb()
         accelerator.init_trackers("fb3", config={"recipe": recipe.to_yaml()})
-    texts = input_texts(essays, recipe.data)
+    texts, extra = input_texts(essays, recipe.data), None
+    if unlabelled is not None:
+        extra = Unlabelled(input_texts(unlabelled, recipe.data), encode_essays(unlabelled, out / ENCODER, recipe.data))
     return Session(
         recipe=recipe,
         essays=essays,
@@ -173,11 +169,8 @@ def open_session(
         texts=texts,
         encoded=encode_essays(essays, out / ENCODER, recipe.data),
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
-        unlabelled=None if unlabelled is None else _encode_unlabelled(unlabelled, recipe, out),
+        unlabelled=extra,
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
-        on_evaluation=on_evaluation,
-        digests=digests,
-        stop=stop or StopRequest(),
     )
 
 
@@ -192,11 +185,6 @@ def close_session(session: Session) -> None:
     session.accelerator.wait_for_everyone()
     for tracker in session.accelerator.trackers:
         tracker.finish()
-
-
-def _encode_unlabelled(essays: pd.DataFrame, recipe: Recipe, out: Path) -> Unlabelled:
-    texts = input_texts(essays, recipe.data)
-    return Unlabelled(texts, encode_essays(essays, out / ENCODER, recipe.data))
 
 
 def _installed_trackers(trackers: tuple[str, ...]) -> list[str] | None:
@@ -231,12 +219,9 @@ def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
 def _try_encoders(
     recipe: Recipe, out: Path, accelerator: Accelerator, precision: Precision, *, writes: bool
 ) -> tuple[Accelerator, Precision]:
-    """Tries whether the encoders can learn, before hours are spent on them.
+    """Tries whether the encoders can learn, before hours are spent on them; float32 if they cannot in less.
 
-    A new encoder folder gets a note where its states depend on padding: how many tokens each input is padded to.
-
-    Returns:
-        The accelerator and the precision: float32 where an encoder cannot learn in a lower one.
+    A new encoder folder gets a note of the tokens that inputs are padded to, where its states depend on padding.
 
     Raises:
         Fb3Error: an encoder cannot be used.

@@ -155,10 +155,7 @@ class _Search:
         return outcome
 
     def enqueue(self) -> None:
-        """Queues the trials that must come before draws: the base, the other starts, and killed trials once more.
-
-        Nothing follows the base until it has a score, for everything is compared with it.
-        """
+        """Queues trials that come before any draw: the base, then the other starts and killed trials once more."""
         trials = self.study.get_trials(deepcopy=False)
         there = {_origin(trial) for trial in trials if trial.state.name != "FAIL"}
         if BASE not in there:
@@ -229,11 +226,7 @@ class _Search:
         return broke
 
     def _trained(self, recipe: Recipe, number: int, fold: int, watch: "OnEvaluation") -> tuple[float | None, str]:
-        """Trains a fold of a trial.
-
-        Returns:
-            Its score, none if it was cut off; and why it failed, empty if it did not.
-        """
+        """Trains a trial's fold: its score, none if it was cut off; and why it failed, empty if it did not."""
         import torch
 
         folder, score, broke = folder_of(self.out, number), None, ""

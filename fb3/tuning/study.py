@@ -50,17 +50,13 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
         out: its folder.
         space: the sampler draws from it.
         seed: of the draws; a later start draws other values than an earlier one.
-
-    Raises:
-        Fb3Error: a file of the study's name cannot be read as one.
     """
     optuna = load_optuna()
     distributions = {name: _distribution(optuna, entry) for name, entry in space.entries.items()}
 
     class Sampler(optuna.samplers.TPESampler):
         def infer_relative_search_space(self, study: Any, trial: Any) -> "dict[str, BaseDistribution]":
-            # The whole space. optuna infers the parameters that all trials share, and the base trial may have none.
-            return distributions
+            return distributions  # the whole space: optuna infers none once a trial had no parameters
 
     class Pruner(optuna.pruners.BasePruner):
         def prune(self, study: Any, trial: Any) -> bool:

@@ -267,7 +267,7 @@ def test_further_folds_want_the_same_file(competition, file, tmp_path):
     recipe = load_recipe("tiny", [*SMALL_RUN, uda(file)])
     train(recipe, competition, tmp_path / "run", folds=[0])
     file.write_text(file.read_text().replace("the", "teh"))
-    with pytest.raises(Fb3Error, match=r"trained on another unlabelled\.csv"):
+    with pytest.raises(Fb3Error, match=r"trained with another task\.uda\.file"):
         train(recipe, competition, tmp_path / "run", folds=[1])
 
 

@@ -135,7 +135,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from fb3.cli import main
-from fb3.training import best_checkpoint, saves as resume, validation
+from fb3.training import best_checkpoint, saves as resume
 
 def die(*arguments, **keywords):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -148,9 +148,9 @@ elif point == "before the rename":
     plain = resume.write_text
     resume.write_text = lambda text, path: die() if path.parent.name.startswith(".6.") else plain(text, path)
 elif point == "in an evaluation":
-    plain = validation.predict
+    plain = best_checkpoint.predict
     seen = []
-    validation.predict = lambda *a, **k: (seen.append(1), len(seen) == 2 and die(), plain(*a, **k))[2]
+    best_checkpoint.predict = lambda *a, **k: (seen.append(1), len(seen) == 2 and die(), plain(*a, **k))[2]
 elif point == "in the first checkpoint":
     best_checkpoint.save_fold = lambda folder, *a: ((folder / ".model.safetensors.1.part").write_text(""), die())
 main()

@@ -194,7 +194,7 @@ def test_another_search_is_refused_in_the_same_folder(searched, space, competiti
         text = (competition / "train.csv").read_text()
         (competition / "train.csv").write_text(text.replace(".", ",", 1))
     folds = [1, 0] if what == "folds" else [0, 1]
-    words = r"recipe \(train\.batch_size: 4 there, 2 here\)" if what == "recipe" else what
+    words = r"recipe \(train\.batch_size: 8 there, 2 here\)" if what == "recipe" else what
     with pytest.raises(Fb3Error, match=f"made with another {words}; choose another --out"):
         tune(recipe, competition, searched.out, trials=9, folds=folds, space=space)
     assert len(table_of(searched)) == 3
