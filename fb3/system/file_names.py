@@ -32,7 +32,8 @@ def fold_number(folder: Path) -> int | None:
 
 def fold_folders(run: Path) -> list[Path]:
     """The fold folders in a run folder, by number, trained to their end or not."""
-    return sorted((path for path in run.glob("fold*") if fold_number(path) is not None), key=fold_number)
+    folders = (path for path in run.glob("fold*") if fold_number(path) is not None and path.is_dir())
+    return sorted(folders, key=fold_number)
 
 
 def encoder_files(second: bool) -> list[str]:

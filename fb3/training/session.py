@@ -155,9 +155,11 @@ def open_session(
         if "wandb" in recipe.train.trackers:
             _prepare_wandb()
         accelerator.init_trackers("fb3", config={"recipe": recipe.to_yaml()})
-    texts, extra = input_texts(essays, recipe.data), None
-    if unlabelled is not None:
-        extra = Unlabelled(input_texts(unlabelled, recipe.data), encode_essays(unlabelled, out / ENCODER, recipe.data))
+
+    def tokenised(table: pd.DataFrame) -> tuple[list[str], Encoded]:
+        return input_texts(table, recipe.data), encode_essays(table, out / ENCODER, recipe.data)
+
+    texts, encoded = tokenised(essays)
     return Session(
         recipe=recipe,
         essays=essays,
@@ -167,9 +169,9 @@ def open_session(
         task=build_task(recipe),
         tokenizer=load_tokenizer(out / ENCODER)[0],
         texts=texts,
-        encoded=encode_essays(essays, out / ENCODER, recipe.data),
+        encoded=encoded,
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
-        unlabelled=extra,
+        unlabelled=None if unlabelled is None else Unlabelled(*tokenised(unlabelled)),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
     )
 

@@ -105,8 +105,7 @@ def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | Non
     Returns:
         Those that were trained to their end, by number.
     """
-    there = [folder for folder in fold_folders(run.path) if folder.is_dir()]
-    folders = {fold_number(folder): folder for folder in [*(run.packed or []), *there]}
+    folders = {fold_number(folder): folder for folder in [*(run.packed or []), *fold_folders(run.path)]}
     known = None if table is None else sorted(set(table[FOLD_COLUMN]) - {-1})
     finished = {}
     for number, folder in sorted(folders.items()):
