@@ -429,8 +429,7 @@ def _by_fb3(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from fb3.training.loop import Loop
-    from fb3.training.memory import Parts
+    from fb3.training.loop import Hooks, Learner, Loop, TrainingData
     from fb3.training.run_log import RunLog
 
     AcceleratorState._reset_state()
@@ -439,23 +438,9 @@ def _by_fb3(
     )
     log, losses = RunLog(folder / "log.jsonl", False, lambda values, step: None), []
     log.window = lambda advance, count, **values: losses.append(torch.tensor(values["mean_loss"]))
-    loop = Loop(
-        accelerator,
-        scorer,
-        optimizer,
-        schedule,
-        task=task,
-        tricks=[],
-        encoded=encoded,
-        targets=targets,
-        settings=recipe.train,
-        optimizer_settings=recipe.optimizer,
-        evaluate=lambda step: None,
-        log=log,
-        parts=Parts(0, scorer, False, True, 1, log),
-        pause=lambda loop: None,
-    )
-    loop.run(0, np.arange(len(targets)), steps, 0)
+    learner = Learner(scorer, task, optimizer, schedule)
+    data = TrainingData(0, np.arange(len(targets)), encoded, targets, steps, seed=0)
+    Loop(accelerator, recipe, learner, data, Hooks(lambda step: None, lambda loop: None), log).run()
     return losses[-1:]  # the mean of all
 
 

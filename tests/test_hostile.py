@@ -24,7 +24,7 @@ from fb3.recipe.task import RegressionSettings
 from fb3.rehearsal.notebooks import run_notebook
 from fb3.runs.scores import read_scores, score_files
 from fb3.system.files import LARGEST, read_json
-from fb3.system.folder_lock import alone
+from fb3.system.folder_lock import lock_folder
 from fb3.training.run_log import RunLog
 from fb3.tuning.space import read_space
 from fb3.tuning.study import open_study
@@ -308,10 +308,10 @@ def test_a_lock_with_any_content(tmp_path):
     (tmp_path / "lock").write_bytes(b"\xff\0" * 100_000)
     with (tmp_path / "lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(Fb3Error, match="another fb3 train is at work") as error, alone(tmp_path, "fb3 train"):
+        with pytest.raises(Fb3Error, match="another fb3 train is at work") as error, lock_folder(tmp_path, "fb3 train"):
             pass
         assert len(str(error.value)) < 1000
-    with alone(tmp_path, "fb3 train"):
+    with lock_folder(tmp_path, "fb3 train"):
         assert (tmp_path / "lock").read_text().startswith("process")
 
 
@@ -321,7 +321,7 @@ def test_a_lock_that_is_no_plain_file_changes_nothing(kind, tmp_path):
     mine.write_text("precious")
     lock.parent.mkdir()
     {"link": lambda: lock.symlink_to(mine), "folder": lock.mkdir, "pipe": lambda: os.mkfifo(lock)}[kind]()
-    with pytest.raises(Fb3Error, match=r"run/lock: cannot be opened"), alone(lock.parent, "fb3 train"):
+    with pytest.raises(Fb3Error, match=r"run/lock: cannot be opened"), lock_folder(lock.parent, "fb3 train"):
         pass
     assert mine.read_text() == "precious"
 

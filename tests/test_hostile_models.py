@@ -17,12 +17,11 @@ from fb3.bundles.packing import write_bundle
 from fb3.data.tokenizer import load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.models.backbone import random_encoder
+from fb3.runs import save_folder
 from fb3.runs.checkpoint import load_fold, read_weights
 from fb3.runs.fold_json import is_finished
-from fb3.runs.save_folder import sealed
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
-from fb3.training import saves as resume
 from fb3.upload.dataset import _zip_folders, check_limits
 from tests.conftest import copied
 from tests.hostile import damaged, fuzz, swapped, told
@@ -270,12 +269,12 @@ def test_a_save_of_any_form(data, trained):
     content = {"made_of": {"recipe": {}}, "state": state, "tensors": sha256(folder / "state.safetensors")}
     odd = data.draw(swapped(content))
     text = json.dumps(odd)
-    resealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": odd}
-    (folder / "state.json").write_text(sealed(content))
-    resume.read_save(folder)
-    (folder / "state.json").write_text(json.dumps(resealed))
+    sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": odd}
+    (folder / "state.json").write_text(save_folder.hashed_json(content))
+    save_folder.read_save(folder)
+    (folder / "state.json").write_text(json.dumps(sealed))
     told(
-        lambda path: resume.read_save(path.parent),
+        lambda path: save_folder.read_save(path.parent),
         folder / "state.json",
         "state.safetensors",
         "model.safetensors",
@@ -286,4 +285,4 @@ def test_a_save_of_any_form(data, trained):
 def test_odd_names_are_no_saves(tmp_path):
     for name in ("7", "12", "²", "x", "-3"):
         (tmp_path / name).mkdir()
-    assert [path.name for path in resume.found(tmp_path)] == ["12", "7"]
+    assert [path.name for path in save_folder.list_saves(tmp_path)] == ["12", "7"]

@@ -9,7 +9,7 @@ from typing import Any
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.run_folder import Member
-from fb3.system.file_names import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, WEIGHTS
+from fb3.system.file_names import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, WEIGHTS, fold_folder
 from fb3.system.files import read_json, sha256
 
 FORMAT = 1
@@ -30,7 +30,7 @@ class Bundle:
         """Name, folder and fold folders of each run, in the order in which they were packed."""
         for run in self.manifest["runs"]:
             path = self.path / "runs" / run["name"]
-            yield run["name"], path, [path / f"fold{number}" for number in run["folds"]]
+            yield run["name"], path, [fold_folder(path, number) for number in run["folds"]]
 
     def members(self) -> list[Member]:
         """The runs with their recipes.

@@ -20,7 +20,7 @@ from fb3.runs.checkpoint import drop_scales, load_fold, save_scales
 from fb3.runs.run_folder import Member, check_known, training_essays
 from fb3.runs.scores import TRUTH
 from fb3.system.devices import Precision, cpu_has_int8, pick_precision
-from fb3.system.file_names import ENCODER, OOF
+from fb3.system.file_names import ENCODER, OOF, fold_number
 from fb3.system.progress import progress, say
 from fb3.targets.metrics import rmse_columns
 from fb3.tasks.build import build_task
@@ -87,7 +87,7 @@ def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: 
     identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
     truths = [TRUTH + column for column in columns]
     oof = read_numbers(member.path / OOF, identifier, [*columns, *truths])
-    own = oof[oof["fold"] == int(folder.name.removeprefix("fold"))]
+    own = oof[oof["fold"] == fold_number(folder)]
     check_known(own[identifier], texts, member.path)
     others = texts[~texts.index.isin(own[identifier])]
     save_scales(folder, measure_scales(member, folder, others.sample(min(essays, len(others)), random_state=0)))

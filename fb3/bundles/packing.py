@@ -9,11 +9,21 @@ from fb3.bundles.bundle import FORMAT, Bundle, read_bundle
 from fb3.bundles.metadata import dataset_metadata, default_slug, safe_file_name
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
-from fb3.runs.fold_json import is_finished
+from fb3.runs.fold_json import check_weights, is_finished
 from fb3.runs.run_folder import Member
 from fb3.runs.scores import caveats
 from fb3.system.disk_space import cannot_write, check_room, in_room
-from fb3.system.file_names import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
+from fb3.system.file_names import (
+    ENCODER,
+    FOLD_JSON,
+    MANIFEST,
+    METADATA,
+    OOF,
+    RECIPE,
+    WEIGHTS,
+    fold_folders,
+    fold_number,
+)
 from fb3.system.files import link_or_copy, read_json, sha256, write_json
 from fb3.system.progress import say
 from fb3.version import __version__
@@ -126,8 +136,8 @@ def _read_runs(paths: list[Path]) -> list[Member]:
     for path in paths:
         if not (path / RECIPE).is_file():
             raise Fb3Error(f"{path}: no run folder (no recipe.yaml); give the --out of `fb3 train`")
-        started = [p.parent for p in path.glob(f"fold*/{FOLD_JSON}")]
-        folds = sorted(filter(is_finished, started), key=lambda fold: read_json(fold / FOLD_JSON)["fold"])
+        started = [folder for folder in fold_folders(path) if (folder / FOLD_JSON).is_file()]
+        folds = list(filter(is_finished, started))
         if not folds:
             raise Fb3Error(f"{path}: no fold in it was trained to its end; run `fb3 train` first")
         if len(folds) < len(started):
@@ -150,7 +160,7 @@ def _entry(member: Member) -> dict[str, Any]:
     """A run in the manifest; says aloud, too, where its score is no CV."""
     if found := caveats(member.path, member.recipe):
         say(f"WARNING: {member.path}: its score is no CV: {'; '.join(found)}")
-    folds = [read_json(fold / FOLD_JSON)["fold"] for fold in member.folds]
+    folds = [fold_number(fold) for fold in member.folds]
     return {"name": member.name, "folds": folds, **({"caveats": found} if found else {})}
 
 
@@ -171,10 +181,7 @@ def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
     for fold in member.folds:
         info = read_json(fold / FOLD_JSON)
         info.pop("int8", None)  # a run out of a bundle, whose scales are measured anew
-        if not (fold / WEIGHTS).is_file() or sha256(fold / WEIGHTS) != info.get("sha256"):
-            raise Fb3Error(
-                f"{fold / WEIGHTS}: missing, or not the file that fold.json describes; train this fold again"
-            )
+        check_weights(fold, "train this fold again")
         target = out / fold.name
         target.mkdir()
         if weights == "fp16":

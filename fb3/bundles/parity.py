@@ -19,7 +19,7 @@ from fb3.prediction.backends.choose import tell_backends
 from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.runs.run_folder import Member, check_known, training_essays
 from fb3.system.devices import Precision, pick_device, pick_precision
-from fb3.system.file_names import ENVIRONMENT, OOF
+from fb3.system.file_names import ENVIRONMENT, OOF, fold_number
 from fb3.system.files import read_json
 from fb3.system.progress import progress
 
@@ -88,7 +88,7 @@ def _replay_run(
     allowed = tolerance(member, lower)
     out = []
     for position, folder in enumerate(member.folds):
-        rows = predicted[predicted["fold"] == int(folder.name.removeprefix("fold"))]
+        rows = predicted[predicted["fold"] == fold_number(folder)]
         if rows.empty:
             raise Fb3Error(f"{run / OOF}: no row of {folder.name}; train this fold again")
         rows = _sample(rows, texts, identifier, essays, run)

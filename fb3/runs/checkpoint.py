@@ -25,7 +25,8 @@ from fb3.system.files import read_json, replacing, sha256, write_json
 def weights_of(scorer: Scorer) -> dict[str, Tensor]:
     """The parameters, each shared one once, and floating-point buffers, by name.
 
-    Integer buffers (position ids) belong to the code: they come and go between transformers' versions.
+    Integer buffers (position ids) are left out: the code computes them, and they come and go between transformers'
+    versions.
     """
     kept = set(scorer.state_dict())
     buffers = {name: b for name, b in scorer.named_buffers() if name in kept and b.is_floating_point()}
@@ -68,10 +69,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def as_half(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors in fp16, but for the head's: its bias is near the mean of the targets, and fp16 rounds 50 by 0.016.
+    """The tensors in fp16, except the head's: its bias is near the mean of the targets, and fp16 rounds 50 by 0.016.
 
     Raises:
-        Fb3Error: a weight too large for fp16.
+        Fb3Error: a weight is too large for fp16.
     """
     half = {name: tensor if name.startswith("head.") else tensor.half() for name, tensor in tensors.items()}
     if large := [name for name, tensor in half.items() if not torch.isfinite(tensor).all()]:
@@ -80,7 +81,7 @@ def as_half(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 
 def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
-    """The scorer of a fold, float32, on the CPU, in eval mode; built without a random initialisation.
+    """Loads the scorer of a fold: float32, on the CPU, in eval mode. It is built without a random initialisation.
 
     Args:
         recipe: the run's saved recipe.
@@ -88,7 +89,7 @@ def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
         folder: the fold folder.
 
     Raises:
-        Fb3Error: a file is missing or broken, or its weights are not those of the recipe's model.
+        Fb3Error: a file is missing or broken, or its weights do not fit the recipe's model.
     """
     scorer = build_scorer(recipe, encoder, init="empty")
     try:
@@ -104,12 +105,12 @@ def load_fold(recipe: Recipe, encoder: Path, folder: Path) -> Scorer:
 
 @torch.no_grad()
 def check_reload(scorer: Scorer, recipe: Recipe, encoder: Path, batch: Batch) -> None:
-    """Refuses a scorer of which what is saved would predict otherwise, as soon as it is built; draws no random numbers.
+    """Refuses a scorer that would predict otherwise once it is saved and loaded again; draws no random numbers.
 
     Args:
-        scorer: in float32, on the CPU, before its training.
-        recipe, encoder: as in `load_fold`.
-        batch: of a few essays.
+        scorer: in float32, on the CPU, before its training: found out afterwards, it would cost the training.
+        recipe, encoder: the run's, as in `load_fold`.
+        batch: a few essays.
 
     Raises:
         Fb3Error: naming the encoder.
@@ -122,7 +123,7 @@ def check_reload(scorer: Scorer, recipe: Recipe, encoder: Path, batch: Batch) ->
         mine, reloaded = (each.eval()(batch).pooled for each in (scorer, again))
         if (mine - reloaded).abs().max() <= 1e-4 * mine.abs().max():
             why = ""
-    except Exception as error:  # the encoder's own code, of any kind
+    except Exception as error:  # the encoder's own code may raise anything
         if out_of_memory(error):
             raise
         why = " ".join(str(error).split())[:200]
@@ -141,7 +142,7 @@ def save_scales(folder: Path, scales: Mapping[str, Tensor]) -> None:
 
 
 def drop_scales(folder: Path) -> None:
-    """Takes back what `save_scales` wrote."""
+    """Deletes what `save_scales` wrote."""
     (folder / INT8).unlink()
     write_json(
         {name: value for name, value in read_json(folder / FOLD_JSON).items() if name != "int8"}, folder / FOLD_JSON
@@ -152,7 +153,7 @@ def read_scales(folder: Path) -> dict[str, Tensor]:
     """The int8 scales of a packed fold.
 
     Raises:
-        Fb3Error: they are not those that were packed.
+        Fb3Error: they are not the file that was packed.
     """
     if sha256(folder / INT8) != read_json(folder / FOLD_JSON).get("int8"):
         raise Fb3Error(f"{folder / INT8}: its hash is not the one in {FOLD_JSON}; upload it again")
@@ -160,7 +161,7 @@ def read_scales(folder: Path) -> dict[str, Tensor]:
 
 
 def assign_weights(scorer: Scorer, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Puts tensors in the place of a scorer's parameters, in float32; parameters that are shared stay shared.
+    """Replaces a scorer's parameters by tensors, in float32; parameters that are shared stay shared.
 
     Raises:
         Fb3Error: names or shapes differ.

@@ -1,12 +1,13 @@
 """fold.json: what a fold folder says of itself. No torch."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fb3.errors import Fb3Error
-from fb3.system.file_names import FOLD_JSON, RESUME
-from fb3.system.files import read_json, write_json
+from fb3.system.file_names import FOLD_JSON, RESUME, WEIGHTS, fold_folder, fold_folders
+from fb3.system.files import read_json, sha256, write_json
 
 
 def ids_hash(ids: Any) -> str:
@@ -15,20 +16,36 @@ def ids_hash(ids: Any) -> str:
 
 
 def mark_finished(folder: Path) -> None:
-    """Says in fold.json that the fold was trained to its end, and not only to its last evaluation."""
+    """Writes into fold.json that the fold was trained to its end, not only to its last evaluation."""
     write_json({**read_json(folder / FOLD_JSON), "finished": True}, folder / FOLD_JSON)
 
 
 def is_finished(folder: Path) -> bool:
-    """True for a fold folder that was trained to its end."""
+    """Whether a fold was trained to its end."""
     if not (folder / FOLD_JSON).is_file():
         return False
     info = read_json(folder / FOLD_JSON)
-    if type(info.get("fold")) is not int or f"fold{info['fold']}" != folder.name:
+    if type(info.get("fold")) is not int or fold_folder(folder.parent, info["fold"]) != folder:
         raise Fb3Error(f"{folder / FOLD_JSON}: not a fold's description; train this fold again")
     return info.get("finished") is True
 
 
 def is_begun(run: Path) -> bool:
-    """True for a run folder that has a fold or a save."""
-    return any(run.glob(f"fold*/{FOLD_JSON}")) or any(run.glob(f"fold*/{RESUME}/*"))
+    """Whether a run folder has an evaluated fold or a save."""
+    return any((fold / FOLD_JSON).is_file() or any(fold.glob(f"{RESUME}/*")) for fold in fold_folders(run))
+
+
+def digest_of(file: Path) -> str | None:
+    """The hash of a file; none where it is missing."""
+    return sha256(file) if file.is_file() else None
+
+
+def check_weights(folder: Path, mend: str, digest: Callable[[Path], str | None] = digest_of) -> None:
+    """Refuses a folder whose weights are not the ones that its fold.json describes.
+
+    Raises:
+        Fb3Error: they are missing, or another file; says the mend.
+    """
+    if (found := digest(folder / WEIGHTS)) is None or found != read_json(folder / FOLD_JSON).get("sha256"):
+        fault = "missing" if found is None else f"not the file that {FOLD_JSON} describes"
+        raise Fb3Error(f"{folder / WEIGHTS}: {fault}; {mend}")

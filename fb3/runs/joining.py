@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -11,23 +10,23 @@ from fb3.data.ids import check_ids, match_ids
 from fb3.data.tables import FOLD_COLUMN, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
-from fb3.recipe.load import differences
-from fb3.runs.fold_json import ids_hash, is_finished
+from fb3.runs.fold_json import check_weights, digest_of, ids_hash, is_finished
+from fb3.runs.identity import Identity, recorded
 from fb3.runs.run_folder import Run, run_of
 from fb3.runs.scores import scores_of
 from fb3.system.disk_space import in_room
-from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, SECOND, WEIGHTS
-from fb3.system.files import link_or_copy, read_json, replacing_folder, sha256, write_csv, write_json
+from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, SECOND, fold_folder
+from fb3.system.files import link_or_copy, read_json, replacing_folder, write_csv, write_json
 
 
 @in_room("out")
 def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     """Joins run folders of the same recipe, data and split, each with other folds, into the new folder `out`.
 
-    The runs stay as they are; where the file system can, the weights are not stored twice.
+    The runs stay as they are. Weights are hard links where the file system has them, so they are not stored twice.
 
     Raises:
-        Fb3Error: they do not fit together, a fold is there twice or not at all, or a file is damaged.
+        Fb3Error: the runs do not fit together, a fold is there twice or not at all, or a file is damaged.
     """
     runs, out = [Path(run) for run in runs], Path(out)
     if out.exists():
@@ -37,11 +36,11 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     recipe = load_recipe(runs[0] / RECIPE)
     table = read_table(runs[0] / "folds.csv", [recipe.data.id_column, FOLD_COLUMN])
     for other in runs[1:]:
-        _check_same(runs[0], other, recipe, table)
+        _check_same(runs[0], other)
     check_ids(table[recipe.data.id_column], runs[0] / "folds.csv")
     homes = _homes(runs, sorted({*whole_numbers(table[FOLD_COLUMN], runs[0] / "folds.csv")} - {-1}))
     for fold, run in homes.items():
-        _check_fold(run / f"fold{fold}", table[table[FOLD_COLUMN] == str(fold)][recipe.data.id_column])
+        _check_fold(fold_folder(run, fold), table[table[FOLD_COLUMN] == str(fold)][recipe.data.id_column])
     with replacing_folder(out) as aside:
         for name in (RECIPE, "folds.csv"):
             shutil.copyfile(runs[0] / name, aside / name)
@@ -50,7 +49,8 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
                 shutil.copytree(runs[0] / name, aside / name)
         for fold, run in homes.items():
             without = shutil.ignore_patterns(RESUME, ".*")
-            shutil.copytree(run / f"fold{fold}", aside / f"fold{fold}", ignore=without, copy_function=link_or_copy)
+            to = fold_folder(aside, fold)
+            shutil.copytree(fold_folder(run, fold), to, ignore=without, copy_function=link_or_copy)
         parts = [_out_of_fold(run, recipe, [f for f, home in homes.items() if home == run]) for run in runs]
         joined = pd.concat(parts).astype({FOLD_COLUMN: int}).sort_values([FOLD_COLUMN, recipe.data.id_column])
         write_csv(joined, aside / OOF)
@@ -62,38 +62,34 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     return run_of(out)
 
 
-def _check_same(first: Path, other: Path, recipe: Recipe, table: pd.DataFrame) -> None:
-    """Same recipe, data, split and tokenizer."""
-    if differ := differences(recipe, load_recipe(other / RECIPE)):
-        raise Fb3Error(f"{other}: another recipe than {first}'s ({'; '.join(differ)})")
-    if _data_of(first) != _data_of(other):
-        raise Fb3Error(f"{other}: trained on other data than {first} (train.csv, or task.uda.file)")
-    if not table.equals(read_table(other / "folds.csv", list(table.columns))[list(table.columns)]):
-        raise Fb3Error(f"{other}: split into other folds than {first}; see both folds.csv")
+def _check_same(first: Path, other: Path) -> None:
+    """Refuses runs that are not parts of one: of another recipe, other data, another split or another tokenizer."""
+    if differ := _identity(first).differences(_identity(other)):
+        raise Fb3Error(f"{other}: trained with another {differ} than {first}")
     for name in ("tokenizer.json", f"{SECOND}/tokenizer.json"):
         here, there = (run / ENCODER / name for run in (first, other))
-        if len({sha256(path) if path.is_file() else None for path in (here, there)}) > 1:
+        if digest_of(here) != digest_of(there):
             raise Fb3Error(f"{there}: another tokenizer than {here}; was the backbone another one?")
 
 
-def _data_of(run: Path) -> dict[str, Any]:
-    """The hashes of the files that a run was trained on."""
-    digests = {key: value for key, value in read_json(run / ENVIRONMENT).items() if key.endswith("_sha256")}
-    if not digests:
-        raise Fb3Error(f"{run / ENVIRONMENT}: does not say what the run was trained on; train it again")
-    return digests
+def _identity(run: Path) -> Identity:
+    """What a run was made of, its split into folds too: only the folds of one split never share an essay."""
+    made = recorded(run)
+    columns = [made.recipe.data.id_column, FOLD_COLUMN]
+    split = read_table(run / "folds.csv", columns)[columns].to_numpy().tolist()
+    return Identity(made.recipe, {**made.ingredients, "split into folds": split})
 
 
 def _homes(runs: Sequence[Path], wanted: Sequence[int]) -> dict[int, Path]:
-    """The run that each fold is taken from."""
+    """The run that each wanted fold is taken from; refuses one that is trained in two runs, or in none."""
     homes: dict[int, Path] = {}
     for run in runs:
-        for fold in (fold for fold in wanted if is_finished(run / f"fold{fold}")):
+        for fold in (fold for fold in wanted if is_finished(fold_folder(run, fold))):
             if fold in homes:
                 raise Fb3Error(f"fold {fold} is trained in {homes[fold]} and in {run}; leave one of the two out")
             homes[fold] = run
     if missing := [fold for fold in wanted if fold not in homes]:
-        begun = [str(run / f"fold{fold}") for run in runs for fold in missing if (run / f"fold{fold}").is_dir()]
+        begun = [str(path) for run in runs for fold in missing if (path := fold_folder(run, fold)).is_dir()]
         hint = f" ({', '.join(begun)}: not trained to the end)" if begun else ""
         folds = ",".join(map(str, missing))
         raise Fb3Error(f"folds {missing} are trained in none of the runs{hint}; train them with --folds {folds}")
@@ -101,15 +97,13 @@ def _homes(runs: Sequence[Path], wanted: Sequence[int]) -> dict[int, Path]:
 
 
 def _check_fold(folder: Path, ids: pd.Series) -> None:
-    info = read_json(folder / FOLD_JSON)
-    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != info.get("sha256"):
-        raise Fb3Error(f"{folder / WEIGHTS}: missing, or not the file that {FOLD_JSON} describes; copy the run again")
-    if ids_hash(ids) != info.get("valid_ids_sha256"):
+    check_weights(folder, "copy the run again")
+    if ids_hash(ids) != read_json(folder / FOLD_JSON).get("valid_ids_sha256"):
         raise Fb3Error(f"{folder}: validated on other essays than folds.csv says; copy the run again")
 
 
 def _out_of_fold(run: Path, recipe: Recipe, folds: list[int]) -> pd.DataFrame:
-    """The rows of some folds, cells as they stand."""
+    """A run's out-of-fold predictions for some folds, as texts: no digit of a number changes."""
     if not folds:
         raise Fb3Error(f"{run}: has no trained fold; leave it out")
     table = read_table(run / OOF, [recipe.data.id_column, FOLD_COLUMN])

@@ -1,4 +1,4 @@
-"""A run folder: its members' folds, and the scores of a trained run."""
+"""A run folder: a trained run with its scores, or a member of an ensemble with its folds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Member:
 
 
 def in_turn(members: Sequence[Member]) -> list[tuple[Member, int]]:
-    """Run and position of each fold: the runs' first folds, then their second ones, and so on."""
+    """Run and position of each fold: the first fold of each run, then the second of each, and so on."""
     most = max((len(member.folds) for member in members), default=0)
     return [(member, k) for k in range(most) for member in members if k < len(member.folds)]
 
@@ -48,10 +48,10 @@ def run_of(out: Path) -> Run:
 
 
 def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
-    """The training essays by id.
+    """The training essays' texts by id.
 
     Raises:
-        Fb3Error: no folder is known that holds them.
+        Fb3Error: the folder is not known, or holds no train.csv.
     """
     if data is None:
         recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
@@ -67,10 +67,10 @@ def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFram
 
 
 def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:
-    """Refuses texts that are not all there.
+    """Refuses texts that lack some of the ids in a run's oof.csv.
 
     Raises:
-        Fb3Error: ids of a run's oof.csv are not among them.
+        Fb3Error: naming some of them.
     """
     mend = "; give the folder of the essays it was trained on with --data DIR"
     match_ids(texts.index, ids, "train.csv", run / OOF, mend, subset=True)

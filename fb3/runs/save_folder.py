@@ -1,4 +1,4 @@
-"""Saves on disk: found, read and dropped."""
+"""Saves on disk: listed, read and deleted."""
 
 import hashlib
 import json
@@ -12,82 +12,84 @@ from torch import Tensor
 
 from fb3.errors import Fb3Error
 from fb3.runs.checkpoint import read_weights
-from fb3.runs.fold_json import is_finished
-from fb3.system.file_names import FOLD_JSON, RESUME, WEIGHTS
-from fb3.system.files import read_json, sha256
+from fb3.runs.fold_json import check_weights, digest_of, is_finished
+from fb3.system.file_names import RESUME, fold_folders
+from fb3.system.files import read_json
 
 Tree = dict[str, Any]
 STATE, TENSORS = "state.json", "state.safetensors"
-_TENSOR, _FLOAT = "$tensor", "$float"  # marks in the JSON: the name of a tensor, a number that JSON has not
+_TENSOR, _FLOAT = "$tensor", "$float"  # marks in the JSON: the name of a tensor, a number that JSON does not have
 
 
-def found(folder: Path) -> list[Path]:
+def list_saves(folder: Path) -> list[Path]:
     """The saves in a fold's folder of saves, the last one first."""
     saves = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
     return sorted(saves, key=lambda path: -int(path.name))
 
 
-def drop_finished(out: Path) -> None:
+def delete_finished(out: Path) -> None:
     """Deletes the saves of a run's finished folds."""
-    for folder in out.glob(f"fold*/{RESUME}"):
-        if is_finished(folder.parent):
-            shutil.rmtree(folder)
+    for folder in fold_folders(out):
+        if (folder / RESUME).is_dir() and is_finished(folder):
+            shutil.rmtree(folder / RESUME)
 
 
-def sealed(content: Tree) -> str:
-    """As JSON, with the hash of all that stands in it."""
-    text = json.dumps(content)
-    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}) + "\n"
+def hashed_json(content: Tree) -> str:
+    """The content as JSON, with its own hash beside it."""
+    return json.dumps({"sha256": _hash(content), "content": content}) + "\n"
+
+
+def _hash(content: Tree) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def read_save(path: Path) -> Tree:
-    """A save: made_of and state.
+    """Reads a save: made_of and state.
 
     Raises:
         Fb3Error: it is not whole.
     """
-    found = read_json(path / STATE, {"sha256": str, "content": dict})
+    stored = read_json(path / STATE, {"sha256": str, "content": dict})
     try:
-        content = found["content"]
-        if found["sha256"] != hashlib.sha256(json.dumps(content).encode()).hexdigest():
+        content = stored["content"]
+        if stored["sha256"] != _hash(content):
             raise Fb3Error(f"{path / STATE}: damaged")
-        if not (path / TENSORS).is_file() or sha256(path / TENSORS) != content["tensors"]:
+        if digest_of(path / TENSORS) != content["tensors"]:
             raise Fb3Error(f"{path / TENSORS}: damaged")
         if content["state"]["keeper"]["score"]:
-            best = read_json(path / FOLD_JSON, {"sha256": str})["sha256"]
-            if not (path / WEIGHTS).is_file() or sha256(path / WEIGHTS) != best:
-                raise Fb3Error(f"{path / WEIGHTS}: damaged")
-        # Copies: what was read lies in the file's memory, at any address.
+            check_weights(path, "the save is damaged")
+        # Tensors as they are read lie in the file's memory, at any address; copies are aligned as torch aligns its own.
         tensors = {name: tensor.clone() for name, tensor in read_weights(path / TENSORS).items()}
-        return {"made_of": content["made_of"], "state": joined(content["state"], tensors)}
+        return {"made_of": content["made_of"], "state": insert_tensors(content["state"], tensors)}
     except Fb3Error:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Fb3Error(f"{path / STATE}: not a save ({error!r})") from None
 
 
-def split(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
-    """The tree with names in the place of its tensors, which go into `tensors`, on the CPU: fit for JSON."""
+def extract_tensors(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    """A tree fit for JSON: its tensors go into `tensors`, on the CPU, and their names stand in their place."""
     if isinstance(tree, Tensor):
         tensors[name] = tree.detach().cpu().contiguous()
         return {_TENSOR: name}
     if isinstance(tree, Mapping):
-        return {str(key): split(value, tensors, f"{name}/{key}" if name else str(key)) for key, value in tree.items()}
+        prefix = f"{name}/" if name else ""
+        return {str(key): extract_tensors(value, tensors, f"{prefix}{key}") for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [split(value, tensors, f"{name}/{place}") for place, value in enumerate(tree)]
+        return [extract_tensors(value, tensors, f"{name}/{place}") for place, value in enumerate(tree)]
     if isinstance(tree, float) and not math.isfinite(tree):
         return {_FLOAT: repr(float(tree))}
     return tree
 
 
-def joined(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that was split; a tuple has become a list."""
+def insert_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The tree that `extract_tensors` was given, but that tuples have become lists."""
     if isinstance(plain, list):
-        return [joined(value, tensors) for value in plain]
+        return [insert_tensors(value, tensors) for value in plain]
     if not isinstance(plain, dict):
         return plain
     if plain.keys() == {_TENSOR}:
         return tensors[plain[_TENSOR]]
     if plain.keys() == {_FLOAT}:
         return float(plain[_FLOAT])
-    return {key: joined(value, tensors) for key, value in plain.items()}
+    return {key: insert_tensors(value, tensors) for key, value in plain.items()}

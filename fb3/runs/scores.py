@@ -12,7 +12,7 @@ from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_numbers, read_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.fold_json import is_finished
-from fb3.system.file_names import OOF, RECIPE
+from fb3.system.file_names import OOF, RECIPE, fold_folder
 from fb3.system.files import read_json
 from fb3.system.kaggle import COMPETITION_MARKER
 from fb3.targets.metrics import rmse_columns
@@ -121,7 +121,7 @@ def caveats(run: Path, recipe: Recipe) -> list[str]:
         return ["folds.csv is missing, so nothing says how many folds there are"]
     table = read_table(run / "folds.csv", [FOLD_COLUMN])
     known = sorted({*whole_numbers(table[FOLD_COLUMN], run / "folds.csv")} - {-1})
-    left = [fold for fold in known if not is_finished(run / f"fold{fold}")]
+    left = [fold for fold in known if not is_finished(fold_folder(run, fold))]
     found = []
     if recipe.is_debug():
         found.append(f"a --debug run, {len(table)} essays and {recipe.train.epochs} epochs")

@@ -1,4 +1,4 @@
-"""Training where sessions end: what a notebook takes from its inputs, and what it leaves in its output folder."""
+"""Training in notebooks, whose sessions end: a run is taken from the inputs and left in the output folder."""
 
 import shutil
 import traceback
@@ -11,9 +11,9 @@ from fb3.bundles.parity import replay
 from fb3.errors import Fb3Error, Stopped
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun, is_finished
-from fb3.runs.save_folder import found
+from fb3.runs.save_folder import list_saves
 from fb3.runs.scores import named_score, read_scores
-from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, WEIGHTS
+from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, WEIGHTS, fold_folders
 from fb3.system.files import in_words, replacing_folder
 from fb3.system.kaggle import folders_with
 from fb3.system.progress import say
@@ -48,14 +48,14 @@ def take_up(run: str | Path) -> Path | None:
             for file in folder.rglob("*"):
                 if file.is_file() and file.name != LOCK:
                     (aside / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, aside / file.relative_to(folder))  # and not its mode: inputs are read-only
+                    shutil.copyfile(file, aside / file.relative_to(folder))  # without its mode: inputs are read-only
         say(f"{run}: goes on with the run in {folder}")
         return folder
     return None
 
 
 def _unfinished(folder: Path) -> bool:
-    """A run folder with something done, and not everything."""
+    """Whether it is a run folder of which something is trained or saved, but not everything."""
     return (folder / RECIPE).is_file() and is_begun(folder) and not _is_complete(folder)
 
 
@@ -72,15 +72,15 @@ def train_session(
     debug: bool = False,
     stop_after: str | float | None = None,
 ) -> str:
-    """Trains as `fb3.train` does; what ends it early, once something is saved, is told and does not fail the notebook.
+    """Trains as `fb3.train` does, but once something is saved no error fails the notebook.
 
-    A notebook that fails leaves no output that could be counted on, and the trained folds and saves would be lost.
+    Kaggle may drop the output of a notebook that fails, and the trained folds and saves would be lost with it.
 
     Returns:
         Why it ended early; empty where it did not.
 
     Raises:
-        Fb3Error: as `fb3.train` does, where nothing is saved yet.
+        Fb3Error: the errors of `fb3.train`, where nothing is saved yet.
     """
     run, before = Path(run), _progress(Path(run))
     try:
@@ -96,21 +96,19 @@ def train_session(
 
 
 def _progress(run: Path) -> set[Path]:
-    """Trained folds, and the saves of those that are not."""
-    folds = _folds(run)
-    return {fold for fold in folds if is_finished(fold)} | {save for fold in folds for save in found(fold / RESUME)}
-
-
-def _folds(run: Path) -> list[Path]:
-    return [path for path in run.glob("fold*") if path.is_dir()]  # folds.csv is there too
+    """The trained folds, and the saves of the others."""
+    folds = fold_folders(run)
+    return {fold for fold in folds if is_finished(fold)} | {
+        save for fold in folds for save in list_saves(fold / RESUME)
+    }
 
 
 def hand_over(run: str | Path, out: str | Path, *, source: str | Path | None = None) -> str:
-    """Packs a run's trained folds, then deletes what no later session needs.
+    """Packs a run's trained folds, then deletes the files that no later session needs.
 
-    The bundle shares the weights' bytes with the run folder. Once every fold is packed, the run folder keeps its
-    scores, predictions and log alone; until then it keeps all that is needed to go on, of two saves the last. A bundle
-    that is refused is told and does not fail the notebook, as in `train_session`; then nothing is deleted.
+    The bundle shares the weights' bytes with the run folder. Once every fold is packed, the run folder keeps only its
+    scores, predictions and log; until then it keeps everything needed to go on, but only the last save of a fold. If
+    the bundle is refused, the text says so, nothing is deleted, and the notebook does not fail.
 
     Args:
         run: the run folder.
@@ -122,7 +120,7 @@ def hand_over(run: str | Path, out: str | Path, *, source: str | Path | None = N
     """
     run, out = Path(run), Path(out)
     complete = _is_complete(run)
-    if not any(map(is_finished, _folds(run))):
+    if not any(map(is_finished, fold_folders(run))):
         return f"{run}: no fold is trained to its end, so there is no bundle yet\n{_go_on(run)}"
     try:
         bundle = _packed(run, out, source)
@@ -149,8 +147,8 @@ def _go_on(run: Path) -> str:
 
 
 def _packed(run: Path, out: Path, source: str | Path | None) -> Bundle:
-    """The bundle, made now, or before, where the run's weights are in it alone."""
-    if not any(run.glob(f"fold*/{WEIGHTS}")):
+    """The bundle: made now, or by an earlier call, after which only the bundle holds the run's weights."""
+    if not any((fold / WEIGHTS).is_file() for fold in fold_folders(run)):
         return read_bundle(out)
     wheels = sorted((Path(source) / "wheels").glob("*")) if source else []
     return write_bundle([run], out, wheels=wheels, check=replay(None), link=True)
@@ -158,8 +156,8 @@ def _packed(run: Path, out: Path, source: str | Path | None) -> Bundle:
 
 def _slim(run: Path, complete: bool) -> None:
     (run / LOCK).unlink(missing_ok=True)
-    for fold in _folds(run):
-        for save in found(fold / RESUME)[1:]:
+    for fold in fold_folders(run):
+        for save in list_saves(fold / RESUME)[1:]:
             shutil.rmtree(save)
         if complete:
             (fold / WEIGHTS).unlink(missing_ok=True)

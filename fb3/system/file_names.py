@@ -1,5 +1,8 @@
 """Names of the files in run folders and bundles."""
 
+import re
+from pathlib import Path
+
 RECIPE = "recipe.yaml"
 ENCODER = "encoder"  # a run's folder of config and tokenizer
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in it
@@ -16,10 +19,27 @@ MANIFEST = "manifest.json"  # of a bundle
 METADATA = "dataset-metadata.json"  # for the upload; Kaggle's client reads it and leaves it out of the data set
 
 
+def fold_folder(run: Path, number: int) -> Path:
+    """The folder of a fold in a run folder."""
+    return run / f"fold{number}"
+
+
+def fold_number(folder: Path) -> int | None:
+    """The number of a fold by its folder's name; none for any other name, such as folds.csv."""
+    found = re.fullmatch("fold([0-9]+)", folder.name)
+    return int(found[1]) if found else None
+
+
+def fold_folders(run: Path) -> list[Path]:
+    """The fold folders in a run folder, by number, trained to their end or not."""
+    folders = (path for path in run.glob("fold*") if fold_number(path) is not None and path.is_dir())
+    return sorted(folders, key=fold_number)
+
+
 def encoder_files(second: bool) -> list[str]:
-    """What inference reads of an encoder folder.
+    """Names of the files in an encoder folder that inference reads.
 
     Args:
-        second: of a stitched model.
+        second: a stitched model, which has two encoders.
     """
     return [folder + name for folder in ("", f"{SECOND}/")[: 1 + second] for name in (CONFIG, TOKENIZER)]

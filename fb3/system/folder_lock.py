@@ -1,4 +1,9 @@
-"""One process at a time in a folder."""
+"""One process at a time in a folder.
+
+Not the filelock package: of its versions in the competition's images, one empties the lock file before it has the lock,
+so that no message could name the process at work, and deletes the file afterwards. Where a file system has no flock,
+all versions fall back to a plain file, with which a process killed on another machine keeps everyone out.
+"""
 
 import os
 import shutil
@@ -10,19 +15,22 @@ from pathlib import Path
 from fb3.errors import Fb3Error
 from fb3.system.file_names import LOCK
 
-_SHOWN = 200  # characters of what another process wrote
+_SHOWN = 200  # characters shown of what another process wrote into the lock file
 
 
 @contextmanager
-def alone(folder: Path, command: str) -> Iterator[None]:
-    """Keeps a second process out of a folder. The kernel holds the lock (flock), so that a killed process has none.
+def lock_folder(folder: Path, command: str) -> Iterator[None]:
+    """Keeps a second process out of a folder.
+
+    The kernel holds the lock (flock) as long as the process lives, so a killed process keeps nobody out. The lock file
+    stays: it only says which process is at work, or was.
 
     Args:
-        folder: made where it is not there, and removed again where nothing came into it.
+        folder: made if it is missing, and removed again if nothing came into it.
         command: named in the error, such as "fb3 train".
 
     Raises:
-        Fb3Error: there is one.
+        Fb3Error: another process is at work there, or the folder or its lock file cannot be written.
     """
     new = not folder.exists()
     try:
@@ -31,13 +39,13 @@ def alone(folder: Path, command: str) -> Iterator[None]:
         raise Fb3Error(f"{folder}: cannot be made ({error.strerror}); choose another --out") from None
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # Windows has no flock
         yield
         return
+    # O_NOFOLLOW: a link, in a folder from elsewhere, would have its target emptied. O_NONBLOCK: a pipe would wait.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        # No link: in a folder from elsewhere it would have its target emptied.
-        number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        file = os.fdopen(number, "a+", encoding="utf-8", errors="replace")
+        file = os.fdopen(os.open(folder / LOCK, flags, 0o666), "a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise Fb3Error(f"{folder / LOCK}: cannot be opened ({error.strerror or error}); delete it") from None
     with file:

@@ -50,11 +50,11 @@ class Task(Protocol):
     def to(self, device: torch.device) -> "Task":
         """Moves these parameters to a device."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What the task remembers from step to step: dicts and lists of tensors, numbers and texts."""
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
 
 
 class ScoreTask(nn.Module):
@@ -76,12 +76,6 @@ class ScoreTask(nn.Module):
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         columns = rmse_columns(truth, self.clip(predicted))
         return Score(float(columns.mean()), dict(zip(self.columns, columns.tolist(), strict=True)))
-
-    def state(self) -> dict[str, Any]:
-        return dict(self.state_dict())
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.load_state_dict(state)
 
 
 class Wrapper(nn.Module):
@@ -114,11 +108,11 @@ class Wrapper(nn.Module):
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         return self.task.score(truth, predicted)
 
-    def state(self) -> dict[str, Any]:
-        return {"task": self.task.state()}
+    def state_dict(self) -> dict[str, Any]:
+        return {"task": self.task.state_dict()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.task.load(state["task"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.task.load_state_dict(state["task"])
 
 
 def with_term(out: StepOutput, name: str, value: Tensor) -> dict[str, Tensor]:

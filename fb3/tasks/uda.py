@@ -65,11 +65,11 @@ class UDA(Wrapper):
         apart = self.task.distance(model(changed).scores, wanted)
         return StepOutput(out.loss + self.weight * apart, with_term(out, "uda", apart))
 
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "count": self._count, "changed": self._changed.state_dict()}
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "count": self._count, "changed": self._changed.state_dict()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        super().load(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self._count = state["count"]
         for _ in range(self._count):
             next(self._batches)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -16,120 +17,123 @@ from fb3.data.batches import Batch, collate, on_device, training_batches
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
-from fb3.recipe.training import OptimizerSettings, TrainSettings
+from fb3.recipe import Recipe
 from fb3.system.devices import out_of_memory
 from fb3.system.progress import Advance, progress
 from fb3.tasks.base import StepOutput, Task
-from fb3.training.memory import Parts
+from fb3.training.micro_batching import MicroBatching
 from fb3.training.parameter_groups import trainable
 from fb3.training.run_log import RunLog
 from fb3.training.tricks.trick import Step, Trick
 
 
-class Loop:
-    """Trains one fold.
+@dataclass(frozen=True)
+class Learner:
+    """The model of a fold and everything that moves its weights.
 
-    Args:
-        accelerator: device, precision, processes.
-        scorer: the model, not yet prepared; on its device.
-        optimizer, schedule: for its parameters; the schedule counts optimizer steps.
-        task: gives the loss; on the device.
-        tricks: around the step, outermost first.
-        encoded, targets: all essays' tokens and scores, (N, K).
-        settings, optimizer_settings: of the recipe.
-        evaluate: scores the model as it stands; called at the end of each epoch and where the recipe asks.
-        log: takes the events.
-        parts: in how many a batch is computed.
-        pause: called after each optimizer step, before the evaluation that may be due: a save is a state from which
-            `run` goes on, and one that goes on begins with that evaluation.
+    scorer: the model, on its device, not yet prepared for several processes. task: gives the loss; on that device too.
+    optimizer: for the parameters of both. schedule: the optimizer's, counted in optimizer steps. tricks: act around the
+    step, outermost first.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        scorer: Scorer,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        *,
-        task: Task,
-        tricks: Sequence[Trick],
-        encoded: Encoded,
-        targets: np.ndarray,
-        settings: TrainSettings,
-        optimizer_settings: OptimizerSettings,
-        evaluate: Callable[[Step], None],
-        log: RunLog,
-        parts: Parts,
-        pause: Callable[["Loop"], None],
-    ) -> None:
-        self.accelerator = accelerator
-        self.scorer = scorer
-        self.schedule = schedule
-        self.task = task
-        self.tricks = tricks
-        self.encoded = encoded
-        self.targets = targets
-        self.settings = settings
-        self.clip, self.unscale = optimizer_settings.clip, optimizer_settings.unscale
-        self.evaluate = evaluate
-        self.parts = parts
-        self.pause = pause
-        self.step, self.window = Step(scorer, {}), _Window(accelerator, log)
-        self.model, self.optimizer = accelerator.prepare(scorer, optimizer)
-        self.parameters = [*trainable(scorer), *task.parameters()]
+    scorer: Scorer
+    task: Task
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    tricks: Sequence[Trick] = ()
 
-    def run(self, fold: int, rows: np.ndarray, steps: int, seed: int) -> None:
-        """Trains on `rows` for `steps` optimizer steps in all, or what `self.step` says is left of them.
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The essays of a fold, and how long it trains on them.
+
+    fold: its number. rows: of the training essays, among the N that are encoded. targets: (N, K). steps: optimizer
+    steps in all. seed: decides the order of the batches.
+    """
+
+    fold: int
+    rows: np.ndarray
+    encoded: Encoded
+    targets: np.ndarray
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """evaluate: scores the weights as they stand. after_step: may save or stop, before an evaluation that is due."""
+
+    evaluate: Callable[[Step], None]
+    after_step: Callable[["Loop"], None]
+
+
+class Loop:
+    """Trains one fold. The recipe gives batch sizes and clipping, and says when to log and to evaluate."""
+
+    def __init__(
+        self, accelerator: Accelerator, recipe: Recipe, learner: Learner, data: TrainingData, hooks: Hooks, log: RunLog
+    ) -> None:
+        self.accelerator, self.settings, self.data, self.hooks = accelerator, recipe.train, data, hooks
+        self.clip, self.unscale = recipe.optimizer.clip, recipe.optimizer.unscale
+        self.scorer, self.task, self.tricks = learner.scorer, learner.task, learner.tricks
+        self.schedule = learner.schedule
+        self.step, self.window = Step(self.scorer, {}), _LossWindow(accelerator, log)
+        self.micro_batching = MicroBatching(recipe, self.scorer, data.fold, accelerator.num_processes, log)
+        self.model, self.optimizer = accelerator.prepare(self.scorer, learner.optimizer)
+        self.parameters = [*trainable(self.scorer), *self.task.parameters()]
+
+    def run(self) -> None:
+        """Takes the optimizer steps that `self.step` says are left.
 
         Raises:
             Fb3Error: the loss is no longer a number; says at which step.
         """
-        step, window, size = self.step, self.window, self.settings.accumulation
-        per_epoch, batches = steps // self.settings.epochs, None
+        step, data, size = self.step, self.data, self.settings.accumulation
+        per_epoch, batches = data.steps // self.settings.epochs, None
         self.scorer.train()
-        with progress(f"fold {fold}", steps, self.accelerator.is_main_process, done=step.number) as advance:
-            if step.number and self.due(per_epoch):
-                self.score()
-            while step.number < steps:
+        with progress(f"fold {data.fold}", data.steps, self.accelerator.is_main_process, done=step.number) as advance:
+            if step.number and self.due(per_epoch):  # a save is made before the evaluation of its step
+                self.evaluate()
+            while step.number < data.steps:
                 step.epoch, place = divmod(step.number, per_epoch)
                 if batches is None or place == 0:
                     batches = training_batches(
-                        self.encoded.total_lengths, rows, self.settings.batch_size, seed, step.epoch
+                        data.encoded.total_lengths, data.rows, self.settings.batch_size, data.seed, step.epoch
                     )
-                self.optimizer_step(step, batches[place * size : (place + 1) * size], window)
+                self.optimizer_step(step, batches[place * size : (place + 1) * size])
                 step.number += 1
-                step.progress = step.number / steps
+                step.progress = step.number / data.steps
                 due = self.due(per_epoch)
-                if due or window.length >= self.settings.log_every_steps:
-                    window.close(advance, step, fold, steps)
-                self.pause(self)
+                if due or len(self.window.losses) >= self.settings.log_every_steps:
+                    self.window.close(advance, step, data.fold, data.steps)
+                self.hooks.after_step(self)
                 if due:
-                    self.score()
+                    self.evaluate()
 
     def due(self, per_epoch: int) -> bool:
-        """Whether the weights are to be evaluated after the last step."""
+        """Whether an evaluation is due after the last step."""
         number, every = self.step.number, self.settings.evaluate_every_steps
         return number % per_epoch == 0 or (every is not None and number % every == 0)
 
-    def score(self) -> None:
+    def evaluate(self) -> None:
         """Evaluates the weights that the tricks put in place."""
         with ExitStack() as stack:
             for trick in self.tricks:
                 stack.enter_context(trick.eval_weights(self.step))
-            self.evaluate(self.step)
+            self.hooks.evaluate(self.step)
 
-    def optimizer_step(self, step: Step, batches: list[np.ndarray], window: "_Window") -> None:
+    def optimizer_step(self, step: Step, batches: list[np.ndarray]) -> None:
         """One step of the optimizer from one batch or, with accumulation, several; each essay weighs the same.
 
         Raises:
-            Fb3Error: memory does not suffice, however small the parts.
+            Fb3Error: memory does not suffice, however small the micro-batches.
         """
         while (out := self.gradients(step, batches)) is None:
-            self.parts.relieve(step.number + 1, max(map(len, batches)))
+            self.micro_batching.relieve(step.number + 1, max(map(len, batches)))
         if self.unscale:
             self.accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        window.add(out, norm, self.optimizer)
+        self.window.add(out, norm, self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.accelerator.optimizer_step_was_skipped:
@@ -138,14 +142,13 @@ class Loop:
                 trick.after_step(step)
 
     def gradients(self, step: Step, batches: list[np.ndarray]) -> StepOutput | None:
-        """Leaves the gradients of the batches' mean loss and gives that loss; none where memory ran out."""
+        """Computes the gradients of the batches' mean loss, and gives that loss; neither where memory ran out."""
         essays = sum(len(rows) for rows in batches)
         try:
             outs = []
             for position, rows in enumerate(batches):
-                backward = partial(
-                    self.backward, step, self.share(rows, essays, step.progress), syncs=position == len(batches) - 1
-                )
+                micro_batches = self.micro_batches(rows, essays, step.progress)
+                backward = partial(self.backward, step, micro_batches, syncs=position == len(batches) - 1)
                 for trick in reversed(self.tricks):
                     backward = partial(trick.backward, step, backward)
                 outs.append(backward())
@@ -153,20 +156,24 @@ class Loop:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-        self.optimizer.zero_grad()  # the tricks have put back what they moved; what the attempt held is free by now
+        # Only here, outside the handler, is the attempt's memory free: the error's traceback held its tensors. Tricks
+        # have restored the weights that they perturbed.
+        self.optimizer.zero_grad()
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
 
-    def backward(self, step: Step, parts: list[tuple[Batch, float]], syncs: bool) -> StepOutput:
-        """Forward and backward of this process's share of a batch, part by part.
+    def backward(self, step: Step, micro_batches: list[tuple[Batch, float]], syncs: bool) -> StepOutput:
+        """Forward and backward of this process's share of a batch.
 
-        Returns:
-            The loss of the whole and its terms, detached.
+        Args:
+            step: holds each micro-batch in turn as its `batch`.
+            micro_batches: with their weights.
+            syncs: average the gradients over the processes at the end; once an optimizer step is enough.
         """
         outs = []
-        for place, (step.batch, weight) in enumerate(parts):
-            last = syncs and place == len(parts) - 1
+        for place, (step.batch, weight) in enumerate(micro_batches):
+            last = syncs and place == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, logs = self.task.loss(self.model, step.batch)
                 loss = loss * weight
@@ -175,31 +182,35 @@ class Loop:
             outs.append(StepOutput(loss.detach().float(), logs))
         return _added(outs)
 
-    def share(self, rows: np.ndarray, essays: int, done: float) -> list[tuple[Batch, float]]:
-        """This process's part of a batch in as many parts as memory asks for, each with its weight among `essays`.
+    def micro_batches(self, rows: np.ndarray, essays: int, done: float) -> list[tuple[Batch, float]]:
+        """This process's share of a batch in micro-batches, each with its weight among the step's `essays`.
 
-        The batch says how much of the run is `done`, 0-1, for losses that change over it.
-        Gradients are averaged over processes, so the weight is times their number. A process that gets no essay takes
-        the first with weight 0: all must take part.
+        The batch says how much of the run is `done`, 0-1, for losses that change over it. Gradients are averaged over
+        processes, so the weight is times their number. A process that gets no essay takes the first with weight 0: all
+        must take part, or the others wait for its gradients forever.
         """
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        shares = []
-        for part in np.array_split(mine, min(self.parts.number, len(mine))) if len(mine) else [mine]:
-            batch = collate(self.encoded, part if len(part) else rows[:1], self.targets)
+        out = []
+        for part in np.array_split(mine, min(self.micro_batching.count, len(mine))) if len(mine) else [mine]:
+            batch = collate(self.data.encoded, part if len(part) else rows[:1], self.data.targets)
             batch["progress"] = torch.tensor(done)
             weight = len(part) * self.accelerator.num_processes / essays
-            shares.append((on_device(batch, self.accelerator.device), weight))
-        return shares
+            out.append((on_device(batch, self.accelerator.device), weight))
+        return out
 
 
 def _added(outs: Sequence[StepOutput]) -> StepOutput:
-    """Sums of what parts of a batch gave, each weighted already."""
+    """The sum of losses that are weighted already, and of their terms."""
     logs = {name: torch.stack([out.logs[name] for out in outs]).sum() for name in outs[0].logs}
     return StepOutput(torch.stack([out.loss for out in outs]).sum(), logs)
 
 
-class _Window:
-    """Losses, their terms and gradient norms of the last few steps, fetched from the device together."""
+class _LossWindow:
+    """Losses, their terms and gradient norms of the last few steps.
+
+    They stay on the device until the window closes and are fetched together then: each fetch makes the CPU wait for the
+    GPU, and the GPU afterwards for the CPU.
+    """
 
     def __init__(self, accelerator: Accelerator, log: RunLog) -> None:
         self.accelerator, self.log = accelerator, log
@@ -210,20 +221,16 @@ class _Window:
         self.rates: dict[str, float] = {}
         self.total, self.count = 0.0, 0
 
-    @property
-    def length(self) -> int:
-        return len(self.losses)
-
     def add(self, out: StepOutput, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Takes what a step is made with, before the optimizer and the schedule move on."""
+        """Adds a step, before the schedule moves on: the rates logged are the ones that move the weights."""
         self.losses.append(out.loss)
         self.norms.append(norm.detach().float())
         for name, value in out.logs.items():
             self.terms.setdefault(name, []).append(value)
         self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
-    def state(self) -> dict[str, Any]:
-        """What is not logged yet, and what the means and times count on."""
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that are not logged yet, and the sums and times that later log lines need."""
         return {
             "losses": torch.stack(self.losses) if self.losses else None,
             "norms": torch.stack(self.norms) if self.norms else None,
@@ -233,30 +240,29 @@ class _Window:
             "elapsed": time.monotonic() - self.start,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` gave."""
-        device = self.accelerator.device
-        losses, norms = state["losses"], state["norms"]
-        self.losses = [] if losses is None else list(losses.to(device).unbind())
-        self.norms = [] if norms is None else list(norms.to(device).unbind())
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.losses, self.norms = self._unstacked(state["losses"]), self._unstacked(state["norms"])
         terms = state.get("terms", {})  # earlier versions did not save them
-        self.terms = {name: list(values.to(device).unbind()) for name, values in terms.items()}
+        self.terms = {name: self._unstacked(values) for name, values in terms.items()}
         self.total, self.count = state["total"], state["count"]
         self.start = time.monotonic() - state["elapsed"]
+
+    def _unstacked(self, values: Tensor | None) -> list[Tensor]:
+        return [] if values is None else list(values.to(self.accelerator.device).unbind())
 
     def close(self, advance: Advance, step: Step, fold: int, steps: int) -> None:
         """Logs the window and starts the next.
 
         Raises:
-            Fb3Error: a loss in it is no number.
+            Fb3Error: a loss in it is not a finite number.
         """
-        losses = self._fetched(self.losses)
-        norms = torch.stack(self.norms).tolist()
+        losses, norms = self._fetched(self.losses), torch.stack(self.norms).tolist()
         rate = max((r for name, r in self.rates.items() if name.startswith("encoder")), default=0.0)
         if not np.isfinite(losses).all():
-            first = step.number - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
+            bad = int(np.argmin(np.isfinite(losses)))
             raise Fb3Error(
-                f"fold {fold}: the loss became {losses[first - step.number - 1]} at step {first} "
+                f"fold {fold}: the loss became {losses[bad]} at step {step.number - len(losses) + bad + 1} "
                 f"(learning rate {rate:.2e}); try a lower optimizer.encoder_rate, optimizer.clip=1.0, "
                 "schedule.warmup_share=0.1 or train.precision=fp32. The fold's best checkpoint so far is kept"
             )
@@ -280,5 +286,5 @@ class _Window:
         self.losses, self.norms, self.terms = [], [], {}
 
     def _fetched(self, values: list[Tensor]) -> list[float]:
-        """The means over the processes."""
+        """The values as numbers, each the mean over the processes."""
         return self.accelerator.reduce(torch.stack(values), "mean").tolist()

@@ -1,11 +1,12 @@
 """A run: recipe and essays to a run folder with folds, out-of-fold predictions and scores.
 
-Imports torch only once recipe, essays, folds and folder are checked: that takes ten seconds and more, and a mistake is
-to be told at once.
+torch is imported only once recipe, essays, folds and folder are checked: the import takes ten seconds and more, and a
+mistake should be told at once.
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +20,17 @@ from fb3.errors import Fb3Error, Stopped
 from fb3.models.backbone_files import SECOND_KEY, check_backbone
 from fb3.prediction.predictions import Predictions
 from fb3.recipe import Recipe, load_recipe
-from fb3.runs.fold_json import mark_finished
+from fb3.runs.fold_json import is_begun, mark_finished
 from fb3.runs.run_folder import Run, run_of
 from fb3.runs.scores import TRUTH, caveats, named_score, read_scores, scores_of
 from fb3.system.disk_space import in_room
-from fb3.system.file_names import OOF
+from fb3.system.file_names import OOF, fold_folder
 from fb3.system.files import sha256, sweep, write_csv, write_json
-from fb3.system.folder_lock import alone
+from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
-from fb3.training.run_start import chosen_folds, is_begun_run, splits_of, write_head
-from fb3.training.stop import Stop
+from fb3.training.run_start import continued_splits, folds_to_train, refuse_foreign_folder, write_first_files
+from fb3.training.stop_request import StopRequest
 
 if TYPE_CHECKING:
     from fb3.training.session import OnEvaluation, Session
@@ -56,34 +57,37 @@ def train(
         recipe: a recipe, a YAML file or a built-in name.
         data: the folder with train.csv.
         out: the run folder.
-        folds: which ones; none: all.
+        folds: numbers of the folds to train; none: all.
         debug: a hundred essays, two folds, two epochs.
-        on_evaluation: called after each evaluation, in every process; what it raises ends the run. It may train more
-            than one run, so that signals are left to the caller.
-        resume: the caller expects something to go on with: says so where there is nothing; that all is trained already
-            is no error.
-        stop_after: save and stop then, such as 8h30m or seconds; from now, on Kaggle from the session's start.
+        on_evaluation: called after each evaluation, in every process; an error that it raises ends the run. A caller
+            that gives it may train more than one run, so signals are left to the caller.
+        resume: the caller expects a run to go on with. A message says so where there is none, and a run that is trained
+            already is no error.
+        stop_after: time after which to save and stop, such as 8h30m or seconds; counted from now, on Kaggle from the
+            session's start.
 
     Raises:
-        Fb3Error: what is wrong with recipe, data or folder, or a loss that became NaN; another process trains there.
+        Fb3Error: recipe, data or folder are wrong, the loss became NaN, or another process trains there.
         Stopped: it was stopped and is saved; the same call goes on.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe = recipe.debug() if debug else recipe
     data, out = Path(data), Path(out)
-    stop = Stop(None if stop_after is None else parse_duration(str(stop_after)) - session_seconds())
+    stop = StopRequest(None if stop_after is None else parse_duration(str(stop_after)) - session_seconds())
     check_backbone(recipe.model.backbone)
     if recipe.model.stitch:
         check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
     essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
-    unlabelled = _unlabelled(recipe, data)
-    begun = is_begun_run(out)
-    with alone(out, "fb3 train") if is_main_process() else nullcontext():
-        splits = splits_of(recipe, essays, data, out)
+    unlabelled = _read_unlabelled(recipe, data)
+    refuse_foreign_folder(out)
+    digests = {key: sha256(file) for key, file in training_files(recipe, data).items()}
+    with lock_folder(out, "fb3 train") if is_main_process() else nullcontext():
+        begun = is_begun(out)
+        splits = continued_splits(recipe, essays, digests, out) if begun else make_folds(essays, recipe)
         if debug:
             splits = splits[:2]
-        chosen = chosen_folds(splits, folds, out, resume)
-        from fb3.runs.save_folder import drop_finished
+        chosen = folds_to_train(splits, folds, out, resume)
+        from fb3.runs.save_folder import delete_finished
         from fb3.training.session import close_session, open_accelerator, open_session
 
         accelerator, precision = open_accelerator(recipe, out)
@@ -92,13 +96,11 @@ def train(
             return run_of(out)
         if accelerator.is_main_process:
             sweep(out)
-            drop_finished(out)
-        digests = {key: sha256(file) for key, file in training_files(recipe, data).items()}
-        session = open_session(
-            recipe, essays, out, accelerator, precision, unlabelled, on_evaluation, digests=digests, stop=stop
-        )
+            delete_finished(out)
+        session = open_session(recipe, essays, out, accelerator, precision, unlabelled)
+        session = replace(session, on_evaluation=on_evaluation, digests=digests, stop=stop)
         if accelerator.is_main_process:
-            write_head(session, data, splits, digests, begun)
+            write_first_files(session, data, splits, begun)
         with nullcontext() if on_evaluation else stop.listening():
             _train_folds(session, chosen)
         close_session(session)
@@ -106,20 +108,20 @@ def train(
 
 
 def _train_folds(session: "Session", chosen: list[FoldSplit]) -> None:
-    from fb3.runs.save_folder import drop_finished
+    from fb3.runs.save_folder import delete_finished
     from fb3.training.fold import run_fold
-    from fb3.training.saves import asked_to_stop
+    from fb3.training.saves import stop_reason
 
     accelerator, out = session.accelerator, session.out
     for place, split in enumerate(chosen):
-        if place and (reason := asked_to_stop(session)):
+        if place and (reason := stop_reason(session)):
             done, left = ([other.fold for other in part] for part in (chosen[:place], chosen[place:]))
             raise Stopped(f"{reason}: folds {done} are trained, {left} are left; the same command goes on")
         predictions = run_fold(session, split)
         if accelerator.is_main_process:
             _add_out_of_fold(session, split, predictions)
-            mark_finished(out / f"fold{split.fold}")
-            drop_finished(out)
+            mark_finished(fold_folder(out, split.fold))
+            delete_finished(out)
         accelerator.wait_for_everyone()
 
 
@@ -136,9 +138,8 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     from fb3.training.fold import run_fold
     from fb3.training.session import close_session, open_accelerator, open_session
 
-    session = open_session(
-        recipe, essays, Path(out), *open_accelerator(recipe, Path(out)), unlabelled=_unlabelled(recipe, None)
-    )
+    out, unlabelled = Path(out), _read_unlabelled(recipe, None)
+    session = open_session(recipe, essays, out, *open_accelerator(recipe, out), unlabelled)
     predictions = run_fold(session, split)
     close_session(session)
     return predictions
@@ -154,8 +155,8 @@ def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
     return [split.fold for split in make_folds(essays, recipe)]
 
 
-def _unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
-    """The essays without scores, where the recipe names some."""
+def _read_unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
+    """Reads the essays without scores, where the recipe names some."""
     if not recipe.task.uda:
         return None
     file = recipe.task.uda.file
@@ -173,7 +174,7 @@ def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predicti
     columns, identifier = list(recipe.data.target_columns), recipe.data.id_column
     table = pd.DataFrame(session.task.clip(predictions.values), columns=columns)
     truth = pd.DataFrame(session.targets[split.valid_rows], columns=columns).add_prefix(TRUTH)
-    table = pd.concat([truth, table], axis=1).astype(np.float64)  # as text the same, whatever is there already
+    table = pd.concat([truth, table], axis=1).astype(np.float64)  # as the folds in the file are read: one form for all
     table.insert(0, identifier, predictions.ids)
     table.insert(1, "fold", split.fold)
     if path.is_file():
@@ -193,7 +194,7 @@ def _finish(session: "Session") -> Run:
         f"{named} over {scores['essays']} essays | {columns} | {session.out}",
         **scores,
     )
-    watched = session.on_evaluation is not None  # by a caller who knows what comes next
+    watched = session.on_evaluation is not None  # then the caller knows what comes next
     if session.accelerator.is_main_process and not scores["complete"] and not watched:
         pack = as_command(["python", "build_dataset.py", session.out, "--out", "bundle"])
         say(f"train the other folds with --folds, or pack these: {pack}")

@@ -1,4 +1,4 @@
-"""What a run says: JSON lines in log.jsonl, the same on the screen, and to trackers where the recipe names some."""
+"""The log of a run: JSON lines in log.jsonl, the same in words on the screen, and numbers for experiment trackers."""
 
 import json
 import math
@@ -17,7 +17,7 @@ class RunLog:
 
     Args:
         path: log.jsonl, appended to.
-        main: whether this process is the one that speaks.
+        main: whether this is the main process.
         track: takes (values, step) for experiment trackers.
     """
 
@@ -27,16 +27,16 @@ class RunLog:
         self._track = track
         self._offset, self._steps = 0, 0
         if main and path.is_file() and not path.read_bytes().endswith(b"\n"):  # killed in the middle of a line
-            self._keep(self._whole())
+            self._keep(self._complete_lines())
 
     def lines(self, fold: int) -> int:
-        """How many lines there are of a fold."""
-        return sum(_fold_of(line) == fold for line in self._whole())
+        """The number of a fold's lines."""
+        return sum(_fold_of(line) == fold for line in self._complete_lines())
 
     def cut(self, fold: int, lines: int) -> None:
-        """Drops a fold's lines after its first so many, for they will be written again; others' lines stay."""
+        """Keeps only the first `lines` lines of a fold, which writes the later ones again; other folds' lines stay."""
         kept, seen = [], 0
-        for line in self._whole():
+        for line in self._complete_lines():
             seen += _fold_of(line) == fold
             if _fold_of(line) != fold or seen <= lines:
                 kept.append(line)
@@ -46,13 +46,13 @@ class RunLog:
         with replacing(self._path) as aside:
             aside.write_bytes(b"".join(lines))
 
-    def _whole(self) -> list[bytes]:
-        """The lines that were written to their end."""
+    def _complete_lines(self) -> list[bytes]:
+        """The lines without the last one if a killed process left it half written."""
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
         return [line for line in lines if line.endswith(b"\n")]
 
     def fold(self, fold: int, train: int, valid: int, steps: int, device: str, done: int = 0) -> None:
-        """The start of a fold, or where `done` steps are saved its going on.
+        """Logs the start of a fold, or that it goes on after `done` steps.
 
         Trackers want steps that never fall, so each fold counts on from the one before.
         """
@@ -70,7 +70,7 @@ class RunLog:
         )
 
     def event(self, kind: str, line: str = "", **fields: Any) -> None:
-        """One JSON line; `line` goes to the screen."""
+        """Writes a JSON line of `fields`; `line` goes to the screen."""
         if not self._main:
             return
         fields = {name: finite_or_none(value) for name, value in fields.items()}
@@ -84,7 +84,7 @@ class RunLog:
             say(line)
 
     def window(self, advance: Advance, steps: int, *, terms: dict[str, float], **fields: float) -> None:
-        """The mean of a few optimizer steps, on the progress line; terms: of which the loss is made, unweighted."""
+        """Logs the means of a few optimizer steps, also on the progress line; terms: of the loss, unweighted."""
         parts = "".join(f" {name} {value:.4f}" for name, value in terms.items())
         note = f"loss {fields['loss']:.4f}{parts} mean {fields['mean_loss']:.4f} norm {fields['gradient_norm']:.2f}"
         advance(steps, f"{note} rate {fields['rate']:.1e}")
@@ -95,7 +95,7 @@ class RunLog:
         self._track({f"{prefix}/{name}": value for name, value in values.items()}, self._offset + int(fields["step"]))
 
     def evaluation(self, fold: int, epoch: int, step: int, score: Any, best: bool, elapsed: float) -> None:
-        """A validation: loss, score, columns."""
+        """Logs an evaluation: validation loss, score, score of each column."""
         columns = " ".join(f"{name} {value:.4f}" for name, value in score.columns.items())
         loss = "" if math.isnan(score.loss) else f" loss {score.loss:.4f}"
         self.event(
@@ -117,12 +117,12 @@ class RunLog:
 def _fold_of(line: bytes) -> Any:
     try:
         return json.loads(line).get("fold")
-    except (ValueError, AttributeError, RecursionError):  # not a line of ours
+    except (ValueError, AttributeError, RecursionError):  # a line that fb3 did not write
         return None
 
 
 def finite_or_none(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """The value, with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {name: finite_or_none(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The start of a run: folder, split and folds checked, and the files written before the first step."""
+"""The start of a run: the folder, the split and the folds are checked, and the first files written."""
 
 import platform
 import re
@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from fb3 import version
-from fb3.data.essays import training_files
-from fb3.data.folds import FoldSplit, fold_table, make_folds, read_folds
+from fb3.data.folds import FoldSplit, fold_table, read_folds
 from fb3.errors import Fb3Error
-from fb3.recipe import Recipe, load_recipe
-from fb3.recipe.load import differences
+from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun, is_finished
-from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, encoder_files
+from fb3.runs.identity import Identity, named_files, recorded
+from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, encoder_files, fold_folder, fold_number
 from fb3.system.files import read_json, sha256, write_csv, write_json, write_text
 from fb3.system.git import git_state
 from fb3.system.progress import say
@@ -25,73 +24,55 @@ from fb3.system.progress import say
 if TYPE_CHECKING:
     from fb3.training.session import Session
 
-# What a run folder holds before its first evaluation: a start that failed there may be started over.
-_HEAD = {"encoder", "scratch", RECIPE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
+# Names in a run folder before its first evaluation: a start that failed may be started over in its folder.
+_FIRST_FILES = {ENCODER, "scratch", RECIPE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
+_PARTIAL = re.compile(r"\..*\.part")  # left by a process that was killed while it wrote
 
 
-_UNFINISHED = re.compile(r"fold\d+|\..*\.part")  # or what a killed process began to write
+def refuse_foreign_folder(out: Path) -> None:
+    """Refuses a folder that holds something else than a run, before anything is written there."""
+    there = [] if is_begun(out) or not out.is_dir() else sorted(out.iterdir())
+    unknown = [path.name for path in there if path.name not in _FIRST_FILES and fold_number(path) is None]
+    if foreign := [name for name in unknown if not _PARTIAL.fullmatch(name)]:
+        raise Fb3Error(f"{out}: not empty and no run folder (it holds {foreign[:3]}); choose another --out")
 
 
-def splits_of(recipe: Recipe, essays: pd.DataFrame, data: Path, out: Path) -> list[FoldSplit]:
-    """The splits of a run folder that has a fold or a save already, else new ones.
+def continued_splits(recipe: Recipe, essays: pd.DataFrame, digests: dict[str, str], out: Path) -> list[FoldSplit]:
+    """The splits of a run that goes on, read from its folds.csv: another version of the splitter may split otherwise.
 
     Raises:
-        Fb3Error: it is a run of another recipe or other data.
+        Fb3Error: the run was made with another recipe or other data.
     """
-    if not is_begun_run(out):
-        return make_folds(essays, recipe)
-    saved = load_recipe(out / RECIPE)
-    if saved != recipe:
-        differ = "; ".join(differences(recipe, saved))
-        raise Fb3Error(f"{out}: holds a run of another recipe ({differ}); choose another --out")
-    recorded = read_json(out / ENVIRONMENT)
-    for key, file in training_files(recipe, data).items():
-        if recorded.get(key) != sha256(file):
-            raise Fb3Error(
-                f"{out}: its folds were trained on another {file.name} than {file.parent}'s; choose another --out"
-            )
+    if differ := Identity(recipe, named_files(digests)).differences(recorded(out)):
+        raise Fb3Error(f"{out}: its folds were trained with another {differ}; choose another --out")
     return read_folds(out / "folds.csv", essays, recipe.data.id_column)
 
 
-def is_begun_run(out: Path) -> bool:
-    """Whether a run folder has a fold or a save.
-
-    Raises:
-        Fb3Error: the folder holds something else.
-    """
-    if is_begun(out):
-        return True
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if foreign := sorted(name for name in there - _HEAD if not _UNFINISHED.fullmatch(name)):
-        raise Fb3Error(f"{out}: not empty and no run folder (it holds {foreign[:3]}); choose another --out")
-    return False
-
-
-def chosen_folds(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path, resume: bool) -> list[FoldSplit]:
+def folds_to_train(splits: list[FoldSplit], folds: Sequence[int] | None, out: Path, resume: bool) -> list[FoldSplit]:
     """The wanted folds that are not trained yet.
 
     Raises:
-        Fb3Error: there is no such fold, or none is left, unless it is to `resume`.
+        Fb3Error: there is no such fold; or all are trained, unless that is what `resume` allows.
     """
     known = {split.fold: split for split in splits}
     wanted = list(known) if folds is None else list(dict.fromkeys(folds))
     if unknown := [fold for fold in wanted if fold not in known]:
         raise Fb3Error(f"--folds: no fold {unknown}; there are {list(known)}")
-    done = [fold for fold in wanted if is_finished(out / f"fold{fold}")]
+    done = [fold for fold in wanted if is_finished(fold_folder(out, fold))]
     left = [fold for fold in wanted if fold not in done]
     if done and not left and not resume:
-        others = [fold for fold in known if not is_finished(out / f"fold{fold}")]
+        others = [fold for fold in known if not is_finished(fold_folder(out, fold))]
         mend = f"give --folds {','.join(map(str, others))}" if others else "choose another --out"
         raise Fb3Error(f"{out}: folds {done} are trained already; {mend}")
     if done:
         say(f"{out}: folds {done} are trained already; left are {left or 'none'}")
-    elif resume and not any(any((out / f"fold{fold}" / RESUME).glob("[0-9]*")) for fold in left):
+    elif resume and not any(any((fold_folder(out, fold) / RESUME).glob("[0-9]*")) for fold in left):
         say(f"{out}: nothing is saved there; starts afresh")
     return [known[fold] for fold in left]
 
 
-def write_head(session: "Session", data: Path, splits: list[FoldSplit], digests: dict[str, str], begun: bool) -> None:
-    """What a run folder holds before the first step."""
+def write_first_files(session: "Session", data: Path, splits: list[FoldSplit], begun: bool) -> None:
+    """Writes what a run folder holds before the first step; the environment of an earlier start is kept too."""
     import torch
 
     from fb3.training.session import versions
@@ -104,15 +85,15 @@ def write_head(session: "Session", data: Path, splits: list[FoldSplit], digests:
         "device": torch.cuda.get_device_name() if session.accelerator.device.type == "cuda" else platform.machine(),
         "precision": session.precision,
         "processes": session.accelerator.num_processes,
-        "seeds": {"train": recipe.train.seed, "folds": recipe.folds.seed},  # a fold's: train's and its number
+        "seeds": {"train": recipe.train.seed, "folds": recipe.folds.seed},  # a fold adds its number to the first
         "git": {"here": git_state(Path()), "fb3": git_state(Path(version.__file__).parent, tracked="version.py")},
         "data": str(data.resolve()),
-        **digests,
+        **session.digests,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "encoder": {name: sha256(out / ENCODER / name) for name in encoder_files(bool(recipe.model.stitch))},
     }
-    if begun:  # other folds, or the first part of this one, come from other sessions
+    if begun:
         before = read_json(out / ENVIRONMENT)
         environment["earlier"] = [*before.pop("earlier", []), before]
     write_json(environment, out / ENVIRONMENT)

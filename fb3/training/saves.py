@@ -1,16 +1,22 @@
-"""Saves of a fold that trains, from which a stopped one goes on.
+"""Saves of a fold while it trains, from which a stopped training goes on.
 
     fold<n>/resume/<step>/    state.json, state.safetensors, and the best checkpoint so far
 
-A save is written aside, brought to the disk, and renamed; it becomes visible whole. The one before stays until the next
-is written. Kept is all that the rest of the training depends on (`fb3.training.state`), so that on a CPU it ends as it
-would have ended, bit for bit.
+A save holds everything that the rest of the training depends on (`fb3.training.state`), so that on a CPU a resumed fold
+ends as the uninterrupted one, bit for bit. Only then can a test tell a complete save from one that forgot something:
+a lost moment or generator moves the score by less than another seed does, and nobody would notice.
+
+Two saves stand on disk. Each is written aside, flushed and renamed, so a killed process leaves no half a save; the one
+before is kept because a disk may still damage the last one, and hours of training must not hang on one file.
+
+A save is made after an optimizer step and before the evaluation that may be due. An evaluation takes minutes in which
+the process may be killed, and changes what a save holds (the best checkpoint, the score that tricks read): so a resumed
+fold simply begins with the evaluation of the saved step.
 """
 
 import shutil
 import time
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from accelerate.utils import gather_object
@@ -21,62 +27,53 @@ from torch import Tensor
 from fb3.data.folds import FoldSplit
 from fb3.errors import Fb3Error, NoRoom, Stopped
 from fb3.recipe import Recipe
-from fb3.recipe.load import differences
 from fb3.runs.fold_json import ids_hash
-from fb3.runs.save_folder import STATE, TENSORS, Tree, found, read_save, sealed, split
+from fb3.runs.identity import Identity, named_files
+from fb3.runs.save_folder import STATE, TENSORS, Tree, extract_tensors, hashed_json, list_saves, read_save
 from fb3.system.disk_space import free_room, unread
 from fb3.system.file_names import FOLD_JSON, RESUME, WEIGHTS
 from fb3.system.files import in_words, link_or_copy, replacing, replacing_folder, sha256, write_text
 from fb3.system.progress import say
+from fb3.training.best_checkpoint import BestCheckpoint
 from fb3.training.loop import Loop
 from fb3.training.session import Session, versions
-from fb3.training.state import load_own, load_shared, own_state, shared_state
+from fb3.training.state import load_process_state, load_shared_state, process_state, shared_state
 
-_AGREE = 5  # steps between two looks, where several processes must agree: each waits for the GPU
+_AGREE_EVERY = 5  # steps between two agreements of several processes: each waits for the GPU
 _SPARE = 2**20  # bytes for names, folders and the log
 
 
-class _Keeper(Protocol):
-    """What else a fold remembers: its best evaluation."""
-
-    def state(self) -> Tree: ...
-
-    def load(self, state: Tree) -> None: ...
-
-
 class Saves:
-    """Saves one fold while it trains, stops it when asked, and brings it back.
+    """Saves one fold while it trains, stops it when asked, and restores it.
 
     Args:
-        session: of the run; nothing is saved where it knows no files.
-        fold: its split.
-        keeper: of the fold's best evaluation.
+        session: the run's; nothing is saved where it has no digests of its files, by which a save is recognised.
+        split: the fold's.
+        checkpoint: the fold's best evaluation.
         steps: optimizer steps in all.
     """
 
-    def __init__(self, session: Session, fold: FoldSplit, keeper: _Keeper, steps: int) -> None:
-        self.session, self.keeper, self.steps = session, keeper, steps
-        self.fold = fold.fold
-        self.home = session.out / f"fold{fold.fold}"
-        self.folder = self.home / RESUME
+    def __init__(self, session: Session, split: FoldSplit, checkpoint: BestCheckpoint, steps: int) -> None:
+        self.session, self.checkpoint, self.steps, self.fold = session, checkpoint, steps, split.fold
+        self.folder = checkpoint.folder / RESUME
         self.last = time.monotonic()  # when it was saved
-        ids = session.essays[session.recipe.data.id_column].to_numpy()
+        ids = session.ids
         self.made_of = {
             "recipe": session.recipe.model_dump(mode="json"),
             "files": session.digests,
-            "fold": [ids_hash(ids[fold.train_rows]), ids_hash(ids[fold.valid_rows])],
+            "fold": [ids_hash(ids[split.train_rows]), ids_hash(ids[split.valid_rows])],
             "processes": session.accelerator.num_processes,
             "precision": session.precision,
             "device": session.accelerator.device.type,
             "versions": versions(),
         }
 
-    def pause(self, loop: Loop) -> None:
-        """Saves where that is due.
+    def after_step(self, loop: Loop) -> None:
+        """Saves if a save is due or the run is asked to stop.
 
         Raises:
-            Stopped: it was asked for; the fold is saved.
-            NoRoom: there is none for the save.
+            Stopped: it was asked to stop; the fold is saved.
+            NoRoom: the disk has none for the save.
         """
         if self.session.digests is None:
             return
@@ -84,20 +81,20 @@ class Saves:
         minutes, steps = settings.save_every_minutes, settings.save_every_steps
         reason = self.session.stop.reason
         timed = minutes is not None and time.monotonic() - self.last >= 60 * minutes
-        stopping, timed = self._agreed(loop, bool(reason), timed)
+        stopping, timed = self._agreed(number, bool(reason), timed)
         if stopping or timed or (steps is not None and number % steps == 0):
             self.save(loop)
         if stopping:
-            saves = found(self.folder)
+            saves = list_saves(self.folder)
             where = f"is saved after step {saves[0].name} of {self.steps} in {self.folder}" if saves else "has no save"
             raise Stopped(f"{reason or 'stopped'}: fold {self.fold} {where}; the same command goes on")
 
-    def _agreed(self, loop: Loop, stopping: bool, timed: bool) -> tuple[bool, bool]:
-        """What any process wants, all do."""
+    def _agreed(self, number: int, stopping: bool, timed: bool) -> tuple[bool, bool]:
+        """Whether any process wants to stop or to save; a save needs all of them at the same step."""
         accelerator = self.session.accelerator
         if accelerator.num_processes == 1:
             return stopping, timed
-        if loop.step.number % _AGREE:
+        if number % _AGREE_EVERY:
             return False, False
         wishes = accelerator.reduce(torch.tensor([stopping, timed], device=accelerator.device).float(), "sum").tolist()
         return wishes[0] > 0, wishes[1] > 0
@@ -110,19 +107,20 @@ class Saves:
         """
         started, accelerator = time.monotonic(), self.session.accelerator
         several, tensors, failed = accelerator.num_processes > 1, dict[str, Tensor](), None
-        own = split(own_state(loop), tensors, f"own/{accelerator.process_index}")
+        own = extract_tensors(process_state(loop), tensors, f"own/{accelerator.process_index}")
         every = gather_object([(own, tensors)]) if several else [(own, tensors)]
         if accelerator.is_main_process:
             for _, held in every:
                 tensors |= held
             state = {
-                "shared": split(shared_state(loop), tensors, "shared"),
-                "keeper": split(self.keeper.state(), tensors, "keeper"),
+                "shared": extract_tensors(shared_state(loop), tensors, "shared"),
+                "keeper": extract_tensors(self.checkpoint.state_dict(), tensors, "keeper"),
                 "own": [each for each, _ in every],
                 "log": self.session.log.lines(self.fold),
             }
+            # Do not save NaN losses: closing their window raises the error that explains them.
             losses = [tensor for name, tensor in tensors.items() if name.endswith("window/losses")]
-            if all(torch.isfinite(values).all() for values in losses):  # else their window's end says what is wrong
+            if all(torch.isfinite(values).all() for values in losses):
                 failed = self._write(loop.step.number, state, tensors, started)
         if several:
             failed = next(filter(None, gather_object([failed])), None)
@@ -131,11 +129,11 @@ class Saves:
         self.last = time.monotonic()
 
     def _write(self, number: int, state: Tree, tensors: dict[str, Tensor], started: float) -> str | None:
-        """Returns what went wrong."""
-        text = sealed({"made_of": self.made_of, "state": state, "tensors": ""})
+        """Writes a save; returns what went wrong, in words, for the other processes to hear of it too."""
+        text = hashed_json({"made_of": self.made_of, "state": state, "tensors": ""})
         need = sum(tensor.nbytes for tensor in tensors.values()) + len(text) + _SPARE
         where = f"fold {self.fold}: no save after step {number}: it needs {in_words(need)}"
-        whole = found(self.folder)
+        whole = list_saves(self.folder)
         still = f"the save of step {whole[0].name} is whole" if whole else "there is none yet"
         mend = f"{still}. Make room, and the same command goes on"
         try:
@@ -147,9 +145,9 @@ class Saves:
             with replacing_folder(self.folder / str(number)) as aside:
                 _write_tensors(tensors, aside / TENSORS)
                 content = {"made_of": self.made_of, "state": state, "tensors": sha256(aside / TENSORS)}
-                write_text(sealed(content), aside / STATE)
+                write_text(hashed_json(content), aside / STATE)
                 for name in (FOLD_JSON, WEIGHTS) if state["keeper"]["score"] else ():
-                    link_or_copy(self.home / name, aside / name)
+                    link_or_copy(self.checkpoint.folder / name, aside / name)
         except (OSError, SafetensorError, Fb3Error) as error:
             reason = None
             if isinstance(error, OSError):
@@ -160,18 +158,18 @@ class Saves:
         return None
 
     def restore(self, loop: Loop) -> int:
-        """Brings a fold back to its last whole save.
+        """Restores the fold from its last whole save.
 
         Returns:
             Optimizer steps done; 0 where nothing is saved.
 
         Raises:
-            Fb3Error: the save is of another recipe, other data, another number of processes.
+            Fb3Error: the save was made with another recipe, other data, or another number of processes.
         """
         if self.session.digests is None:
             return 0
         accelerator, broken = self.session.accelerator, []
-        for path in found(self.folder):
+        for path in list_saves(self.folder):
             try:
                 content = read_save(path)
             except Fb3Error as error:
@@ -184,61 +182,59 @@ class Saves:
             except (Fb3Error, OSError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # whole by its hash, and yet not what a save holds
-                raise Fb3Error(f"{path}: not a save ({error!r}); delete {self.folder} to start the fold over") from None
+                raise Fb3Error(f"{path}: not a save ({error!r}); {self._start_over}") from None
             break
         accelerator.wait_for_everyone()  # all have read
         if accelerator.is_main_process:
-            for path in broken:  # or the next save would take it for a whole one
+            for path in broken:  # or the next save would count it as the whole one to keep
                 shutil.rmtree(path)
         return loop.step.number
 
     def _restore(self, loop: Loop, state: Tree, path: Path) -> None:
         accelerator = self.session.accelerator
         try:
-            load_shared(loop, state["shared"])
+            load_shared_state(loop, state["shared"])
         except Fb3Error as error:
-            raise Fb3Error(f"{path}: {error}; delete {self.folder} to start the fold over") from None
-        self.keeper.load(state["keeper"])
-        load_own(loop, state["own"][accelerator.process_index])
+            raise Fb3Error(f"{path}: {error}; {self._start_over}") from None
+        self.checkpoint.load_state_dict(state["keeper"])
+        load_process_state(loop, state["own"][accelerator.process_index])
         if accelerator.is_main_process:
-            for name in (WEIGHTS, FOLD_JSON):  # a later evaluation's are not those that the state knows
+            for name in (WEIGHTS, FOLD_JSON):  # an evaluation after the save may have replaced them
                 if (path / name).is_file():
-                    with replacing(self.home / name) as aside:
+                    with replacing(self.checkpoint.folder / name) as aside:
                         link_or_copy(path / name, aside)
                 else:
-                    (self.home / name).unlink(missing_ok=True)
+                    (self.checkpoint.folder / name).unlink(missing_ok=True)
             self.session.log.cut(self.fold, state["log"])
 
     def _check(self, then: Tree, path: Path) -> None:
-        """Refuses the save of something else; says what will differ."""
-        now, over = self.made_of, f"delete {self.folder} to start the fold over"
-        if lines := differences(self.session.recipe, Recipe.from_mapping(then["recipe"], str(path))):
-            raise Fb3Error(f"{path}: saved with another recipe ({'; '.join(lines)}); {over}")
-        if then["files"] != now["files"] or then["fold"] != now["fold"]:
-            what = "train.csv or task.uda.file" if then["files"] != now["files"] else "split into folds"
-            raise Fb3Error(f"{path}: saved with another {what}; give the same, or {over}")
+        """Refuses a save that another training made; says which versions or devices differ."""
+        now, recipe = self.made_of, Recipe.from_mapping(then["recipe"], str(path))
+        here, there = (
+            Identity(each, {**named_files(made["files"]), "split into folds": made["fold"]})
+            for each, made in ((self.session.recipe, now), (recipe, then))
+        )
+        if differ := here.differences(there):
+            raise Fb3Error(f"{path}: saved with another {differ}; give the same, or {self._start_over}")
         if then["processes"] != now["processes"]:
-            raise Fb3Error(
-                f"{path}: saved by {then['processes']} processes, here are {now['processes']}; launch as many, or "
-                f"{over}"
-            )
-        differ = [
-            f"{name} {then[name]}, now {now[name]}" for name in ("precision", "device") if then[name] != now[name]
-        ]
-        differ += [
-            f"{name} {then['versions'].get(name)}, now {version}"
-            for name, version in now["versions"].items()
-            if then["versions"].get(name) != version
-        ]
+            processes = f"saved by {then['processes']} processes, here are {now['processes']}"
+            raise Fb3Error(f"{path}: {processes}; launch as many, or {self._start_over}")
+        kinds = {"precision": now["precision"], "device": now["device"], **now["versions"]}
+        before = {**then["versions"], "precision": then["precision"], "device": then["device"]}
+        differ = [f"{name} {before.get(name)}, now {kind}" for name, kind in kinds.items() if before.get(name) != kind]
         if differ:
             self._say(f"fold {self.fold} was saved with {'; '.join(differ)}: it will not end bit for bit the same")
+
+    @property
+    def _start_over(self) -> str:
+        return f"delete {self.folder} to start the fold over"
 
     def _say(self, line: str) -> None:
         if self.session.accelerator.is_main_process:
             say(line)
 
 
-def asked_to_stop(session: Session) -> str:
+def stop_reason(session: Session) -> str:
     """Why any process of the run is to stop; empty where none is."""
     reasons = [session.stop.reason]
     if session.accelerator.num_processes > 1:
@@ -247,7 +243,7 @@ def asked_to_stop(session: Session) -> str:
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file; tensors of one memory, which it refuses, as copies."""
+    """Writes a safetensors file. The format refuses tensors that share memory, so all but the first are copied."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""What the folds of a run share: device, precision, processes, the encoder folder, the essays' tokens."""
+"""A session: everything that the folds of a run share, such as device, encoder folder and tokens."""
 
 import importlib.metadata
 import os
@@ -37,14 +37,14 @@ from fb3.targets.metrics import Score
 from fb3.tasks.base import Task
 from fb3.tasks.build import build_task
 from fb3.training.run_log import RunLog
-from fb3.training.stop import Stop
+from fb3.training.stop_request import StopRequest
 from fb3.version import __version__
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas")
 
 
 class Evaluation(NamedTuple):
-    """fold: its number. share: of the fold's training done, 0-1. score: of the weights as they stand."""
+    """fold: its number. share: part of the fold's training that is done, 0-1. score: of the weights as they stand."""
 
     fold: int
     share: float
@@ -56,7 +56,7 @@ OnEvaluation = Callable[[Evaluation], None]
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Essays without scores: what the tokenizer got, and their tokens."""
+    """Essays without scores: their texts as the tokenizer got them, and their tokens."""
 
     texts: list[str]
     encoded: Encoded
@@ -64,9 +64,10 @@ class Unlabelled:
 
 @dataclass(frozen=True)
 class Session:
-    """What all folds of a run share.
+    """Everything that all folds of a run share.
 
-    digests: of the files that it is trained on; none: folds are not saved while they train. stop: when to stop early.
+    out: the run folder. texts, encoded, targets: of the N essays; targets is (N, K). digests: hashes of the training
+    files, by their keys in environment.json; none: folds are not saved while they train. stop: when to stop early.
     """
 
     recipe: Recipe
@@ -83,33 +84,39 @@ class Session:
     log: RunLog
     on_evaluation: OnEvaluation | None = None
     digests: dict[str, str] | None = None
-    stop: Stop = field(default_factory=Stop)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The essays' ids, (N,)."""
+        return self.essays[self.recipe.data.id_column].to_numpy()
 
 
 def open_accelerator(recipe: Recipe, out: Path, precision: Precision | None = None) -> tuple[Accelerator, Precision]:
-    """Device, processes and precision; before anything is written, so that processes can wait for each other.
+    """Sets up device, processes and precision, before anything is written: from here on processes can wait for each
+    other.
 
     Args:
         recipe: what is to be trained.
         out: the run folder.
-        precision: of the training; none: the recipe's.
+        precision: to train in; none: the recipe's.
 
     Raises:
         Fb3Error: a device or a precision that does not work here, or a loss that several processes cannot share.
     """
-    transformers.utils.logging.disable_progress_bar()  # ours are enough
+    transformers.utils.logging.disable_progress_bar()  # fb3 shows its own
     keep_freed_memory()
     device = pick_device(broken=recipe.train.broken_gpu)
     precision = precision or pick_precision(recipe.train.precision, device)
-    AcceleratorState._reset_state()  # it would keep the precision of an earlier run in this process
+    AcceleratorState._reset_state()  # or the precision of an earlier run in this process would stay
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device.type == "cpu",
-        # Some encoders have parameters that a plain forward leaves out (XLNet's mask, Longformer's global attention).
-        # No buffer changes in training, and one that is written again between two passes breaks the backward pass of
-        # both on some versions of torch.
+        # find_unused_parameters: some encoders have parameters that a plain forward leaves out (XLNet's mask,
+        # Longformer's global attention). broadcast_buffers: no buffer changes in training, and writing one again
+        # between two forward passes breaks the backward pass of both on some versions of torch.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
-        log_with=_available(recipe.train.trackers),
+        log_with=_installed_trackers(recipe.train.trackers),
         project_dir=out,
     )
     if (accelerator.device.index or 0) != (device.index or 0):
@@ -132,16 +139,13 @@ def open_session(
     accelerator: Accelerator,
     precision: Precision,
     unlabelled: pd.DataFrame | None = None,
-    on_evaluation: OnEvaluation | None = None,
-    digests: dict[str, str] | None = None,
-    stop: Stop | None = None,
 ) -> Session:
-    """Writes the encoder folder, opens the trackers and tokenises the essays, those without scores too.
+    """Writes the encoder folder, opens the trackers and tokenises all essays, also the ones without scores.
 
     Raises:
         Fb3Error: the encoder cannot be used, or not as the recipe wants it.
     """
-    # Folds that are trained were trained on the encoder folder as it is, whatever is installed now.
+    # The encoder folder of a run that goes on stays as it is: its folds were trained on it, by whatever version.
     if writes := accelerator.is_main_process and not (is_begun(out) and (out / ENCODER / CONFIG).is_file()):
         _write_encoder(recipe, essays[recipe.data.text_column], out)
     accelerator.wait_for_everyone()
@@ -151,7 +155,11 @@ def open_session(
         if "wandb" in recipe.train.trackers:
             _prepare_wandb()
         accelerator.init_trackers("fb3", config={"recipe": recipe.to_yaml()})
-    texts = input_texts(essays, recipe.data)
+
+    def tokenised(table: pd.DataFrame) -> tuple[list[str], Encoded]:
+        return input_texts(table, recipe.data), encode_essays(table, out / ENCODER, recipe.data)
+
+    texts, encoded = tokenised(essays)
     return Session(
         recipe=recipe,
         essays=essays,
@@ -161,13 +169,10 @@ def open_session(
         task=build_task(recipe),
         tokenizer=load_tokenizer(out / ENCODER)[0],
         texts=texts,
-        encoded=encode_essays(essays, out / ENCODER, recipe.data),
+        encoded=encoded,
         targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
-        unlabelled=None if unlabelled is None else _unlabelled(unlabelled, recipe, out),
+        unlabelled=None if unlabelled is None else Unlabelled(*tokenised(unlabelled)),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
-        on_evaluation=on_evaluation,
-        digests=digests,
-        stop=stop or Stop(),
     )
 
 
@@ -178,25 +183,20 @@ def versions() -> dict[str, str]:
 
 
 def close_session(session: Session) -> None:
-    """Finishes the trackers. The process group stays: another run in this process may want it."""
+    """Finishes the trackers. The process group stays open: another run in this process may use it."""
     session.accelerator.wait_for_everyone()
     for tracker in session.accelerator.trackers:
         tracker.finish()
 
 
-def _unlabelled(essays: pd.DataFrame, recipe: Recipe, out: Path) -> Unlabelled:
-    texts = input_texts(essays, recipe.data)
-    return Unlabelled(texts, encode_essays(essays, out / ENCODER, recipe.data))
-
-
-def _available(trackers: tuple[str, ...]) -> list[str] | None:
+def _installed_trackers(trackers: tuple[str, ...]) -> list[str] | None:
     """The recipe's experiment trackers.
 
     Raises:
-        Fb3Error: one whose package is not installed, which accelerate would pass over.
+        Fb3Error: the package of one is not installed; accelerate would leave it out without a word.
     """
-    there = {tracker.value for tracker in get_available_trackers()}
-    if missing := [name for name in trackers if name not in there]:
+    installed = {tracker.value for tracker in get_available_trackers()}
+    if missing := [name for name in trackers if name not in installed]:
         raise Fb3Error(f"train.trackers: {missing} not installed; pip install {' '.join(missing)}")
     return list(trackers) or None
 
@@ -221,7 +221,9 @@ def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
 def _try_encoders(
     recipe: Recipe, out: Path, accelerator: Accelerator, precision: Precision, *, writes: bool
 ) -> tuple[Accelerator, Precision]:
-    """Notes in a new encoder folder what inputs are padded to; float32 where the encoder cannot learn in less.
+    """Tries whether the encoders can learn, before hours are spent on them; float32 if they cannot in less.
+
+    A new encoder folder gets a note of the tokens that inputs are padded to, where its states depend on padding.
 
     Raises:
         Fb3Error: an encoder cannot be used.
@@ -252,10 +254,10 @@ def _try_encoders(
 
 
 def with_local_backbone(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with its backbones as folders: `scratch` as the one that was built for it, hub ids as attached ones.
+    """The recipe with folders as its backbones: the one built for `scratch`, attached ones for hub ids.
 
     Raises:
-        Fb3Error: as `local_backbone` does.
+        Fb3Error: `local_backbone` refuses one.
     """
     model, scratch = recipe.model, recipe.model.backbone == "scratch"
     changed = {"backbone": str(out / "scratch") if scratch else local_backbone(model.backbone, KEY)}

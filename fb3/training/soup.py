@@ -36,34 +36,35 @@ class Soup:
             self.ingredients.insert(place, (score, {n: t.cpu().clone() for n, t in weights_of(scorer).items()}))
             del self.ingredients[self.settings.top :]
 
-    def state(self) -> list[Any]:
+    def state_dict(self) -> list[Any]:
         """The ingredients, best first."""
         return [[score._asdict(), weights] for score, weights in self.ingredients]
 
-    def load(self, state: list[Any]) -> None:
-        """Puts back what `state` gave."""
+    def load_state_dict(self, state: list[Any]) -> None:
+        """Restores what `state_dict` returned."""
         self.ingredients = [(Score(**score), weights) for score, weights in state]
 
-    def cook(self, scorer: Scorer, evaluate: Callable[[], Score]) -> None:
+    def try_averages(self, scorer: Scorer, evaluate: Callable[[], Score]) -> None:
         """Puts averages into the scorer, one after the other, and has each evaluated.
 
-        uniform: one, of all ingredients. greedy: from the best on, an ingredient stays in where it betters the score.
+        uniform averages all ingredients at once. greedy adds one after the other, best first, and leaves out each that
+        does not better the score.
         """
         if len(self.ingredients) < 2:
             return
         if self.settings.kind == "uniform":
-            _pour([weights for _, weights in self.ingredients], scorer)
+            _average_into(scorer, [weights for _, weights in self.ingredients])
             evaluate()
             return
         best, chosen = self.ingredients[0][0], [self.ingredients[0][1]]
         for _, weights in self.ingredients[1:]:
-            _pour([*chosen, weights], scorer)
+            _average_into(scorer, [*chosen, weights])
             score = evaluate()
             if score.better_than(best):
                 best, chosen = score, [*chosen, weights]
 
 
 @torch.no_grad()
-def _pour(chosen: list[Weights], scorer: Scorer) -> None:
+def _average_into(scorer: Scorer, chosen: list[Weights]) -> None:
     for name, tensor in weights_of(scorer).items():
         tensor.copy_(torch.stack([weights[name] for weights in chosen]).mean(0))

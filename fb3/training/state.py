@@ -1,4 +1,7 @@
-"""What the rest of a training depends on, as one tree: dicts and lists of tensors, numbers and texts."""
+"""Everything that the rest of a training depends on, as one tree: dicts and lists of tensors, numbers and texts.
+
+The keys are those of the saves on disk. A key that earlier versions did not write is read with a default.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -15,37 +18,37 @@ if TYPE_CHECKING:
 
 
 def shared_state(loop: "Loop") -> Tree:
-    """What is the same in all processes, between two optimizer steps."""
+    """State that is the same in all processes, between two optimizer steps."""
     step, scaler = loop.step, loop.accelerator.scaler
     return {
         "step": {
             "number": step.number,
             "epoch": step.epoch,
             "progress": step.progress,
-            "score": score_state(step.score),
+            "score": step.score and step.score._asdict(),
         },
         "weights": weights_of(loop.scorer),
         "optimizer": _optimizer_state(loop),
         "schedule": {k: v for k, v in loop.schedule.state_dict().items() if k != "lr_lambdas"},
         "scaler": scaler.state_dict() if scaler else None,
         "tricks": [trick.state_dict() for trick in loop.tricks],
-        "parts": loop.parts.number,
-        "recomputes": loop.parts.recomputes,
+        "parts": loop.micro_batching.count,
+        "recomputes": loop.micro_batching.recomputes,
     }
 
 
-def own_state(loop: "Loop") -> Tree:
-    """What each process has of its own."""
+def process_state(loop: "Loop") -> Tree:
+    """State that each process has for itself: it draws its own dropout masks and changes of essays."""
     return {
         "random": random_state(loop.accelerator.device),
-        "essays": loop.encoded.state_dict(),
-        "task": loop.task.state(),
-        "window": loop.window.state(),
+        "essays": loop.data.encoded.state_dict(),
+        "task": loop.task.state_dict(),
+        "window": loop.window.state_dict(),
     }
 
 
-def load_shared(loop: "Loop", state: Tree) -> None:
-    """Puts back what `shared_state` gave.
+def load_shared_state(loop: "Loop", state: Tree) -> None:
+    """Restores what `shared_state` returned.
 
     Raises:
         Fb3Error: it is another model's.
@@ -59,47 +62,41 @@ def load_shared(loop: "Loop", state: Tree) -> None:
             tensor.copy_(saved[name])
     _load_optimizer(loop, state["optimizer"])
     schedule = loop.schedule.state_dict()
-    rates = {key: schedule[key] for key in ("base_lrs", "_last_lr")}  # by groups, of which an earlier version had more
+    # Rates stand by parameter group, and an earlier version had more groups: this version's rates stay.
+    rates = {key: schedule[key] for key in ("base_lrs", "_last_lr")}
     loop.schedule.load_state_dict({**schedule, **state["schedule"], **rates})
     if loop.accelerator.scaler and state["scaler"]:
         loop.accelerator.scaler.load_state_dict(state["scaler"])
     for trick, own in zip(loop.tricks, state["tricks"], strict=True):
         trick.load_state_dict(own)
-    loop.parts.number = state["parts"]
+    loop.micro_batching.count = state["parts"]
     if state.get("recomputes"):  # earlier versions did not save it
-        loop.parts.recompute()
+        loop.micro_batching.recompute()
     place = state["step"]
     loop.step.number, loop.step.epoch, loop.step.progress = place["number"], place["epoch"], place["progress"]
-    loop.step.score = score_of(place["score"])
+    loop.step.score = place["score"] and Score(**place["score"])
 
 
-def load_own(loop: "Loop", state: Tree) -> None:
-    """Puts back what `own_state` gave; the generators last, so that nothing draws after them."""
-    loop.task.load(state["task"])
-    loop.window.load(state["window"])
-    loop.encoded.load_state_dict(state["essays"])
+def load_process_state(loop: "Loop", state: Tree) -> None:
+    """Restores what `process_state` returned; the random generators last, so that nothing draws after them."""
+    loop.task.load_state_dict(state["task"])
+    loop.window.load_state_dict(state["window"])
+    loop.data.encoded.load_state_dict(state["essays"])
     restore_random_state(state["random"], loop.accelerator.device)
 
 
-def score_state(score: Score | None) -> Tree | None:
-    """A score for the tree."""
-    return None if score is None else score._asdict()
-
-
-def score_of(state: Tree | None) -> Score | None:
-    """The score that it was."""
-    return None if state is None else Score(**state)
-
-
 def _names(loop: "Loop") -> list[str]:
-    """The parameters in the optimizer's order, by name."""
+    """The parameters' names, in the optimizer's order."""
     names = {id(p): name for name, p in loop.scorer.named_parameters()}
     names |= {id(p): f"task.{place}" for place, p in enumerate(loop.task.parameters())}
     return [names[id(p)] for group in loop.optimizer.param_groups for p in group["params"]]
 
 
 def _optimizer_state(loop: "Loop") -> Tree:
-    """Any optimizer's: moments and counts by the parameter's name, settings by group."""
+    """The state of any optimizer: moments and counts by the parameter's name, settings by group.
+
+    torch numbers the parameters; names still fit when a later version orders or freezes parameters otherwise.
+    """
     names, state = _names(loop), loop.optimizer.state_dict()
     return {
         "parameters": {names[place]: own for place, own in state["state"].items() if isinstance(place, int)},
@@ -109,7 +106,11 @@ def _optimizer_state(loop: "Loop") -> Tree:
 
 
 def _load_optimizer(loop: "Loop", state: Tree) -> None:
-    """Leaves out what an earlier version trained and this one freezes, such as DeBERTa's table with the embeddings."""
+    """Restores what `_optimizer_state` returned.
+
+    Parameters that an earlier version trained and this one freezes are left out, such as DeBERTa's relative positions
+    where the embeddings are frozen.
+    """
     places, saved = {name: place for place, name in enumerate(_names(loop))}, {g["name"]: g for g in state["groups"]}
     groups = []
     for now in loop.optimizer.state_dict()["param_groups"]:

@@ -1,8 +1,8 @@
 """A search for a better recipe: trials on one fold, the best of them on further folds (optuna; Akiba et al. 2019,
 arXiv:1907.10902).
 
-All that is known stands in the study and in its trials' run folders, so a search may be killed at any time and goes on
-with the same command.
+Everything a search knows is on disk, in the study and in its trials' run folders: it may be killed at any time, and the
+same command goes on.
 """
 
 import gc
@@ -23,13 +23,13 @@ from fb3.errors import Fb3Error, NoRoom
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import overridden
 from fb3.system.disk_space import in_room
-from fb3.system.file_names import LOCK, RECIPE, RESUME
+from fb3.system.file_names import ENCODER, LOCK, RECIPE, RESUME, fold_folders
 from fb3.system.files import write_text
-from fb3.system.folder_lock import alone
+from fb3.system.folder_lock import lock_folder
 from fb3.system.progress import say
 from fb3.training.run import fold_numbers, train
 from fb3.tuning.space import Space, read_space, refuse_fixed
-from fb3.tuning.study import DATABASE, SHARES, check_same, load_optuna, open_study, suggest
+from fb3.tuning.study import DATABASE, SHARES, check_study, load_optuna, open_study, suggest
 from fb3.tuning.trials import BASE, FURTHER, Outcome, Row, folder_of, ranked, rows_of
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from fb3.training.session import Evaluation, OnEvaluation
 
-_ERRORS = 5  # trials in a row that break while training: it is not their parameters then
-_KILLS = 2  # times that a trial may take the whole process down before it is given up
+_ERRORS = 5  # trials in a row that fail in training: then their parameters are not the reason, and the search ends
+_KILLS = 2  # times that a trial may end the whole process before it is given up
 
 
 @in_room("out")
@@ -55,21 +55,21 @@ def tune(
     space: str | Path = "default",
     tries: Sequence[str] = (),
 ) -> Outcome:
-    """Searches for a better recipe; goes on where `out` holds a search already.
+    """Searches for a better recipe; goes on if `out` holds a search already.
 
     Args:
         recipe: the base; the first trial is the base itself.
         data: the folder with train.csv.
         out: the study's folder.
-        trials: how many in all, those of an earlier start included; one that was killed is made again and counts once.
-        minutes: the time for this start, finalists included; nothing is begun that would probably end later. None: any.
+        trials: how many in all, earlier starts included; one that was killed is made again and counts once.
+        minutes: time for this start, finalists included; nothing is begun that would probably end later. None: any.
         folds: the first is trained by each trial, the others by the finalists and the base.
         finalists: how many of the best on the first fold.
         space: a YAML file or the name of a built-in space.
         tries: further trials to begin with, each `key=value key=value` on top of the base.
 
     Raises:
-        Fb3Error: what is wrong with recipe, space, data or folder; or the base recipe does not train.
+        Fb3Error: recipe, space, data or folder are wrong; or the base recipe does not train.
     """
     start = time.monotonic()
     load_optuna()  # before anything takes time
@@ -91,9 +91,9 @@ def tune(
         raise Fb3Error(f"{out}: not empty and no search; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     limit = None if minutes is None else start + 60 * minutes
-    with alone(out, "fb3 tune"):
+    with lock_folder(out, "fb3 tune"):
         study = open_study(out, drawn_from, recipe.train.seed)
-        check_same(study, recipe, drawn_from, data, folds, out)
+        check_study(study, recipe, drawn_from, data, folds, out)
         write_text(recipe.to_yaml(), out / "base.yaml")
         write_text(drawn_from.text, out / "space.yaml")
         search = _Search(study, recipe, data, out, folds, drawn_from, starts, limit)
@@ -107,9 +107,9 @@ def tune(
 
 @dataclass
 class _Search:
-    """A search at work.
+    """A running search.
 
-    starts: overrides of the trials to begin with, by origin. limit: by time.monotonic(), none where there is no limit.
+    starts: overrides of the trials to begin with, by origin. limit: its end by time.monotonic(); none: no limit.
     """
 
     study: "Study"
@@ -122,7 +122,7 @@ class _Search:
     limit: float | None
 
     def run(self, trials: int, finalists: int) -> None:
-        """Makes trials until there are enough, or time is up; then the finalists' further folds."""
+        """Makes trials until there are enough, or time is up; then trains the finalists' further folds."""
         self.settle()
         start, errors = time.monotonic(), 0
         while sum(row.state in {"complete", "pruned", "refused"} for row in self.rows()) < trials:
@@ -145,7 +145,7 @@ class _Search:
         return Outcome(self.out, self.data, self.rows(), self.folds, interrupted)
 
     def settle(self, interrupted: bool = False) -> Outcome:
-        """Counts trials that nobody trains any more as failed, deletes their weights, and writes what is known."""
+        """Marks trials that an earlier process left running as failed, deletes weights, and writes the results."""
         for row in self.rows():
             if row.state == "running":
                 self.study.tell(row.number, state=load_optuna().trial.TrialState.FAIL)
@@ -155,7 +155,7 @@ class _Search:
         return outcome
 
     def enqueue(self) -> None:
-        """Puts the base first, then the other starts and what was killed, as far as they are not there yet."""
+        """Queues trials that come before any draw: the base, then the other starts and killed trials once more."""
         trials = self.study.get_trials(deepcopy=False)
         there = {_origin(trial) for trial in trials if trial.state.name != "FAIL"}
         if BASE not in there:
@@ -182,16 +182,16 @@ class _Search:
         return any(row.origin == BASE and row.state == "complete" for row in self.rows())
 
     def make(self, trial: "Trial") -> str:
-        """Trains a trial's first fold; what it comes to stands in the study.
+        """Trains a trial's first fold and writes the outcome into the study.
 
         Returns:
-            How the training broke; empty where it did not.
+            Why the training failed; empty if it did not.
 
         Raises:
-            Fb3Error: it broke, and the trial is the base.
+            Fb3Error: it failed, and the trial is the base.
         """
         optuna, attributes = load_optuna(), trial.user_attrs
-        # A start outside the space has no parameters: the sampler would learn from values that it cannot draw.
+        # A start outside the space gets no parameters, or the sampler would learn from values that it cannot draw.
         inside = self.space.entries if attributes.get("inside", True) else {}
         parameters = {name: suggest(trial, name, entry) for name, entry in inside.items()}
         overrides = attributes["overrides"] if "overrides" in attributes else self.space.overrides(parameters)
@@ -226,7 +226,7 @@ class _Search:
         return broke
 
     def _trained(self, recipe: Recipe, number: int, fold: int, watch: "OnEvaluation") -> tuple[float | None, str]:
-        """The score of a trial's fold, none where it was cut off; and how it broke, empty where it did not."""
+        """Trains a trial's fold: its score, none if it was cut off; and why it failed, empty if it did not."""
         import torch
 
         folder, score, broke = folder_of(self.out, number), None, ""
@@ -234,7 +234,7 @@ class _Search:
             score = train(recipe, self.data, folder, folds=[fold], on_evaluation=watch).score.overall
         except load_optuna().TrialPruned:
             pass
-        except NoRoom:  # no fault of the recipe's; the trial is made again
+        except NoRoom:  # not the recipe's fault: the trial is made again once there is room
             raise
         except Fb3Error as error:
             broke = str(error)
@@ -246,20 +246,20 @@ class _Search:
         return score, broke
 
     def _refuse(self, trial: "Trial", message: str) -> None:
-        """Pruned rather than failed: the sampler shall keep away from there."""
+        """Marks a trial as refused. For optuna it is pruned, not failed, so that the sampler avoids its parameters."""
         trial.set_user_attr("message", message)
         trial.set_user_attr("refused", True)
         self.study.tell(trial, state=load_optuna().trial.TrialState.PRUNED)
         say(f"trial {trial.number}: refused: {message}")
 
     def _twin(self, digest: str) -> "FrozenTrial | None":
-        """An earlier trial of the same recipe, which would come out the same again."""
+        """An earlier trial of the same recipe: training it again would give the same score."""
         trials = self.study.get_trials(deepcopy=False)
         ended = [trial for trial in trials if trial.state.name in {"COMPLETE", "PRUNED"}]
         return next((trial for trial in ended if trial.user_attrs.get("recipe") == digest), None)
 
     def _repeat(self, trial: "Trial", same: "FrozenTrial") -> None:
-        """Gives a trial what its twin came to."""
+        """Gives a trial the outcome of its twin."""
         trial.set_user_attr("same_as", same.number)
         for step, value in same.intermediate_values.items():
             trial.report(value, step)
@@ -267,7 +267,7 @@ class _Search:
         say(f"trial {trial.number}: the same recipe as trial {same.number}")
 
     def _watch(self, trial: "Trial", evaluation: "Evaluation") -> None:
-        """Reports an evaluation; cuts a trial off that lies behind, but never the base, which all are compared with."""
+        """Reports an evaluation, and cuts off a trial that lies behind; never the base, with which all are compared."""
         step = round(SHARES * evaluation.share)
         reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if step in reported or not math.isfinite(evaluation.score.overall):  # a soup is evaluated several times
@@ -277,7 +277,7 @@ class _Search:
             raise load_optuna().TrialPruned
 
     def expected(self, finalists: int, start: float) -> float:
-        """Seconds that another trial takes, and those to be kept for the finalists, at most half of the time."""
+        """Seconds for another trial, and the seconds to keep for the finalists: at most half of all time."""
         known = ranked(self.rows(), self.folds[:1])
         if not known or self.limit is None:
             return 0.0
@@ -285,11 +285,11 @@ class _Search:
         return one + min((finalists + 1) * (len(self.folds) - 1) * one, (self.limit - start) / 2)
 
     def has_time(self, seconds: float) -> bool:
-        """Whether work of so many seconds may begin; the base always may."""
+        """Whether work of so many seconds may begin; the base trial always may."""
         return self.limit is None or not self._base_done() or time.monotonic() + seconds < self.limit
 
     def train_finalists(self, finalists: int) -> None:
-        """The other folds of the best and of the base, the very best first."""
+        """Trains the other folds of the best trials and of the base, the very best first."""
         rows = ranked(self.rows(), self.folds[:1])
         base = [row for row in rows[finalists:] if row.origin == BASE]
         for row in [*rows[:1], *base, *rows[1:finalists]]:
@@ -330,15 +330,15 @@ def _origin(trial: "FrozenTrial") -> str:
 
 
 def _clean(folder: Path) -> None:
-    """Deletes what a trial's run needs no longer: weights, saves and tokenizer."""
+    """Deletes the files that a trial's run no longer needs: weights, saves and tokenizer."""
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
-    for part in (folder / "encoder", folder / "scratch", *folder.glob(f"fold*/{RESUME}")):
+    for part in (folder / ENCODER, folder / "scratch", *(fold / RESUME for fold in fold_folders(folder))):
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _free_memory() -> None:
-    """Lets go of a model whose training was left in the middle."""
+    """Frees the memory of a model whose training was cut off."""
     import torch
 
     gc.collect()

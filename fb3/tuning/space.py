@@ -31,7 +31,7 @@ from fb3.system.files import read_utf8
 
 _MOST_CHOICES = 200  # of an entry: each is tried on the recipe before a search begins
 _BUILTIN = files("fb3.tuning") / "spaces"
-# What decides how a score is made: those of two values do not compare, or differ by luck alone.
+# Keys that decide how a score is made: scores under two values do not compare, or differ by luck alone.
 _FIXED = (
     "data.id_column",
     "data.sample",
@@ -67,16 +67,16 @@ class _Entry(Settings):
 
 
 class Range(_Entry):
-    """Numbers between two ends; whole ones where low, high and step are written as whole numbers."""
+    """Numbers between two ends; whole numbers if low, high and step are written as such."""
 
     low: Number
     """The smallest."""
     high: Number
     """The largest."""
     log: bool = False
-    """Draw evenly by the order of magnitude, as rates want it."""
+    """Draw evenly by the order of magnitude; right for rates."""
     step: Number | None = None
-    """Distance of the numbers from each other, counted from low; none: 1 of whole numbers, else any."""
+    """Distance between two numbers, counted from low; none: 1 for whole numbers, else any."""
 
     @model_validator(mode="after")
     def _a_range(self) -> "Range":
@@ -92,11 +92,11 @@ class Range(_Entry):
 
     @property
     def whole(self) -> bool:
-        """Whether its numbers are whole."""
+        """Whether its numbers are whole numbers."""
         return all(isinstance(end, int) for end in (self.low, self.high, 1 if self.step is None else self.step))
 
     def holds(self, value: Any) -> bool:
-        """Whether it could be drawn."""
+        """Whether the value could be drawn."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         on_step = self.step is None or _whole((value - self.low) / self.step)
@@ -126,7 +126,7 @@ class Choice(_Entry):
 
     @cached_property
     def labelled(self) -> dict[str, Any]:
-        """The choices by a text that says each."""
+        """The choices by their labels: the text that stands for each in the study."""
         if self.overrides:
             return {" ".join(choice) or "unchanged": choice for choice in self.choices}
         return {_text(choice): choice for choice in self.choices}
@@ -138,7 +138,7 @@ Parameters = Mapping[str, Any]  # by an entry's name: a number of a range, a lab
 
 @dataclass(frozen=True)
 class Space:
-    """What a search may change; `source` is named in errors, `text` is its YAML."""
+    """The keys that a search may change, and their values; `source` is named in errors, `text` is its YAML."""
 
     entries: dict[str, Entry]
     source: str
@@ -149,7 +149,7 @@ class Space:
         return [each for name, value in parameters.items() for each in self._overrides(name, value)]
 
     def locate(self, base: Recipe, recipe: Recipe) -> dict[str, Any] | None:
-        """The parameters that make `recipe` from `base`; none where it lies outside the space."""
+        """The parameters that make `recipe` from `base`; none if no parameters of the space do."""
         found: dict[str, Any] = {}
         for name, entry in self.entries.items():
             for value in _candidates(name, entry, recipe):
@@ -161,7 +161,7 @@ class Space:
         return found if _agree(base, self.overrides(found), recipe) else None
 
     def fitting(self, base: Recipe) -> "Space":
-        """The space without the entries that are for other bases.
+        """The space without the entries whose `when` the base does not meet.
 
         Raises:
             Fb3Error: nothing is left, or a `when` is no override.
@@ -181,8 +181,8 @@ class Space:
         """Tries each entry alone on the recipe.
 
         Raises:
-            Fb3Error: a key that the recipe does not know or that a search must leave alone, a key of two entries, a
-                value of the wrong form. What a rule refuses may be right beside another entry, so it passes.
+            Fb3Error: a key is unknown, must not change within a search, or is set by two entries; or a value has the
+                wrong form. A value that only a rule between keys refuses passes: another entry may make it right.
         """
         keys = {name: self._keys(name, entry) for name, entry in self.entries.items()}
         for (one, ones), (other, others) in combinations(keys.items(), 2):
@@ -277,7 +277,7 @@ def _entry(settings: Any, source: str) -> Entry:
 
 
 def _candidates(name: str, entry: Entry, recipe: Recipe) -> Iterator[Any]:
-    """Parameters that may say what a recipe holds, the most particular first."""
+    """Parameters of an entry that could have made the recipe; choices with more overrides first."""
     if isinstance(entry, Choice):
         yield from sorted(entry.labelled, key=lambda label: -len(entry.labelled[label]) if entry.overrides else 0)
         return

@@ -1,4 +1,4 @@
-"""A search's study on disk: optuna's storage, sampler and pruner, and what the study was made of.
+"""A search's study on disk: optuna's storage, sampler and pruner, and a record of what its trials are made of.
 
 Draws come from TPE (Bergstra et al. 2011), over all parameters together; a trial that lies behind the median of the
 others at the same share of its training is cut off (Golovin et al. 2017).
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
+from fb3.runs.identity import Identity
 from fb3.system.disk_space import lacks_room
 from fb3.system.files import sha256
 from fb3.tuning.space import Choice, Entry, Space
@@ -43,19 +44,19 @@ def load_optuna() -> ModuleType:
 
 
 def open_study(out: Path, space: Space, seed: int) -> "Study":
-    """The study in a folder, made where there is none.
+    """Opens the study in a folder, or makes one.
 
     Args:
         out: its folder.
-        space: what the sampler draws from.
-        seed: of the draws; those of a later start differ from the earlier ones.
+        space: the sampler draws from it.
+        seed: of the draws; a later start draws other values than an earlier one.
     """
     optuna = load_optuna()
     distributions = {name: _distribution(optuna, entry) for name, entry in space.entries.items()}
 
     class Sampler(optuna.samplers.TPESampler):
         def infer_relative_search_space(self, study: Any, trial: Any) -> "dict[str, BaseDistribution]":
-            return distributions  # the whole space: optuna's own guess is none once a trial had no parameters
+            return distributions  # the whole space: optuna infers none once a trial had no parameters
 
     class Pruner(optuna.pruners.BasePruner):
         def prune(self, study: Any, trial: Any) -> bool:
@@ -66,7 +67,7 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
     try:
         study = optuna.create_study(storage=storage, study_name="fb3", load_if_exists=True, pruner=Pruner())
         len(study.trials), study.user_attrs
-    except Exception as error:  # the data base's own, of many kinds
+    except Exception as error:  # the database's drivers raise errors of many kinds
         if lacks_room(error):
             raise
         words = " ".join(str(error).split())[:300]
@@ -78,10 +79,10 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
 
 
 def lies_behind(mine: Mapping[int, float], others: Sequence[Mapping[int, float]]) -> bool:
-    """Whether a trial's best score is worse than the median of what the others had best by the same share.
+    """Whether a trial's best score is worse than the median of the others' best scores at the same share of training.
 
-    Recipes of different epochs are evaluated at different shares, so each counts with what it had by then; a trial
-    that is done is never behind.
+    Recipes with different epochs are evaluated at different shares, so of each trial the best score up to that share
+    counts. A trial that is done is never behind.
 
     Args:
         mine, others: scores by share of the training, in thousandths.
@@ -109,26 +110,20 @@ def _distribution(optuna: ModuleType, entry: Entry) -> "BaseDistribution":
     return optuna.distributions.FloatDistribution(entry.low, entry.high, log=entry.log, step=entry.step)
 
 
-def check_same(study: "Study", recipe: Recipe, space: Space, data: Path, folds: list[int], out: Path) -> None:
-    """Writes into a new study what it is made of; refuses to go on with anything else.
+def check_study(study: "Study", recipe: Recipe, space: Space, data: Path, folds: list[int], out: Path) -> None:
+    """Writes into a new study what its trials are made of; refuses to go on with anything else.
 
     Raises:
         Fb3Error: naming what differs.
     """
-    now = {
-        "recipe": recipe.model_dump(mode="json"),
-        "space": {name: entry.model_dump(mode="json", exclude={"when"}) for name, entry in space.entries.items()},
-        "train.csv": sha256(data / "train.csv"),
-        "folds": folds,
-    }
+    space_now = {name: entry.model_dump(mode="json", exclude={"when"}) for name, entry in space.entries.items()}
+    here = Identity(recipe, {"space": space_now, "train.csv": sha256(data / "train.csv"), "folds": folds})
     if _MADE_OF not in study.user_attrs:
-        study.set_user_attr(_MADE_OF, now)
+        study.set_user_attr(_MADE_OF, {"recipe": recipe.model_dump(mode="json"), **here.ingredients})
         return
     then = study.user_attrs[_MADE_OF]
-    if not isinstance(then, dict) or not now.keys() <= then.keys():
+    if not isinstance(then, dict) or not {"recipe", *here.ingredients} <= then.keys():
         raise Fb3Error(f"{out / DATABASE}: does not say what its trials were made of; choose another --out")
-    old = Recipe.from_mapping(then["recipe"], f"{out}: its base recipe")
-    differ = [f"recipe.{name}" for name in Recipe.model_fields if getattr(old, name) != getattr(recipe, name)]
-    differ += [name for name in ("space", "train.csv", "folds") if then[name] != now[name]]
-    if differ:
-        raise Fb3Error(f"{out}: its trials were made with another {', '.join(differ)}; choose another --out")
+    base = Recipe.from_mapping(then["recipe"], f"{out}: its base recipe")
+    if differ := here.differences(Identity(base, {name: then[name] for name in here.ingredients})):
+        raise Fb3Error(f"{out}: its trials were made with another {differ}; choose another --out")

@@ -1,4 +1,4 @@
-"""What a search has found: its trials as rows, the best of them, trials.csv, best.yaml and the closing table."""
+"""The results of a search: its trials as rows, the best of them, trials.csv, best.yaml and the closing table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Row:
     same_as: int | None = None
 
     def mean(self, folds: Sequence[int]) -> float:
-        """Of the scores of folds that it has."""
+        """The mean of its scores of some folds, all of which it has."""
         return sum(self.scores[fold] for fold in folds) / len(folds)
 
 
@@ -84,18 +84,18 @@ def _row(trial: "FrozenTrial", folder: Path, first: int, further: dict[str, Any]
 
 
 def ranked(rows: Sequence[Row], folds: Sequence[int]) -> list[Row]:
-    """The trials with a score of all `folds`, best first; one of several with the same recipe."""
+    """The trials that have a score of all `folds`, best first; of trials with the same recipe only the first."""
     known = [row for row in rows if row.state == "complete" and row.same_as is None and row.scores.keys() >= set(folds)]
     return sorted(known, key=lambda row: row.mean(folds))
 
 
 def best_of(rows: Sequence[Row], folds: Sequence[int]) -> Row | None:
-    """The best by the mean of all folds; until a trial has all of them, by the first."""
+    """The best trial by the mean of all folds; by the first fold until a trial has all of them."""
     return next(iter(ranked(rows, folds) or ranked(rows, folds[:1])), None)
 
 
 def _short(value: Any) -> Any:
-    """As the recipe has it: a drawn rate with six digits."""
+    """The value as the recipe holds it: a drawn rate has six digits."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
@@ -122,7 +122,7 @@ class Outcome:
         return best_of(self.rows, self.folds)
 
     def write(self) -> None:
-        """trials.csv, and best.yaml where there is a best."""
+        """Writes trials.csv, and best.yaml once there is a best trial."""
         if not self.rows:
             return
         names = list(dict.fromkeys(name for row in self.rows for name in row.parameters))
@@ -147,8 +147,8 @@ class Outcome:
             write_text(f"# Trial {best.number}: {scores}.\n{recipe.to_yaml()}", self.recipe)
 
     def show(self) -> None:
-        """Base, best and their difference on the folds that both have, as a table; then what the best changes, and the
-        command that trains it."""
+        """Prints base, best and their difference on the folds that both have; then the best trial's changes to the base
+        recipe, and the command that trains it."""
         from rich.console import Console
         from rich.table import Table
 
@@ -175,6 +175,6 @@ class Outcome:
         print(as_command(["fb3", "train", self.recipe, "--data", self.data, "--out", self._free_folder()]))
 
     def _free_folder(self) -> Path:
-        """Where nothing is yet, for the best recipe's run."""
+        """A folder that does not exist yet, for the run of the best recipe."""
         names = (f"{self.out.name}-best{number}" for number in chain([""], (f"-{n}" for n in count(2))))
         return next(place for name in names if not (place := self.out.with_name(name)).exists())

@@ -9,8 +9,9 @@ from typing import Any
 from fb3.bundles.bundle import SOURCE_ONLY, Bundle, read_bundle
 from fb3.bundles.wheels import locked
 from fb3.errors import Fb3Error
-from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE
-from fb3.system.files import read_json, sha256
+from fb3.runs.fold_json import digest_of
+from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE, fold_folders
+from fb3.system.files import read_json
 from fb3.verification.check_run import check_run
 from fb3.verification.findings import Report, RunCheck
 
@@ -35,11 +36,11 @@ def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0)
     if (path / MANIFEST).is_file():
         report = Report(path, "bundle")
         _check_bundle(report, read_bundle(path), data, essays)
-    elif (path / RECIPE).is_file() or any(path.glob(f"fold*/{FOLD_JSON}")):
+    elif (path / RECIPE).is_file() or any((folder / FOLD_JSON).is_file() for folder in fold_folders(path)):
         report, recorded = Report(path, "run"), dict[str, Any]()
         with report.part(ENVIRONMENT):
             recorded = dict(read_json(path / ENVIRONMENT))
-        check_run(RunCheck(report, path, data or _recorded_folder(recorded), recorded, _digest, essays))
+        check_run(RunCheck(report, path, data or _recorded_folder(recorded), recorded, digest_of, essays))
     else:
         raise Fb3Error(f"{path}: neither a run folder (no {RECIPE}) nor a bundle (no {MANIFEST})")
     return report
@@ -48,10 +49,6 @@ def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0)
 def _recorded_folder(recorded: dict[str, Any]) -> Path | None:
     folder = recorded.get("data")
     return Path(folder) if isinstance(folder, str) and (Path(folder) / "train.csv").is_file() else None
-
-
-def _digest(file: Path) -> str | None:
-    return sha256(file) if file.is_file() else None
 
 
 def _check_bundle(report: Report, bundle: Bundle, data: Path | None, essays: int) -> None:

@@ -1,6 +1,5 @@
 """A run, in its own folder or in a bundle, against its own hashes and scores."""
 
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +11,20 @@ from fb3.data.ids import check_ids, match_ids
 from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
-from fb3.runs.fold_json import ids_hash, is_finished
+from fb3.runs.fold_json import check_weights, ids_hash, is_finished
 from fb3.runs.run_folder import Member
 from fb3.runs.scores import TRUTH, caveats, scores_of
-from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, WEIGHTS, encoder_files
+from fb3.system.file_names import (
+    ENCODER,
+    ENVIRONMENT,
+    FOLD_JSON,
+    OOF,
+    RECIPE,
+    RESUME,
+    encoder_files,
+    fold_folders,
+    fold_number,
+)
 from fb3.system.files import read_json
 from fb3.verification.check_data import check_essays
 from fb3.verification.findings import RunCheck
@@ -97,8 +106,7 @@ def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | Non
     Returns:
         Those that were trained to their end, by number.
     """
-    there = [path for path in run.path.glob("fold*") if re.fullmatch(r"fold\d+", path.name) and path.is_dir()]
-    folders = {int(path.name[4:]): path for path in [*(run.packed or []), *there]}
+    folders = {fold_number(folder): folder for folder in [*(run.packed or []), *fold_folders(run.path)]}
     known = None if table is None else sorted(set(table[FOLD_COLUMN]) - {-1})
     finished = {}
     for number, folder in sorted(folders.items()):
@@ -127,11 +135,10 @@ def _check_fold(run: RunCheck, folder: Path, number: int, recipe: Recipe | None,
     info, described = read_json(folder / FOLD_JSON), folder / FOLD_JSON
     mend = f"{run.again}, or delete {folder} and train it again" if run.packed is None else run.again
     for file in [described, *sorted(folder.glob(f"step*/{FOLD_JSON}"))]:  # train.keep=all
-        weights = file.with_name(WEIGHTS)
-        if (found := run.digest(weights)) is None:
-            run.add("FAULT", f"{weights}: missing; {mend}")
-        elif found != read_json(file).get("sha256"):
-            run.add("FAULT", f"{weights}: not the file that {FOLD_JSON} describes; {mend}")
+        try:
+            check_weights(file.parent, mend, run.digest)
+        except Fb3Error as error:
+            run.add("FAULT", str(error))
     if info["fold"] != number:
         run.add("FAULT", f"{described}: is of fold {info['fold']}; {mend}")
     if recipe and info.get("seed") != recipe.train.seed + number:
@@ -145,9 +152,9 @@ def _check_fold(run: RunCheck, folder: Path, number: int, recipe: Recipe | None,
 
 def _check_saves(run: RunCheck, folder: Path) -> None:
     """Those of a fold that was not trained to its end."""
-    from fb3.runs.save_folder import found, read_save
+    from fb3.runs.save_folder import list_saves, read_save
 
-    saves = found(folder / RESUME)
+    saves = list_saves(folder / RESUME)
     state = f"saves of steps {[int(save.name) for save in saves]}" if saves else "no save"
     run.add("note", f"{folder.name}: not trained to its end, {state}; `fb3 train` goes on")
     for save in saves:

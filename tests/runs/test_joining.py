@@ -73,15 +73,15 @@ def test_other_recipes_data_and_splits(halves, tmp_path):
 
     text = (other / "recipe.yaml").read_text()
     (other / "recipe.yaml").write_text(text.replace("epochs: 1", "epochs: 3"))
-    refused(r"another recipe than .*train\.epochs: 3 there, 1 here")
+    refused(r"another recipe \(train\.epochs: 3 there, 1 here\) than")
     environment = json.loads((other / "environment.json").read_text())
     (other / "environment.json").write_text(json.dumps({**environment, "train_sha256": "0"}))
-    refused("trained on other data")
+    refused(r"another train\.csv than")
     (other / "environment.json").write_text("{}")
     refused("does not say what the run was trained on")
     lines = (other / "folds.csv").read_text().splitlines()
     (other / "folds.csv").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
-    refused("other folds than")
+    refused("another split into folds than")
     (other / "encoder" / "tokenizer.json").write_text("{}")
     refused("another tokenizer")
     with (other / "fold1" / "model.safetensors").open("ab") as file:

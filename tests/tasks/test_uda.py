@@ -179,7 +179,7 @@ def test_a_batch_in_parts_comes_back_part_by_part(run, unlabelled):
     with torch.no_grad():
         for batch in (first, second, first, second):
             task.loss(watched(scorer, seen), batch)
-    assert task.state()["count"] == 2
+    assert task.state_dict()["count"] == 2
     changed = [batch["row"].tolist() for batch, _ in seen if batch is not first and batch is not second]
     (plain_one, one, plain_two, two), again = changed[:4], changed[4:]
     assert plain_one == one != two == plain_two
@@ -267,7 +267,7 @@ def test_further_folds_want_the_same_file(competition, file, tmp_path):
     recipe = load_recipe("tiny", [*SMALL_RUN, uda(file)])
     train(recipe, competition, tmp_path / "run", folds=[0])
     file.write_text(file.read_text().replace("the", "teh"))
-    with pytest.raises(Fb3Error, match=r"trained on another unlabelled\.csv"):
+    with pytest.raises(Fb3Error, match=r"trained with another task\.uda\.file"):
         train(recipe, competition, tmp_path / "run", folds=[1])
 
 

@@ -19,7 +19,7 @@ from fb3.models.scorer import Scorer
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
 from fb3.training import loop as loop_module
-from fb3.training.memory import Parts
+from fb3.training.micro_batching import MicroBatching
 from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
 
@@ -120,7 +120,7 @@ def test_memory_that_parts_do_not_help_is_told(competition, tmp_path, scarce, es
         train(load_recipe("tiny", [*BASE, "train.batch_size=6", f"task.loss={loss}"]), competition, tmp_path / "run")
 
 
-def test_a_resumed_run_remembers_the_parts(competition, tmp_path, scarce, capsys):
+def test_a_resumed_run_remembers_the_micro_batches(competition, tmp_path, scarce, capsys):
     recipe = load_recipe("tiny", [*BASE, "train.batch_size=6", "train.save_every_steps=1"])
     scarce(2)
     whole = train(recipe, competition, tmp_path / "whole", folds=[0])
@@ -185,10 +185,10 @@ def test_a_resumed_run_goes_on_recomputing(competition, tmp_path, scarce, monkey
     ("wish", "processes", "at_once"), [(False, 2, False), (True, 1, True), ("auto", 1, False), ("auto", 2, True)]
 )
 def test_several_processes_cannot_wait_for_one_to_run_out(run, tiny, wish, processes, at_once):
-    model = tiny.model.model_copy(update={"gradient_checkpointing": wish})
-    scorer = build_scorer(tiny.model_copy(update={"model": model}), run / "encoder", init="config")
-    parts = Parts(0, scorer, wish, divisible=True, processes=processes, log=None)
-    assert parts.recomputes == scorer.encoder.is_gradient_checkpointing == at_once
+    recipe = tiny.model_copy(update={"model": tiny.model.model_copy(update={"gradient_checkpointing": wish})})
+    scorer = build_scorer(recipe, run / "encoder", init="config")
+    micro_batching = MicroBatching(recipe, scorer, fold=0, processes=processes, log=None)
+    assert micro_batching.recomputes == scorer.encoder.is_gradient_checkpointing == at_once
     layer, calls = layer_stack(scorer.encoder)[0], []
     layer.attention.register_forward_hook(lambda *_: calls.append(1))
     ids = torch.ones(2, 8, dtype=torch.long)
@@ -270,11 +270,11 @@ def test_a_nan_loss_names_step_and_rate_and_keeps_the_best_checkpoint(competitio
     recipe = load_recipe("tiny", [*BASE, "train.epochs=2"])
     plain = loop_module.Loop.backward
 
-    def poisoned(self, step, parts, syncs):
+    def poisoned(self, step, micro_batches, syncs):
         if step.epoch == 1:
             with torch.no_grad():
                 step.scorer.head.linear.bias.fill_(float("nan"))
-        return plain(self, step, parts, syncs)
+        return plain(self, step, micro_batches, syncs)
 
     monkeypatch.setattr(loop_module.Loop, "backward", poisoned)
     with pytest.raises(
@@ -327,8 +327,8 @@ def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(competi
     )
     plain, update, averaged = loop_module.Loop.backward, EMA.after_step, []
 
-    def overflowing(self, step, parts, syncs):
-        out = plain(self, step, parts, syncs)
+    def overflowing(self, step, micro_batches, syncs):
+        out = plain(self, step, micro_batches, syncs)
         if step.number == 1:
             self.parameters[-1].grad.fill_(float("inf"))
         return out

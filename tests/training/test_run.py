@@ -113,7 +113,7 @@ def test_a_folder_of_something_else_is_left_alone(competition, tmp_path, run):
     (moved / "train.csv").write_text((competition / "train.csv").read_text().replace("the", "teh"))
     kept = copied(run, tmp_path / "kept")
     (kept / "fold1" / "fold.json").unlink()
-    with pytest.raises(Fb3Error, match=r"trained on another train\.csv"):
+    with pytest.raises(Fb3Error, match=r"trained with another train\.csv"):
         train(load_recipe("tiny", TINY), moved, kept)
     with pytest.raises(Fb3Error, match=r"no fold \[7\]; there are \[0, 1\]"):
         train(load_recipe("tiny", SMALL), competition, tmp_path / "x", folds=[7])

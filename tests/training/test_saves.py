@@ -17,9 +17,9 @@ from fb3.errors import Fb3Error, Stopped
 from fb3.models import surgery
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
-from fb3.runs.save_folder import sealed
+from fb3.runs.save_folder import hashed_json, list_saves
 from fb3.system.files import read_json
-from fb3.system.folder_lock import alone
+from fb3.system.folder_lock import lock_folder
 from fb3.training import saves as saving
 from fb3.training.loop import Loop
 from fb3.training.run import train
@@ -96,7 +96,7 @@ PIECES = {
 def test_a_resumed_fold_ends_bit_for_bit_as_the_whole_one(pieces, competition, tmp_path, monkeypatch):
     whole = train(load_recipe("tiny", [*SAVED, *pieces]), competition, tmp_path / "whole", folds=[0])
     out = broken_run(load_recipe("tiny", [*SAVED, *pieces]), competition, tmp_path / "run", monkeypatch)
-    assert [path.name for path in saving.found(out / "fold0" / "resume")] == ["3"]
+    assert [path.name for path in list_saves(out / "fold0" / "resume")] == ["3"]
     assert (out / "fold0" / "fold.json").is_file()  # of the first epoch, after the save
     resumed = train(load_recipe("tiny", [*SAVED, *pieces]), competition, out, folds=[0])
     assert ended(resumed.path) == ended(whole.path)
@@ -134,8 +134,6 @@ def test_breaking_twice_at_a_save_and_in_the_last_step(competition, tmp_path, mo
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fb3.system import files
-from fb3.prediction import inference_loop as prediction
 from fb3.cli import main
 from fb3.training import best_checkpoint, saves as resume
 
@@ -179,7 +177,7 @@ def test_a_killed_process_goes_on(point, saves, whole, competition, tmp_path, ca
     command = [sys.executable, "-c", KILLED, point, "train", "tiny", *SAVED, *KEPT]
     done = subprocess.run([*command, "--data", competition, "--out", out, "--folds", "0"], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
-    assert [path.name for path in saving.found(out / "fold0" / "resume")] == saves
+    assert [path.name for path in list_saves(out / "fold0" / "resume")] == saves
     resumed = train(load_recipe("tiny", [*SAVED, *KEPT]), competition, out, folds=[0])  # its lock does not count
     assert f"goes on after step {saves[0]} of 8" in capsys.readouterr().err
     assert ended(resumed.path) == ended(whole)
@@ -266,7 +264,8 @@ def test_another_recipe_or_other_data_is_refused(competition, tmp_path, monkeypa
     other = broken_run(load_recipe("tiny", [*SAVED, "optimizer.clip=1.0"]), competition, tmp_path / "o", monkeypatch, 1)
     copied(out / "fold0" / "resume", other / "fold0" / "resume")
     with pytest.raises(
-        Fb3Error, match=r"saved with another recipe \(optimizer\.clip: 1000\.0 there, 1\.0 here\); delete"
+        Fb3Error,
+        match=r"saved with another recipe \(optimizer\.clip: 1000\.0 there, 1\.0 here\); give the same, or delete",
     ):
         train(load_recipe("tiny", [*SAVED, "optimizer.clip=1.0"]), competition, other)
     numbers = (out / "folds.csv").read_text().splitlines()
@@ -282,14 +281,14 @@ def test_other_processes_are_refused_and_other_versions_told(competition, tmp_pa
     path = out / "fold0" / "resume" / "3" / "state.json"
     content = read_json(path)["content"]
     content["made_of"]["versions"]["numpy"] = "1.0"
-    path.write_text(sealed(content))
+    path.write_text(hashed_json(content))
     with monkeypatch.context() as patched:
         breaking_at(patched, 3)
         with pytest.raises(Broken):
             train(recipe, competition, out)
     assert "numpy 1.0, now" in capsys.readouterr().err
     content["made_of"]["processes"] = 2
-    path.write_text(sealed(content))
+    path.write_text(hashed_json(content))
     with pytest.raises(Fb3Error, match="saved by 2 processes, here are 1; launch as many, or delete"):
         train(recipe, competition, out)
 
@@ -347,7 +346,7 @@ def test_stop_after_saves_and_leaves_with_a_status_of_its_own(whole, competition
 
 def test_between_two_folds(competition, tmp_path, monkeypatch):
     recipe = load_recipe("tiny", [*TINY, "data.sample=20"])
-    monkeypatch.setattr("fb3.training.saves.asked_to_stop", lambda session: "SIGTERM")
+    monkeypatch.setattr("fb3.training.saves.stop_reason", lambda session: "SIGTERM")
     with pytest.raises(Stopped, match=r"SIGTERM: folds \[0\] are trained, \[1\] are left; the same command goes on"):
         train(recipe, competition, tmp_path / "run")
     monkeypatch.undo()
@@ -403,7 +402,10 @@ def test_training_outside_the_main_thread(competition, tmp_path):
 def test_a_second_process_is_refused(competition, tmp_path):
     out = tmp_path / "run"
     recipe = load_recipe("tiny", [*TINY, "data.sample=20"])
-    with alone(out, "fb3 train"), pytest.raises(Fb3Error, match=rf"another fb3 train .*\(process {os.getpid()} on "):
+    with (
+        lock_folder(out, "fb3 train"),
+        pytest.raises(Fb3Error, match=rf"another fb3 train .*\(process {os.getpid()} on "),
+    ):
         train(recipe, competition, out)
     assert train(recipe, competition, out, folds=[0]).folds == [0]
 

@@ -26,7 +26,7 @@ def cooked(kind, offers, score_of, top=3):
         tried.append(round(scorer.weight[0, 0].item(), 4))
         return Score(score_of(tried[-1]), {})
 
-    soup.cook(scorer, evaluate)
+    soup.try_averages(scorer, evaluate)
     return tried
 
 

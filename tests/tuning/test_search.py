@@ -15,7 +15,7 @@ pytest.importorskip("optuna")
 from fb3.cli import main
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
-from fb3.system.folder_lock import alone
+from fb3.system.folder_lock import lock_folder
 from fb3.training import loop
 from fb3.training.run import train
 from fb3.training.session import Evaluation
@@ -183,9 +183,9 @@ def test_a_killed_trial_is_made_again_and_the_others_are_not(searched, small, sp
     assert again.rows == outcome.rows  # --trials is the total
 
 
-@pytest.mark.parametrize("what", ["recipe.train", "space", "train.csv", "folds"])
+@pytest.mark.parametrize("what", ["recipe", "space", "train.csv", "folds"])
 def test_another_search_is_refused_in_the_same_folder(searched, space, competition, tmp_path, what):
-    recipe = load_recipe("tiny", [*SMALL, "train.batch_size=2"] if what == "recipe.train" else SMALL)
+    recipe = load_recipe("tiny", [*SMALL, "train.batch_size=2"] if what == "recipe" else SMALL)
     if what == "space":
         space = tmp_path / "space.yaml"
         space.write_text(SPACE.replace("[4, 8]", "[4, 6]"))
@@ -194,7 +194,8 @@ def test_another_search_is_refused_in_the_same_folder(searched, space, competiti
         text = (competition / "train.csv").read_text()
         (competition / "train.csv").write_text(text.replace(".", ",", 1))
     folds = [1, 0] if what == "folds" else [0, 1]
-    with pytest.raises(Fb3Error, match=f"made with another {what}; choose another --out"):
+    words = r"recipe \(train\.batch_size: 8 there, 2 here\)" if what == "recipe" else what
+    with pytest.raises(Fb3Error, match=f"made with another {words}; choose another --out"):
         tune(recipe, competition, searched.out, trials=9, folds=folds, space=space)
     assert len(table_of(searched)) == 3
 
@@ -358,7 +359,7 @@ def test_foreign_folders_second_searches_and_trackers_are_refused(small, space, 
         tune(small, competition, tmp_path, trials=2, space=space)
     out = tmp_path / "study"
     out.mkdir()
-    with alone(out, "fb3 tune"), pytest.raises(Fb3Error, match="another fb3 tune is at work"):
+    with lock_folder(out, "fb3 tune"), pytest.raises(Fb3Error, match="another fb3 tune is at work"):
         tune(small, competition, out, trials=2, space=space)
     tracked = load_recipe("tiny", [*SMALL, "train.trackers=[tensorboard]"])
     with pytest.raises(Fb3Error, match=r"train\.trackers"):

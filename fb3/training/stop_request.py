@@ -1,4 +1,4 @@
-"""When a training shall stop early: a signal, or the end of the time that was given."""
+"""A request to stop a training early: a signal, or the end of the time that it was given."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
+class StopRequest:
     """Whether to stop, and why.
 
     Args:
-        seconds: time from now on; none: any.
+        seconds: time from now on; none: no limit.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -24,26 +24,26 @@ class Stop:
 
     @property
     def reason(self) -> str:
-        """Empty where there is none."""
+        """Why to stop, in words; empty while there is no reason."""
         over = self.until is not None and time.monotonic() >= self.until
         return self.signal or ("the time is up" if over else "")
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes SIGINT and SIGTERM as a wish to stop; a second SIGINT stops at once."""
-        if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        """Turns SIGINT and SIGTERM into a request to stop after the step at hand; a second SIGINT stops at once."""
+        if threading.current_thread() is not threading.main_thread():  # Python sets handlers only there
             yield
             return
-        before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._request) for number in _SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
-        # Not print: the signal may have come in the middle of one.
+        # Not print: the signal may have interrupted another print, whose buffer cannot be entered twice.
         os.write(2, f"\n{self.signal}: saves after this step; once more stops at once\n".encode())

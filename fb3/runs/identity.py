@@ -1,0 +1,44 @@
+"""What a training was made of: only what was made of the same can be continued or joined."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fb3.errors import Fb3Error
+from fb3.recipe import Recipe, load_recipe
+from fb3.recipe.load import differences
+from fb3.system.file_names import ENVIRONMENT, RECIPE
+from fb3.system.files import read_json
+
+_FILES = {"train_sha256": "train.csv", "unlabelled_sha256": "task.uda.file"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The recipe, and whatever else decides a training, by the name that errors show: hashes of files, the split."""
+
+    recipe: Recipe
+    ingredients: Mapping[str, Any]
+
+    def differences(self, there: "Identity") -> str:
+        """What differs, to follow the words "made with another"; empty where nothing does."""
+        recipe, one, two = differences(self.recipe, there.recipe), self.ingredients, there.ingredients
+        names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
+        return ", ".join([f"recipe ({'; '.join(recipe)})", *names] if recipe else names)
+
+
+def named_files(digests: Mapping[str, str]) -> dict[str, str]:
+    """Hashes of training files by the files' names, from those by their keys in environment.json."""
+    return {_FILES.get(key, key): digest for key, digest in digests.items() if key.endswith("_sha256")}
+
+
+def recorded(run: Path) -> Identity:
+    """The recipe and the files that a run folder says it was trained with.
+
+    Raises:
+        Fb3Error: it does not say so.
+    """
+    if not (files := named_files(read_json(run / ENVIRONMENT))):
+        raise Fb3Error(f"{run / ENVIRONMENT}: does not say what the run was trained on; train it again")
+    return Identity(load_recipe(run / RECIPE), files)
