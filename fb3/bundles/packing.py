@@ -12,7 +12,7 @@ from fb3.recipe import load_recipe
 from fb3.runs.fold_json import is_finished
 from fb3.runs.run_folder import Member
 from fb3.runs.scores import caveats
-from fb3.system.disk_space import cannot_write, check_room, in_room
+from fb3.system.disk_space import cannot_write, check_free_space, raises_disk_full
 from fb3.system.file_names import ENCODER, FOLD_JSON, MANIFEST, METADATA, OOF, RECIPE, WEIGHTS
 from fb3.system.files import link_or_copy, read_json, sha256, write_json
 from fb3.system.progress import say
@@ -31,7 +31,7 @@ _SOURCE = Path(__file__).parents[1]  # the package fb3
 Check = Callable[[list[Member], Path], dict[str, Any]]
 
 
-@in_room("out")
+@raises_disk_full("out")
 def write_bundle(
     runs: Sequence[str | Path],
     out: str | Path,
@@ -75,7 +75,7 @@ def write_bundle(
     aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     source = sum(file.stat().st_size for file in _SOURCE.rglob("*.py"))
-    check_room(out, source + sum(_size(member, weights, link) for member in members))
+    check_free_space(out, source + sum(_size(member, weights, link) for member in members))
     try:
         for member in members:
             _pack_run(member, aside / "runs" / member.name, weights, link)

@@ -16,8 +16,8 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from fb3.bundles.images import BACKENDS, Image, own_requirements, parse_requirements
 from fb3.errors import Fb3Error
-from fb3.system.disk_space import cannot_write, lacks_room
-from fb3.system.files import LARGEST, in_words, read_utf8, sha256
+from fb3.system.disk_space import cannot_write, is_disk_full
+from fb3.system.files import LARGEST, format_bytes, read_utf8, sha256
 
 _SOURCE = (".tar.gz", ".zip", ".tar.bz2", ".egg")
 
@@ -88,7 +88,7 @@ def _ask_index(requirement: Requirement, image: Image) -> dict:
         arguments = ["install", "--dry-run", "--ignore-installed", "--target", folder, "--report", str(report)]
         why = _pip([*arguments, "--no-deps", *_for_image(image), plain])
         if why:
-            _check_room(Path(folder), why)
+            _check_disk_full(Path(folder), why)
             raise Fb3Error(
                 f"{image.name}: no wheel of {plain} for Python {image.short_python} on Linux ({why}); an sdist will "
                 "not do where there is no network"
@@ -111,8 +111,8 @@ def _pip(arguments: list[str]) -> str:
     return " ".join(lines[:2]) or done.stderr.strip()[-300:]
 
 
-def _check_room(folder: Path, why: str) -> None:
-    if lacks_room(error := OSError(why)):
+def _check_disk_full(folder: Path, why: str) -> None:
+    if is_disk_full(error := OSError(why)):
         raise cannot_write(folder, error)
 
 
@@ -130,7 +130,7 @@ def fetch_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
     if any(digest not in _hashes(folder) for digest in locked(lock).values()):
         arguments = ["download", "--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(folder)]
         if why := _pip([*arguments, *_for_image(image)]):
-            _check_room(folder, why)
+            _check_disk_full(folder, why)
             raise Fb3Error(
                 f"{lock}: pip could not fetch the wheels ({why}); give a folder that has them with --wheels, or go "
                 "without with --no-wheels: inference does not need them"
@@ -228,7 +228,7 @@ def _requirements_of(wheel: Path) -> list[Requirement]:
             inside = next(n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA"))
             if archive.getinfo(inside).file_size > LARGEST:
                 raise Fb3Error(
-                    f"{wheel}: its METADATA has {in_words(archive.getinfo(inside).file_size)}; fetch it again"
+                    f"{wheel}: its METADATA has {format_bytes(archive.getinfo(inside).file_size)}; fetch it again"
                 )
             metadata = HeaderParser().parsestr(archive.read(inside).decode("utf-8"))
     except Fb3Error:

@@ -25,7 +25,7 @@ from fb3.rehearsal.report import PUBLIC, Rehearsal, pass_name, projection
 from fb3.runs.run_folder import Member
 from fb3.submission.submission_file import check_form, check_values
 from fb3.system.devices import pick_device, pick_devices
-from fb3.system.disk_space import in_room
+from fb3.system.disk_space import raises_disk_full
 from fb3.system.files import read_json, write_json
 from fb3.system.kaggle import COMMIT_VARIABLES, COMPETITION_MARKER, MOUNTS, RERUN_VARIABLES, TEST
 from fb3.system.progress import say
@@ -34,7 +34,7 @@ _GLANCE = 40  # rows in the second layout, which is only glanced at
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FB3_DEVICE")
 
 
-@in_room("keep")
+@raises_disk_full("keep")
 def rehearse(
     bundle: str | Path, data: str | Path, image: Image, *, rows: int = 2600, keep: str | Path | None = None
 ) -> Rehearsal:

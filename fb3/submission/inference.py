@@ -21,7 +21,7 @@ from fb3.submission.form import SubmissionForm, add_essays, asked_by_sample
 from fb3.submission.submission_file import Standing
 from fb3.submission.summary import Summary
 from fb3.system.file_names import ENCODER, RECIPE, SECOND, encoder_files
-from fb3.system.files import check_place
+from fb3.system.files import check_output_path
 from fb3.system.kaggle import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
 
@@ -63,7 +63,7 @@ def infer(
             rows: an error would cost the submission, so there the file stays as it stands, and the error is printed;
             where ids do not match, it has test.csv's rows, those that are scored.
     """
-    start, out = time.monotonic(), check_place(out, plain=True)
+    start, out = time.monotonic(), check_output_path(out, plain=True)
     packed = read_bundle(bundle)
     packed.check_trained()
     summary = Summary(out.with_suffix(".report.json"), start)

@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fb3.data.folds import FoldSplit
-from fb3.errors import Fb3Error, NoRoom, Stopped
+from fb3.errors import DiskFull, Fb3Error, Stopped
 from fb3.recipe import Recipe
 from fb3.recipe.load import differences
 from fb3.runs.fold_json import ids_hash
 from fb3.runs.save_folder import STATE, TENSORS, Tree, found, read_save, sealed, split
-from fb3.system.disk_space import free_room, unread
+from fb3.system.disk_space import free_bytes, unreadable_source
 from fb3.system.file_names import FOLD_JSON, RESUME, WEIGHTS
-from fb3.system.files import in_words, link_or_copy, replacing, replacing_folder, sha256, write_text
+from fb3.system.files import atomic_file, atomic_folder, format_bytes, link_or_copy, sha256, write_text
 from fb3.system.progress import say
 from fb3.training.loop import Loop
 from fb3.training.session import Session, versions
@@ -76,7 +76,7 @@ class Saves:
 
         Raises:
             Stopped: it was asked for; the fold is saved.
-            NoRoom: there is none for the save.
+            DiskFull: there is none for the save.
         """
         if self.session.digests is None:
             return
@@ -106,7 +106,7 @@ class Saves:
         """Writes a save, on the main process.
 
         Raises:
-            NoRoom: it cannot be written; says how much it needs. The last save is whole.
+            DiskFull: it cannot be written; says how much it needs. The last save is whole.
         """
         started, accelerator = time.monotonic(), self.session.accelerator
         several, tensors, failed = accelerator.num_processes > 1, dict[str, Tensor](), None
@@ -127,14 +127,14 @@ class Saves:
         if several:
             failed = next(filter(None, gather_object([failed])), None)
         if failed:
-            raise NoRoom(failed)
+            raise DiskFull(failed)
         self.last = time.monotonic()
 
     def _write(self, number: int, state: Tree, tensors: dict[str, Tensor], started: float) -> str | None:
         """Returns what went wrong."""
         text = sealed({"made_of": self.made_of, "state": state, "tensors": ""})
         need = sum(tensor.nbytes for tensor in tensors.values()) + len(text) + _SPARE
-        where = f"fold {self.fold}: no save after step {number}: it needs {in_words(need)}"
+        where = f"fold {self.fold}: no save after step {number}: it needs {format_bytes(need)}"
         whole = found(self.folder)
         still = f"the save of step {whole[0].name} is whole" if whole else "there is none yet"
         mend = f"{still}. Make room, and the same command goes on"
@@ -142,9 +142,9 @@ class Saves:
             for old in whole[1:]:
                 shutil.rmtree(old)
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (free := free_room(self.folder)) < need:
-                return f"{where}, {self.folder} has {in_words(free)}; {mend}"
-            with replacing_folder(self.folder / str(number)) as aside:
+            if (free := free_bytes(self.folder)) < need:
+                return f"{where}, {self.folder} has {format_bytes(free)}; {mend}"
+            with atomic_folder(self.folder / str(number)) as aside:
                 _write_tensors(tensors, aside / TENSORS)
                 content = {"made_of": self.made_of, "state": state, "tensors": sha256(aside / TENSORS)}
                 write_text(sealed(content), aside / STATE)
@@ -153,7 +153,7 @@ class Saves:
         except (OSError, SafetensorError, Fb3Error) as error:
             reason = None
             if isinstance(error, OSError):
-                reason = unread(self.folder / str(number), error) or error.strerror
+                reason = unreadable_source(self.folder / str(number), error) or error.strerror
             return f"{where} and could not be written ({reason or error}); {mend}"
         seconds = round(time.monotonic() - started, 2)
         self.session.log.event("save", fold=self.fold, step=number, bytes=need - _SPARE, seconds=seconds)
@@ -203,7 +203,7 @@ class Saves:
         if accelerator.is_main_process:
             for name in (WEIGHTS, FOLD_JSON):  # a later evaluation's are not those that the state knows
                 if (path / name).is_file():
-                    with replacing(self.home / name) as aside:
+                    with atomic_file(self.home / name) as aside:
                         link_or_copy(path / name, aside)
                 else:
                     (self.home / name).unlink(missing_ok=True)

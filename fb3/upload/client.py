@@ -57,7 +57,7 @@ def _forget(arguments: tuple[Any, ...]) -> None:
             uploads.pop().cleanup()
 
 
-def patiently(call: Callable[[], T], what: str, ends: float, poll: float, also: Container[int] = ()) -> T:
+def retry_while_busy(call: Callable[[], T], what: str, ends: float, poll: float, also: Container[int] = ()) -> T:
     """The answer of a call that only looks, asked again while Kaggle is busy or the line is down.
 
     Args:

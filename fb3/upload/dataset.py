@@ -19,7 +19,7 @@ from fb3.errors import Fb3Error
 from fb3.system.file_names import MANIFEST, METADATA
 from fb3.system.files import read_json, sha256
 from fb3.system.progress import say
-from fb3.upload.client import open_client, patiently, refuse, status_code, told
+from fb3.upload.client import open_client, refuse, retry_while_busy, status_code, told
 
 _TOP_LEVEL = 50  # files and folders that a data set may have at its top
 _PLACEHOLDER = "your-name"
@@ -154,7 +154,7 @@ def _wait_ready(api: Any, reference: str, before: int | None, seconds: float, po
     status = "unknown"
     while time.monotonic() < ends:
         look = partial(api.dataset_status, reference, format="json")
-        answer = patiently(look, f"status of {reference}", ends, poll, also={403, 404})  # not there yet
+        answer = retry_while_busy(look, f"status of {reference}", ends, poll, also={403, 404})  # not there yet
         with told(f"status of {reference}"):
             found = json.loads(answer)
             status = found["status"]
@@ -173,7 +173,7 @@ def _listed(api: Any, reference: str, seconds: float, poll: float) -> dict[str, 
     ends = time.monotonic() + seconds
     while True:
         look = partial(api.dataset_list_files, reference, page_token=page, page_size=200)
-        answer = patiently(look, f"list of {reference}", ends, poll)
+        answer = retry_while_busy(look, f"list of {reference}", ends, poll)
         files |= {file.name: int(file.total_bytes or 0) for file in answer.files}
         page = answer.next_page_token
         if not page:

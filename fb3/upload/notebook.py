@@ -12,7 +12,7 @@ from fb3.bundles.metadata import check_reference
 from fb3.errors import Fb3Error
 from fb3.system.files import write_json
 from fb3.system.progress import say
-from fb3.upload.client import open_client, patiently, refuse, told
+from fb3.upload.client import open_client, refuse, retry_while_busy, told
 
 
 def push_notebook(
@@ -121,11 +121,11 @@ def submit_notebook(
     """
     api = open_client()
     ends = time.monotonic() + wait_seconds
-    latest = patiently(lambda: _latest_version(api, kernel), f"look at {kernel}", ends, poll_seconds)
+    latest = retry_while_busy(lambda: _latest_version(api, kernel), f"look at {kernel}", ends, poll_seconds)
     if version is not None and version != latest:
         raise Fb3Error(f"{kernel}: version {version} is not its latest, {latest}; Kaggle tells the status of that only")
     status = _wait_complete(api, kernel, ends, poll_seconds)
-    tail = log_tail(patiently(lambda: api.kernels_logs(kernel), f"log of {kernel}", ends, poll_seconds))
+    tail = log_tail(retry_while_busy(lambda: api.kernels_logs(kernel), f"log of {kernel}", ends, poll_seconds))
     say(f"{kernel}: {status}\n{tail}")
     if status != "complete":
         raise Fb3Error(f"{kernel}: ended with status {status}; nothing was submitted, its log's end stands above")
@@ -146,7 +146,7 @@ def _latest_version(api: Any, kernel: str) -> int:
 def _wait_complete(api: Any, kernel: str, ends: float, poll: float) -> str:
     shown = ""
     while True:
-        answer = patiently(lambda: api.kernels_status(kernel), f"status of {kernel}", ends, poll)
+        answer = retry_while_busy(lambda: api.kernels_status(kernel), f"status of {kernel}", ends, poll)
         status = getattr(answer.status, "name", str(answer.status)).lower()
         if status not in {"queued", "running", "new_script"}:
             return status

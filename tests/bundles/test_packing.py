@@ -22,7 +22,7 @@ from fb3.rehearsal.rehearsal import rehearse
 from fb3.runs.run_folder import Member, in_turn
 from fb3.submission.background import Checks
 from fb3.submission.inference import infer
-from fb3.system.files import replacing, sha256, write_text
+from fb3.system.files import atomic_file, sha256, write_text
 from fb3.training.run import train
 from fb3.verification.check import verify
 from tests.conftest import ROOT, TINY, copied
@@ -134,10 +134,10 @@ def test_a_source_that_cannot_be_read_is_named_and_not_the_bundle(run, tmp_path)
 
 def test_what_is_written_and_what_is_read_for_it_are_told_apart(tmp_path):
     source, target = tmp_path / "source.csv", tmp_path / "target.csv"
-    with pytest.raises(Fb3Error) as error, replacing(target) as aside:
+    with pytest.raises(Fb3Error) as error, atomic_file(target) as aside:
         shutil.copyfile(source, aside)
     assert str(error.value) == f"{source}: cannot be read (No such file or directory)"
-    with pytest.raises(Fb3Error) as error, replacing(target) as aside:
+    with pytest.raises(Fb3Error) as error, atomic_file(target) as aside:
         (aside / "in no folder").write_text("")
     assert str(error.value) == f"{target}: cannot be written (No such file or directory)"
     (tmp_path / "file").write_text("")
