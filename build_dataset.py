@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fb3.bundles.packed_wheels import packed_wheels
-from fb3.bundles.packing import Check, write_bundle
+from fb3.bundles.packing import PackingStep, write_bundle
 from fb3.errors import Fb3Error
 from fb3.system.progress import as_command, escape_output
 from fb3.upload.dataset import upload_bundle
@@ -73,7 +73,7 @@ def main() -> None:
         upload_bundle(bundle.path, message=arguments.message, public=arguments.public, dry_run=arguments.dry_run)
 
 
-def later(module: str, name: str, data: Path | None) -> Check:
+def later(module: str, name: str, data: Path | None) -> PackingStep:
     """A step of the packing from a module that imports torch: only once the runs are known to be whole."""
     return lambda members, packed: getattr(import_module(module), name)(data)(members, packed)
 

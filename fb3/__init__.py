@@ -1,8 +1,8 @@
-"""fb3: fine-tune encoders on texts, pack them into one folder, predict where there is no network.
+"""fb3 fine-tunes text encoders and packs them for Kaggle competitions without internet.
 
     from fb3 import Recipe, train, infer
 
-Everything public is imported on first use, so that `import fb3` costs nothing.
+Each public name is imported on first use, so that `import fb3` stays fast.
 """
 
 from importlib import import_module
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fb3.prediction.predictions import Predictions, average
     from fb3.recipe import Recipe, load_recipe
     from fb3.runs.joining import merge
+    from fb3.sessions.train_notebook import hand_over, take_up, train_session
     from fb3.submission.inference import infer
     from fb3.system.kaggle import find_bundle, find_competition
     from fb3.targets.metrics import mcrmse
@@ -37,6 +38,7 @@ _HOME = {
     "build_scorer": "fb3.models.build",
     "find_bundle": "fb3.system.kaggle",
     "find_competition": "fb3.system.kaggle",
+    "hand_over": "fb3.sessions.train_notebook",
     "infer": "fb3.submission.inference",
     "load_recipe": "fb3.recipe",
     "make_folds": "fb3.data.folds",
@@ -44,8 +46,10 @@ _HOME = {
     "merge": "fb3.runs.joining",
     "predict": "fb3.prediction.inference_loop",
     "read_essays": "fb3.data.essays",
+    "take_up": "fb3.sessions.train_notebook",
     "train": "fb3.training.run",
     "train_fold": "fb3.training.run",
+    "train_session": "fb3.sessions.train_notebook",
     "tune": "fb3.tuning.search",
     "verify_bundle": "fb3.bundles.bundle",
     "write_bundle": "fb3.bundles.packing",

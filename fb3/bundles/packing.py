@@ -28,7 +28,7 @@ _COLUMNS = {  # what the runs of a bundle share, since test.csv is read once
 }
 _CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # what runs, or holds what runs
 _SOURCE = Path(__file__).parents[1]  # the package fb3
-Check = Callable[[list[Member], Path], dict[str, Any]]
+PackingStep = Callable[[list[Member], Path], dict[str, Any]]
 
 
 @raises_disk_full("out")
@@ -40,8 +40,8 @@ def write_bundle(
     title: str | None = None,
     weights: Literal["fp32", "fp16"] = "fp32",
     wheels: Iterable[Path] = (),
-    int8: Check | None = None,
-    check: Check | None = None,
+    int8: PackingStep | None = None,
+    check: PackingStep | None = None,
     source_only: bool = False,
     link: bool = False,
 ) -> Bundle:
