@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fb3.bundles.bundle import verify_bundle
-from fb3.bundles.metadata import check_file_names, dataset_metadata
+from fb3.bundles.kaggle_names import check_file_names, dataset_metadata
 from fb3.errors import Fb3Error
 from fb3.system.file_names import MANIFEST, METADATA
 from fb3.system.files import read_json, sha256

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fb3.bundles.metadata import check_reference
+from fb3.bundles.kaggle_names import check_reference
 from fb3.errors import Fb3Error
 from fb3.system.files import write_json
 from fb3.system.progress import say
