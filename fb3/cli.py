@@ -221,11 +221,11 @@ def rehearse(
 ) -> None:
     """Run the inference notebook as the competition would: no network, read-only inputs, odd hidden rows."""
     from fb3.bundles.images import find_image
-    from fb3.rehearsal import rehearsal
+    from fb3.rehearsal.rehearsal import rehearse as run
     from fb3.system.kaggle import find_competition
 
-    report = rehearsal.rehearse(bundle, data or find_competition(), find_image(image), rows=rows, keep=keep)
-    print(rehearsal.as_json(report) if as_json else report.text())
+    report = run(bundle, data or find_competition(), find_image(image), rows=rows, keep=keep)
+    print(report.json() if as_json else report.text())
     if not report.passed:
         raise typer.Exit(1)
 

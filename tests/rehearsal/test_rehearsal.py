@@ -17,8 +17,9 @@ from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.rehearsal.hidden_rows import ODD, PublicFiles, ids_like, invented_files, public_files, write_hidden_test
-from fb3.rehearsal.rehearsal import check_submission, importable, rehearse
-from fb3.rehearsal.report import as_json, projection
+from fb3.rehearsal.rehearsal import check_submission, rehearse
+from fb3.rehearsal.report import projection
+from fb3.rehearsal.sandbox import importable
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
 from fb3.training.run import train
@@ -55,7 +56,7 @@ def test_a_sound_bundle_passes_on_the_public_files_and_in_both_layouts(
     assert report.layouts["new"]["peak_memory"] > 2**27
     assert report.projection["t4"] > 0
     assert "PASSED" in report.text()
-    assert json.loads(as_json(report))["passed"] is True
+    assert json.loads(report.json())["passed"] is True
     assert "iterstrat" not in importable(image)
     for name in ("test.csv", "sample_submission.csv"):
         assert (kept / "competition-public" / name).read_bytes() == (competition / name).read_bytes()
