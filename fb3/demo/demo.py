@@ -1,4 +1,4 @@
-"""The demo: a synthetic competition, a tiny encoder, a bundle, and the inference notebook executed on it."""
+"""The demo: a synthetic competition, a tiny encoder, a bundle, and the inference notebook run on it."""
 
 import time
 from pathlib import Path
@@ -24,7 +24,7 @@ def run_demo(out: Path) -> float:
     """Runs the whole way in the folder `out` and prints a table.
 
     Returns:
-        The test score's share of the baseline's: 0.8 is 20 % lower.
+        The test score divided by the baseline's: 0.8 is 20 % lower.
 
     Raises:
         Fb3Error: `out` is not empty, or a step failed.

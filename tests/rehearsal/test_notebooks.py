@@ -1,4 +1,4 @@
-"""Both notebooks in a real kernel, the inference one with the network cut; and the demo."""
+"""Both notebooks in a real kernel, with the network cut."""
 
 import importlib.metadata
 import os
@@ -164,21 +164,3 @@ def test_a_failing_cell_is_told(tmp_path):
     with pytest.raises(Fb3Error, match="want one bundle with a trained run under"):
         run_notebook(find_notebook("inference"), tmp_path / "working", {"FB3_INPUT": str(tmp_path)})
     assert (tmp_path / "working" / "inference.ipynb").is_file()
-
-
-def test_the_demo_beats_the_column_means_clearly(tmp_path):
-    out = tmp_path / "demo"
-    done = subprocess.run(
-        [sys.executable, "-m", "fb3", "demo", "--out", str(out)], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "next: fb3 train" in done.stderr
-    lower = int(re.search(r"lower by\D+(\d+)%", done.stdout)[1])
-    assert lower >= 15
-    submission = pd.read_csv(out / "working" / "submission.csv")
-    sample = pd.read_csv(out / "data" / "sample_submission.csv")
-    assert submission["text_id"].tolist() == sample["text_id"].tolist()
-    assert not (out / "bundle" / "wheels").exists()
-    again = subprocess.run([sys.executable, "-m", "fb3", "demo", "--out", str(out)], capture_output=True, text=True)
-    assert again.returncode == 1
-    assert "not empty" in again.stderr
