@@ -28,32 +28,25 @@ if TYPE_CHECKING:
     from fb3.training.run import train, train_fold
     from fb3.tuning.search import tune
 
-_HOME = {
-    "Bundle": "fb3.bundles.bundle",
-    "Fb3Error": "fb3.errors",
-    "Predictions": "fb3.prediction.predictions",
-    "Recipe": "fb3.recipe",
-    "Stopped": "fb3.errors",
-    "average": "fb3.prediction.predictions",
-    "build_scorer": "fb3.models.build",
-    "find_bundle": "fb3.system.kaggle",
-    "find_competition": "fb3.system.kaggle",
-    "hand_over": "fb3.sessions.train_notebook",
-    "infer": "fb3.submission.inference",
-    "load_recipe": "fb3.recipe",
-    "make_folds": "fb3.data.folds",
-    "mcrmse": "fb3.targets.metrics",
-    "merge": "fb3.runs.joining",
-    "predict": "fb3.prediction.inference_loop",
-    "read_essays": "fb3.data.essays",
-    "take_up": "fb3.sessions.train_notebook",
-    "train": "fb3.training.run",
-    "train_fold": "fb3.training.run",
-    "train_session": "fb3.sessions.train_notebook",
-    "tune": "fb3.tuning.search",
-    "verify_bundle": "fb3.bundles.bundle",
-    "write_bundle": "fb3.bundles.packing",
+_NAMES = {
+    "fb3.bundles.bundle": ("Bundle", "verify_bundle"),
+    "fb3.bundles.packing": ("write_bundle",),
+    "fb3.data.essays": ("read_essays",),
+    "fb3.data.folds": ("make_folds",),
+    "fb3.errors": ("Fb3Error", "Stopped"),
+    "fb3.models.build": ("build_scorer",),
+    "fb3.prediction.inference_loop": ("predict",),
+    "fb3.prediction.predictions": ("Predictions", "average"),
+    "fb3.recipe": ("Recipe", "load_recipe"),
+    "fb3.runs.joining": ("merge",),
+    "fb3.sessions.train_notebook": ("hand_over", "take_up", "train_session"),
+    "fb3.submission.inference": ("infer",),
+    "fb3.system.kaggle": ("find_bundle", "find_competition"),
+    "fb3.targets.metrics": ("mcrmse",),
+    "fb3.training.run": ("train", "train_fold"),
+    "fb3.tuning.search": ("tune",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [*sorted(_HOME), "__version__"]
 

@@ -25,19 +25,12 @@ _GLIBC = (2, 35)  # in Kaggle's images since 2023
 
 @dataclass(frozen=True)
 class Image:
-    """A competition image.
-
-    Attributes:
-        name: the recorded list's name.
-        python: the full version.
-        glibc: major and minor version.
-        packages: each package's version by canonical name.
-    """
+    """A competition image, as a recorded list describes it."""
 
     name: str
-    python: str
+    python: str  # the full version
     glibc: tuple[int, int]
-    packages: dict[str, str]
+    packages: dict[str, str]  # version by canonical name
 
     @property
     def short_python(self) -> str:
@@ -163,12 +156,8 @@ def own_requirements(backend: str | None = None) -> list[Requirement]:
 def parse_requirements(lines: Iterable[str], source: Path) -> list[Requirement]:
     """Parses lines of requirements; comments, options and empty lines are skipped.
 
-    Args:
-        lines: the lines.
-        source: the file they come from, for the error.
-
     Raises:
-        Fb3Error: a line is no requirement.
+        Fb3Error: a line of the file `source` is no requirement.
     """
     out = []
     for line in lines:

@@ -19,18 +19,9 @@ def measure_folds(
     data: Path | None,
     measure: Callable[[Path, Member, int, pd.DataFrame], float],
 ) -> dict[str, float]:
-    """Measures each fold of the packed runs, with a progress bar.
+    """Measures each fold of the runs in the folder `packed`; gives the numbers by names such as run/fold0.
 
-    Args:
-        title: names the work.
-        members: the runs in their own folders.
-        packed: the folder that is being packed.
-        data: the folder with the runs' train.csv; None: the one that each run recorded.
-        measure: takes a run's own folder, the run as it is packed, a fold's position in it, and the texts of the
-            training essays by id.
-
-    Returns:
-        Each fold's number by its name, such as run/fold0.
+    `measure` takes a run's own folder, the run as it is packed, a fold's position, and the training texts by id.
     """
     found = {}
     with progress(title, sum(len(member.folds) for member in members)) as advance:

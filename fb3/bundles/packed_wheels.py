@@ -13,13 +13,7 @@ WHEELS = RECORDED.parent
 
 
 def packed_wheels(runs: list[Path], folder: Path | None, without: bool) -> Iterator[Path]:
-    """All wheels and lock files; found or downloaded when the iterator starts.
-
-    Args:
-        runs: the run folders to pack.
-        folder: the folder that has the wheels; None: they are downloaded.
-        without: pack no wheels.
-    """
+    """All wheels and lock files, from a folder or downloaded by hash; nothing is read before the iterator starts."""
     wheels = [] if without else wheels_for_all_images(folder)
     for backend in backends_of(runs):
         wheels += wheels_of_backend(backend, folder, without)
@@ -42,12 +36,7 @@ def wheels_of_backend(backend: str, folder: Path | None, without: bool) -> list[
 
 
 def wheels_for_all_images(folder: Path | None, suffix: str = "") -> list[Path]:
-    """Wheels and lock files for every recorded image, from a folder or downloaded by hash.
-
-    Args:
-        folder: the folder that has the wheels; None: they are downloaded.
-        suffix: ends the lock files' stems, such as -openvino.
-    """
+    """Wheels and lock files for every recorded image; `suffix` ends the lock files' stems, such as -openvino."""
     files = {}
     for listed in sorted(RECORDED.glob("*.txt")):
         image, lock = read_image(listed), WHEELS / f"{listed.stem}{suffix}.lock"

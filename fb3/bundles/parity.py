@@ -12,7 +12,7 @@ import pandas as pd
 
 from fb3.bundles.packed_folds import measure_folds, predict_again
 from fb3.bundles.packing import PackingStep
-from fb3.bundles.tolerance import TOLERANCE, Tolerance, tolerance
+from fb3.bundles.tolerance import TOLERANCE, tolerance
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
 from fb3.prediction.backends.choose import tell_backends
@@ -80,17 +80,7 @@ def _trained_precision(run: Path) -> Precision:
 def _compare(
     run: Path, member: Member, position: int, texts: pd.DataFrame, essays: int, made: Precision, verdict: str
 ) -> float:
-    """The largest difference between a fold's replayed predictions and those in oof.csv.
-
-    Args:
-        run: the run's own folder, for messages.
-        member: the run whose files predict.
-        position: the fold's, in `member.folds`.
-        texts: the training essays' texts by id.
-        essays: how many to predict.
-        made: the precision in which the fold predicted when it was trained.
-        verdict: says in the error what failed.
-    """
+    """The largest difference between a fold's replayed predictions and oof.csv's, which were `made` in a precision."""
     settings, folder = member.recipe.data, member.folds[position]
     identifier, columns = settings.id_column, list(settings.target_columns)
     predicted = read_numbers(member.path / OOF, identifier, columns)
@@ -104,9 +94,17 @@ def _compare(
     lower = max(made, replayed, key=TOLERANCE.get)
     allowed, want = tolerance(member, lower), rows[columns].to_numpy(np.float64)  # (N, K)
     difference = predict_again(member, position, rows[identifier], texts, str(device), replayed) - want
-    if allowed.exceeded(difference, float(want.std(0).mean())):
-        raise _refusal(difference, want, rows[identifier].to_numpy(), run / folder.name, allowed, lower, verdict)
-    return float(np.abs(difference).max())
+    largest, spread = np.abs(difference).max(1), float(want.std(0).mean())  # (N,)
+    if allowed.exceeded(difference, spread):
+        worst, rms = int(largest.argmax()), np.sqrt((difference**2).mean())
+        raise Fb3Error(
+            f"{run / folder.name}: {verdict} give the predictions in {OOF}: {len(rows)} essays replayed differ by "
+            f"{rms:.4f} (root mean square; the predictions spread by {spread:.4f}), most "
+            f"{rows[identifier].iloc[worst]} by {largest[worst]:.3f}, where {lower} allows {allowed.largest:.2g}. Is "
+            "recipe.yaml the one it was trained with, encoder/ its tokenizer, model.safetensors its weights, train.csv "
+            "its essays?"
+        )
+    return float(largest.max())
 
 
 def _some(rows: pd.DataFrame, lengths: np.ndarray, essays: int) -> pd.DataFrame:
@@ -114,28 +112,3 @@ def _some(rows: pd.DataFrame, lengths: np.ndarray, essays: int) -> pd.DataFrame:
     longest = lengths.argmax()
     others = rows.drop(rows.index[longest]).sample(min(essays, len(rows)) - 1, random_state=0)
     return pd.concat([rows.iloc[[longest]], others]).sample(frac=1, random_state=1)
-
-
-def _refusal(
-    difference: np.ndarray,
-    want: np.ndarray,
-    ids: np.ndarray,
-    fold: Path,
-    allowed: Tolerance,
-    precision: Precision,
-    verdict: str,
-) -> Fb3Error:
-    """The error for predictions that differ by more than `precision` allows.
-
-    Args:
-        difference, want: (N, K).
-        ids: (N,).
-    """
-    largest, rms, spread = np.abs(difference).max(1), np.sqrt((difference**2).mean()), want.std(0).mean()
-    worst = int(largest.argmax())
-    return Fb3Error(
-        f"{fold}: {verdict} give the predictions in {OOF}: {len(ids)} essays replayed differ by {rms:.4f} (root mean "
-        f"square; the predictions spread by {spread:.4f}), most {ids[worst]} by {largest[worst]:.3f}, where "
-        f"{precision} allows {allowed.largest:.2g}. Is recipe.yaml the one it was trained with, encoder/ its "
-        "tokenizer, model.safetensors its weights, train.csv its essays?"
-    )

@@ -23,15 +23,10 @@ _NOISE_SHARE = 0.1  # of the tolerance: a root mean square below it is never ref
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits on the differences between two predictions.
+    """Limits on the differences between two predictions."""
 
-    Attributes:
-        largest: allowed difference of one score.
-        noise: root mean square that is always allowed.
-    """
-
-    largest: float
-    noise: float
+    largest: float  # allowed difference of one score
+    noise: float  # root mean square that is always allowed
 
     def exceeded(self, difference: np.ndarray, spread: float) -> bool:
         """Whether predictions differ by more than rounding explains.

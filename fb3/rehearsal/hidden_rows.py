@@ -104,15 +104,10 @@ def write_hidden_test(
 
 
 def ids_like(real: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    """Draws different ids that look like real ones.
+    """Draws `count` different ids of the form of real ones.
 
-    Ids may be whole numbers, numbers with leading zeros, hexadecimal, or fixed characters with changing digits or
-    letters between them.
-
-    Args:
-        real: the real ids, at least one.
-        count: how many to draw.
-        rng: the generator.
+    Forms are whole numbers, numbers with leading zeros, hexadecimal, and changing digits or letters between fixed
+    characters.
     """
     if all(each.isdecimal() and each == str(int(each)) for each in real):
         size = min(max(10 ** max(map(len, real)), 10 * count), 2**62)

@@ -21,22 +21,14 @@ def pass_name(name: str) -> str:
 
 @dataclass
 class RehearsalReport:
-    """The outcome of a rehearsal; it passed where there is no failure.
+    """The outcome of a rehearsal; it passed where there is no failure."""
 
-    Attributes:
-        versions: packages of the image that this machine has in another version or not at all.
-        failures: one line for each, with the run where it happened.
-        notes: facts that a reader should know.
-        layouts: for each run ("public", then the mount layouts "new" and "old") its rows, seconds by phase and peak
-            memory in bytes.
-        projection: seconds for the hidden rows, here and on a T4, and their share of the time limit.
-    """
-
-    versions: dict[str, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    versions: dict[str, str]  # packages of the image that this machine has in another version or not at all
+    failures: list[str] = field(default_factory=list)  # each with the run in which it happened
     notes: list[str] = field(default_factory=list)
+    # By run ("public", then the mount layouts "new" and "old"): rows, seconds by phase, peak memory in bytes.
     layouts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    projection: dict[str, float] = field(default_factory=dict)
+    projection: dict[str, float] = field(default_factory=dict)  # seconds for the hidden rows, share of the time limit
 
     @property
     def passed(self) -> bool:
@@ -69,12 +61,7 @@ class RehearsalReport:
 
 
 def projection(layout: dict[str, Any] | None, members: Sequence[Member]) -> dict[str, float]:
-    """Projects the seconds that the hidden rows will take from a run on equally many rows.
-
-    Args:
-        layout: the run's entry in the report; None where it failed.
-        members: the bundle's runs; the projection is empty where one of them did not predict.
-    """
+    """The seconds that the hidden rows will take, by a run on equally many; empty where it failed or lacks a member."""
     if not layout or any(member.name not in layout["flops"] for member in members):
         return {}
     flops = sum(len(member.folds) * layout["flops"][member.name] for member in members)

@@ -29,10 +29,7 @@ def format_bytes(size: float) -> str:
 
 
 def cannot_write(path: Path, error: BaseException, need: int | None = None) -> Fb3Error:
-    """The error for a file or folder that cannot be written.
-
-    It is a `DiskFull` that says how much is free where the disk is full. It names the source where a copy failed
-    because the source could not be read.
+    """The error for a path that cannot be written: a `DiskFull` with the free bytes, or the source that a copy lacked.
 
     Args:
         path: the file or folder.

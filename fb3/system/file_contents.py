@@ -16,10 +16,7 @@ _AGAIN = "copy or download it again"
 
 
 def placeholder_problem(path: Path) -> str:
-    """Says whether a file is only a placeholder: empty, a Git LFS pointer, or a web page.
-
-    Returns:
-        The problem with its mend, as the end of a sentence; empty where there is none.
+    """The end of a sentence where a file is empty, a Git LFS pointer or a web page, with the mend; else empty.
 
     Raises:
         OSError: it cannot be read.
@@ -37,10 +34,7 @@ def placeholder_problem(path: Path) -> str:
 
 
 def weights_problem(path: Path) -> str:
-    """Says why a file cannot hold the weights that its suffix promises, safetensors or PyTorch's; reads only headers.
-
-    Returns:
-        The problem with its mend, as the end of a sentence; empty where there is none.
+    """The same for a file that lacks the weights its suffix promises, safetensors or PyTorch's; reads only the header.
 
     Raises:
         OSError: it cannot be read.

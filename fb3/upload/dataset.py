@@ -107,15 +107,10 @@ def check_limits(bundle: Path) -> dict[str, Any]:
 
 
 def _zip_folders(bundle: Path, folder: Path, names: set[str]) -> None:
-    """Writes the upload: each folder as NAME.zip, which Kaggle unpacks to NAME/, and the files at the bundle's top.
+    """Fills `folder`: each folder of the bundle as NAME.zip, which Kaggle unpacks to NAME/, and the files at its top.
 
     The client resumes an upload by the file's path, size and time. So `folder` is always the same, and the files' time
-    is made from the manifest's hash.
-
-    Args:
-        bundle: the bundle's folder.
-        folder: takes the upload.
-        names: the bundle's files to upload; others are left out.
+    is made from the manifest's hash. Files that are not in `names` are left out.
     """
     folder.mkdir(exist_ok=True)
     top = {name.split("/")[0] for name in names}

@@ -12,12 +12,7 @@ Kind = Literal["ok", "FAULT", "not made", "note"]
 
 
 class Finding(NamedTuple):
-    """The result of one check.
-
-    Attributes:
-        kind: ok, FAULT, "not made" for a check that was impossible, or note for a fact beside the checks.
-        text: one line.
-    """
+    """The result of one check, in one line; "not made" is a check that was impossible, a note no check at all."""
 
     kind: Kind
     text: str
@@ -67,30 +62,17 @@ class Report:
 
 @dataclass
 class RunCheck:
-    """A run folder under check.
-
-    Attributes:
-        report: takes the findings.
-        path: the run folder.
-        data: the folder of its train.csv, where known.
-        recorded: the content of environment.json; None in a bundle.
-        digest: gives a file's hash, None where the file is missing; in a bundle, the hash in the manifest, which the
-            files were compared with before.
-        essays: how many essays of each fold are predicted again.
-        prefix: begins the texts of the findings.
-        packed: the fold folders that the bundle's manifest names; None for a run folder.
-        half: whether the bundle packed the weights in fp16.
-    """
+    """A run under check, in its own folder or in a bundle."""
 
     report: Report
     path: Path
-    data: Path | None
-    recorded: dict[str, Any] | None
-    digest: Callable[[Path], str | None]
-    essays: int
-    prefix: str = ""
-    packed: list[Path] | None = None
-    half: bool = False
+    data: Path | None  # the folder of its train.csv, where known
+    recorded: dict[str, Any] | None  # environment.json; None in a bundle
+    digest: Callable[[Path], str | None]  # a file's hash, None where it is missing; in a bundle, the manifest's
+    essays: int  # of each fold, to predict again
+    prefix: str = ""  # begins the findings' texts
+    packed: list[Path] | None = None  # the fold folders in a bundle's manifest; None for a run folder
+    half: bool = False  # whether the bundle holds the weights in fp16
 
     @property
     def again(self) -> str:
