@@ -34,7 +34,7 @@ class Image:
 
     @property
     def short_python(self) -> str:
-        """Such as 3.12."""
+        """Major and minor version, such as 3.12."""
         return ".".join(self.python.split(".")[:2])
 
     def satisfies(self, requirement: Requirement) -> bool:
@@ -100,10 +100,10 @@ def read_image(path: str | Path, python: str | None = None) -> Image:
     if python is None:
         raise Fb3Error(f"{path}: does not say its Python; write a first line such as `# python 3.12.13`")
     if not re.fullmatch(r"3\.[0-9]{1,2}(\.[0-9]{1,3})?", python):  # `tags` counts down from it
-        raise Fb3Error(f"{path}: Python {python} is none; write a first line such as `# python 3.12.13`")
+        raise Fb3Error(f"{path}: Python {python} is no version; write a first line such as `# python 3.12.13`")
     glibc = said.get("glibc", ".".join(map(str, _GLIBC)))
     if not re.fullmatch(r"2\.[0-9]{1,2}(\.[0-9]{1,3})*", glibc):
-        raise Fb3Error(f"{path}: glibc {glibc} is none; write a line such as `# glibc 2.35`")
+        raise Fb3Error(f"{path}: glibc {glibc} is no version; write a line such as `# glibc 2.35`")
     major, minor = glibc.split(".")[:2]
     return Image(path.stem, python, (int(major), int(minor)), packages)
 

@@ -142,7 +142,9 @@ def _read_runs(paths: list[Path]) -> list[Member]:
         for what, columns in _COLUMNS.items():
             first, other = (columns(each.recipe.data) for each in (members[0], member))
             if first != other:
-                raise Fb3Error(f"{member.path}: {what} is {other}, in {members[0].path} it is {first}; pack them apart")
+                raise Fb3Error(
+                    f"{member.path}: {what} is {other}, in {members[0].path} it is {first}; pack them separately"
+                )
     return members
 
 

@@ -88,13 +88,9 @@ def _ask_index(requirement: Requirement, image: Image) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         arguments = ["install", "--dry-run", "--ignore-installed", "--target", folder, "--report", str(report)]
-        why = _pip([*arguments, "--no-deps", *_for_image(image), plain])
-        if why:
-            _check_disk_full(Path(folder), why)
-            raise Fb3Error(
-                f"{image.name}: no wheel of {plain} for Python {image.short_python} on Linux ({why}); an sdist will "
-                "not do where there is no network"
-            )
+        if why := _pip([*arguments, "--no-deps", *_for_image(image), plain]):
+            words = f"no wheel of {plain} for Python {image.short_python} on Linux ({why}); an sdist will not do where"
+            raise _pip_error(Path(folder), why, f"{image.name}: {words} there is no network")
         return json.loads(report.read_text(encoding="utf-8"))["install"][0]
 
 
@@ -113,9 +109,9 @@ def _pip(arguments: list[str]) -> str:
     return " ".join(lines[:2]) or done.stderr.strip()[-300:]
 
 
-def _check_disk_full(folder: Path, why: str) -> None:
-    if is_disk_full(error := OSError(why)):
-        raise cannot_write(folder, error)
+def _pip_error(folder: Path, why: str, words: str) -> Fb3Error:
+    """The error where pip failed: a full disk, if that is why, else `words`."""
+    return cannot_write(folder, error) if is_disk_full(error := OSError(why)) else Fb3Error(words)
 
 
 def fetch_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
@@ -132,11 +128,8 @@ def fetch_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
     if any(digest not in _hashes(folder) for digest in locked(lock).values()):
         arguments = ["download", "--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(folder)]
         if why := _pip([*arguments, *_for_image(image)]):
-            _check_disk_full(folder, why)
-            raise Fb3Error(
-                f"{lock}: pip could not fetch the wheels ({why}); give a folder that has them with --wheels, or go "
-                "without with --no-wheels: inference does not need them"
-            )
+            words = f"pip could not fetch the wheels ({why}); give a folder that has them with --wheels, or pack none"
+            raise _pip_error(folder, why, f"{lock}: {words} with --no-wheels: inference does not need them")
     return find_wheels(lock, folder, image)
 
 
@@ -218,7 +211,7 @@ def _inspect(path: Path, image: Image) -> tuple[str, str, list[Requirement]]:
         )
     if name in image.packages:
         raise Fb3Error(
-            f"{path}: would replace the image's {name} {image.packages[name]} by {version}, and what was built on it "
+            f"{path}: would replace the image's {name} {image.packages[name]} by {version}, and packages built on it "
             "may break; leave it out"
         )
     return name, str(version), _requirements_of(path)

@@ -132,14 +132,8 @@ def _judge(
     except (Fb3Error, KeyError) as error:
         report.failures.append(f"{where}: {error}")
         return
-    report.layouts[name] = {
-        "rows": summary["rows"],
-        "phases": summary["phases"],
-        "seconds": result["seconds"],
-        "peak_memory": summary["peak_memory"],
-        "refused": result["refused"],
-        "flops": summary["flops"],
-    }
+    report.layouts[name] = {key: summary[key] for key in ("rows", "phases", "peak_memory", "flops")}
+    report.layouts[name] |= {key: result[key] for key in ("seconds", "refused")}
 
 
 def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[str, str]) -> None:

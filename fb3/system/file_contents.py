@@ -34,7 +34,9 @@ def placeholder_problem(path: Path) -> str:
 
 
 def weights_problem(path: Path) -> str:
-    """The same for a file that lacks the weights its suffix promises, safetensors or PyTorch's; reads only the header.
+    """The end of a sentence where a file cannot hold the weights of its suffix, safetensors or PyTorch's; else empty.
+
+    It reads no more than the header.
 
     Raises:
         OSError: it cannot be read.

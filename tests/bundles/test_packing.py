@@ -164,7 +164,7 @@ def test_runs_that_read_the_same_columns_otherwise_go_together_and_others_do_not
     table.to_csv(tmp_path / "titled" / "train.csv", index=False)
     titles = tiny.data.model_copy(update={"text": TextSettings(template="{title}: {full_text}")})
     third = train(tiny.model_copy(update={"data": titles}), tmp_path / "titled", tmp_path / "titles", folds=[0]).path
-    with pytest.raises(Fb3Error, match=r"texts' columns.*title.*pack them apart"):
+    with pytest.raises(Fb3Error, match=r"texts' columns.*title.*pack them separately"):
         write_bundle([run, third], tmp_path / "none")
 
 
