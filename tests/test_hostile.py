@@ -211,7 +211,7 @@ def test_a_file_of_a_gigabyte_is_refused_unread(read, tmp_path):
     path = tmp_path / "sparse.yaml"
     path.touch()
     os.truncate(path, 2**30)
-    with pytest.raises(Fb3Error, match=r"sparse\.yaml: 1\.1 GB, of such a file at most"):
+    with pytest.raises(Fb3Error, match=r"sparse\.yaml: has 1\.1 GB, more than the"):
         read(path)
 
 
@@ -243,7 +243,7 @@ def test_a_csv_of_odd_size(tmp_path):
     table.write_bytes(b'text_id,full_text\nx,"' + b"a\n" * 2_500_000 + b'"\n')
     assert len(read_essays(table, DATA)["full_text"][0]) == 5_000_000
     os.truncate(table, 5 * 2**30)
-    with pytest.raises(Fb3Error, match=r"t\.csv: 5\.4 GB"):
+    with pytest.raises(Fb3Error, match=r"t\.csv: has 5\.4 GB"):
         read_essays(table, DATA)
     assert time.monotonic() - start < 60
 
