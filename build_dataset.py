@@ -11,37 +11,37 @@ from importlib import import_module
 from pathlib import Path
 
 from fb3.bundles.packed_wheels import packed_wheels
-from fb3.bundles.packing import Check, write_bundle
+from fb3.bundles.packing import PackingStep, write_bundle
 from fb3.errors import Fb3Error
 from fb3.system.progress import as_command, escape_output
 from fb3.upload.dataset import upload_bundle
 
 
 def main() -> None:
-    """Reads the arguments, packs, says what was packed."""
+    """Reads the arguments, packs the bundle, and says what it holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folder of `fb3 train`")
     parser.add_argument(
         "--source-only", action="store_true", help="no run: source and wheels, for notebooks/train.ipynb offline"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="the folder to write")
-    parser.add_argument("--id", metavar="OWNER/SLUG", help="of the data set")
-    parser.add_argument("--title", help="of the data set, 6-50 characters; default: the slug")
+    parser.add_argument("--id", metavar="OWNER/SLUG", help="name of the data set")
+    parser.add_argument("--title", help="title of the data set, 6-50 characters; default: the slug")
     parser.add_argument("--weights", choices=["fp32", "fp16"], default="fp32", help="fp16 halves the size")
     parser.add_argument(
         "--int8", action="store_true", help="let CPUs compute in int8, where the CV stays within 0.0005"
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--wheels", type=Path, metavar="DIR", help="take the wheels from here, not from PyPI")
-    source.add_argument("--no-wheels", action="store_true", help="carry none; inference needs none")
+    source.add_argument("--wheels", type=Path, metavar="DIR", help="take the wheels from this folder, not from PyPI")
+    source.add_argument("--no-wheels", action="store_true", help="pack no wheels; inference needs none")
     proof = parser.add_mutually_exclusive_group()
-    proof.add_argument("--data", type=Path, metavar="DIR", help="the runs' essays, where they have moved")
+    proof.add_argument("--data", type=Path, metavar="DIR", help="folder of the runs' essays, if they have moved")
     proof.add_argument("--no-parity", action="store_true", help="do not replay out-of-fold predictions before packing")
     kaggle = parser.add_argument_group("upload", "to Kaggle, with its own client (pip install kaggle six)")
     kaggle.add_argument("--upload", action="store_true", help="create the data set, or a new version of it")
-    kaggle.add_argument("--message", default="", help="of the new version")
+    kaggle.add_argument("--message", default="", help="describes the new version")
     kaggle.add_argument("--public", action="store_true", help="make a new data set public")
-    kaggle.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
+    kaggle.add_argument("--dry-run", action="store_true", help="list the files to upload, and send nothing")
     escape_output()
     arguments = parser.parse_args()
     if not arguments.runs and not arguments.source_only:
@@ -73,13 +73,13 @@ def main() -> None:
         upload_bundle(bundle.path, message=arguments.message, public=arguments.public, dry_run=arguments.dry_run)
 
 
-def later(module: str, name: str, data: Path | None) -> Check:
-    """A step of the packing from a module that imports torch: only once the runs are known to be whole."""
+def later(module: str, name: str, data: Path | None) -> PackingStep:
+    """A packing step from a module that imports torch; the import waits until the runs are known to be whole."""
     return lambda members, packed: getattr(import_module(module), name)(data)(members, packed)
 
 
 def _of_runs(arguments: argparse.Namespace) -> list[str]:
-    """Arguments that were given and concern runs or their weights."""
+    """The given arguments that concern runs or their weights."""
     given = {
         "RUN": arguments.runs,
         "--weights": arguments.weights != "fp32",

@@ -1,8 +1,8 @@
-"""fb3: fine-tune encoders on texts, pack them into one folder, predict where there is no network.
+"""fb3 fine-tunes text encoders and packs them for Kaggle competitions without internet.
 
     from fb3 import Recipe, train, infer
 
-Everything public is imported on first use, so that `import fb3` costs nothing.
+Each public name is imported on first use, so that `import fb3` stays fast.
 """
 
 from importlib import import_module
@@ -21,35 +21,32 @@ if TYPE_CHECKING:
     from fb3.prediction.predictions import Predictions, average
     from fb3.recipe import Recipe, load_recipe
     from fb3.runs.joining import merge
+    from fb3.sessions.train_notebook import hand_over, take_up, train_session
     from fb3.submission.inference import infer
     from fb3.system.kaggle import find_bundle, find_competition
     from fb3.targets.metrics import mcrmse
     from fb3.training.run import train, train_fold
     from fb3.tuning.search import tune
 
-_HOME = {
-    "Bundle": "fb3.bundles.bundle",
-    "Fb3Error": "fb3.errors",
-    "Predictions": "fb3.prediction.predictions",
-    "Recipe": "fb3.recipe",
-    "Stopped": "fb3.errors",
-    "average": "fb3.prediction.predictions",
-    "build_scorer": "fb3.models.build",
-    "find_bundle": "fb3.system.kaggle",
-    "find_competition": "fb3.system.kaggle",
-    "infer": "fb3.submission.inference",
-    "load_recipe": "fb3.recipe",
-    "make_folds": "fb3.data.folds",
-    "mcrmse": "fb3.targets.metrics",
-    "merge": "fb3.runs.joining",
-    "predict": "fb3.prediction.inference_loop",
-    "read_essays": "fb3.data.essays",
-    "train": "fb3.training.run",
-    "train_fold": "fb3.training.run",
-    "tune": "fb3.tuning.search",
-    "verify_bundle": "fb3.bundles.bundle",
-    "write_bundle": "fb3.bundles.packing",
+_NAMES = {
+    "fb3.bundles.bundle": ("Bundle", "verify_bundle"),
+    "fb3.bundles.packing": ("write_bundle",),
+    "fb3.data.essays": ("read_essays",),
+    "fb3.data.folds": ("make_folds",),
+    "fb3.errors": ("Fb3Error", "Stopped"),
+    "fb3.models.build": ("build_scorer",),
+    "fb3.prediction.inference_loop": ("predict",),
+    "fb3.prediction.predictions": ("Predictions", "average"),
+    "fb3.recipe": ("Recipe", "load_recipe"),
+    "fb3.runs.joining": ("merge",),
+    "fb3.sessions.train_notebook": ("hand_over", "take_up", "train_session"),
+    "fb3.submission.inference": ("infer",),
+    "fb3.system.kaggle": ("find_bundle", "find_competition"),
+    "fb3.targets.metrics": ("mcrmse",),
+    "fb3.training.run": ("train", "train_fold"),
+    "fb3.tuning.search": ("tune",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [*sorted(_HOME), "__version__"]
 

@@ -1,4 +1,4 @@
-"""`python -m fb3 …`, which is also what `accelerate launch -m fb3 train …` starts."""
+"""Runs `python -m fb3 …`, which `accelerate launch -m fb3 train …` starts too."""
 
 from fb3.cli import main
 

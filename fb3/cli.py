@@ -1,4 +1,4 @@
-"""The command line. Wiring only; each command imports what it needs when it runs."""
+"""The command line: from arguments to calls. Each command imports its station only when it runs."""
 
 import json
 import sys
@@ -14,10 +14,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Fine-tune encoders on texts, pack them into one folder, predict where there is no network.",
+    help="Fine-tune text encoders, pack them into one folder, predict where there is no network.",
 )
 
-_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+_STOPPED = 75  # EX_TEMPFAIL in sysexits.h: run it again
 COMPETITION = "feedback-prize-english-language-learning"
 Data = Annotated[Path | None, typer.Option(help="Folder with train.csv, test.csv and sample_submission.csv.")]
 
@@ -28,14 +28,14 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value ...]")] = None,
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
-    folds: Annotated[str | None, typer.Option(help="Which folds, such as 0,1; all where left out.")] = None,
+    folds: Annotated[str | None, typer.Option(help="Fold numbers, such as 0,1; default: all.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="A hundred essays, two folds, two epochs.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Say so where nothing is saved; all trained is no error.")
+        bool, typer.Option("--resume", help="Say whether there is a save; no error where all is trained.")
     ] = False,
-    stop_after: Annotated[str | None, typer.Option(help="Save and stop then, such as 8h30m.")] = None,
+    stop_after: Annotated[str | None, typer.Option(help="Save and stop after this time, such as 8h30m.")] = None,
 ) -> None:
-    """Train folds into a run folder; one that was stopped goes on from its last save."""
+    """Train folds into a run folder; a stopped training resumes from its last save."""
     from fb3.recipe import load_recipe
     from fb3.system.kaggle import find_competition
 
@@ -68,11 +68,11 @@ def tune(
     recipe: Annotated[str, typer.Argument(help="The base: a YAML file or a built-in name.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value ...]")] = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="The study's folder; the same one goes on.")] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trials in all, the base included.")] = 30,
-    minutes: Annotated[float | None, typer.Option(help="Time for this start; any where left out.")] = None,
-    folds: Annotated[str, typer.Option(help="The first for every trial, the others for the finalists.")] = "0",
-    finalists: Annotated[int, typer.Option(min=1, help="How many are trained on the other folds.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="The study's folder; an existing study is continued.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="All trials, the base included.")] = 30,
+    minutes: Annotated[float | None, typer.Option(help="Time limit of this run; default: none.")] = None,
+    folds: Annotated[str, typer.Option(help="The first fold is for every trial, the others for the finalists.")] = "0",
+    finalists: Annotated[int, typer.Option(min=1, help="How many trials are trained on the other folds.")] = 3,
     space: Annotated[str, typer.Option(help="A YAML file or a built-in space.")] = "default",
     tries: Annotated[
         list[str] | None, typer.Option("--try", metavar="'KEY=VALUE ...'", help="A trial to begin with; repeatable.")
@@ -109,7 +109,7 @@ def infer(
     data: Data = None,
     test: Annotated[Path | None, typer.Option(help="Predict this file instead of DIR/test.csv.")] = None,
     out: Annotated[str, typer.Option(metavar="FILE", help="The submission to write.")] = "submission.csv",
-    deadline: Annotated[str | None, typer.Option(help="Be done by then, such as 8h30m from now.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="Finish within this time, such as 8h30m.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A fold that cannot be used is an error.")] = False,
 ) -> None:
     """Predict with a bundle and write a checked submission."""
@@ -123,9 +123,9 @@ def score(
     predictions: Annotated[Path, typer.Argument(help="A CSV of ids and predictions.")],
     truth: Annotated[Path, typer.Argument(help="A CSV of ids and true scores.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    subset: Annotated[bool, typer.Option("--subset", help="Score what is predicted; ignore other truths.")] = False,
+    subset: Annotated[bool, typer.Option("--subset", help="Score the predicted ids; ignore other truths.")] = False,
 ) -> None:
-    """MCRMSE of predictions against truths, matched by id."""
+    """Score predictions against truths, matched by id."""
     from fb3.runs.scores import score_files
 
     result = score_files(predictions, truth, subset=subset)
@@ -144,8 +144,8 @@ def score(
 @app.command()
 def verify(
     path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run folder or a bundle.")],
-    data: Annotated[Path | None, typer.Option(help="Folder with the run's train.csv, where it has moved.")] = None,
-    essays: Annotated[int, typer.Option(min=0, help="Of each fold, predicted again from the weights.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder with the run's train.csv, if it has moved.")] = None,
+    essays: Annotated[int, typer.Option(min=0, help="Essays of each fold to predict again from the weights.")] = 0,
 ) -> None:
     """Check every hash, and that the out-of-fold scores recompute."""
     from fb3.verification.check import verify as run
@@ -177,7 +177,7 @@ def recipes(
 def demo(
     out: Annotated[Path, typer.Option(help="A new folder for everything the demo makes.")] = Path("fb3-demo"),
 ) -> None:
-    """The whole way on a made-up competition: data, training, bundle, inference notebook. Under three minutes."""
+    """Run the whole way on a synthetic competition: data, training, bundle, inference notebook. Under three minutes."""
     from fb3.demo.demo import run_demo
 
     run_demo(out)
@@ -185,29 +185,25 @@ def demo(
 
 @app.command("image-freeze")
 def image_freeze(
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="The list to write; printed where left out.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="The list to write; default: print it.")] = None,
 ) -> None:
-    """Record this machine's packages, as far as fb3 needs them: run it in a notebook of the competition."""
+    """Record the packages of this machine that fb3 needs; run it in a notebook of the competition."""
     from fb3.bundles.images import freeze_image
-    from fb3.system.files import write_text
 
-    text = freeze_image()
-    print(text, end="") if out is None else write_text(text, out)
+    _write_or_print(freeze_image(), out)
 
 
 @app.command("wheels-lock")
 def wheels_lock(
     image: Annotated[Path, typer.Argument(help="An image's list, such as wheels/images/py312.txt.")],
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="The lock to write; printed where left out.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Of predict.backend, whose wheels it is to have too.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="The lock to write; default: print it.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Add the wheels of this predict.backend.")] = None,
 ) -> None:
-    """Resolve what training and inference need beyond an image, with hashes."""
+    """Resolve the packages that training and inference need beyond an image, with hashes."""
     from fb3.bundles.images import read_image
     from fb3.bundles.wheels import lock_text
-    from fb3.system.files import write_text
 
-    text = lock_text(read_image(image), backend)
-    print(text, end="") if out is None else write_text(text, out)
+    _write_or_print(lock_text(read_image(image), backend), out)
 
 
 @app.command()
@@ -221,11 +217,11 @@ def rehearse(
 ) -> None:
     """Run the inference notebook as the competition would: no network, read-only inputs, odd hidden rows."""
     from fb3.bundles.images import find_image
-    from fb3.rehearsal import rehearsal
+    from fb3.rehearsal.rehearsal import rehearse as run
     from fb3.system.kaggle import find_competition
 
-    report = rehearsal.rehearse(bundle, data or find_competition(), find_image(image), rows=rows, keep=keep)
-    print(rehearsal.as_json(report) if as_json else report.text())
+    report = run(bundle, data or find_competition(), find_image(image), rows=rows, keep=keep)
+    print(report.json() if as_json else report.text())
     if not report.passed:
         raise typer.Exit(1)
 
@@ -235,8 +231,8 @@ def push_notebook(
     kernel: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="The notebook on Kaggle.")],
     dataset: Annotated[str, typer.Option(help="The bundle's data set, owner/slug.")],
     competition: Annotated[str, typer.Option(help="The competition's slug.")] = COMPETITION,
-    pinning: Annotated[str, typer.Option(help="original or latest image.")] = "original",
-    title: Annotated[str | None, typer.Option(help="Of the notebook; must give the slug.")] = None,
+    pinning: Annotated[str, typer.Option(help="The image to run on: original or latest.")] = "original",
+    title: Annotated[str | None, typer.Option(help="The notebook's title; it must give the slug.")] = None,
 ) -> None:
     """Push the inference notebook: internet off, two T4s, data set and competition attached."""
     from fb3.rehearsal.notebooks import find_notebook
@@ -252,13 +248,19 @@ def push_notebook(
 def submit(
     kernel: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="The notebook on Kaggle.")],
     competition: Annotated[str, typer.Option(help="The competition's slug.")] = COMPETITION,
-    version: Annotated[int | None, typer.Option(help="Of the notebook; the latest where left out.")] = None,
-    message: Annotated[str, typer.Option(help="Of the submission.")] = "",
+    version: Annotated[int | None, typer.Option(help="The notebook's version; default: the latest.")] = None,
+    message: Annotated[str, typer.Option(help="Describes the submission.")] = "",
 ) -> None:
     """Wait until a pushed notebook has run, show the end of its log, and submit it."""
     from fb3.upload.notebook import submit_notebook
 
     print(submit_notebook(kernel, competition, version=version, message=message))
+
+
+def _write_or_print(text: str, out: str | None) -> None:
+    from fb3.system.files import write_text
+
+    print(text, end="") if out is None else write_text(text, out)
 
 
 def _required(value: Path | None, option: str) -> Path:
@@ -275,13 +277,13 @@ def _fold_numbers(text: str | None) -> list[int] | None:
 
 
 def main() -> None:
-    """The entry point: what the user can mend becomes one line and exit status 1, a stop that can go on status 75."""
+    """The entry point: an error that the user can mend is one line and exit status 1, a stop with a save status 75."""
     escape_output()
     try:
         app()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(_STOPPED)
-    except (Fb3Error, OSError) as error:  # an OSError names its file: no space left, no permission
+    except (Fb3Error, OSError) as error:  # an OSError names its file
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

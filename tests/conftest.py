@@ -31,7 +31,7 @@ TINY = ["train.precision=fp32", "predict.precision=fp32", "train.epochs=1"]
 
 @pytest.fixture(autouse=True)
 def plain_numbers(monkeypatch):
-    """Any message with a number as numpy writes it, such as np.int64(1), fails the test."""
+    """A message with numpy's form of a number, such as np.int64(1), fails the test."""
     plain = Fb3Error.__init__
 
     def checked(self, message=""):
@@ -75,7 +75,7 @@ def texts():
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory, texts):
-    """A tiny BERT, as a hub has it."""
+    """A tiny BERT, in the files that a hub has."""
     folder, tokenizer = tmp_path_factory.mktemp("bert"), train_tokenizer(texts, 300)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     size |= {"max_position_embeddings": 80, "vocab_size": 300, "pad_token_id": 0, "architectures": []}
@@ -86,7 +86,7 @@ def tiny_bert(tmp_path_factory, texts):
 
 @pytest.fixture(scope="session")
 def without_network():
-    """A command prefix that cuts the network, proven to do so; the test is skipped where the machine allows none."""
+    """A command prefix that cuts the network; the test is skipped where the machine forbids network namespaces."""
     for prefix in (["unshare", "-rn"], ["unshare", "-n"]):
         if shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
             return prefix

@@ -1,4 +1,4 @@
-"""The house's rules, enforced: the order of the stations, no circles, who knows what."""
+"""The rules of the code's structure: the order of the stations, no circular imports, names, who may import what."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ import pytest
 import fb3
 
 PACKAGE = Path(fb3.__file__).parent
-# From the ground up. A station imports those below it; stations of one line do not know each other.
+# From the bottom up: a station imports only stations listed before it, and none on its own line.
 STATIONS = [
     {"errors", "version"},
     {"system"},
@@ -29,14 +29,20 @@ STATIONS = [
     {"__main__", "__init__"},
 ]
 WITHOUT_TORCH = {"errors", "version", "system", "recipe", "targets"}
-# The competition image lacks these, so nothing that `infer` can reach may import them.
+# The competition image lacks these packages, so no module that `infer` can reach may import them.
 NOT_AT_INFERENCE = {"accelerate", "iterstrat", "kaggle", "optuna", "pytorch_optimizer", "ray", "sklearn"}
+# Names that say nothing to somebody who has not read the code.
+VAGUE_MODULES = {
+    *("turns", "stage", "guard", "ahead", "parts", "bare", "backed", "checked", "layout", "cost", "worker", "sample"),
+    "foldinfo",
+}
+VAGUE_CLASSES = {"Alone", "Shifted", "OneInput", "Kept", "Bare", "Backed", "Checked", "Consistent", "Pull"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*MODULES, PACKAGE.parent / "build_dataset.py"]
 
 
 def name_of(path: Path) -> str:
-    """Such as training.tricks.fgm; a package's name for its `__init__`, and `__init__` for fb3's own."""
+    """A module's dotted name below fb3, such as training.tricks.fgm; `__init__` for fb3's own `__init__`."""
     return path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
 
 
@@ -46,13 +52,13 @@ def station_of(module: str) -> str:
 
 def level_of(module: str) -> int:
     levels = [level for level, stations in enumerate(STATIONS) if station_of(module) in stations]
-    assert len(levels) == 1, f"{module}: give its station a line in STATIONS"
+    assert len(levels) == 1, f"{module}: add its station to STATIONS"
     return levels[0]
 
 
 @cache
 def imports_of(path: Path) -> frozenset[str]:
-    """Every dotted name that a file imports, also inside functions, without those for type checkers."""
+    """Every dotted name that a file imports, also inside functions, except imports for type checkers."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
@@ -90,7 +96,7 @@ def test_no_circles():
         assert module not in trail, f"a circle: {[*trail, module]}"
         if module not in done:
             for other in inner_imports(module):
-                if not other.startswith(module + "."):  # a package's face names its own pieces
+                if not other.startswith(module + "."):  # an `__init__` hands on names of its own modules
                     visit(other, [*trail, module])
             done.add(module)
 
@@ -99,7 +105,7 @@ def test_no_circles():
 
 
 @pytest.mark.parametrize(
-    ("package", "rooms"),
+    ("package", "places"),
     [
         ("iterstrat", {"data.folds"}),
         ("accelerate", {"training"}),
@@ -112,14 +118,14 @@ def test_no_circles():
         ("disentangled_flash", {"models.kernels.flash_attention"}),
     ],
 )
-def test_a_package_is_known_in_one_place(package, rooms):
+def test_a_package_is_known_in_one_place(package, places):
     for module, path in KNOWN.items():
         if package in {name.partition(".")[0] for name in imports_of(path)}:
-            assert any(module == room or module.startswith(room + ".") for room in rooms), module
+            assert any(module == place or module.startswith(place + ".") for place in places), module
 
 
 @pytest.mark.parametrize("module", [module for module in KNOWN if station_of(module) in WITHOUT_TORCH])
-def test_the_ground_floors_import_no_torch_when_they_are_imported(module):
+def test_the_lowest_stations_import_no_torch_when_they_are_imported(module):
     top = {name.partition(".")[0] for node in ast.parse(KNOWN[module].read_text()).body for name in names(node)}
     assert not top & {"torch", "transformers"}
 
@@ -173,12 +179,39 @@ def test_no_module_bears_the_name_of_a_public_function():
 @pytest.mark.parametrize("path", [path for path in MODULES if path.stem == "__init__"], ids=name_of)
 def test_packages_are_empty_or_hand_names_on(path):
     if path.parent == PACKAGE:
-        return  # the lazy face of fb3, which hands names on by __getattr__
+        return  # fb3's own hands names on by __getattr__, when they are first used
     tree = ast.parse(path.read_text())
     for node in tree.body:
         exports = isinstance(node, ast.Assign) and [target.id for target in node.targets] == ["__all__"]
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         assert isinstance(node, ast.ImportFrom) or exports or docstring, f"{path}: move line {node.lineno} to a module"
+
+
+def test_names_say_what_a_module_or_class_holds():
+    assert not VAGUE_MODULES & {part for module in KNOWN for part in module.split(".")}
+    for path in MODULES:
+        nodes = ast.walk(ast.parse(path.read_text()))
+        classes = {node.name.lstrip("_") for node in nodes if isinstance(node, ast.ClassDef)}
+        assert not VAGUE_CLASSES & classes, path
+
+
+def test_classes_of_settings_end_in_settings():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())) if station_of(name_of(path)) == "recipe" else ():
+            if isinstance(node, ast.ClassDef) and any("Settings" in ast.unparse(base) for base in node.bases):
+                assert node.name.endswith("Settings") or node.name == "Recipe", f"{path}: {node.name}"
+
+
+def test_tests_mirror_the_folders():
+    tests = Path(__file__).parent
+    defined = (ast.FunctionDef, ast.ClassDef)
+    for path in MODULES:
+        if any(isinstance(node, defined) for node in ast.parse(path.read_text()).body) and path.parent != PACKAGE:
+            station = station_of(name_of(path))
+            assert any((tests / station).rglob("test_*.py")), f"{path}: tests/{station} has no test file"
+    for path in tests.rglob("test_*.py"):
+        folder = path.parent.relative_to(tests)
+        assert (PACKAGE / folder).is_dir(), f"{path}: fb3 has no folder {folder}"
 
 
 def test_no_two_modules_share_a_name():
@@ -189,6 +222,6 @@ def test_no_two_modules_share_a_name():
 def test_modules_and_tricks_stay_small():
     for path in MODULES:
         lines = len(path.read_text().splitlines())
-        assert lines <= 350, f"{path}: {lines} lines, two purposes?"
+        assert lines <= 350, f"{path}: {lines} lines; it may have two purposes"
         if "tricks" in path.parts and path.stem not in {"build", "trick"}:
             assert lines <= 80, path

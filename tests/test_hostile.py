@@ -211,7 +211,7 @@ def test_a_file_of_a_gigabyte_is_refused_unread(read, tmp_path):
     path = tmp_path / "sparse.yaml"
     path.touch()
     os.truncate(path, 2**30)
-    with pytest.raises(Fb3Error, match=r"sparse\.yaml: 1\.1 GB, of such a file at most"):
+    with pytest.raises(Fb3Error, match=r"sparse\.yaml: has 1\.1 GB, more than the"):
         read(path)
 
 
@@ -243,7 +243,7 @@ def test_a_csv_of_odd_size(tmp_path):
     table.write_bytes(b'text_id,full_text\nx,"' + b"a\n" * 2_500_000 + b'"\n')
     assert len(read_essays(table, DATA)["full_text"][0]) == 5_000_000
     os.truncate(table, 5 * 2**30)
-    with pytest.raises(Fb3Error, match=r"t\.csv: 5\.4 GB"):
+    with pytest.raises(Fb3Error, match=r"t\.csv: has 5\.4 GB"):
         read_essays(table, DATA)
     assert time.monotonic() - start < 60
 
@@ -268,7 +268,7 @@ def test_out_of_fold_numbers_are_as_exact_as_written(tmp_path):
     "line", ["# python 3.1000000000", "# python 3.12\n# glibc 2.999999999", f"# python {9:05000}.1"]
 )
 def test_an_image_list_whose_numbers_have_no_end(line, tmp_path):
-    with pytest.raises(Fb3Error, match=r"i\.txt: (Python|glibc) .* is none"):
+    with pytest.raises(Fb3Error, match=r"i\.txt: (Python|glibc) .* is no version"):
         read_image(written(tmp_path, "i.txt", f"{line}\nnumpy==1.0\n".encode()))
     with pytest.raises(Fb3Error, match="is no version"):
         read_image(written(tmp_path, "i.txt", b"# python 3.12\nnumpy==" + b"9" * 5000))

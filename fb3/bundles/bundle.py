@@ -1,4 +1,4 @@
-"""The dataset folder ("bundle"), read: its manifest names every file with size and hash."""
+"""Reading a bundle, the folder of a Kaggle data set whose manifest names every file with its size and hash."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from fb3.system.file_names import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, W
 from fb3.system.files import read_json, sha256
 
 FORMAT = 1
-SOURCE_ONLY = (
+SOURCE_ONLY = (  # ends a sentence about a bundle
     "holds fb3's source and wheels and no trained run: notebooks/train.ipynb trains with it; to predict, give the "
     "bundle that came out of the training, or one of `python build_dataset.py RUN`"
 )
@@ -27,7 +27,7 @@ class Bundle:
     manifest: dict[str, Any]
 
     def runs(self) -> Iterator[tuple[str, Path, list[Path]]]:
-        """Name, folder and fold folders of each run, in the order in which they were packed."""
+        """Each run's name, folder and fold folders, in the order in which the runs were packed."""
         for run in self.manifest["runs"]:
             path = self.path / "runs" / run["name"]
             yield run["name"], path, [fold_folder(path, number) for number in run["folds"]]
@@ -36,7 +36,7 @@ class Bundle:
         """The runs with their recipes.
 
         Raises:
-            Fb3Error: there is no run, or a recipe cannot be read.
+            Fb3Error: the bundle holds no run, or a recipe cannot be read.
         """
         self.check_trained()
         return [Member(name, path, load_recipe(path / RECIPE), folds) for name, path, folds in self.runs()]
@@ -45,40 +45,40 @@ class Bundle:
         """Refuses a bundle of `--source-only`, which cannot predict.
 
         Raises:
-            Fb3Error: there is no run in it.
+            Fb3Error: the bundle holds no run.
         """
         if not self.manifest["runs"]:
             raise Fb3Error(f"{self.path}: {SOURCE_ONLY}")
 
     def check_fold(self, folder: Path) -> None:
-        """Compares a fold's files with the manifest, but for its int8 scales, without which it predicts as well.
+        """Compares a fold's files with the manifest, except its int8 scales, which prediction can do without.
 
         Raises:
             Fb3Error: as `check` does.
         """
-        self.check_below(folder, [FOLD_JSON, WEIGHTS], besides=INT8)
+        self.check_below(folder, [FOLD_JSON, WEIGHTS], skip=INT8)
 
-    def check_below(self, folder: Path, wanted: Iterable[str], besides: str = "") -> None:
-        """Compares what lies in a folder with the manifest.
+    def check_below(self, folder: Path, required: Iterable[str], skip: str = "") -> None:
+        """Compares the files of a folder with the manifest.
 
         Args:
-            folder: in the bundle.
-            wanted: names of files in it that the manifest must have: what is read unchecked could be anything.
-            besides: a file that is left to who reads it.
+            folder: a folder in the bundle.
+            required: names of its files that the manifest must hold, because they will be read.
+            skip: name of a file that its reader checks.
 
         Raises:
             Fb3Error: as `check` does.
         """
         start = folder.relative_to(self.path).as_posix() + "/"
-        below = [name for name in self.manifest["files"] if name.startswith(start) and name != start + besides]
-        for name in dict.fromkeys([*below, *(start + name for name in wanted)]):
+        below = [name for name in self.manifest["files"] if name.startswith(start) and name != start + skip]
+        for name in dict.fromkeys([*below, *(start + name for name in required)]):
             self.check(name)
 
     def check(self, name: str) -> None:
         """Compares a file with the manifest.
 
         Raises:
-            Fb3Error: it is missing, is not the one that was packed, or would lie outside the bundle.
+            Fb3Error: the file is missing, is not the packed one, or would lie outside the bundle.
         """
         entry = self.manifest["files"].get(name)
         if not _inside(name) or not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
@@ -93,10 +93,10 @@ class Bundle:
             raise Fb3Error(f"{file}: its hash is not the packed file's; it was changed or damaged, upload it again")
 
     def faults(self) -> Iterator[Fb3Error]:
-        """What `check` has against each file; and links out of the bundle, though the hash is right."""
+        """The error of `check` for each bad file, and one for each link that leads out of the bundle."""
         root = self.path.resolve()
         for name in self.manifest["files"]:
-            if name == METADATA:  # the user's to edit, and not mounted on Kaggle
+            if name == METADATA:  # users edit it, and Kaggle does not mount it
                 continue
             try:
                 self.check(name)
@@ -107,17 +107,17 @@ class Bundle:
                 yield Fb3Error(f"{self.path / name}: a link out of the bundle; put the file itself there")
 
     def extra(self) -> list[str]:
-        """Files that the manifest does not name, without those that Python writes when it imports the source."""
-        there = [path.relative_to(self.path) for path in sorted(self.path.rglob("*")) if not path.is_dir()]
+        """Files that the manifest does not name, except the byte code that Python writes beside the source."""
+        found = [path.relative_to(self.path) for path in sorted(self.path.rglob("*")) if not path.is_dir()]
         known = {*self.manifest["files"], MANIFEST, METADATA}
-        return [p.as_posix() for p in there if p.as_posix() not in known and "__pycache__" not in p.parts]
+        return [p.as_posix() for p in found if p.as_posix() not in known and "__pycache__" not in p.parts]
 
 
 def read_bundle(path: str | Path) -> Bundle:
-    """Reads the manifest only.
+    """Reads a bundle's manifest; files are compared with it later, before they are used.
 
     Raises:
-        Fb3Error: no bundle there, or one of another format.
+        Fb3Error: the folder is no bundle, or one of another format.
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
@@ -134,7 +134,7 @@ def read_bundle(path: str | Path) -> Bundle:
 
 
 def _inside(name: str) -> bool:
-    """Whether a name in the manifest is a plain way down, such as runs/a/recipe.yaml."""
+    """Whether a name in the manifest is a plain relative path, such as runs/a/recipe.yaml."""
     plain = not set(name) & ({"\0", "\\", ":"} if os.name == "nt" else {"\0"})
     return plain and all(part not in {"", ".", ".."} for part in name.split("/"))
 
@@ -153,7 +153,7 @@ def verify_bundle(path: str | Path) -> Bundle:
     """Reads a bundle and checks every file's size and hash.
 
     Raises:
-        Fb3Error: a file is missing, is not the one that was packed, or is a link out of the bundle; names it.
+        Fb3Error: names the first file that is missing, is not the packed one, or is a link out of the bundle.
     """
     bundle = read_bundle(path)
     for fault in bundle.faults():

@@ -1,4 +1,4 @@
-"""What a competition image has: its Python, its glibc, its packages; and what fb3 wants of it."""
+"""Competition images: their Python, glibc and packages, and the packages that fb3 needs."""
 
 import importlib.metadata
 import platform
@@ -17,36 +17,33 @@ from fb3.system.files import read_utf8
 
 RECORDED = Path(__file__).resolve().parents[2] / "wheels" / "images"
 _OWN = Path(__file__).parents[1] / "requirements.txt"
-# What predict.backend wants beyond fb3's own requirements; setup.cfg names the same as extras.
+# Requirements of predict.backend beyond fb3's own; setup.cfg names the same as extras.
 BACKENDS = {"openvino": ("openvino>=2025.0",), "onnx": ("onnx>=1.17", "onnxruntime>=1.20")}
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s;#]+)")
-_GLIBC = (2, 35)  # of the images since 2023
+_GLIBC = (2, 35)  # in Kaggle's images since 2023
 
 
 @dataclass(frozen=True)
 class Image:
-    """A competition image.
-
-    name: of the list. python: its full version. glibc: major and minor. packages: version by canonical name.
-    """
+    """A competition image, as a recorded list describes it."""
 
     name: str
-    python: str
+    python: str  # the full version
     glibc: tuple[int, int]
-    packages: dict[str, str]
+    packages: dict[str, str]  # version by canonical name
 
     @property
     def short_python(self) -> str:
-        """Such as 3.12."""
+        """Major and minor version, such as 3.12."""
         return ".".join(self.python.split(".")[:2])
 
     def satisfies(self, requirement: Requirement) -> bool:
-        """Whether a package is there in a version that will do; a local part such as +cu128 does not count."""
+        """Whether the image meets a requirement; a version's local part such as +cu128 is ignored."""
         version = self.packages.get(canonicalize_name(requirement.name))
         return version is not None and requirement.specifier.contains(Version(version).public, prereleases=True)
 
     def wants(self, requirement: Requirement) -> bool:
-        """Whether the requirement's marker holds there."""
+        """Whether a requirement's marker holds on the image."""
         return requirement.marker is None or requirement.marker.evaluate(
             {
                 "python_version": self.short_python,
@@ -62,13 +59,13 @@ class Image:
         )
 
     def platforms(self) -> list[str]:
-        """Platform tags whose wheels run there, newest glibc first."""
+        """Platform tags of wheels that run on the image, newest glibc first."""
         major, minor = self.glibc
         new = [f"manylinux_{major}_{n}_x86_64" for n in range(minor, 4, -1)]
         return [*new, "manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
 
     def tags(self) -> frozenset[Tag]:
-        """Wheel tags that install there."""
+        """Tags of wheels that install on the image."""
         version = tuple(int(part) for part in self.short_python.split("."))
         interpreter = f"cp{version[0]}{version[1]}"
         own = cpython_tags(version, platforms=self.platforms())
@@ -79,11 +76,11 @@ def read_image(path: str | Path, python: str | None = None) -> Image:
     """Reads a recorded list: `name==version` lines, with `# python 3.12.13` and `# glibc 2.35` on top.
 
     Args:
-        path: the list; a plain `pip freeze` will do.
-        python: where the list does not say it.
+        path: the list; the output of `pip freeze` will do.
+        python: the version of Python, for a list that does not name it.
 
     Raises:
-        Fb3Error: missing, empty, a version that is none, or no Python named.
+        Fb3Error: the list is missing or empty, holds an invalid version, or names no Python.
     """
     path = Path(path)
     try:
@@ -97,25 +94,25 @@ def read_image(path: str | Path, python: str | None = None) -> Image:
     for name, version in packages.items():
         try:
             Version(version)
-        except ValueError:  # InvalidVersion, or a number of thousands of digits
+        except ValueError:  # InvalidVersion, or int's own for a number of thousands of digits
             raise Fb3Error(f"{path}: {name}=={version} is no version") from None
     python = python or said.get("python")
     if python is None:
         raise Fb3Error(f"{path}: does not say its Python; write a first line such as `# python 3.12.13`")
-    if not re.fullmatch(r"3\.[0-9]{1,2}(\.[0-9]{1,3})?", python):  # tags are counted down from there
-        raise Fb3Error(f"{path}: Python {python} is none; write a first line such as `# python 3.12.13`")
+    if not re.fullmatch(r"3\.[0-9]{1,2}(\.[0-9]{1,3})?", python):  # `tags` counts down from it
+        raise Fb3Error(f"{path}: Python {python} is no version; write a first line such as `# python 3.12.13`")
     glibc = said.get("glibc", ".".join(map(str, _GLIBC)))
     if not re.fullmatch(r"2\.[0-9]{1,2}(\.[0-9]{1,3})*", glibc):
-        raise Fb3Error(f"{path}: glibc {glibc} is none; write a line such as `# glibc 2.35`")
+        raise Fb3Error(f"{path}: glibc {glibc} is no version; write a line such as `# glibc 2.35`")
     major, minor = glibc.split(".")[:2]
     return Image(path.stem, python, (int(major), int(minor)), packages)
 
 
 def find_image(name: str) -> Image:
-    """A list by its path, or by its name in wheels/images of the repository.
+    """Reads an image's list by its path, or by its name in the repository's wheels/images.
 
     Raises:
-        Fb3Error: there is none.
+        Fb3Error: there is no such list.
     """
     known = {path.stem: path for path in sorted(RECORDED.glob("*.txt"))}
     path = known.get(name, Path(name))
@@ -125,7 +122,7 @@ def find_image(name: str) -> Image:
 
 
 def freeze_image() -> str:
-    """The list of this interpreter: of the packages that fb3 needs, and theirs, those that are here."""
+    """The list of this interpreter's image: the installed packages among fb3's requirements and their own."""
     found = installed_closure(own_requirements())
     glibc = platform.libc_ver()[1] or ".".join(map(str, _GLIBC))
     head = [f"# python {platform.python_version()}", f"# glibc {glibc}"]
@@ -133,7 +130,7 @@ def freeze_image() -> str:
 
 
 def installed_closure(requirements: Iterable[Requirement]) -> dict[str, str]:
-    """Versions by name of some packages, and of all that they need, as far as they are installed here."""
+    """Versions by name of the required packages and their own requirements, as far as they are installed here."""
     found: dict[str, str] = {}
     waiting = list(requirements)
     while waiting:
@@ -151,16 +148,16 @@ def installed_closure(requirements: Iterable[Requirement]) -> dict[str, str]:
 
 
 def own_requirements(backend: str | None = None) -> list[Requirement]:
-    """What fb3 needs to train and to infer; with a backend of predict.backend, that too."""
+    """fb3's requirements to train and to infer, with the ones of a predict.backend."""
     own = parse_requirements(_OWN.read_text(encoding="utf-8").splitlines(), _OWN)
     return [*own, *map(Requirement, BACKENDS[backend] if backend else ())]
 
 
 def parse_requirements(lines: Iterable[str], source: Path) -> list[Requirement]:
-    """Requirements from lines; comments, options and empty lines are passed over.
+    """Parses lines of requirements; comments, options and empty lines are skipped.
 
     Raises:
-        Fb3Error: a line that is none.
+        Fb3Error: a line of the file `source` is no requirement.
     """
     out = []
     for line in lines:
@@ -169,14 +166,14 @@ def parse_requirements(lines: Iterable[str], source: Path) -> list[Requirement]:
             try:
                 out.append(Requirement(text))
             except (InvalidRequirement, RecursionError) as error:
-                # packaging quotes the whole line below its reason, however long it is.
+                # packaging's message quotes the whole line, however long, below the reason.
                 reason = (str(error).splitlines() or [""])[0]
                 raise Fb3Error(f"{source}: {shortened(text)!r} is no requirement ({shortened(reason)})") from None
     return out
 
 
 def differing_versions(image: Image) -> dict[str, str]:
-    """Packages of the image's list that this interpreter has in another version, or not at all: in words, by name."""
+    """Describes, by name, the image's packages that this interpreter has in another version or not at all."""
     out = {}
     if not platform.python_version().startswith(image.short_python + "."):
         out["python"] = f"{platform.python_version()} (there {image.python})"

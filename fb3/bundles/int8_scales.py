@@ -1,68 +1,61 @@
-"""int8 scales of packed folds: measured on training essays, kept where the fold's out-of-fold score stays as it was."""
+"""int8 scales of packed folds: measured on training essays, kept where the fold's out-of-fold score stays the same."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fb3.bundles.packing import Check
+from fb3.bundles.packed_folds import measure_folds, predict_again
+from fb3.bundles.packing import PackingStep
 from fb3.bundles.tolerance import target_scale
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
 from fb3.models.kernels.int8_linear import SHIFT, BiasCorrection, Scales, observe
 from fb3.models.scorer import Scorer
-from fb3.prediction.fold_prediction import encode, predict_fold
+from fb3.prediction.fold_prediction import encode
 from fb3.prediction.inference_loop import lower_weights, predict
 from fb3.runs.checkpoint import drop_scales, load_fold, save_scales
-from fb3.runs.run_folder import Member, check_known, training_essays
+from fb3.runs.run_folder import Member, check_known
 from fb3.runs.scores import TRUTH
 from fb3.system.devices import Precision, cpu_has_int8, pick_precision
 from fb3.system.file_names import ENCODER, OOF, fold_number
-from fb3.system.progress import progress, say
+from fb3.system.progress import say
 from fb3.targets.metrics import rmse_columns
 from fb3.tasks.build import build_task
 
-ESSAYS = 32  # to measure on
-TOLERANCE = 0.0005  # the out-of-fold MCRMSE may lose so much, for scores from 1 to 5; others in proportion
+ESSAYS = 32  # on which a fold's scales are measured
+TOLERANCE = 0.0005  # largest loss of out-of-fold MCRMSE, for scores from 1 to 5; for other ranges in proportion
 
 
-def calibrate(data: Path | None, essays: int = ESSAYS) -> Check:
+def calibrate(data: Path | None, essays: int = ESSAYS) -> PackingStep:
     """A step for `write_bundle`: gives each packed fold the scales that inference on a CPU needs for int8.
 
     The out-of-fold essays are predicted once more, in int8. A fold whose score gets worse by more than the tolerance
-    gets none, and that is said.
+    gets no scales, with a message.
 
     Args:
-        data: the folder with the train.csv of the runs; none: the one that each run recorded.
-        essays: to measure on, for each fold, of those it was trained on.
+        data: the folder with the runs' train.csv; None: the one that each run recorded.
+        essays: how many of each fold's training essays the scales are measured on.
 
     Returns:
-        A function that takes the runs and the packed folder, and returns each fold's MCRMSE in int8 less the one
-        in oof.csv.
+        A function that takes the runs and the packed folder, and returns for each fold its MCRMSE in int8 minus the
+        one in oof.csv.
     """
 
     def step(members: list[Member], packed: Path) -> dict[str, Any]:
+        def measure(_: Path, member: Member, position: int, texts: pd.DataFrame) -> float:
+            return _calibrate_fold(member, position, texts, essays)
+
         _check_wishes(members)
-        found: dict[str, Any] = {}
-        with progress("int8", sum(len(member.folds) for member in members)) as advance:
-            for member in members:
-                folder = packed / "runs" / member.name
-                inside = Member(member.name, folder, member.recipe, [folder / fold.name for fold in member.folds])
-                texts = training_essays(member.path, member, data)
-                for position, fold in enumerate(inside.folds):
-                    worse = _calibrate_fold(inside, position, texts, essays)
-                    found[f"{member.name}/{fold.name}"] = round(worse, 5)
-                    advance()
-        return {"essays": essays, "worse": found}
+        return {"essays": essays, "worse": measure_folds("int8", members, packed, data, measure)}
 
     return step
 
 
 def _check_wishes(members: list[Member]) -> None:
-    """Refuses what would never compute in int8, here or later.
+    """Refuses recipes that never compute in int8, and a chip that is slow at it.
 
     Raises:
         Fb3Error: names the recipe's key, or the chip.
@@ -82,7 +75,11 @@ def _check_wishes(members: list[Member]) -> None:
 
 
 def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: int) -> float:
-    """Writes the scales of a fold, and takes them back where they cost too much; by how much its score is worse."""
+    """Writes a fold's scales, and deletes them where the score gets too much worse.
+
+    Returns:
+        By how much the score is worse.
+    """
     folder, name = member.folds[position], f"{member.name}/{member.folds[position].name}"
     identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
     truths = [TRUTH + column for column in columns]
@@ -92,9 +89,8 @@ def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: 
     others = texts[~texts.index.isin(own[identifier])]
     save_scales(folder, measure_scales(member, folder, others.sample(min(essays, len(others)), random_state=0)))
     ids, truth = own[identifier], own[truths].to_numpy()
-    again = predict_fold(member, position, encode(member, texts.loc[ids]), ids.to_numpy(), "cpu", shown=False)
     before = rmse_columns(truth, own[columns].to_numpy()).mean()
-    after = rmse_columns(truth, np.clip(again.values, member.recipe.task.minimum, member.recipe.task.maximum)).mean()
+    after = rmse_columns(truth, predict_again(member, position, ids, texts, "cpu")).mean()
     if not after - before <= TOLERANCE * target_scale(member):
         drop_scales(folder)
         say(f"{name}: int8 costs {after - before:.4f} of its MCRMSE of {before:.4f}; it is packed without")
@@ -102,15 +98,15 @@ def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: 
 
 
 def measure_scales(member: Member, folder: Path, essays: pd.DataFrame) -> Scales:
-    """Scales of a fold, and the shift that its rounding asks for.
+    """A fold's scales, and the shift that makes up for its rounding.
 
     Args:
         member: the run.
-        folder: the fold's.
-        essays: of those it was trained on, by id.
+        folder: the fold's folder.
+        essays: some of the fold's training essays, by id.
 
     Raises:
-        Fb3Error: torch cannot compute it in int8 here.
+        Fb3Error: torch cannot compute the fold in int8 here.
     """
     task, ids = build_task(member.recipe), essays.index.to_numpy()
     encoded = encode(member, essays)

@@ -1,4 +1,4 @@
-"""The wheels and lock files that a bundle carries: fb3's own for every image, and those of its runs' backends."""
+"""Chooses the wheels and lock files of a bundle: fb3's own for every image, and the ones of its runs' backends."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ WHEELS = RECORDED.parent
 
 
 def packed_wheels(runs: list[Path], folder: Path | None, without: bool) -> Iterator[Path]:
-    """All wheels and lock files, found or fetched when they are asked for."""
+    """All wheels and lock files, from a folder or downloaded by hash; nothing is read before the iterator starts."""
     wheels = [] if without else wheels_for_all_images(folder)
     for backend in backends_of(runs):
         wheels += wheels_of_backend(backend, folder, without)
@@ -21,13 +21,13 @@ def packed_wheels(runs: list[Path], folder: Path | None, without: bool) -> Itera
 
 
 def backends_of(runs: list[Path]) -> list[str]:
-    """The libraries that the runs' recipes name in predict.backend; what is no run is left to `write_bundle`."""
+    """The libraries that the runs' recipes name in predict.backend; `write_bundle` refuses folders that are no run."""
     recipes = [load_recipe(run / RECIPE) for run in runs if (run / RECIPE).is_file()]
     return sorted({recipe.predict.backend for recipe in recipes} & BACKENDS.keys())
 
 
 def wheels_of_backend(backend: str, folder: Path | None, without: bool) -> list[Path]:
-    """Wheels and lock files of a backend, where there are locks for it; else says so."""
+    """Wheels and lock files of a backend; none, with a message, where the repository has no locks for it."""
     if without or not all((WHEELS / f"{path.stem}-{backend}.lock").is_file() for path in RECORDED.glob("*.txt")):
         why = "--no-wheels" if without else f"no lock of it; `fb3 wheels-lock IMAGE --backend {backend}` writes one"
         say(f"predict.backend={backend}: its wheels are not packed ({why}); where they are missing, torch computes")
@@ -36,10 +36,7 @@ def wheels_of_backend(backend: str, folder: Path | None, without: bool) -> list[
 
 
 def wheels_for_all_images(folder: Path | None, suffix: str = "") -> list[Path]:
-    """Wheels and lock files for every recorded image, from a folder or fetched by hash.
-
-    suffix: of the lock files' stems.
-    """
+    """Wheels and lock files for every recorded image; `suffix` ends the lock files' stems, such as -openvino."""
     files = {}
     for listed in sorted(RECORDED.glob("*.txt")):
         image, lock = read_image(listed), WHEELS / f"{listed.stem}{suffix}.lock"

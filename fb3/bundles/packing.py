@@ -1,18 +1,19 @@
-"""Packing: run folders, fb3's own source and wheels to a dataset folder ("bundle")."""
+"""Writing a bundle: run folders, fb3's own source and wheels in one folder for a Kaggle data set."""
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
 from fb3.bundles.bundle import FORMAT, Bundle, read_bundle
-from fb3.bundles.metadata import dataset_metadata, default_slug, safe_file_name
+from fb3.bundles.kaggle_names import dataset_metadata, default_slug, safe_file_name
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.fold_json import check_weights, is_finished
 from fb3.runs.run_folder import Member
 from fb3.runs.scores import caveats
-from fb3.system.disk_space import cannot_write, check_room, in_room
+from fb3.system.disk_space import cannot_write, check_free_space, raises_disk_full
 from fb3.system.file_names import (
     ENCODER,
     FOLD_JSON,
@@ -28,20 +29,20 @@ from fb3.system.files import link_or_copy, read_json, sha256, write_json
 from fb3.system.progress import say
 from fb3.version import __version__
 
-# What inference and a later look at the scores need. Left out: log.jsonl and environment.json, which name places of the
-# machine that trained, scratch/ and the checkpoints of single evaluations.
+# The files that inference and a later look at the scores need. Left out are log.jsonl and environment.json, which hold
+# local paths, scratch/, and the checkpoints of single evaluations.
 RUN_FILES = (RECIPE, "folds.csv", OOF, "scores.json")
-_COLUMNS = {  # what the runs of a bundle share, since test.csv is read once
+_COLUMNS = {  # must be the same in all runs of a bundle, because test.csv is read once
     "data.id_column": lambda data: data.id_column,
     "data.target_columns": lambda data: data.target_columns,
     "the texts' columns (data.text_column, data.text.template)": lambda data: data.text_columns(),
 }
-_CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # what runs, or holds what runs
+_CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # suffixes of files that may run code when read
 _SOURCE = Path(__file__).parents[1]  # the package fb3
-Check = Callable[[list[Member], Path], dict[str, Any]]
+PackingStep = Callable[[list[Member], Path], dict[str, Any]]
 
 
-@in_room("out")
+@raises_disk_full("out")
 def write_bundle(
     runs: Sequence[str | Path],
     out: str | Path,
@@ -50,29 +51,29 @@ def write_bundle(
     title: str | None = None,
     weights: Literal["fp32", "fp16"] = "fp32",
     wheels: Iterable[Path] = (),
-    int8: Check | None = None,
-    check: Check | None = None,
+    int8: PackingStep | None = None,
+    check: PackingStep | None = None,
     source_only: bool = False,
     link: bool = False,
 ) -> Bundle:
     """Packs run folders with fb3's own source.
 
     Args:
-        runs: run folders; one with only some of its folds is packed with those.
+        runs: run folders; a run that is not trained to its end is packed with its finished folds.
         out: the bundle's folder; an older bundle there is replaced once the new one is whole.
         id: owner/slug of the data set.
-        title: of the data set; none: the slug.
+        title: title of the data set; None: the slug.
         weights: fp16 halves the size.
-        wheels: wheel and lock files to carry.
-        int8: adds to the packed folder what inference in int8 needs; what it returns stands in the manifest as "int8".
-        check: looks at the runs and at the packed folder before it takes its place, and refuses it by an error; what it
-            returns stands in the manifest as "parity".
-        source_only: pack no run, only source and wheels: a machine without internet trains with it.
-        link: fp32 weights share their bytes with the run's, where the file system can.
+        wheels: wheel and lock files to pack.
+        int8: a step that adds scales for int8 to the packed folder; the manifest holds its result as "int8".
+        check: a step that compares the runs with the packed folder, and raises to refuse it; the manifest holds its
+            result as "parity".
+        source_only: pack no run, only source and wheels, to train on a machine without internet.
+        link: make hard links to the runs' fp32 weights instead of copies, where the file system can.
 
     Raises:
-        Fb3Error: runs and source_only, or neither; a run that is none, has no trained fold or damaged weights; runs
-            that predict different columns; an id or title that Kaggle refuses; `out` is something else than a bundle.
+        Fb3Error: runs and source_only, or neither; a folder that is no run, has no trained fold or damaged weights;
+            runs that predict different columns; an id or title that Kaggle refuses; `out` exists and is no bundle.
     """
     out = Path(out).resolve()
     if out.exists() and not _may_replace(out):
@@ -81,48 +82,48 @@ def write_bundle(
         raise Fb3Error(f"{out}: give either the run folders to pack, or source_only (--source-only)")
     members = _read_runs([Path(run) for run in runs])
     metadata = dataset_metadata(id or f"your-name/{default_slug(out.name)}", title)
-    wheels = list(wheels)  # may fetch them, now that the runs are known to be ones
-    aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    wheels = list(wheels)  # an iterator may download them, so only once the runs are known to be good
+    temporary, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
     source = sum(file.stat().st_size for file in _SOURCE.rglob("*.py"))
-    check_room(out, source + sum(_size(member, weights, link) for member in members))
+    check_free_space(out, source + sum(_packed_bytes(member, weights, link) for member in members))
     try:
         for member in members:
-            _pack_run(member, aside / "runs" / member.name, weights, link)
-        _pack_source(aside / "fb3")
+            _pack_run(member, temporary / "runs" / member.name, weights, link)
+        _pack_source(temporary / "fb3")
         for wheel in wheels:
-            (aside / "wheels").mkdir(exist_ok=True)
-            shutil.copyfile(wheel, aside / "wheels" / wheel.name)
-        write_json(metadata, aside / METADATA)
-        added = {"int8": int8(members, aside)} if int8 else {}
+            (temporary / "wheels").mkdir(exist_ok=True)
+            shutil.copyfile(wheel, temporary / "wheels" / wheel.name)
+        write_json(metadata, temporary / METADATA)
+        added = {"int8": int8(members, temporary)} if int8 else {}
         manifest = {
             "format": FORMAT,
             "fb3": __version__,
             "weights": weights,
             **added,
-            "parity": check(members, aside) if check else {"skipped": "not asked for"},
-            "runs": [_entry(member) for member in members],
+            "parity": check(members, temporary) if check else {"skipped": "not asked for"},
+            "runs": [_manifest_entry(member) for member in members],
             "files": {
-                path.relative_to(aside).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-                for path in sorted(aside.rglob("*"))
+                path.relative_to(temporary).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+                for path in sorted(temporary.rglob("*"))
                 if path.is_file()
             },
         }
-        write_json(manifest, aside / MANIFEST)
+        write_json(manifest, temporary / MANIFEST)
         if out.exists():
-            shutil.rmtree(old, ignore_errors=True)  # of a packing that was killed at this place
+            shutil.rmtree(old, ignore_errors=True)  # left by a packing that was killed between the two renames
             out.rename(old)
-        aside.rename(out)
+        temporary.rename(out)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise cannot_write(out, error) from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(out, manifest)
 
 
 def _may_replace(out: Path) -> bool:
-    """Only an empty folder or a bundle of ours, and nothing else that happens to hold a manifest."""
+    """Whether `out` is an empty folder or a bundle; other folders may hold a manifest.json too."""
     if not out.is_dir() or not any(out.iterdir()):
         return out.is_dir()
     try:
@@ -142,45 +143,41 @@ def _read_runs(paths: list[Path]) -> list[Member]:
             raise Fb3Error(f"{path}: no fold in it was trained to its end; run `fb3 train` first")
         if len(folds) < len(started):
             say(f"{path}: left out {sorted(f.name for f in set(started) - set(folds))}, not trained to their end")
-        name = first = safe_file_name(path.resolve().name)
-        if first != path.resolve().name:
-            say(f"{path}: is {first!r} in the bundle; Kaggle refuses the name that it has")
-        while name in {member.name for member in members}:
-            name = _next_name(name, first)
+        base, taken = safe_file_name(path.resolve().name), {member.name for member in members}
+        if base != path.resolve().name:
+            say(f"{path}: is {base!r} in the bundle; Kaggle refuses the name that it has")
+        name = next(each for each in chain([base], (f"{base}-{n}" for n in count(2))) if each not in taken)
         members.append(Member(name, path, load_recipe(path / RECIPE), folds))
     for member in members[1:]:
         for what, columns in _COLUMNS.items():
             first, other = (columns(each.recipe.data) for each in (members[0], member))
             if first != other:
-                raise Fb3Error(f"{member.path}: {what} is {other}, in {members[0].path} it is {first}; pack them apart")
+                raise Fb3Error(
+                    f"{member.path}: {what} is {other}, in {members[0].path} it is {first}; pack them separately"
+                )
     return members
 
 
-def _entry(member: Member) -> dict[str, Any]:
-    """A run in the manifest; says aloud, too, where its score is no CV."""
+def _manifest_entry(member: Member) -> dict[str, Any]:
+    """A run's entry in the manifest; warns where its score is no cross-validation score."""
     if found := caveats(member.path, member.recipe):
         say(f"WARNING: {member.path}: its score is no CV: {'; '.join(found)}")
     folds = [fold_number(fold) for fold in member.folds]
     return {"name": member.name, "folds": folds, **({"caveats": found} if found else {})}
 
 
-def _next_name(name: str, first: str) -> str:
-    """run, run-2, run-3, …"""
-    return f"{first}-{int(name.removeprefix(first + '-') if name != first else 1) + 1}"
-
-
 def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
     out.mkdir(parents=True)
     for name in RUN_FILES:
         if (member.path / name).is_file():
-            _refuse_foreign(member.path / name, member.path)
+            _check_safe(member.path / name, member.path)
             shutil.copyfile(member.path / name, out / name)
     for file in (member.path / ENCODER).rglob("*"):
-        _refuse_foreign(file, member.path)
+        _check_safe(file, member.path)
     shutil.copytree(member.path / ENCODER, out / ENCODER)
     for fold in member.folds:
         info = read_json(fold / FOLD_JSON)
-        info.pop("int8", None)  # a run out of a bundle, whose scales are measured anew
+        info.pop("int8", None)  # a run that was taken from a bundle: its scales are measured anew
         check_weights(fold, "train this fold again")
         target = out / fold.name
         target.mkdir()
@@ -194,15 +191,15 @@ def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
         write_json(info, target / FOLD_JSON)
 
 
-def _size(member: Member, weights: str, link: bool) -> int:
-    """Bytes that a packed run takes, as far as they count; linked weights take none."""
+def _packed_bytes(member: Member, weights: str, link: bool) -> int:
+    """Bytes of a packed run's large files; linked weights take none."""
     folds = sum((fold / WEIGHTS).stat().st_size for fold in member.folds if (fold / WEIGHTS).is_file())
     encoder = sum(file.stat().st_size for file in (member.path / ENCODER).rglob("*") if file.is_file())
     return encoder + (folds // 2 if weights == "fp16" else 0 if link else folds)
 
 
-def _refuse_foreign(file: Path, run: Path) -> None:
-    """Refuses what a run from elsewhere could bring into a bundle: pickles, code, and links to this machine's files."""
+def _check_safe(file: Path, run: Path) -> None:
+    """Refuses pickles, code, and links to files outside the run: a run may come from somebody else."""
     if file.suffix.lower() in _CODE:
         raise Fb3Error(f"{file}: may run code when it is read, and inference does not need it; delete it")
     if not file.resolve().is_relative_to(run.resolve()):

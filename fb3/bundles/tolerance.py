@@ -1,4 +1,4 @@
-"""How far two predictions of one essay may lie apart: rounding passes; another model, or rows that moved, do not."""
+"""How far two predictions of one essay may differ: rounding passes; another model or shuffled rows do not."""
 
 from dataclasses import dataclass
 
@@ -10,23 +10,23 @@ from fb3.runs.scores import TRUTH
 from fb3.system.devices import Precision
 from fb3.system.file_names import OOF
 
-# Largest difference of a score on FB3's scale of 1-5. Twice and more what was seen between chips and batch sizes on
-# real essays (bf16 0.010).
+# Largest difference of a score between 1 and 5: at least twice what different chips and batch sizes gave on real essays
+# (0.010 in bf16).
 TOLERANCE = {"fp32": 0.002, "fp16": 0.02, "bf16": 0.05}
 _RANGE = 4.0  # from 1 to 5
-_STD = 0.5  # below that of FB3's targets, 0.57 to 0.73, so that there the range alone decides
-# Share of the predictions' spread. A model that has learned little predicts nearly the same for all, and shuffled rows
-# differ by little; bf16 alone gives about 0.01 of the spread.
-_OF_SPREAD = 0.25
-_NOISE = 0.1  # share of the tolerance: below this root mean square nothing is refused
+_STD = 0.5  # smaller than the targets' in FB3, 0.57 to 0.73, so that the range alone decides there
+# Largest root mean square, as a share of the predictions' spread. A model that has learned little predicts nearly the
+# same for every essay, so that shuffled rows differ by little; bf16 alone gives about 0.01 of the spread.
+_SPREAD_SHARE = 0.25
+_NOISE_SHARE = 0.1  # of the tolerance: a root mean square below it is never refused
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """largest: allowed difference of one score. noise: root mean square that is always allowed."""
+    """Limits on the differences between two predictions."""
 
-    largest: float
-    noise: float
+    largest: float  # allowed difference of one score
+    noise: float  # root mean square that is always allowed
 
     def exceeded(self, difference: np.ndarray, spread: float) -> bool:
         """Whether predictions differ by more than rounding explains.
@@ -36,21 +36,21 @@ class Tolerance:
             spread: standard deviation of the predictions over the essays, mean of the columns.
         """
         rms = float(np.sqrt((difference**2).mean()))
-        return bool((np.abs(difference) > self.largest).any()) or rms > max(self.noise, _OF_SPREAD * spread)
+        return bool((np.abs(difference) > self.largest).any()) or rms > max(self.noise, _SPREAD_SHARE * spread)
 
 
 def tolerance(member: Member, precision: Precision) -> Tolerance:
-    """The tolerance of a precision on the scale of a run's targets."""
+    """The tolerance for a precision, on the scale of a run's targets."""
     scale = target_scale(member)
     largest = TOLERANCE[precision] * scale
-    # Noise of a model that has learned little comes from its weights as they began, and does not grow with the range.
-    return Tolerance(largest, _NOISE * TOLERANCE[precision] * min(1.0, scale))
+    # A model that has learned little predicts from its initial weights: its noise does not grow with the range.
+    return Tolerance(largest, _NOISE_SHARE * TOLERANCE[precision] * min(1.0, scale))
 
 
 def target_scale(member: Member) -> float:
-    """How large a run's scores are beside FB3's: 1 for those from 1 to 5, 25 for those from 0 to 100.
+    """How large a run's scores are compared to FB3's: 1 for scores from 1 to 5, 25 for scores from 0 to 100.
 
-    Range or spread of the targets decides, whichever is smaller: a range may be left open, such as ±1,000,000.
+    The targets' range or their spread decides, whichever is smaller: a range may be left open, such as ±1,000,000.
     """
     task, oof = member.recipe.task, member.path / OOF
     scale = (task.maximum - task.minimum) / _RANGE

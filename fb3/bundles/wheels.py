@@ -16,31 +16,32 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from fb3.bundles.images import BACKENDS, Image, own_requirements, parse_requirements
 from fb3.errors import Fb3Error
-from fb3.system.disk_space import cannot_write, lacks_room
-from fb3.system.files import LARGEST, in_words, read_utf8, sha256
+from fb3.system.disk_space import cannot_write, is_disk_full
+from fb3.system.files import LARGEST, format_bytes, read_utf8, sha256
 
-_SOURCE = (".tar.gz", ".zip", ".tar.bz2", ".egg")
+_SDISTS = (".tar.gz", ".zip", ".tar.bz2", ".egg")
 
 
 def resolve(image: Image, requirements: Sequence[Requirement] | None = None) -> dict[str, str]:
-    """The closure of what fb3 needs minus what the image has, as lock lines by name.
+    """Resolves the packages that fb3 needs and the image lacks, with their own requirements, to lock lines by name.
 
-    What the image has in a version that will do stays as it is. The rest is asked of the package index, for the image's
-    Python and platform.
+    A package that the image has in a version that will do is left out. The others come from the package index, for the
+    image's Python and platform.
 
     Args:
         image: the recorded image.
-        requirements: none: fb3's own.
+        requirements: the requirements to resolve; None: fb3's own.
 
     Raises:
-        Fb3Error: no network, no wheel for the image, or a requirement that the image's version does not meet.
+        Fb3Error: no network, no wheel for the image, or an image whose version of a package does not meet a
+            requirement.
     """
     pins: dict[str, tuple[str, str]] = {}
     waiting = [(r, "fb3") for r in (own_requirements() if requirements is None else requirements)]
     while waiting:
         requirement, asker = waiting.pop(0)
         name = canonicalize_name(requirement.name)
-        if not image.wants(requirement) or _settled(image, requirement, asker):
+        if not image.wants(requirement) or _in_image(image, requirement, asker):
             continue
         if name in pins:
             if not requirement.specifier.contains(pins[name][0], prereleases=True):
@@ -66,11 +67,11 @@ def lock_text(image: Image, backend: str | None = None) -> str:
     return "\n".join([head, *resolve(image, own_requirements(backend)).values()]) + "\n"
 
 
-def _settled(image: Image, requirement: Requirement, asker: str) -> bool:
-    """Whether the image meets a requirement.
+def _in_image(image: Image, requirement: Requirement, asker: str) -> bool:
+    """Whether the image has a required package.
 
     Raises:
-        Fb3Error: it has the package in a version that does not.
+        Fb3Error: the image has it in a version that does not meet the requirement.
     """
     have = image.packages.get(canonicalize_name(requirement.name))
     if have is not None and not image.satisfies(requirement):
@@ -82,17 +83,14 @@ def _settled(image: Image, requirement: Requirement, asker: str) -> bool:
 
 
 def _ask_index(requirement: Requirement, image: Image) -> dict:
+    """The entry of pip's installation report for a requirement's newest fitting wheel."""
     plain = f"{requirement.name}{requirement.specifier}"
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         arguments = ["install", "--dry-run", "--ignore-installed", "--target", folder, "--report", str(report)]
-        why = _pip([*arguments, "--no-deps", *_for_image(image), plain])
-        if why:
-            _check_room(Path(folder), why)
-            raise Fb3Error(
-                f"{image.name}: no wheel of {plain} for Python {image.short_python} on Linux ({why}); an sdist will "
-                "not do where there is no network"
-            )
+        if why := _pip([*arguments, "--no-deps", *_for_image(image), plain]):
+            words = f"no wheel of {plain} for Python {image.short_python} on Linux ({why}); an sdist will not do where"
+            raise _pip_error(Path(folder), why, f"{image.name}: {words} there is no network")
         return json.loads(report.read_text(encoding="utf-8"))["install"][0]
 
 
@@ -102,7 +100,7 @@ def _for_image(image: Image) -> list[str]:
 
 
 def _pip(arguments: list[str]) -> str:
-    """Runs pip; empty where it succeeded, else its reason."""
+    """Runs pip; returns the reason where it failed, else an empty text."""
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PIP_NO_INPUT": "1"})
     if not done.returncode:
@@ -111,9 +109,9 @@ def _pip(arguments: list[str]) -> str:
     return " ".join(lines[:2]) or done.stderr.strip()[-300:]
 
 
-def _check_room(folder: Path, why: str) -> None:
-    if lacks_room(error := OSError(why)):
-        raise cannot_write(folder, error)
+def _pip_error(folder: Path, why: str, words: str) -> Fb3Error:
+    """The error where pip failed: a full disk, if that is why, else `words`."""
+    return cannot_write(folder, error) if is_disk_full(error := OSError(why)) else Fb3Error(words)
 
 
 def fetch_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
@@ -121,20 +119,17 @@ def fetch_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
 
     Args:
         lock: requirements with `--hash`.
-        folder: where the wheels are kept.
-        image: for which they are.
+        folder: the folder that keeps the wheels.
+        image: the image on which they will be installed.
 
     Raises:
-        Fb3Error: no network, or a hash that is not the lock's.
+        Fb3Error: no network, or a download whose hash is not the lock's.
     """
     if any(digest not in _hashes(folder) for digest in locked(lock).values()):
         arguments = ["download", "--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(folder)]
         if why := _pip([*arguments, *_for_image(image)]):
-            _check_room(folder, why)
-            raise Fb3Error(
-                f"{lock}: pip could not fetch the wheels ({why}); give a folder that has them with --wheels, or go "
-                "without with --no-wheels: inference does not need them"
-            )
+            words = f"pip could not fetch the wheels ({why}); give a folder that has them with --wheels, or pack none"
+            raise _pip_error(folder, why, f"{lock}: {words} with --no-wheels: inference does not need them")
     return find_wheels(lock, folder, image)
 
 
@@ -142,7 +137,7 @@ def find_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
     """The wheels of a folder that a lock file names, checked against the image.
 
     Raises:
-        Fb3Error: one is missing or has another hash, or `check_wheels` refuses one.
+        Fb3Error: a wheel is missing or has another hash, or `check_wheels` refuses it.
     """
     if not folder.is_dir():
         raise Fb3Error(f"{folder}: no such folder")
@@ -158,10 +153,10 @@ def find_wheels(lock: Path, folder: Path, image: Image) -> list[Path]:
 
 
 def locked(lock: Path) -> dict[str, str]:
-    """What a lock file names: sha256 by canonical name.
+    """The SHA-256 of each package in a lock file, by canonical name.
 
     Raises:
-        Fb3Error: it cannot be read, or a line has no hash.
+        Fb3Error: the file cannot be read, or a line has no hash.
     """
     lines, out = read_utf8(lock).splitlines(), {}
     for line in lines:
@@ -178,11 +173,11 @@ def _hashes(folder: Path) -> dict[str, Path]:
 
 
 def check_wheels(wheels: Iterable[Path], image: Image) -> None:
-    """Refuses what would not install on the image, or would harm it.
+    """Refuses wheels that would not install on the image, or would harm it.
 
     Raises:
-        Fb3Error: an sdist; a wheel for another Python or platform; one that would replace a package of the image; a
-            requirement of a wheel, or of fb3, that neither the image nor another wheel meets. Names it and says why.
+        Fb3Error: an sdist; a wheel for another Python or platform; a wheel that would replace a package of the image; a
+            requirement of a wheel, or of fb3, that neither the image nor another wheel meets.
     """
     carried: dict[str, str] = {}
     needed = [(r, "fb3") for r in own_requirements()]
@@ -191,7 +186,7 @@ def check_wheels(wheels: Iterable[Path], image: Image) -> None:
         carried[name] = version
         needed += [(r, path.name) for r in requires]
     for requirement, asker in needed:
-        if not image.wants(requirement) or _settled(image, requirement, asker):
+        if not image.wants(requirement) or _in_image(image, requirement, asker):
             continue
         have = carried.get(canonicalize_name(requirement.name))
         if have is None or not requirement.specifier.contains(have, prereleases=True):
@@ -202,8 +197,8 @@ def check_wheels(wheels: Iterable[Path], image: Image) -> None:
 
 
 def _inspect(path: Path, image: Image) -> tuple[str, str, list[Requirement]]:
-    """Canonical name, version and requirements of one wheel, accepted."""
-    if path.name.endswith(_SOURCE):
+    """Checks one wheel; returns its canonical name, version and requirements."""
+    if path.name.endswith(_SDISTS):
         raise Fb3Error(f"{path}: an sdist, which must be built; there is no network for that. Take a wheel")
     try:
         name, version, _, tags = parse_wheel_filename(path.name)
@@ -216,7 +211,7 @@ def _inspect(path: Path, image: Image) -> tuple[str, str, list[Requirement]]:
         )
     if name in image.packages:
         raise Fb3Error(
-            f"{path}: would replace the image's {name} {image.packages[name]} by {version}, and what was built on it "
+            f"{path}: would replace the image's {name} {image.packages[name]} by {version}, and packages built on it "
             "may break; leave it out"
         )
     return name, str(version), _requirements_of(path)
@@ -228,11 +223,11 @@ def _requirements_of(wheel: Path) -> list[Requirement]:
             inside = next(n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA"))
             if archive.getinfo(inside).file_size > LARGEST:
                 raise Fb3Error(
-                    f"{wheel}: its METADATA has {in_words(archive.getinfo(inside).file_size)}; fetch it again"
+                    f"{wheel}: its METADATA has {format_bytes(archive.getinfo(inside).file_size)}; fetch it again"
                 )
             metadata = HeaderParser().parsestr(archive.read(inside).decode("utf-8"))
     except Fb3Error:
         raise
-    except Exception as error:  # zipfile's are of many kinds: a broken stream, a password, an unknown method
+    except Exception as error:  # zipfile raises many types: for a broken stream, a password, an unknown method
         raise Fb3Error(f"{wheel}: no whole wheel ({error or 'no METADATA in it'}); fetch it again") from None
     return parse_requirements(metadata.get_all("Requires-Dist") or [], wheel)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from fb3.data.texts import CAPITAL, NEWLINE, UPPER
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
-from fb3.system.file_contents import stand_in
+from fb3.system.file_contents import placeholder_problem
 from fb3.system.file_names import CONFIG, PADDED, TOKENIZER
 from fb3.system.files import read_json, read_utf8
 
@@ -43,7 +43,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic inside the library is no Exception
-        if words := stand_in(path):
+        if words := placeholder_problem(path):
             raise Fb3Error(f"{path}: cannot be read (it {words})") from None
         raise Fb3Error(
             f"{path}: cannot be read ({error}): it is broken, or was saved by a newer version of tokenizers than the "

@@ -1,4 +1,4 @@
-"""The demo: a synthetic competition, a tiny encoder, a bundle, and the inference notebook executed on it."""
+"""The demo: a synthetic competition, a tiny encoder, a bundle, and the inference notebook run on it."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.rehearsal.notebooks import find_notebook, run_notebook
 from fb3.runs.scores import score_files
-from fb3.system.disk_space import in_room
+from fb3.system.disk_space import raises_disk_full
 from fb3.system.progress import as_command, escape_output, say
 from fb3.targets.metrics import mcrmse
 from fb3.training.run import train
@@ -19,12 +19,12 @@ from fb3.training.run import train
 TRAIN, TEST, SEED = 600, 150, 7
 
 
-@in_room("out")
+@raises_disk_full("out")
 def run_demo(out: Path) -> float:
     """Runs the whole way in the folder `out` and prints a table.
 
     Returns:
-        The test score's share of the baseline's: 0.8 is 20 % lower.
+        The test score divided by the baseline's: 0.8 is 20 % lower.
 
     Raises:
         Fb3Error: `out` is not empty, or a step failed.

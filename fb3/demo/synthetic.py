@@ -1,11 +1,11 @@
-"""A synthetic competition: learner-like essays whose six scores depend on the text. Same file formats as FB3's.
+"""A synthetic competition in FB3's file formats: essays like a learner's, whose six scores depend on the text.
 
-Each essay has six abilities around a common one. Each ability decides how often one thing goes right in the text, so a
-reader of the text can estimate it:
+Each essay has six abilities around a common one. Each ability decides how often one property of the text is right, so
+that a reader of the text can estimate it:
 
     cohesion      connectives between sentences
     syntax        subordinate clauses
-    vocabulary    rich words in the place of plain ones
+    vocabulary    rich words instead of plain ones
     phraseology   right collocations
     grammar       right verb forms
     conventions   capitals, full stops and spelling
@@ -83,8 +83,8 @@ def make_essays(count: int, seed: int) -> list[Essay]:
     """Essays whose scores depend on the text; the same seed gives the same essays.
 
     Args:
-        count: how many.
-        seed: of everything.
+        count: number of essays.
+        seed: seed of all draws.
     """
     rng = random.Random(seed)
     essays, ids = [], set()
@@ -106,7 +106,7 @@ def _grade(value: float) -> float:
 
 
 def _write(rng: random.Random, right: dict[str, float]) -> str:
-    """A text in which each thing goes right as often as `right` says."""
+    """A text whose properties are right with the probabilities in `right`."""
 
     def goes_right(target: str) -> bool:
         return rng.random() < right[target]
@@ -138,15 +138,18 @@ def _conventions(rng: random.Random, sentence: str, right: float) -> str:
 
 
 def write_competition(out: Path, train: int, test: int, seed: int) -> Path:
-    """Writes train.csv, test.csv and sample_submission.csv to `out`, and the test's truth beside it.
+    """Writes train.csv, test.csv and sample_submission.csv to `out`, and the test essays' scores beside it.
 
     Args:
         out: the competition's folder.
         train, test: numbers of essays.
-        seed: of everything.
+        seed: seed of all draws.
 
     Returns:
-        The path of truth.csv, which a competitor never sees: `out`'s parent holds it.
+        The path of truth.csv in `out`'s parent folder, because a competitor never sees it.
+
+    Raises:
+        Fb3Error: `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise Fb3Error(f"{out}: not empty; choose another place")

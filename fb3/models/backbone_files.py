@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from fb3.errors import Fb3Error
-from fb3.system.file_contents import not_weights, stand_in
+from fb3.system.file_contents import placeholder_problem, weights_problem
 from fb3.system.file_names import CONFIG, TOKENIZER, WEIGHTS
 from fb3.system.files import read_json
 
@@ -77,10 +77,10 @@ def check_backbone(backbone: str, key: str = KEY) -> None:
         raise Fb3Error(f"{place}: the weights are missing ({WEIGHTS} or {_BIN})")
     for name in (CONFIG, *_VOCABULARIES, *_BESIDE):
         if (folder / name).is_file():
-            _refuse(stand_in, folder / name, place)
+            _refuse(placeholder_problem, folder / name, place)
     _check_sentencepiece(folder, place)
     for name in _shards(folder, taken, place) if taken.endswith(".json") else [taken]:
-        _refuse(not_weights, folder / name, place)
+        _refuse(weights_problem, folder / name, place)
 
 
 def _refuse(look: Callable[[Path], str], path: Path, place: str) -> None:
@@ -105,7 +105,7 @@ def _shards(folder: Path, index: str, place: str) -> list[str]:
     Raises:
         Fb3Error: one is missing.
     """
-    _refuse(stand_in, folder / index, place)
+    _refuse(placeholder_problem, folder / index, place)
     names = sorted(set(map(str, read_json(folder / index, {"weight_map": dict})["weight_map"].values())))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise Fb3Error(

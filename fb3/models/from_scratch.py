@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.errors import Fb3Error
 from fb3.recipe.model import ScratchSettings
-from fb3.system.disk_space import room
+from fb3.system.disk_space import disk_full_errors
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -42,7 +42,7 @@ def build_backbone(settings: ScratchSettings, texts: Iterable[str], out: Path, s
     except (ValueError, TypeError, KeyError) as error:
         raise Fb3Error(f"model.scratch: {' '.join(str(error).split())[:400]}") from None
     need = sum(parameter.nbytes for parameter in model.parameters()) + len(tokenizer.to_str().encode())
-    with room(out, need):
+    with disk_full_errors(out, need):
         model.save_pretrained(out)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(out)
 

@@ -1,4 +1,4 @@
-"""Hidden rows for a rehearsal: test.csv and sample_submission.csv in the real ones' form, as bad as rows can be."""
+"""Hidden rows for a rehearsal: test.csv and sample_submission.csv in the public files' form, with very odd essays."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from fb3.recipe import Recipe
 from fb3.system.files import write_csv
 from fb3.system.kaggle import COMPETITION_MARKER, TEST
 
-_COPIES = 10  # essays that are there twice
+_COPIES = 10  # essays that occur twice
 ODD = {
     "empty": "",
     "blank": " \t\n",
@@ -36,10 +36,10 @@ class PublicFiles:
 
 
 def public_files(data: Path) -> PublicFiles | None:
-    """Both public files of a folder, or none where one is not there.
+    """The public files of a folder; None where one is missing.
 
     Raises:
-        Fb3Error: one cannot be read.
+        Fb3Error: a file cannot be read.
     """
     if not all((data / name).is_file() for name in (TEST, COMPETITION_MARKER)):
         return None
@@ -47,7 +47,7 @@ def public_files(data: Path) -> PublicFiles | None:
 
 
 def invented_files(recipe: Recipe) -> PublicFiles:
-    """The public files that a recipe expects: ids as FB3's, the middle of the range for every score."""
+    """Public files that fit a recipe: two ids of FB3's form, and the middle of the range for every score."""
     settings, task = recipe.data, recipe.task
     ids = pd.DataFrame({settings.id_column: ["0123456789AB", "FEDCBA987654"]}, dtype=object)
     test = ids.assign(**dict.fromkeys(settings.text_columns(), ""))
@@ -58,19 +58,19 @@ def invented_files(recipe: Recipe) -> PublicFiles:
 def write_hidden_test(
     data: Path, recipe: Recipe, public: PublicFiles, out: Path, rows: int, seed: int = 0
 ) -> dict[str, str]:
-    """Makes test.csv and sample_submission.csv in `out`: real rows, odd essays, copies, and ids in two orders.
+    """Writes test.csv and sample_submission.csv with training rows, odd essays, copies, and ids in different orders.
 
     Args:
-        data: the folder with train.csv. A hidden row takes all its cells from one row there; columns that only the
-            public test.csv has, from one row of that.
+        data: the folder with train.csv. A hidden row takes all its cells from one row of it; cells of columns that only
+            the public test.csv has come from one row of that file.
         recipe: names the columns of ids and texts.
         public: gives the columns, their order, the form of the ids and the sample's values.
-        out: the folder to make.
-        rows: essays.
-        seed: of the draw.
+        out: the folder to write.
+        rows: number of essays.
+        seed: seed of the draw.
 
     Returns:
-        For each id whose texts are a copy of an earlier row's, the id of that.
+        For each id whose texts are a copy of an earlier row's, that row's id.
 
     Raises:
         Fb3Error: train.csv cannot be read, or lacks a text column.
@@ -104,13 +104,10 @@ def write_hidden_test(
 
 
 def ids_like(real: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    """New ids, each once, of the form of real ones: whole numbers, numbers with leading zeros, hex, or a fixed frame
-    with changing digits or letters.
+    """Draws `count` different ids of the form of real ones.
 
-    Args:
-        real: the real ids, one at least.
-        count: how many.
-        rng: draws them.
+    Forms are whole numbers, numbers with leading zeros, hexadecimal, and changing digits or letters between fixed
+    characters.
     """
     if all(each.isdecimal() and each == str(int(each)) for each in real):
         size = min(max(10 ** max(map(len, real)), 10 * count), 2**62)
@@ -120,13 +117,13 @@ def ids_like(real: list[str], count: int, rng: np.random.Generator) -> list[str]
     for draw in range(30 * count):
         if len(found) == count:
             break
-        longer = rng.choice(list(_DIGITS), draw // (3 * count))  # where the form has too few ids, they grow
+        longer = rng.choice(list(_DIGITS), draw // (3 * count))  # longer ids where the form has too few
         found["".join([*_like(real, rng), *longer])] = None
     return list(found)
 
 
 def _like(real: list[str], rng: np.random.Generator) -> list[str]:
-    """The characters of one of the ids, new where ids of its length differ."""
+    """The characters of one real id, drawn anew at each position where ids of its length differ."""
     model = real[rng.integers(len(real))]
     alike = [each for each in real if len(each) == len(model)]
     changing = [p for p, c in enumerate(model) if c.isalnum() and (len(alike) == 1 or len({i[p] for i in alike}) > 1)]

@@ -1,7 +1,7 @@
-"""Copied into a rehearsal as sitecustomize.py: this interpreter then imports only what the competition image would.
+"""Copied into a rehearsal as sitecustomize.py: its interpreter then imports only modules that the image would have.
 
-It must not import fb3: the packed fb3 is what is rehearsed. FB3_GUARD names a JSON file: modules (allowed top-level
-names), bundle (its folder), log (a file that takes the names refused), sockets (true where they must be blocked here).
+It must not import fb3, because the rehearsal is of the packed fb3. FB3_GUARD names a JSON file: modules (allowed
+top-level names), bundle (its folder), log (a file that takes the refused names), sockets (true to block them here).
 """
 
 import importlib.machinery
@@ -10,12 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-_INSTALLED = "fb3-wheels-"  # in the name of the folder into which the notebook installs the bundle's wheels
-_STDLIB = str(Path(os.__file__).parent)  # holds modules that sys.stdlib_module_names leaves out, too
+_INSTALLED = "fb3-wheels-"  # part of the name of the folder into which the notebook installs the bundle's wheels
+_STDLIB = str(Path(os.__file__).parent)  # also holds modules that sys.stdlib_module_names lacks
 
 
 class GuardedFinder:
-    """The path finder, blind to what the image lacks; a blocked module looks as if it were not installed."""
+    """Finds modules on sys.path, except those that the image lacks: they look as if they were not installed."""
 
     def __init__(self, settings):
         self.modules = set(settings["modules"]) | set(sys.stdlib_module_names)
@@ -46,7 +46,7 @@ class GuardedFinder:
 
 
 def block_sockets():
-    """Refuses every connection but those of the notebook's kernel, which stays on this machine."""
+    """Refuses every connection except to this machine, which the notebook's kernel needs."""
     import socket
 
     connect = socket.socket.connect
@@ -65,7 +65,7 @@ def block_sockets():
 
 if __name__ == "sitecustomize" and os.environ.get("FB3_GUARD"):
     _settings = json.loads(Path(os.environ["FB3_GUARD"]).read_text(encoding="utf-8"))
-    # Finders of editable installs, which would find this machine's fb3, go too.
+    # The finders of editable installs are dropped: they would find this machine's fb3.
     sys.meta_path[:] = [
         importlib.machinery.BuiltinImporter,
         importlib.machinery.FrozenImporter,

@@ -1,10 +1,10 @@
-"""The inside of a rehearsal: run where network and mounts are already this process's own, it binds the inputs read-only
-and executes the notebook.
+"""The process inside a rehearsal's sandbox: mounts the inputs read-only and executes the notebook.
 
     python -m fb3.rehearsal.inside_sandbox SPEC.json
 
-SPEC: notebook, working (folder), env (variables of the kernel), mounts ([source, place], …; none where namespaces are
-not to be had), result (the JSON file to write: error or null, seconds).
+It is started with its own network and mounts. SPEC holds notebook, working (folder), env (the kernel's variables), keep
+(names of variables that it inherits), mounts ([source, place], …; empty without namespaces), result (the JSON file to
+write: error or null, seconds).
 """
 
 import os
@@ -17,11 +17,11 @@ from fb3.errors import Fb3Error
 from fb3.rehearsal.notebooks import run_notebook
 from fb3.system.files import read_json, write_json
 
-_LIMIT = 9 * 3600
+_LIMIT = 9 * 3600  # seconds, the competition's limit
 
 
 def main(spec_file: str) -> None:
-    """Mounts, runs, writes the result."""
+    """Mounts the inputs, runs the notebook, writes the result."""
     spec = read_json(Path(spec_file))
     for source, place in spec["mounts"]:
         bind_read_only(source, place)
@@ -31,7 +31,7 @@ def main(spec_file: str) -> None:
     error = None
     try:
         run_notebook(Path(spec["notebook"]), Path(spec["working"]), spec["env"], timeout=_LIMIT)
-    except (Fb3Error, RuntimeError) as failed:  # nbclient's own, where the kernel dies before its first word
+    except (Fb3Error, RuntimeError) as failed:  # nbclient raises RuntimeError where the kernel dies at its start
         error = str(failed)
     write_json({"error": error, "seconds": round(time.monotonic() - start, 1)}, spec["result"])
 
@@ -39,7 +39,7 @@ def main(spec_file: str) -> None:
 def bind_read_only(source: str, place: str) -> None:
     """Shows a folder at another place, read-only."""
     subprocess.run(["mount", "--bind", source, place], check=True, capture_output=True)
-    for flags in ("remount,bind,ro", "remount,bind,ro,nosuid,nodev"):  # flags of the mount below may be locked
+    for flags in ("remount,bind,ro", "remount,bind,ro,nosuid,nodev"):  # a namespace may not drop flags of the source
         if not subprocess.run(["mount", "-o", flags, place], capture_output=True).returncode:
             return
     raise Fb3Error(f"{place}: cannot be made read-only here")

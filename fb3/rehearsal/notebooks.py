@@ -1,4 +1,4 @@
-"""A notebook run as the competition runs it: a real kernel, from the first cell to the last, in a folder of its own."""
+"""Finds fb3's notebooks and executes them in a real kernel, from the first cell to the last."""
 
 import os
 import re
@@ -29,15 +29,15 @@ def run_notebook(notebook: Path, cwd: Path, env: Mapping[str, str], timeout: int
 
     Args:
         notebook: the .ipynb.
-        cwd: the kernel's working folder; the executed copy is written there.
-        env: variables on top of this process's.
-        timeout: seconds a cell may take.
+        cwd: the kernel's working folder, which takes the executed copy.
+        env: environment variables beside this process's.
+        timeout: most seconds for a cell.
 
     Returns:
         The executed copy.
 
     Raises:
-        Fb3Error: a cell failed; holds its traceback's end.
+        Fb3Error: a cell failed; the message holds the end of its traceback.
     """
     import nbformat
     from jupyter_client.kernelspec import KernelSpecManager
@@ -54,8 +54,8 @@ def run_notebook(notebook: Path, cwd: Path, env: Mapping[str, str], timeout: int
     except Exception as error:  # not JSON, or of another form
         raise Fb3Error(f"{notebook}: no notebook ({error})") from None
     executed = cwd / notebook.name
-    # A short runtime folder, because a unix socket's path may have no more than 107 characters; and no folders of
-    # kernel specs, so that "python3" is this very interpreter.
+    # The runtime folder's path is short because a unix socket's may have at most 107 characters. Without folders of
+    # kernel specs, "python3" is this very interpreter.
     with tempfile.TemporaryDirectory(prefix="fb3-") as runtime:
         manager = AsyncKernelManager(
             kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),

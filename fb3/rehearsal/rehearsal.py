@@ -1,200 +1,108 @@
 """Rehearsal: the inference notebook run as the competition will run it, on its public files and on odd hidden rows."""
 
-import importlib.metadata
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
-from fb3.bundles.bundle import Bundle, verify_bundle
-from fb3.bundles.images import Image, differing_versions, installed_closure
+from fb3.bundles.bundle import verify_bundle
+from fb3.bundles.images import Image, differing_versions
 from fb3.bundles.tolerance import tolerance
 from fb3.data.tables import parse_numbers, read_table
 from fb3.errors import Fb3Error
 from fb3.rehearsal.hidden_rows import invented_files, public_files, write_hidden_test
 from fb3.rehearsal.notebooks import find_notebook
-from fb3.rehearsal.report import PUBLIC, Rehearsal, pass_name, projection
+from fb3.rehearsal.report import PUBLIC, RehearsalReport, pass_name, projection
+from fb3.rehearsal.sandbox import importable, namespace_command, run_in_sandbox
 from fb3.runs.run_folder import Member
 from fb3.submission.form import check_form
 from fb3.submission.submission_file import check_values
 from fb3.system.devices import pick_device, pick_devices
-from fb3.system.disk_space import in_room
-from fb3.system.files import read_json, write_json
+from fb3.system.disk_space import raises_disk_full
+from fb3.system.files import read_json
 from fb3.system.kaggle import COMMIT_VARIABLES, COMPETITION_MARKER, MOUNTS, RERUN_VARIABLES, TEST
 from fb3.system.progress import say
 
-_GLANCE = 40  # rows in the second layout, which is only glanced at
-_KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FB3_DEVICE")
+_FEW = 40  # rows in the old mount layout, enough to see that it works
 
 
-@in_room("keep")
+@raises_disk_full("keep")
 def rehearse(
     bundle: str | Path, data: str | Path, image: Image, *, rows: int = 2600, keep: str | Path | None = None
-) -> Rehearsal:
+) -> RehearsalReport:
     """Runs notebooks/inference.ipynb on a bundle as the competition would.
 
-    First on the public test.csv and sample_submission.csv, as when the notebook is saved, then on hidden rows of their
-    form. The network is cut, the inputs are read-only and mounted as Kaggle mounts them, in the new layout and in the
-    old one, the working folder is empty, Kaggle's variables are set, and what neither the bundle nor the image has
-    cannot be imported. Where the system allows no namespaces, sockets are blocked inside the process only, and the
-    report says so.
+    It runs first on the public test.csv and sample_submission.csv, as when the notebook is saved, then on hidden rows
+    of their form. The network is cut; the inputs are read-only and mounted as Kaggle mounts them, in the new layout and
+    in the old one; the working folder is empty; Kaggle's variables are set; a module that neither the bundle nor the
+    image has cannot be imported. Where the system allows no namespaces, sockets are blocked inside the process only,
+    and the report says so.
 
     Args:
         bundle: the dataset folder.
         data: the competition's folder: train.csv, whose essays make the hidden rows, test.csv and
             sample_submission.csv; without these two they are invented from the recipe, and the report says so.
-        image: what the competition machine has.
+        image: the competition machine's packages.
         rows: hidden rows; FB3 has about 2,600.
-        keep: a new folder that keeps inputs and outputs; none: a temporary one.
+        keep: a new folder that keeps inputs and outputs; None: a temporary one.
 
     Raises:
-        Fb3Error: the bundle or the data cannot be read. What fails in the rehearsal itself stands in the report.
+        Fb3Error: the bundle or the data cannot be read. Errors of the rehearsal itself stand in the report.
     """
     packed, data = verify_bundle(bundle), Path(data)
     members = packed.members()
-    read_table(data / "train.csv", [])  # before the first run, which may take long
-    report = Rehearsal()
-    tools = _tools(report)
-    report.versions = differing_versions(image)
-    stage = Path(keep) if keep else Path(tempfile.mkdtemp(prefix="fb3-rehearsal-"))
-    if stage.is_dir() and any(stage.iterdir()):
-        raise Fb3Error(f"{stage}: not empty; choose another --keep")
+    recipe = members[0].recipe
+    read_table(data / "train.csv", [])  # an error in it is raised before the first run, which may take long
+    if keep and Path(keep).is_dir() and any(Path(keep).iterdir()):
+        raise Fb3Error(f"{keep}: not empty; choose another --keep")
+    report = RehearsalReport(versions=differing_versions(image))
+    notebook, modules, prefix = find_notebook("inference"), importable(image), namespace_command()
+    if prefix is None:
+        report.notes.append(
+            "weaker: no namespaces here, so sockets are blocked inside the process only and inputs can be written"
+        )
 
     def run(name: str, places: tuple[str, str], variables: Mapping[str, str], copies: Mapping[str, str]) -> None:
-        competition = stage / f"competition-{name}"
-        result = _run(packed, competition, stage / name, places, image, tools, variables)
-        _judge(name, result, members[0], competition, stage / name / "working", copies, report)
+        competition = folder / f"competition-{name}"
+        inputs = dict(zip(places, (packed.path, competition), strict=True))
+        result = run_in_sandbox(notebook, inputs, places[0], folder / name, modules, prefix, variables)
+        _judge(name, result, members[0], competition, folder / name / "working", copies, report)
 
-    try:
+    with nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="fb3-rehearsal-") as place:
+        folder = Path(place)
         if public := public_files(data):
             say("rehearsal, the public files")
-            (stage / f"competition-{PUBLIC}").mkdir(parents=True)
+            (folder / f"competition-{PUBLIC}").mkdir(parents=True)
             for name in (TEST, COMPETITION_MARKER):
-                shutil.copyfile(data / name, stage / f"competition-{PUBLIC}" / name)
+                shutil.copyfile(data / name, folder / f"competition-{PUBLIC}" / name)
             run(PUBLIC, MOUNTS["new"], COMMIT_VARIABLES, {})
         else:
             report.notes.append(
                 f"{data} has no {TEST} or no {COMPETITION_MARKER}: hidden rows were invented from the recipe, and "
                 "nothing shows whether its columns are the competition's"
             )
-            public = invented_files(members[0].recipe)
+            public = invented_files(recipe)
         if report.failures:
             report.notes.append("hidden rows were left out: the run on the public files must pass first")
             return report
         for name, places in MOUNTS.items():
-            count = rows if name == "new" else min(rows, _GLANCE)
+            count = rows if name == "new" else min(rows, _FEW)
             say(f"rehearsal, {pass_name(name)}, {count} rows")
-            copies = write_hidden_test(data, members[0].recipe, public, stage / f"competition-{name}", count)
+            copies = write_hidden_test(data, recipe, public, folder / f"competition-{name}", count)
             run(name, places, RERUN_VARIABLES | ({} if name == "new" else _two_devices()), copies)
-    finally:
-        if keep is None:
-            shutil.rmtree(stage, ignore_errors=True)
     report.projection = projection(report.layouts.get("new"), members)
     if report.projection.get("share_t4", 0) > 1:
         report.failures.append("by its FLOPs it would exceed the limit on a T4: take fewer folds or smaller models")
     return report
 
 
-def _tools(report: Rehearsal) -> list[str] | None:
-    """The command prefix that gives a process network and mounts of its own; none where the system forbids it."""
-    for prefix in (["unshare", "-rmn"], ["unshare", "-mn"]):
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                program = (
-                    "import sys; from fb3.rehearsal.inside_sandbox import bind_read_only; bind_read_only(*sys.argv[1:])"
-                )
-                command = [*prefix, sys.executable, "-c", program, folder, folder]
-                if not subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[2]).returncode:
-                    return prefix
-        except OSError:
-            continue
-    report.notes.append(
-        "weaker: no namespaces here, so sockets are blocked inside the process only and inputs can be written"
-    )
-    return None
-
-
 def _two_devices() -> dict[str, str]:
-    """Lets the second run share the essays between two processes, as the competition's two GPUs will."""
+    """Lets two processes share the essays, as the competition's two GPUs do."""
     return {} if len(pick_devices()) > 1 else {"FB3_DEVICE": f"{pick_device()},{pick_device()}"}
-
-
-def _run(
-    packed: Bundle,
-    competition: Path,
-    stage: Path,
-    places: tuple[str, str],
-    image: Image,
-    tools: list[str] | None,
-    variables: Mapping[str, str],
-) -> dict[str, Any]:
-    """One notebook run; its result with the guard's log and what the stage printed."""
-    inputs, working, guard, home = (stage / name for name in ("input", "working", "guard", "home"))
-    for folder in (working, guard, home):
-        folder.mkdir(parents=True)
-    mounts = []
-    for source, place in zip((packed.path.resolve(), competition.resolve()), places, strict=True):
-        target = inputs / place
-        if tools:
-            target.mkdir(parents=True)
-            mounts.append([str(source), str(target.resolve())])
-        else:
-            shutil.copytree(source, target)
-    log = guard / "refused.txt"
-    shutil.copyfile(Path(__file__).with_name("import_guard.py"), guard / "sitecustomize.py")
-    settings = {
-        "modules": importable(image),
-        "bundle": str((inputs / places[0]).resolve()),
-        "log": str(log.resolve()),
-        "sockets": tools is None,
-    }
-    write_json(settings, guard / "settings.json")
-    env = {
-        "PYTHONPATH": str(guard.resolve()),
-        "FB3_GUARD": str((guard / "settings.json").resolve()),
-        "FB3_INPUT": str(inputs.resolve()),
-        "HOME": str(home.resolve()),
-        **variables,
-    }
-    spec = {
-        "notebook": str(find_notebook("inference")),
-        "working": str(working.resolve()),
-        "env": env,
-        "keep": list(_KEPT),
-        "mounts": mounts,
-        "result": str((stage / "result.json").resolve()),
-    }
-    write_json(spec, stage / "spec.json")
-    command = [
-        *(tools or []),
-        sys.executable,
-        "-m",
-        "fb3.rehearsal.inside_sandbox",
-        str((stage / "spec.json").resolve()),
-    ]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, env=os.environ)
-    if done.returncode:
-        return {"error": f"the stage itself failed: {done.stderr.strip()[-1500:]}", "seconds": 0.0}
-    refused = sorted(set(log.read_text(encoding="utf-8").split())) if log.is_file() else []
-    return {**read_json(stage / "result.json"), "refused": refused}
-
-
-def importable(image: Image) -> list[str]:
-    """Top-level modules of what the image has, and of the notebook kernel, as far as they are installed here.
-
-    What those need is allowed too: in the versions of this machine it may be something else than in the image's.
-    """
-    allowed = set(installed_closure(map(Requirement, [*image.packages, "ipykernel", "nbclient", "pip", "setuptools"])))
-    modules = importlib.metadata.packages_distributions()
-    return sorted(m for m, owners in modules.items() if any(canonicalize_name(owner) in allowed for owner in owners))
 
 
 def _judge(
@@ -204,14 +112,14 @@ def _judge(
     competition: Path,
     working: Path,
     copies: Mapping[str, str],
-    report: Rehearsal,
+    report: RehearsalReport,
 ) -> None:
-    """Puts what one run gave into the report."""
+    """Adds the outcome of one run to the report."""
     where = pass_name(name)
     if result["error"]:
-        refused = f"; not importable there: {', '.join(result['refused'])}" if result.get("refused") else ""
+        refused = f"; not importable there: {', '.join(result['refused'])}" if result["refused"] else ""
         report.failures.append(f"{where}: {result['error']}{refused}")
-        if not (working / "submission.report.json").is_file():  # it broke off before a first file stood
+        if not (working / "submission.report.json").is_file():  # it failed before a first submission was written
             return
     try:
         summary = read_json(working / "submission.report.json", {"folds": list, "phases": dict, "flops": dict})
@@ -225,27 +133,21 @@ def _judge(
     except (Fb3Error, KeyError) as error:
         report.failures.append(f"{where}: {error}")
         return
-    report.layouts[name] = {
-        "rows": summary["rows"],
-        "phases": summary["phases"],
-        "seconds": result["seconds"],
-        "peak_memory": summary["peak_memory"],
-        "refused": result.get("refused", []),
-        "flops": summary["flops"],
-    }
+    report.layouts[name] = {key: summary[key] for key in ("rows", "phases", "peak_memory", "flops")}
+    report.layouts[name] |= {key: result[key] for key in ("seconds", "refused")}
 
 
 def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[str, str]) -> None:
-    """As the competition will: ids, columns, range; and equal scores for equal essays.
+    """Checks a submission's ids, columns and range, as the competition does, and that equal essays have equal scores.
 
     Args:
-        member: its recipe and out-of-fold predictions say how large the scores are.
+        member: a run of the bundle, whose recipe and out-of-fold predictions give the scores' scale.
         sample: the sample submission.
         path: the submission.
-        copies: for ids whose texts are there a second time, the id of the first.
+        copies: for each id whose texts are a copy of an earlier row's, that row's id.
 
     Raises:
-        Fb3Error: what is wrong with it.
+        Fb3Error: the submission is not valid.
     """
     settings, task = member.recipe.data, member.recipe.task
     columns = list(settings.target_columns)
@@ -260,7 +162,7 @@ def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[s
     if not copies:
         return
     apart = np.abs(values.loc[list(copies)].to_numpy() - values.loc[list(copies.values())].to_numpy())
-    # Other batches round otherwise, in bf16 most.
+    # Copies in different batches are rounded differently, most in bf16.
     if tolerance(member, "bf16").exceeded(apart, float(values.std(ddof=0).mean())):
         worst = int(apart.max(1).argmax())
         one = list(copies)[worst]

@@ -1,4 +1,4 @@
-"""A rehearsal's report, for a reader and for a program."""
+"""The report of a rehearsal, as text and as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -11,36 +11,31 @@ from fb3.bundles.images import own_requirements
 from fb3.models.flops import T4_FLOPS
 from fb3.runs.run_folder import Member
 
-PUBLIC = "public"  # beside the names of the mount layouts
+PUBLIC = "public"  # name of the run on the public files; the others bear the names of the mount layouts
 
 
 def pass_name(name: str) -> str:
-    """One of the rehearsal's runs, in words."""
+    """One of the rehearsal's runs, for messages."""
     return "public files" if name == PUBLIC else f"{name} layout"
 
 
 @dataclass
-class Rehearsal:
-    """The report.
+class RehearsalReport:
+    """The outcome of a rehearsal; it passed where there is no failure."""
 
-    versions: packages of the image's list that are here in another version, or missing. failures: what went wrong and
-    where; none: passed. notes: what a reader should know. layouts: by run ("public", then the mount layouts "new" and
-    "old"), rows, seconds by phase and peak memory in bytes. projection: seconds for the hidden rows, here and on a T4,
-    and the share of the limit.
-    """
-
-    versions: dict[str, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    versions: dict[str, str]  # packages of the image that this machine has in another version or not at all
+    failures: list[str] = field(default_factory=list)  # each with the run in which it happened
     notes: list[str] = field(default_factory=list)
+    # By run ("public", then the mount layouts "new" and "old"): rows, seconds by phase, peak memory in bytes.
     layouts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    projection: dict[str, float] = field(default_factory=dict)
+    projection: dict[str, float] = field(default_factory=dict)  # seconds for the hidden rows, share of the time limit
 
     @property
     def passed(self) -> bool:
         return not self.failures
 
     def text(self) -> str:
-        """For a reader."""
+        """The report as lines of text."""
         lines = ["PASSED" if self.passed else "FAILED", *(f"  failure: {failure}" for failure in self.failures)]
         for name, layout in self.layouts.items():
             phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in layout["phases"].items())
@@ -60,12 +55,13 @@ class Rehearsal:
             lines.append(f"  other versions here than in the image: {', '.join(named)}{more}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
+    def json(self) -> str:
+        """The report as JSON."""
+        return json.dumps({"passed": self.passed, **asdict(self)}, indent=1, ensure_ascii=False)
+
 
 def projection(layout: dict[str, Any] | None, members: Sequence[Member]) -> dict[str, float]:
-    """Seconds that the hidden rows will take, from the run on as many of them; empty where a member had no part in it.
-
-    layout: that run's entry in the report; none: it gave nothing.
-    """
+    """The seconds that the hidden rows will take, by a run on equally many; empty where it failed or lacks a member."""
     if not layout or any(member.name not in layout["flops"] for member in members):
         return {}
     flops = sum(len(member.folds) * layout["flops"][member.name] for member in members)
@@ -79,8 +75,3 @@ def projection(layout: dict[str, Any] | None, members: Sequence[Member]) -> dict
         "share_here": layout["seconds"] / (limit * 3600),
         "limit_hours": limit,
     }
-
-
-def as_json(report: Rehearsal) -> str:
-    """For a program."""
-    return json.dumps({"passed": report.passed, **asdict(report)}, indent=1, ensure_ascii=False)

@@ -17,9 +17,9 @@ from fb3.models.scorer import Scorer
 from fb3.recipe import Recipe
 from fb3.system.devices import out_of_memory
 from fb3.system.disk_space import cannot_write
-from fb3.system.file_contents import not_weights
+from fb3.system.file_contents import weights_problem
 from fb3.system.file_names import FOLD_JSON, INT8, WEIGHTS
-from fb3.system.files import read_json, replacing, sha256, write_json
+from fb3.system.files import atomic_file, read_json, sha256, write_json
 
 
 def weights_of(scorer: Scorer) -> dict[str, Tensor]:
@@ -44,9 +44,9 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes a safetensors file.
 
     Raises:
-        Fb3Error: the place cannot be written, or is full: NoRoom, with the bytes that it needs.
+        Fb3Error: the place cannot be written, or is full: DiskFull, with the bytes that it needs.
     """
-    with replacing(path) as aside:
+    with atomic_file(path) as aside:
         try:
             save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"format": "pt"})
         except (SafetensorError, OSError) as error:
@@ -64,7 +64,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise Fb3Error(f"{path}: no such file; copy the whole run folder") from None
     except (OSError, SafetensorError) as error:
-        words = not_weights(path) if isinstance(error, SafetensorError) else ""
+        words = weights_problem(path) if isinstance(error, SafetensorError) else ""
         raise Fb3Error(f"{path}: cannot be read ({f'it {words}' if words else error})") from None
 
 

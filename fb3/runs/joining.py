@@ -14,12 +14,12 @@ from fb3.runs.fold_json import check_weights, digest_of, ids_hash, is_finished
 from fb3.runs.identity import Identity, recorded
 from fb3.runs.run_folder import Run, run_of
 from fb3.runs.scores import scores_of
-from fb3.system.disk_space import in_room
+from fb3.system.disk_space import raises_disk_full
 from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, SECOND, fold_folder
-from fb3.system.files import link_or_copy, read_json, replacing_folder, write_csv, write_json
+from fb3.system.files import atomic_folder, link_or_copy, read_json, write_csv, write_json
 
 
-@in_room("out")
+@raises_disk_full("out")
 def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     """Joins run folders of the same recipe, data and split, each with other folds, into the new folder `out`.
 
@@ -41,7 +41,7 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     homes = _homes(runs, sorted({*whole_numbers(table[FOLD_COLUMN], runs[0] / "folds.csv")} - {-1}))
     for fold, run in homes.items():
         _check_fold(fold_folder(run, fold), table[table[FOLD_COLUMN] == str(fold)][recipe.data.id_column])
-    with replacing_folder(out) as aside:
+    with atomic_folder(out) as aside:
         for name in (RECIPE, "folds.csv"):
             shutil.copyfile(runs[0] / name, aside / name)
         for name in (ENCODER, "scratch"):

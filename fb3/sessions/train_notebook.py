@@ -14,7 +14,7 @@ from fb3.runs.fold_json import is_begun, is_finished
 from fb3.runs.save_folder import list_saves
 from fb3.runs.scores import named_score, read_scores
 from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, WEIGHTS, fold_folders
-from fb3.system.files import in_words, replacing_folder
+from fb3.system.files import atomic_folder, format_bytes
 from fb3.system.kaggle import folders_with
 from fb3.system.progress import say
 from fb3.training.run import train
@@ -44,7 +44,7 @@ def take_up(run: str | Path) -> Path | None:
             "folds with `fb3 merge`"
         )
     for folder in begun:
-        with replacing_folder(run) as aside:
+        with atomic_folder(run) as aside:
             for file in folder.rglob("*"):
                 if file.is_file() and file.name != LOCK:
                     (aside / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
@@ -167,4 +167,4 @@ def _slim(run: Path, complete: bool) -> None:
 
 def _size(folder: Path) -> str:
     files = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
-    return f"{in_words(sum(files))} in {len(files)} files"
+    return f"{format_bytes(sum(files))} in {len(files)} files"

@@ -20,7 +20,7 @@ from fb3.submission.form import SubmissionForm, read_sample, read_test
 from fb3.submission.submission_file import SubmissionFile, write_first_file
 from fb3.submission.summary import Summary
 from fb3.system.file_names import ENCODER, RECIPE, SECOND, encoder_files
-from fb3.system.files import check_place
+from fb3.system.files import check_output_path
 from fb3.system.kaggle import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
 
@@ -62,7 +62,7 @@ def infer(
             none, because that would cost the submission: the error is printed and the file stays as it is. Where ids
             do not match, it has test.csv's rows there, because those are scored.
     """
-    start, out = time.monotonic(), check_place(out, plain=True)
+    start, out = time.monotonic(), check_output_path(out, plain=True)
     packed = read_bundle(bundle)
     packed.check_trained()
     summary = Summary(out.with_suffix(".report.json"), start)

@@ -1,4 +1,4 @@
-"""Devices: the one that works, its precision, its memory."""
+"""Devices that work, the precision they compute in fast, and errors about their memory."""
 
 import ctypes
 import os
@@ -16,36 +16,36 @@ _NO_MEMORY = (
     "not enough memory",
     "out of memory",
     "ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS found no room for its workspace
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS could not allocate its workspace
 )
 Precision = Literal["fp32", "fp16", "bf16"]
-
-
 Broken = Literal["cpu", "stop"]
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def pick_device(name: str | None = None, broken: Broken = "cpu") -> "torch.device":
-    """The device that really works: CUDA or MPS only when a first operation on it succeeds, else the CPU.
+    """The device to use: CUDA or MPS where a first operation on it succeeds, else the CPU.
 
     A GPU for which torch has no kernels still reports itself as available (a P100 under a recent torch).
 
     Args:
-        name: FB3_DEVICE's or the caller's wish; a wish that fails is an error, never a silent CPU.
-        broken: what to do about a device that is there but fails: "cpu" falls back and says so, "stop" refuses.
+        name: the device to use, default FB3_DEVICE; one that does not work is an error, never replaced by the CPU.
+        broken: for a device that was found but does not work: "cpu" falls back and says so, "stop" raises.
+
+    Raises:
+        Fb3Error: as `pick_devices` does.
     """
     return pick_devices(name, broken)[0]
 
 
 def pick_devices(name: str | None = None, broken: Broken = "cpu") -> "list[torch.device]":
-    """All GPUs that really work, or one other device; FB3_DEVICE may name several, such as cuda:0,cuda:1.
+    """All GPUs that work, or one other device; FB3_DEVICE may name several, such as cuda:0,cuda:1.
 
     Args:
         name, broken: as in `pick_device`.
 
     Raises:
-        Fb3Error: a wish that fails, or with broken="stop" any GPU that fails.
+        Fb3Error: a device that was asked for does not work, or with broken="stop" any GPU does not.
     """
     import torch
 
@@ -69,7 +69,7 @@ def pick_devices(name: str | None = None, broken: Broken = "cpu") -> "list[torch
 
 
 def _why_broken(device: str) -> str | None:
-    """None where a first operation on the device gives the right result."""
+    """The reason why a first operation on the device fails; None where its result is right."""
     import torch
 
     try:
@@ -89,12 +89,12 @@ def _accelerators() -> list[str]:
 
 
 def pick_precision(wish: str, device: "torch.device", key: str = "train.precision") -> Precision:
-    """`auto` made definite: bf16 where the chip has it in hardware, fp16 on older GPUs, else fp32.
+    """The precision for a device; `auto` becomes bf16 where the chip has it in hardware, fp16 on older GPUs, else fp32.
 
     Args:
         wish: fp32, fp16, bf16 or auto.
-        device: where it is to run.
-        key: of the recipe, named in the error.
+        device: the device that will compute.
+        key: the recipe's key, for the error.
 
     Raises:
         Fb3Error: fp16 on a CPU, where it is hundreds of times slower than fp32; bf16 on a GPU that has to emulate it.
@@ -111,24 +111,24 @@ def pick_precision(wish: str, device: "torch.device", key: str = "train.precisio
 
 
 def emulates_bf16(device: "torch.device") -> bool:
-    """Whether it is a GPU older than sm_80, such as a T4: torch computes bf16 there too, several times slower."""
+    """Whether a device is a GPU older than sm_80, such as a T4, on which torch computes bf16 several times slower."""
     import torch
 
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8
 
 
 def _cpu_has_bf16() -> bool:
-    """torch emulates bf16 on any AVX-512 chip, slower than fp32; only the chip's own flags tell."""
+    """Whether the chip has bf16 instructions; on other AVX-512 chips torch emulates bf16, slower than fp32."""
     return _cpu_has("avx512_bf16", "amx_bf16")
 
 
 def cpu_has_int8() -> bool:
-    """Whether the chip multiplies int8 numbers faster than others."""
+    """Whether the chip has fast int8 instructions."""
     return _cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def _cpu_has(*wanted: str) -> bool:
-    """One of some flags, as the system names them."""
+    """Whether the chip has one of some flags, named as in /proc/cpuinfo."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -137,22 +137,21 @@ def _cpu_has(*wanted: str) -> bool:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """By torch's own type, or by the words of the CPU's allocator, of CUDA and of its libraries."""
+    """Whether memory ran out: torch's own error type, or a message of the CPU's allocator, CUDA or its libraries."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep what tensors on a CPU free, for the next ones: of glibc, elsewhere nothing happens.
+    """Tells glibc's allocator to keep the memory of freed CPU tensors for the next ones; without glibc nothing happens.
 
-    By default it goes back to the system as soon as it is free, tens of megabytes after each layer, and the next
-    tensors' pages are filled with zeros again at their first touch: GELU on 3,328 tokens of 1,536 takes three to four
-    times as long that way.
+    By default tens of megabytes return to the system after each layer, and the system fills the next tensors' pages
+    with zeros at their first touch: GELU on 3,328 tokens of 1,536 takes three to four times as long that way.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+    mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value that glibc accepts
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""Room on a disk: how much there is, and one line where it is lacking, whichever library was writing."""
+"""Free space on a disk, and one line of error where it runs out, whichever library was writing."""
 
 import errno
 import inspect
@@ -13,52 +13,51 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from fb3.errors import Fb3Error, NoRoom
+from fb3.errors import DiskFull, Fb3Error
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Words of tokenizers and safetensors (Rust), SQLite and pip for it.
+# Messages of a full disk from tokenizers and safetensors (Rust), SQLite and pip, whose errors carry no errno.
 _FULL_IN_WORDS = re.compile(r"No space left on device|Disk quota exceeded|File too large|database or disk is full")
-_ASIDE = re.compile(r"\.([^/\\]+)\.\d+\.part\b")  # the place beside a place, until it is moved there
+_TEMPORARY = re.compile(r"\.([^/\\]+)\.\d+\.part\b")  # the name under which a file is written before it is renamed
 _MAKE_ROOM = "Make room, and run it again"
 P, T = ParamSpec("P"), TypeVar("T")
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes, such as 90.1 MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def cannot_write(path: Path, error: BaseException, need: int | None = None) -> Fb3Error:
-    """The error where a file or folder cannot be written; where room is lacking, how much there is; where it is a
-    source that could not be read for it, that one.
+    """The error for a path that cannot be written: a `DiskFull` with the free bytes, or the source that a copy lacked.
 
     Args:
         path: the file or folder.
-        error: an OSError, or what a library made of one.
+        error: an OSError, or an error that a library made of one.
         need: bytes, where they are known.
     """
     words = _FULL_IN_WORDS.search(str(error))
     reason = getattr(error, "strerror", None) or (words[0] if words else " ".join(str(error).split())[:300])
-    path = Path(_ASIDE.sub(r"\1", str(path)))
-    if not lacks_room(error):
-        return Fb3Error(unread(path, error) or f"{path}: cannot be written ({reason})")
-    there = _nearest_folder(path)
-    needs = "" if need is None else f"it needs {in_words(need)}, "
-    free = in_words(shutil.disk_usage(there).free)
-    return NoRoom(f"{path}: cannot be written ({reason}): {needs}{there} has {free}. {_MAKE_ROOM}")
+    path = Path(_TEMPORARY.sub(r"\1", str(path)))
+    if not is_disk_full(error):
+        return Fb3Error(unreadable_source(path, error) or f"{path}: cannot be written ({reason})")
+    folder = _nearest_folder(path)
+    needs = "" if need is None else f"it needs {format_bytes(need)}, "
+    free = format_bytes(shutil.disk_usage(folder).free)
+    return DiskFull(f"{path}: cannot be written ({reason}): {needs}{folder} has {free}. {_MAKE_ROOM}")
 
 
-def unread(place: Path, error: BaseException) -> str | None:
-    """Words about the source that could not be read while `place` was written; none where writing failed."""
+def unreadable_source(target: Path, error: BaseException) -> str | None:
+    """Names the source that could not be read while `target` was written; None where the writing itself failed."""
     name, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
     if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # copytree lists one error a file
-        name, target, reason = error.args[0][0]
-        name = name if str(name) in str(reason) else target
+        name, copy, reason = error.args[0][0]
+        name = name if str(name) in str(reason) else copy
     if not isinstance(name, (str, os.PathLike)):
         return None
-    for own in (place, Path(os.path.realpath(place))):
-        aside = any(part.startswith(f".{own.name}.") for part in Path(name).parts)  # where it is written first
-        if aside or own.is_relative_to(name) or Path(name).is_relative_to(own):
+    for own in (target, Path(os.path.realpath(target))):
+        temporary = any(part.startswith(f".{own.name}.") for part in Path(name).parts)
+        if temporary or own.is_relative_to(name) or Path(name).is_relative_to(own):
             return None
     return f"{name}: cannot be read ({reason})"
 
@@ -67,27 +66,27 @@ def _nearest_folder(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if os.path.isdir(place))  # noqa: PTH112, never raises
 
 
-def free_room(folder: Path) -> float:
-    """Bytes that can be written there; infinitely many where a mount does not tell."""
+def free_bytes(folder: Path) -> float:
+    """Bytes that can be written to a folder; infinitely many where its mount does not say."""
     usage = shutil.disk_usage(folder)
     return usage.free if usage.total else math.inf
 
 
-def lacks_room(error: BaseException) -> bool:
-    """Whether a disk or a quota is full, as an OSError says it, or a library whose writer is not Python's."""
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or a quota is full, by its errno or by a library's message."""
     return getattr(error, "errno", None) in _FULL or bool(_FULL_IN_WORDS.search(str(error)))
 
 
 @contextmanager
-def room(path: str | Path, need: int | None = None) -> Iterator[None]:
-    """Says in one line where a full disk ends the work in a folder, whichever library was writing.
+def disk_full_errors(path: str | Path, need: int | None = None) -> Iterator[None]:
+    """Turns any library's error about a full disk into a `DiskFull` of one line; other errors pass unchanged.
 
     Args:
-        path: the folder, or the file.
+        path: the folder or file that is written.
         need: bytes, where they are known.
 
     Raises:
-        NoRoom: naming the file where the error knows it, else `path`.
+        DiskFull: names the file where the error knows it, else `path`.
     """
     try:
         yield
@@ -95,7 +94,7 @@ def room(path: str | Path, need: int | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         cause: BaseException | None = error
-        while cause and not lacks_room(cause):
+        while cause and not is_disk_full(cause):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
@@ -103,29 +102,31 @@ def room(path: str | Path, need: int | None = None) -> Iterator[None]:
         raise cannot_write(Path(name if isinstance(name, str) else path), cause, need) from None
 
 
-def in_room(argument: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Puts a function's whole work into `room`, with the folder in one of its arguments; where that is none, the
-    system's temporary one."""
+def raises_disk_full(argument: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorates a function: `disk_full_errors` around all its work, with the folder that one argument names.
 
-    def told(function: Callable[P, T]) -> Callable[P, T]:
+    Where the argument is None, the system's temporary folder is named.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
         signature = inspect.signature(function)
 
         @wraps(function)
-        def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-            with room(signature.bind(*args, **kwargs).arguments.get(argument) or tempfile.gettempdir()):
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+            with disk_full_errors(signature.bind(*args, **kwargs).arguments.get(argument) or tempfile.gettempdir()):
                 return function(*args, **kwargs)
 
-        return inside
+        return wrapped
 
-    return told
+    return decorate
 
 
-def check_room(path: Path, need: int) -> None:
-    """Refuses work whose end a disk cannot hold, before it begins.
+def check_free_space(path: Path, need: int) -> None:
+    """Refuses work that a disk cannot hold, before it begins.
 
     Raises:
-        NoRoom: saying how much it needs.
+        DiskFull: says how much it needs.
     """
-    there = _nearest_folder(path)
-    if (free := free_room(there)) < need:
-        raise NoRoom(f"{path}: it needs {in_words(need)}, {there} has {in_words(free)}. {_MAKE_ROOM}")
+    folder = _nearest_folder(path)
+    if (free := free_bytes(folder)) < need:
+        raise DiskFull(f"{path}: it needs {format_bytes(need)}, {folder} has {format_bytes(free)}. {_MAKE_ROOM}")

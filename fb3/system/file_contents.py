@@ -1,22 +1,22 @@
-"""Files told by their first bytes, where their names say something else; before a library trips over them."""
+"""Files recognised by their first bytes, so that a wrong one is named before a library fails on it."""
 
 import json
 import re
 import zipfile
 from pathlib import Path
 
-from fb3.system.files import in_words
+from fb3.system.files import format_bytes
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|error)\b", re.IGNORECASE)
 _ZIP, _PICKLE = b"PK\3\4", b"\x80"
 _KINDS = {_ZIP: "a zip archive", b"\x1f\x8b": "a gzip archive", b"\x89HDF": "an HDF5 file", b"GGUF": "a GGUF file"}
-_LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
+_LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 _AGAIN = "copy or download it again"
 
 
-def stand_in(path: Path) -> str:
-    """Names the stand-in for a file of any kind, with the mend, as the end of a sentence; empty for none.
+def placeholder_problem(path: Path) -> str:
+    """The end of a sentence where a file is empty, a Git LFS pointer or a web page, with the mend; else empty.
 
     Raises:
         OSError: it cannot be read.
@@ -26,34 +26,36 @@ def stand_in(path: Path) -> str:
         return f"is empty; {_AGAIN}"
     if start.startswith(_POINTER):
         size = re.search(rb"\nsize (\d{1,15})\b", start)
-        whole = f" of {in_words(int(size[1]))}" if size else ""
+        whole = f" of {format_bytes(int(size[1]))}" if size else ""
         return f"is a Git LFS pointer, not the file{whole} that it stands for; run `git lfs pull` in its repository"
     if _PAGE.match(start):
         return f"is a web page, not the file behind it; {_AGAIN}"
     return ""
 
 
-def not_weights(path: Path) -> str:
-    """The same for a file of weights, safetensors or PyTorch's by its suffix; looks no further than the header.
+def weights_problem(path: Path) -> str:
+    """The end of a sentence where a file cannot hold the weights of its suffix, safetensors or PyTorch's; else empty.
+
+    It reads no more than the header.
 
     Raises:
         OSError: it cannot be read.
     """
-    if words := stand_in(path):
-        return words
+    if problem := placeholder_problem(path):
+        return problem
     start = _start(path)
     tensors, pickled = _is_safetensors(start), start.startswith((_ZIP, _PICKLE))
     if path.suffix == ".safetensors":
         if tensors:
-            return _cut(path)
+            return _size_problem(path)
         if pickled:
             return "is a PyTorch file, not safetensors; rename it to pytorch_model.bin"
-        return f"is {_kind(start)}, not safetensors; {_AGAIN}"
+        return f"is {_describe(start)}, not safetensors; {_AGAIN}"
     if tensors:
         return "is a safetensors file, not PyTorch's; rename it to model.safetensors"
     if start.startswith(_ZIP) and not zipfile.is_zipfile(path):
         return f"is cut off: a zip archive without its end; {_AGAIN}"
-    return "" if pickled else f"is {_kind(start)}, not PyTorch's weights; {_AGAIN}"
+    return "" if pickled else f"is {_describe(start)}, not PyTorch's weights; {_AGAIN}"
 
 
 def _start(path: Path) -> bytes:
@@ -65,8 +67,8 @@ def _is_safetensors(start: bytes) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER
 
 
-def _cut(path: Path) -> str:
-    """Whether a safetensors file has the size that its header gives it; a broken header is left to the library."""
+def _size_problem(path: Path) -> str:
+    """Compares a safetensors file's size with its header's; a broken header is left to the library's own error."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
@@ -81,7 +83,7 @@ def _cut(path: Path) -> str:
     return "" if whole == size else f"has {size:,} bytes where its header asks for {whole:,}; {_AGAIN}"
 
 
-def _kind(start: bytes) -> str:
+def _describe(start: bytes) -> str:
     for mark, kind in _KINDS.items():
         if start.startswith(mark):
             return kind

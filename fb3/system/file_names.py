@@ -3,20 +3,25 @@
 import re
 from pathlib import Path
 
+# In a run folder
 RECIPE = "recipe.yaml"
-ENCODER = "encoder"  # a run's folder of config and tokenizer
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in it
-PADDED = "fb3_padded_to"  # in config.json, tokens of every input where the states depend on padding
-SECOND = "second"  # in it, those of the second encoder of a stitched model
-WEIGHTS = "model.safetensors"  # of a fold
-FOLD_JSON = "fold.json"  # score, seed, hash of a fold
-INT8 = "int8.safetensors"  # of a packed fold, scales for linear layers in int8
+ENCODER = "encoder"  # folder of the backbone's config and tokenizer
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in the encoder folder
+PADDED = "fb3_padded_to"  # key of config.json: tokens to which every input is padded, where states depend on padding
+SECOND = "second"  # in the encoder folder: the folder of a stitched model's second encoder
 OOF = "oof.csv"
-RESUME = "resume"  # a fold's folder of saves, as long as it trains
-LOCK = "lock"  # of a folder in which a process is at work
 ENVIRONMENT = "environment.json"
-MANIFEST = "manifest.json"  # of a bundle
-METADATA = "dataset-metadata.json"  # for the upload; Kaggle's client reads it and leaves it out of the data set
+LOCK = "lock"  # held by the process that writes the folder
+
+# In a fold folder
+WEIGHTS = "model.safetensors"
+FOLD_JSON = "fold.json"  # score, seed and hash
+INT8 = "int8.safetensors"  # scales for linear layers in int8, in a bundle only
+RESUME = "resume"  # folder of saves, until the fold is trained to its end
+
+# In a bundle
+MANIFEST = "manifest.json"
+METADATA = "dataset-metadata.json"  # read by Kaggle's client, which leaves it out of the data set
 
 
 def fold_folder(run: Path, number: int) -> Path:
@@ -37,9 +42,9 @@ def fold_folders(run: Path) -> list[Path]:
 
 
 def encoder_files(second: bool) -> list[str]:
-    """Names of the files in an encoder folder that inference reads.
+    """The files of an encoder folder that inference reads.
 
     Args:
-        second: a stitched model, which has two encoders.
+        second: whether the model is stitched, with a second encoder.
     """
     return [folder + name for folder in ("", f"{SECOND}/")[: 1 + second] for name in (CONFIG, TOKENIZER)]

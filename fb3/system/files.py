@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their hashes."""
+"""Reading and writing files: UTF-8 with clear errors, atomic writes, hashes."""
 
 import errno
 import hashlib
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fb3.errors import Fb3Error
-from fb3.system.disk_space import cannot_write, in_words
+from fb3.system.disk_space import cannot_write, format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Bytes up to which a text is read: a file from elsewhere may be of any size, and becomes ten to thirty times as large
-# in memory. Of what fb3 writes, a manifest of ten thousand files has 2 MB.
+# The most bytes of a text file that are read: parsing takes ten to thirty times as much memory. The largest text that
+# fb3 itself writes and reads, the manifest of ten thousand files, has 2 MB.
 LARGEST = 32 * 2**20
-# Beside what ends a cell: a space at an end, which some readers drop, and what looks like a byte order mark.
+# Cells that need quotes: separators and quotes, white space at an end, which some readers drop, a byte order mark.
 _QUOTED = re.compile(r'[",\r\n]|^[\s\ufeff]|\s$')
-# First bytes of files that are no UTF-8, and what to say of them.
+# First bytes of well-known formats that are not UTF-8, each with its mend.
 _OTHER_FORMS = {
     b"\xff\xfe": "it is UTF-16; save it as UTF-8",
     b"\xfe\xff": "it is UTF-16; save it as UTF-8",
@@ -38,36 +38,36 @@ _COMPRESSED = {".gz", ".bz2", ".xz", ".zip", ".zst"}
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's bytes, in hex."""
+    """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_place(path: str | Path, *, plain: bool = False) -> Path:
-    """The place of a file to write.
+def check_output_path(path: str | Path, *, plain: bool = False) -> Path:
+    """Checks that a path can be the place of an output file.
 
     Args:
-        path: a trailing slash counts.
-        plain: it is written more than once, so that a device or a pipe will not do.
+        path: the path; a trailing slash makes it a folder.
+        plain: whether the file is written more than once, which a device or a pipe cannot be.
 
     Raises:
-        Fb3Error: a folder, a name that promises a compressed file, or nothing that can be written to.
+        Fb3Error: a folder, a name with a suffix of compressed files, or something that cannot be written to.
     """
-    place, kind = Path(path), _kind(Path(path))
-    if stat.S_ISDIR(kind) or str(path).endswith(("/", os.sep)):
+    place, mode = Path(path), _mode(Path(path))
+    if stat.S_ISDIR(mode) or str(path).endswith(("/", os.sep)):
         raise Fb3Error(f"{path}: is a folder; give a file in it")
     if place.suffix.lower() in _COMPRESSED:
         raise Fb3Error(
             f"{path}: no compressed file is written; give {place.with_suffix('')} and compress it afterwards"
         )
-    through = stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)
-    if kind and not stat.S_ISREG(kind) and (plain or not through):
+    stream = stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+    if mode and not stat.S_ISREG(mode) and (plain or not stream):
         raise Fb3Error(f"{path}: not a plain file{', and it is written more than once' * plain}; give a file")
     return place
 
 
-def _kind(path: Path) -> int:
-    """The mode of a file, or of what a link leads to; 0 where nothing is there."""
+def _mode(path: Path) -> int:
+    """The mode of a file, or of a link's target; 0 where nothing is there."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):
@@ -75,63 +75,63 @@ def _kind(path: Path) -> int:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A place to write to, moved to `path` at the end: a reader sees the old file or the whole new one.
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary file to write, renamed to `path` at the end: a reader sees the old file or the whole new one.
 
-    Where `path` is a link, its target is replaced and the link stays; a file keeps its permissions, its other hard
+    Where `path` is a link, its target is replaced and the link stays. A file keeps its permissions, and its other hard
     links keep their content. A device or a pipe gets the bytes at the end.
 
     Raises:
-        Fb3Error: the place cannot be written, or `check_place` refuses it.
+        Fb3Error: `path` cannot be written, or `check_output_path` refuses it.
     """
-    path = check_place(path)
-    kind, target = _kind(path), Path(os.path.realpath(path))
-    through = bool(kind) and not stat.S_ISREG(kind)
-    folder = Path(tempfile.mkdtemp()) if through else target.parent
-    aside = folder / f".{target.name}.{os.getpid()}.part"
+    path = check_output_path(path)
+    mode, target = _mode(path), Path(os.path.realpath(path))
+    stream = bool(mode) and not stat.S_ISREG(mode)
+    folder = Path(tempfile.mkdtemp()) if stream else target.parent
+    temporary = folder / f".{target.name}.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        yield aside
-        if through:
-            with aside.open("rb") as source, path.open("wb") as sink:
+        yield temporary
+        if stream:
+            with temporary.open("rb") as source, path.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
             return
-        with aside.open("rb+") as file:
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        if kind:
-            with suppress(OSError):  # a file system that has no permissions
-                aside.chmod(kind & 0o777)
+        if mode:
+            with suppress(OSError):  # a file system without permissions
+                temporary.chmod(mode & 0o777)
         if target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        aside.replace(target)
+        temporary.replace(target)
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if through:
+            temporary.unlink(missing_ok=True)
+        if stream:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to fill, moved to `path`, which must not be there, once all of it is on the disk."""
-    path = Path(os.path.realpath(path))  # a link to a place that is still to be made stays one
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder to fill, renamed to `path` once all of it is on the disk; `path` must not exist."""
+    path = Path(os.path.realpath(path))  # a link to a folder that does not exist yet stays a link
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        for part in (*aside.iterdir(), aside):
-            _to_disk(part)
-        aside.rename(path)
-        _to_disk(path.parent)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for part in (*temporary.iterdir(), temporary):
+            _fsync(part)
+        temporary.rename(path)
+        _fsync(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # its folders cannot be opened
+def _fsync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     number = os.open(path, os.O_RDONLY)
     try:
@@ -140,14 +140,14 @@ def _to_disk(path: Path) -> None:
         os.close(number)
 
 
-def sweep(folder: Path) -> None:
-    """Deletes what killed processes left half written; nobody else may be at work in the folder."""
+def delete_partial_files(folder: Path) -> None:
+    """Deletes the temporary files of killed processes; no other process may be writing in the folder."""
     for part in list(folder.rglob(".*.part")):
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def link_or_copy(source: Path, to: Path) -> None:
-    """The same file in a second place, without its bytes where the file system can do that."""
+    """Makes a hard link, or a copy where the file system has no links."""
     try:
         os.link(source, to)
     except OSError:
@@ -155,26 +155,26 @@ def link_or_copy(source: Path, to: Path) -> None:
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Writes a UTF-8 text with the line ends it has."""
-    with replacing(path) as aside:
-        aside.write_bytes(text.encode("utf-8"))
+    """Writes a text as UTF-8, its line ends unchanged."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
 
 
 def write_json(content: Any, path: str | Path) -> None:
-    """Writes JSON, one key a line."""
+    """Writes JSON, one key per line."""
     write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
 
 
 def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
-    """Writes a table without its index: UTF-8, each cell as its text, an absent one empty, quoted where it must be.
+    """Writes a table without its index: UTF-8, each cell as its text, an absent one empty, quoted only where needed.
 
-    By hand: of Python's csv module, and of pandas, which uses it, it depends on the version whether a lone carriage
-    return is quoted and a NUL can be written.
+    It does not use Python's csv module, nor pandas, which builds on it: whether a lone carriage return is quoted, and
+    whether a NUL can be written, depends on the version of Python.
     """
     columns = [[_cell(str(name)), *_cells(table.iloc[:, number])] for number, name in enumerate(table.columns)]
     if len(columns) == 1:
         columns = [[cell or '""' for cell in columns[0]]]  # an empty line is no row
-    with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.writelines(",".join(row) + "\n" for row in zip(*columns, strict=True))
 
 
@@ -193,13 +193,13 @@ def read_utf8(path: Path, largest: int = LARGEST) -> str:
     """The text of a file, without a byte order mark.
 
     Args:
-        path: a plain file: a pipe or a device could be read without end.
-        largest: bytes that it may have.
+        path: a regular file; a pipe or a device, which may never end, is refused.
+        largest: the most bytes it may have.
 
     Raises:
         Fb3Error: it cannot be read, is too large, or is in another encoding.
     """
-    _check_plain(path, largest)
+    _check_regular(path, largest)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -214,12 +214,12 @@ def read_utf8(path: Path, largest: int = LARGEST) -> str:
 
 @contextmanager
 def reading_utf8(path: Path, largest: int = LARGEST) -> Iterator[TextIO]:
-    """The same, line by line with the line ends as they stand: never is the whole of it in memory.
+    """Opens a UTF-8 file to be read line by line, line ends unchanged, so that it is never in memory as a whole.
 
     Raises:
         Fb3Error: as `read_utf8`, also while the lines are read.
     """
-    _check_plain(path, largest)
+    _check_regular(path, largest)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield file
@@ -230,7 +230,7 @@ def reading_utf8(path: Path, largest: int = LARGEST) -> Iterator[TextIO]:
         raise
 
 
-def _check_plain(path: Path, largest: int) -> None:
+def _check_regular(path: Path, largest: int) -> None:
     try:
         found = path.stat()
     except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
@@ -238,8 +238,8 @@ def _check_plain(path: Path, largest: int) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise Fb3Error(f"{path}: cannot be read (not a plain file)")
     if found.st_size > largest:
-        size = f"{in_words(found.st_size)}, of such a file at most {in_words(largest)} are read"
-        raise Fb3Error(f"{path}: {size}; is it the right one?")
+        size = f"has {format_bytes(found.st_size)}, more than the {format_bytes(largest)} that are read"
+        raise Fb3Error(f"{path}: {size}; is it the right file?")
 
 
 def _unreadable(path: Path, error: Exception) -> Fb3Error:
@@ -251,15 +251,15 @@ def read_json(path: Path, wanted: Mapping[str, type | tuple[type, ...]] | None =
 
     Args:
         path: the file.
-        wanted: keys that must be there, with the types of their values.
+        wanted: required keys, each with the types its value may have.
 
     Raises:
-        Fb3Error: missing, broken, no mapping, or without one of the keys; names it.
+        Fb3Error: the file is missing, broken or no mapping, or lacks a key, which the message names.
     """
     text = read_utf8(path)
     try:
         content = json.loads(text)
-        if "\\ud" in text.lower():  # half a pair, which no UTF-8 file and no path can hold
+        if "\\ud" in text.lower():  # half a surrogate pair, which neither a UTF-8 file nor a path can hold
             json.dumps(content, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise Fb3Error(f"{path}: not JSON ({error})") from None
@@ -267,5 +267,5 @@ def read_json(path: Path, wanted: Mapping[str, type | tuple[type, ...]] | None =
         raise Fb3Error(f"{path}: want a mapping, got {type(content).__name__}; write it anew, or copy it again")
     for key, kinds in (wanted or {}).items():
         if not isinstance(content.get(key), kinds) or (isinstance(content[key], bool) and kinds is not bool):
-            raise Fb3Error(f"{path}: {key} is missing, or of the wrong form; write it anew, or copy it again")
+            raise Fb3Error(f"{path}: {key} is missing, or of the wrong type; write it anew, or copy it again")
     return content

@@ -1,4 +1,4 @@
-"""The state of a folder's git repository, as far as git says it without being waited for."""
+"""The state of a folder's git repository, asked with a time limit."""
 
 import os
 import subprocess
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 _SECONDS = 10.0
-# What a hook of another repository sets, and what would make git ask, or write to the index of a running command.
+# Variables that the hook of another repository sets: git would look there.
 _FOREIGN = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"}
+# No lock on the index, which another git command may hold; no prompt; messages in English, which are read below.
 _QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 _STATUS = ("status", "--porcelain=v2", "--branch", "--untracked-files=no", "--ignore-submodules=untracked")
 
@@ -16,12 +17,12 @@ def git_state(folder: Path, tracked: str | None = None) -> dict[str, Any] | None
     """Commit, branch and whether tracked files differ from the commit. Never raises.
 
     Args:
-        folder: in the repository; in a submodule it is the submodule's state.
-        tracked: a file in the folder that the repository must hold, or it is not this folder's: a virtual environment
-            may lie in somebody's repository.
+        folder: a folder of the repository; in a submodule, the submodule's state is given.
+        tracked: a file in the folder that the repository must track to count as the folder's own: a package installed
+            into a virtual environment may lie inside somebody else's repository.
 
     Returns:
-        commit (none before the first), branch (none where a commit is checked out), changes. None where there is no
+        commit (None before the first), branch (None where a commit is checked out), changes. None where there is no
         git or no repository. {"unknown": reason} where git refuses ("dubious ownership") or does not answer in time.
     """
     try:
@@ -46,7 +47,7 @@ def git_state(folder: Path, tracked: str | None = None) -> dict[str, Any] | None
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs git, without the watcher that a repository may ask it to start."""
+    """Runs git without the file-system monitor that a repository's configuration may start."""
     return subprocess.run(
         ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments],
         stdin=subprocess.DEVNULL,

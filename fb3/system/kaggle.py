@@ -1,4 +1,4 @@
-"""Kaggle's folders, variables, sessions and secrets: no other module knows them."""
+"""Kaggle's folders, variables, sessions and secrets; no other module names them."""
 
 import os
 import re
@@ -9,12 +9,12 @@ from pathlib import Path
 from fb3.errors import Fb3Error
 
 KAGGLE_INPUT = Path("/kaggle/input")
-# For a rehearsal: where Kaggle mounts bundle and competition, and what it sets, in the run on the public files when a
-# notebook is saved and in the later one on the hidden rows.
+# For a rehearsal: the folders below /kaggle/input where Kaggle mounts bundle and competition.
 MOUNTS = {
     "new": ("datasets/someone/bundle", "competitions/competition"),
     "old": ("bundle", "competition"),
 }
+# Variables that Kaggle sets when a saved notebook runs on the public files, and when it runs again on the hidden rows.
 COMMIT_VARIABLES = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
 RERUN_VARIABLES = {**COMMIT_VARIABLES, "KAGGLE_IS_COMPETITION_RERUN": "1"}
 SECRET_VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_API_V1_TOKEN")
@@ -32,7 +32,10 @@ _MOUNT_DEPTH = 7  # /kaggle/input/models/<owner>/<slug>/<framework>/<variation>/
 
 
 def on_kaggle() -> bool:
-    """Told by the variables of its notebooks: the client's stand on laptops too, and the image has google.colab."""
+    """Whether this is a Kaggle notebook.
+
+    Only the notebooks' variables tell: the client's are set on laptops too, and Kaggle's image has google.colab.
+    """
     return any(name in os.environ for name in RERUN_VARIABLES)
 
 
@@ -42,9 +45,9 @@ def hidden_rerun() -> bool:
 
 
 def session_seconds() -> float:
-    """What a session that Kaggle runs as a whole has taken already; 0 elsewhere, and where somebody sits before it.
+    """Seconds that a batch session of Kaggle has run already; 0 in an interactive session and elsewhere.
 
-    It begins with the notebook's kernel: this process, or one above it where a cell started this one.
+    A session begins with the notebook's kernel, which is this process, or a parent where a cell started this process.
     """
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") != "Batch" and not hidden_rerun():
         return 0.0
@@ -63,10 +66,10 @@ def session_seconds() -> float:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a text such as 8h30m, 90m, 45s or 3600.
+    """The seconds in a text such as 8h30m, 90m, 45s or 3600.
 
     Raises:
-        Fb3Error: something else, or nothing.
+        Fb3Error: the text is of another form, or empty.
     """
     found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     if not found or not any(found.groups()):
@@ -78,7 +81,7 @@ def input_root() -> Path:
     """The folder under which inputs are mounted: FB3_INPUT, else Kaggle's.
 
     Raises:
-        Fb3Error: neither is there.
+        Fb3Error: the folder does not exist.
     """
     root = Path(os.environ.get("FB3_INPUT") or KAGGLE_INPUT)
     if not root.is_dir():
@@ -96,26 +99,26 @@ def find_bundle(root: str | Path | None = None) -> Path:
             f"{[str(path) for path in found]}; attach the training notebook's output, or what `python build_dataset.py "
             "RUN` packed"
         )
-    return _only(trained, "bundle", BUNDLE_MARKER, root, "the bundle's folder, the first argument")
+    return _single_folder(trained, "bundle", BUNDLE_MARKER, root, "the bundle's folder, the first argument")
 
 
 def find_competition(root: str | Path | None = None) -> Path:
     """The one folder under `root` (default: `input_root()`) with a sample_submission.csv."""
     found = folders_with(COMPETITION_MARKER, root)
-    return _only(found, "competition's data", COMPETITION_MARKER, root, "--data")
+    return _single_folder(found, "competition's data", COMPETITION_MARKER, root, "--data")
 
 
 def folders_with(marker: str, root: str | Path | None = None) -> list[Path]:
-    """The folders under `root` (default: `input_root()`) that hold a file of this name; below one, none is sought.
+    """The folders under `root` (default: `input_root()`) that hold a file of this name; their subfolders are skipped.
 
     Raises:
-        Fb3Error: `root` is not there.
+        Fb3Error: `root` does not exist.
     """
     seen: set[Path] = set()
 
     def walk(folder: Path, depth: int) -> Iterator[Path]:
         real = folder.resolve()
-        if real in seen:  # one mount may be a link to another
+        if real in seen:  # a mount may be a link to another
             return
         seen.add(real)
         if (folder / marker).is_file():
@@ -130,7 +133,8 @@ def folders_with(marker: str, root: str | Path | None = None) -> list[Path]:
     return list(walk(Path(root) if root else input_root(), _MOUNT_DEPTH))
 
 
-def _only(found: list[Path], what: str, marker: str, root: str | Path | None, argument: str) -> Path:
+def _single_folder(found: list[Path], what: str, marker: str, root: str | Path | None, argument: str) -> Path:
+    """The only folder found; an error for none or several."""
     place = root or input_root()
     if not found:
         raise Fb3Error(f"{place}: no {what} below it (no {marker}); attach it or give {argument}")
@@ -140,7 +144,7 @@ def _only(found: list[Path], what: str, marker: str, root: str | Path | None, ar
 
 
 def is_main_process() -> bool:
-    """Whether this is the first of a launcher's processes, by the variables that accelerate reads too."""
+    """Whether this is the launcher's first process, by the variables that accelerate reads too."""
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
@@ -154,5 +158,5 @@ def secret(name: str) -> str | None:
         from kaggle_secrets import UserSecretsClient
 
         return UserSecretsClient().get_secret(name)
-    except Exception:  # the store raises errors of its own kinds when a secret is not attached or the network is off
+    except Exception:  # the store has its own errors for a secret that is not attached and for a missing network
         return None

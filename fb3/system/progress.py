@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line a minute elsewhere, nothing when told so."""
+"""Messages and progress for the user: a bar on a terminal, a plain line per minute elsewhere."""
 
 import io
 import os
@@ -25,28 +25,28 @@ class Advance(Protocol):
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True)  # one for all: a line printed through it moves a running bar down
+    return Console(stderr=True)  # shared, so that a printed line moves a running bar down
 
 
 def escape_output() -> None:
-    """Standard output and error write as \\u2026 what their encoding does not have; Python does so on error alone.
+    """Makes standard output and error escape characters that their encoding lacks, as \\u2026.
 
-    Every command calls it, and every function that prints to standard output: a score or a report is not to be lost to
-    a terminal that is ASCII or Latin-1.
+    Every command and every function that prints to standard output calls it, so that no score or report is lost on an
+    ASCII or Latin-1 terminal.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook's streams are none, and take all of Unicode
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's streams are of other types, and take all of Unicode
             stream.reconfigure(errors="backslashreplace")
 
 
 def as_command(parts: Iterable[object]) -> str:
-    """A command line that this system's shell takes as it stands."""
+    """A command line quoted for this system's shell."""
     words = [str(part) for part in parts]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def say(line: str) -> None:
-    """A line for the user, on standard error, above a bar where one runs."""
+    """Prints a line to standard error, above a running progress bar."""
     if sys.stderr.isatty():
         _console().print(line, markup=False, highlight=False)
     else:
@@ -57,14 +57,17 @@ def say(line: str) -> None:
 def progress(
     title: str, total: int, shown: bool = True, every_seconds: float = 60.0, done: int = 0
 ) -> Iterator[Advance]:
-    """Shows how far `total` pieces of work are.
+    """Shows the progress of long work on standard error.
 
     Args:
         title: names the work.
         total: pieces of work.
         shown: False for a process that should stay silent.
         every_seconds: time between two plain lines.
-        done: pieces that an earlier start did.
+        done: pieces that an earlier run completed.
+
+    Yields:
+        A function to call after each piece.
     """
     if not shown:
         yield lambda amount=1, note="": None

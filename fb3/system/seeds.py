@@ -1,4 +1,4 @@
-"""Seeds, and the state of every generator of random numbers."""
+"""Seeds, and the state of every random number generator."""
 
 import random
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state(device: "torch.device") -> dict[str, Any]:
-    """Where the generators stand that `seed_everything` seeds, as numbers and tensors."""
+    """The state of each generator that `seed_everything` seeds, as numbers and tensors."""
     import numpy
     import torch
 
@@ -34,7 +34,7 @@ def random_state(device: "torch.device") -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: "torch.device") -> None:
-    """Puts the generators where `random_state` found them; a device of another kind keeps its own."""
+    """Restores a state of `random_state`; the device's generator only where it is a device of the same kind."""
     import numpy
     import torch
 

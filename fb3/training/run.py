@@ -23,9 +23,9 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.runs.fold_json import is_begun, mark_finished
 from fb3.runs.run_folder import Run, run_of
 from fb3.runs.scores import TRUTH, caveats, named_score, read_scores, scores_of
-from fb3.system.disk_space import in_room
+from fb3.system.disk_space import raises_disk_full
 from fb3.system.file_names import OOF, fold_folder
-from fb3.system.files import sha256, sweep, write_csv, write_json
+from fb3.system.files import delete_partial_files, sha256, write_csv, write_json
 from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fb3.training.session import OnEvaluation, Session
 
 
-@in_room("out")
+@raises_disk_full("out")
 def train(
     recipe: Recipe | str | Path,
     data: str | Path,
@@ -95,7 +95,7 @@ def train(
         if not chosen:
             return run_of(out)
         if accelerator.is_main_process:
-            sweep(out)
+            delete_partial_files(out)
             delete_finished(out)
         session = open_session(recipe, essays, out, accelerator, precision, unlabelled)
         session = replace(session, on_evaluation=on_evaluation, digests=digests, stop=stop)
@@ -125,7 +125,7 @@ def _train_folds(session: "Session", chosen: list[FoldSplit]) -> None:
         accelerator.wait_for_everyone()
 
 
-@in_room("out")
+@raises_disk_full("out")
 def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str | Path) -> Predictions:
     """Trains one fold into `out`/fold<n> and returns its out-of-fold predictions (not clipped).
 

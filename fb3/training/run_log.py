@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fb3.system.disk_space import cannot_write
-from fb3.system.files import replacing
+from fb3.system.files import atomic_file
 from fb3.system.progress import Advance, say
 
 
@@ -43,7 +43,7 @@ class RunLog:
         self._keep(kept)
 
     def _keep(self, lines: list[bytes]) -> None:
-        with replacing(self._path) as aside:
+        with atomic_file(self._path) as aside:
             aside.write_bytes(b"".join(lines))
 
     def _complete_lines(self) -> list[bytes]:

@@ -25,14 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fb3.data.folds import FoldSplit
-from fb3.errors import Fb3Error, NoRoom, Stopped
+from fb3.errors import DiskFull, Fb3Error, Stopped
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import ids_hash
 from fb3.runs.identity import Identity, named_files
 from fb3.runs.save_folder import STATE, TENSORS, Tree, extract_tensors, hashed_json, list_saves, read_save
-from fb3.system.disk_space import free_room, unread
+from fb3.system.disk_space import free_bytes, unreadable_source
 from fb3.system.file_names import FOLD_JSON, RESUME, WEIGHTS
-from fb3.system.files import in_words, link_or_copy, replacing, replacing_folder, sha256, write_text
+from fb3.system.files import atomic_file, atomic_folder, format_bytes, link_or_copy, sha256, write_text
 from fb3.system.progress import say
 from fb3.training.best_checkpoint import BestCheckpoint
 from fb3.training.loop import Loop
@@ -73,7 +73,7 @@ class Saves:
 
         Raises:
             Stopped: it was asked to stop; the fold is saved.
-            NoRoom: the disk has none for the save.
+            DiskFull: the disk has none for the save.
         """
         if self.session.digests is None:
             return
@@ -103,7 +103,7 @@ class Saves:
         """Writes a save, on the main process.
 
         Raises:
-            NoRoom: it cannot be written; says how much it needs. The last save is whole.
+            DiskFull: it cannot be written; says how much it needs. The last save is whole.
         """
         started, accelerator = time.monotonic(), self.session.accelerator
         several, tensors, failed = accelerator.num_processes > 1, dict[str, Tensor](), None
@@ -125,14 +125,14 @@ class Saves:
         if several:
             failed = next(filter(None, gather_object([failed])), None)
         if failed:
-            raise NoRoom(failed)
+            raise DiskFull(failed)
         self.last = time.monotonic()
 
     def _write(self, number: int, state: Tree, tensors: dict[str, Tensor], started: float) -> str | None:
         """Writes a save; returns what went wrong, in words, for the other processes to hear of it too."""
         text = hashed_json({"made_of": self.made_of, "state": state, "tensors": ""})
         need = sum(tensor.nbytes for tensor in tensors.values()) + len(text) + _SPARE
-        where = f"fold {self.fold}: no save after step {number}: it needs {in_words(need)}"
+        where = f"fold {self.fold}: no save after step {number}: it needs {format_bytes(need)}"
         whole = list_saves(self.folder)
         still = f"the save of step {whole[0].name} is whole" if whole else "there is none yet"
         mend = f"{still}. Make room, and the same command goes on"
@@ -140,9 +140,9 @@ class Saves:
             for old in whole[1:]:
                 shutil.rmtree(old)
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (free := free_room(self.folder)) < need:
-                return f"{where}, {self.folder} has {in_words(free)}; {mend}"
-            with replacing_folder(self.folder / str(number)) as aside:
+            if (free := free_bytes(self.folder)) < need:
+                return f"{where}, {self.folder} has {format_bytes(free)}; {mend}"
+            with atomic_folder(self.folder / str(number)) as aside:
                 _write_tensors(tensors, aside / TENSORS)
                 content = {"made_of": self.made_of, "state": state, "tensors": sha256(aside / TENSORS)}
                 write_text(hashed_json(content), aside / STATE)
@@ -151,7 +151,7 @@ class Saves:
         except (OSError, SafetensorError, Fb3Error) as error:
             reason = None
             if isinstance(error, OSError):
-                reason = unread(self.folder / str(number), error) or error.strerror
+                reason = unreadable_source(self.folder / str(number), error) or error.strerror
             return f"{where} and could not be written ({reason or error}); {mend}"
         seconds = round(time.monotonic() - started, 2)
         self.session.log.event("save", fold=self.fold, step=number, bytes=need - _SPARE, seconds=seconds)
@@ -201,7 +201,7 @@ class Saves:
         if accelerator.is_main_process:
             for name in (WEIGHTS, FOLD_JSON):  # an evaluation after the save may have replaced them
                 if (path / name).is_file():
-                    with replacing(self.checkpoint.folder / name) as aside:
+                    with atomic_file(self.checkpoint.folder / name) as aside:
                         link_or_copy(path / name, aside)
                 else:
                     (self.checkpoint.folder / name).unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun
 from fb3.system.devices import Precision, keep_freed_memory, pick_device, pick_precision
 from fb3.system.file_names import CONFIG, ENCODER, PADDED, SECOND
-from fb3.system.files import read_json, replacing_folder, write_json
+from fb3.system.files import atomic_folder, read_json, write_json
 from fb3.system.kaggle import secret
 from fb3.system.progress import say
 from fb3.targets.metrics import Score
@@ -210,7 +210,7 @@ def _prepare_wandb() -> None:
 
 def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
-        with replacing_folder(out / "scratch") as aside:
+        with atomic_folder(out / "scratch") as aside:
             build_backbone(recipe.model.scratch, texts, aside, recipe.train.seed)
     added, model = added_tokens(recipe.data), with_local_backbone(recipe, out).model
     export_encoder(model, out / ENCODER, added)

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fb3.errors import Fb3Error, NoRoom
+from fb3.errors import DiskFull, Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import overridden
-from fb3.system.disk_space import in_room
+from fb3.system.disk_space import raises_disk_full
 from fb3.system.file_names import ENCODER, LOCK, RECIPE, RESUME, fold_folders
 from fb3.system.files import write_text
 from fb3.system.folder_lock import lock_folder
@@ -42,7 +42,7 @@ _ERRORS = 5  # trials in a row that fail in training: then their parameters are 
 _KILLS = 2  # times that a trial may end the whole process before it is given up
 
 
-@in_room("out")
+@raises_disk_full("out")
 def tune(
     recipe: Recipe,
     data: str | Path,
@@ -234,7 +234,7 @@ class _Search:
             score = train(recipe, self.data, folder, folds=[fold], on_evaluation=watch).score.overall
         except load_optuna().TrialPruned:
             pass
-        except NoRoom:  # not the recipe's fault: the trial is made again once there is room
+        except DiskFull:  # not the recipe's fault: the trial is made again once there is room
             raise
         except Fb3Error as error:
             broke = str(error)

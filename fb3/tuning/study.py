@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.runs.identity import Identity
-from fb3.system.disk_space import lacks_room
+from fb3.system.disk_space import is_disk_full
 from fb3.system.files import sha256
 from fb3.tuning.space import Choice, Entry, Space
 
@@ -68,7 +68,7 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
         study = optuna.create_study(storage=storage, study_name="fb3", load_if_exists=True, pruner=Pruner())
         len(study.trials), study.user_attrs
     except Exception as error:  # the database's drivers raise errors of many kinds
-        if lacks_room(error):
+        if is_disk_full(error):
             raise
         words = " ".join(str(error).split())[:300]
         raise Fb3Error(f"{out / DATABASE}: no study that can be read ({words}); choose another --out") from None

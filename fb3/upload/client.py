@@ -1,4 +1,4 @@
-"""Kaggle's own client (2.2), imported only when needed, because importing it authenticates; its errors made plain."""
+"""Kaggle's own client (2.2), with its errors in one line. It is imported late, because importing it authenticates."""
 
 import io
 import os
@@ -17,12 +17,12 @@ _BUSY = {408, 429, 500, 502, 503, 504}
 
 
 def open_client() -> Any:
-    """Kaggle's client, authenticated, which does not pass over a file that it could not upload.
+    """Kaggle's client, authenticated, changed to raise where it could not upload a file.
 
     Raises:
-        Fb3Error: it is not installed, or has no credentials.
+        Fb3Error: the client is not installed, or has no credentials.
     """
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints a page without credentials
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # without credentials it prints a page of help
         try:
             from kaggle.api.kaggle_api_extended import KaggleApi
         except ImportError as error:
@@ -32,11 +32,11 @@ def open_client() -> Any:
 
         class Client(KaggleApi):
             def _upload_blob(self, path: str, *arguments: Any, **keywords: Any) -> Any:
-                """The blob's token: up to 2.2.4 the caller passes over a file without one, from 2.2.5 on it raises."""
+                """The uploaded file's token; the caller up to 2.2.4 skips a file without one, later it raises."""
                 token = super()._upload_blob(path, *arguments, **keywords)
                 if token is None:
-                    # The record of an upload that the server no longer knows would fail for days: begin anew, once.
-                    _forget(arguments)
+                    # The client would try to resume an upload that the server has forgotten, for days: start it anew.
+                    _discard_failed_upload(arguments)
                     token = super()._upload_blob(path, *arguments, **keywords)
                 if token is None:
                     raise Fb3Error(f"{Path(path).name} could not be uploaded, so nothing was created; try again")
@@ -50,25 +50,25 @@ def open_client() -> Any:
     return client
 
 
-def _forget(arguments: tuple[Any, ...]) -> None:
+def _discard_failed_upload(arguments: tuple[Any, ...]) -> None:
     """Removes the client's record of the upload that failed last."""
     for context in arguments:
         if uploads := getattr(context, "_file_uploads", None):
             uploads.pop().cleanup()
 
 
-def patiently(call: Callable[[], T], what: str, ends: float, poll: float, also: Container[int] = ()) -> T:
-    """The answer of a call that only looks, asked again while Kaggle is busy or the line is down.
+def retry_while_busy(call: Callable[[], T], what: str, ends: float, poll: float, also: Container[int] = ()) -> T:
+    """Repeats a call that only reads while Kaggle is busy or the connection is down; returns its answer.
 
     Args:
-        call: what to ask.
-        what: named in the error.
-        ends: when to give up, by time.monotonic().
+        call: the call.
+        what: names it in the error.
+        ends: the time.monotonic() at which to give up.
         poll: seconds between two tries.
-        also: further statuses that are no answer yet.
+        also: further HTTP status codes to retry on.
     """
     while True:
-        with told(what):
+        with plain_errors(what):
             try:
                 return call()
             except Exception as error:
@@ -80,20 +80,20 @@ def patiently(call: Callable[[], T], what: str, ends: float, poll: float, also: 
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """The client's errors in one line, without credentials and without what it prints."""
+def plain_errors(what: str) -> Iterator[None]:
+    """Turns the client's errors into one line without credentials, and keeps its output off the screen."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
             yield
     except Fb3Error as error:
-        raise Fb3Error(clean(f"{what}: {error}{_said(printed)}")) from None
+        raise Fb3Error(redacted(f"{what}: {error}{_last_printed(printed)}")) from None
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the client ends the process on some errors
         code = status_code(error)
         mend = _MENDS.get(code, "try again; a broken upload goes on where it broke off") if code else "try again"
-        raise Fb3Error(clean(f"{what} failed: {error}{_said(printed)}; {mend}")) from None
+        raise Fb3Error(redacted(f"{what} failed: {error}{_last_printed(printed)}; {mend}")) from None
 
 
 _MENDS = {
@@ -104,7 +104,7 @@ _MENDS = {
 }
 
 
-def _said(printed: io.StringIO) -> str:
+def _last_printed(printed: io.StringIO) -> str:
     lines = [line.strip() for line in printed.getvalue().splitlines() if line.strip()]
     return f" ({'; '.join(lines[-2:])})" if lines else ""
 
@@ -113,18 +113,18 @@ def status_code(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def clean(text: str) -> str:
-    """Without the values of credentials, and without the queries of addresses, which hold upload tokens."""
+def redacted(text: str) -> str:
+    """A text without the values of credentials and without the queries of URLs, which hold upload tokens."""
     for name in SECRET_VARIABLES:
         if value := os.environ.get(name):
             text = text.replace(value, "***")
     return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?***", text)
 
 
-def refuse(answer: Any, what: str) -> None:
-    """Raises where the client's answer names an error: it does so with exit status 0."""
+def check_answer(answer: Any, what: str) -> None:
+    """Raises where the client's answer names an error, because the client itself returns normally then."""
     if answer is None:
         raise Fb3Error(f"{what}, without saying why")
     error, status = getattr(answer, "error", None), str(getattr(answer, "status", "ok") or "ok").lower()
     if error or status != "ok":
-        raise Fb3Error(clean(f"{what}: {error or status}"))
+        raise Fb3Error(redacted(f"{what}: {error or status}"))

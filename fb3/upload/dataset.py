@@ -1,7 +1,7 @@
-"""A bundle to a data set.
+"""Uploads a bundle as a Kaggle data set.
 
-The client drops a file whose upload failed, creates the data set without it and reports success; here such a file stops
-the upload, and what was created is compared with the manifest.
+Kaggle's client drops a file whose upload failed, creates the data set without it and reports success. Here such a file
+stops the upload, and the new data set is compared with the manifest.
 """
 
 import json
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from fb3.bundles.bundle import verify_bundle
-from fb3.bundles.metadata import check_file_names, dataset_metadata
+from fb3.bundles.kaggle_names import check_file_names, dataset_metadata
 from fb3.errors import Fb3Error
 from fb3.system.file_names import MANIFEST, METADATA
 from fb3.system.files import read_json, sha256
 from fb3.system.progress import say
-from fb3.upload.client import open_client, patiently, refuse, status_code, told
+from fb3.upload.client import check_answer, open_client, plain_errors, retry_while_busy, status_code
 
 _TOP_LEVEL = 50  # files and folders that a data set may have at its top
 _PLACEHOLDER = "your-name"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # of the zips' entries, so that a second try sends the same bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # date of the zips' entries, so that a second try sends the same bytes
 
 
 def upload_bundle(
@@ -35,24 +35,24 @@ def upload_bundle(
     wait_seconds: float = 1800.0,
     poll_seconds: float = 5.0,
 ) -> str:
-    """Creates the data set of a bundle, or a new version of it, and compares what was created with the manifest.
+    """Creates a bundle's data set, or a new version of it, and compares it with the manifest.
 
-    A second call after a failure goes on where the first broke off.
+    A second call after a failure resumes the upload.
 
     Args:
-        bundle: the dataset folder; its dataset-metadata.json names the data set.
-        message: of the new version.
-        public: of a new data set.
-        dry_run: say what would go, and send nothing.
-        wait_seconds: for the data set to become ready.
-        poll_seconds: between two looks at it.
+        bundle: the bundle's folder; its dataset-metadata.json names the data set.
+        message: describes a new version.
+        public: whether a new data set is public.
+        dry_run: list the files, and send nothing.
+        wait_seconds: longest wait for the data set to become ready.
+        poll_seconds: time between two looks at its status.
 
     Returns:
-        owner/slug.
+        The data set's name, owner/slug.
 
     Raises:
         Fb3Error: a damaged bundle, a limit of Kaggle's, no credentials, a failed upload, a file that is missing from
-            what was created.
+            the new data set.
     """
     packed = verify_bundle(bundle)
     settings = check_limits(packed.path)
@@ -67,28 +67,28 @@ def upload_bundle(
         return reference
     api = open_client()
     before = _version(api, reference)
-    stage = packed.path.with_name(f".{packed.path.name}.upload")
-    _zip_folders(packed.path, stage, {*wanted, METADATA})
+    folder = packed.path.with_name(f".{packed.path.name}.upload")
+    _zip_folders(packed.path, folder, {*wanted, METADATA})
     say(f"uploading {sum(wanted.values()) / 1e6:.1f} MB to {reference}, {'version' if before else 'data set'} new")
-    with told(f"upload of {packed.path} to {reference}"):
+    with plain_errors(f"upload of {packed.path} to {reference}"):
         if before is None:
-            answer = api.dataset_create_new(str(stage), public=public, quiet=True)
+            answer = api.dataset_create_new(str(folder), public=public, quiet=True)
         else:
-            answer = api.dataset_create_version(str(stage), message or "new version", quiet=True)
-    refuse(answer, f"{reference}: Kaggle refused the data set")
+            answer = api.dataset_create_version(str(folder), message or "new version", quiet=True)
+    check_answer(answer, f"{reference}: Kaggle refused the data set")
     _wait_ready(api, reference, before, wait_seconds, poll_seconds)
     _compare(wanted, _listed(api, reference, wait_seconds, poll_seconds), reference)
-    shutil.rmtree(stage)
+    shutil.rmtree(folder)
     say(f"https://www.kaggle.com/datasets/{reference}: ready, all {len(wanted)} files are there")
     return reference
 
 
 def check_limits(bundle: Path) -> dict[str, Any]:
-    """The content of dataset-metadata.json, held against Kaggle's limits before the first byte goes.
+    """Reads dataset-metadata.json and checks Kaggle's limits, before anything is sent.
 
     Raises:
-        Fb3Error: the file is broken, names no owner, has not exactly one licence, breaks a limit of slug or title, or
-            the bundle has too many entries at its top.
+        Fb3Error: the file is broken, names no owner, has not exactly one licence, or breaks a limit of slug or title;
+            or the bundle has too many entries at its top.
     """
     path = bundle / METADATA
     settings = read_json(path)
@@ -106,21 +106,21 @@ def check_limits(bundle: Path) -> dict[str, Any]:
     return settings
 
 
-def _zip_folders(bundle: Path, stage: Path, names: set[str]) -> None:
-    """Each folder as NAME.zip, which Kaggle unpacks to NAME/, beside the plain files; of the files in `names` alone.
+def _zip_folders(bundle: Path, folder: Path, names: set[str]) -> None:
+    """Fills `folder`: each folder of the bundle as NAME.zip, which Kaggle unpacks to NAME/, and the files at its top.
 
-    The client takes an upload up again by path, size and time: so the place is always the same, and the time is made
-    from the manifest's hash.
+    The client resumes an upload by the file's path, size and time. So `folder` is always the same, and the files' time
+    is made from the manifest's hash. Files that are not in `names` are left out.
     """
-    stage.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     top = {name.split("/")[0] for name in names}
     listed = [entry for entry in sorted(bundle.iterdir()) if entry.name in top]
     entries = {f"{entry.name}.zip" if entry.is_dir() else entry.name: entry for entry in listed}
-    for left in [path for path in stage.iterdir() if path.name not in entries]:
-        left.unlink()  # of an earlier try with another bundle
+    for left in [path for path in folder.iterdir() if path.name not in entries]:
+        left.unlink()  # from an earlier try with another bundle
     stamp = 10**9 + int(sha256(bundle / MANIFEST)[:7], 16)
     for name, entry in entries.items():
-        target = stage / name
+        target = folder / name
         if entry.is_dir() and target.exists() and target.stat().st_mtime == stamp:
             continue
         if entry.is_dir():
@@ -138,8 +138,8 @@ def _zip_folders(bundle: Path, stage: Path, names: set[str]) -> None:
 
 
 def _version(api: Any, reference: str) -> int | None:
-    """The data set's current version; none where there is no such data set."""
-    with told(f"look at {reference}"):
+    """The data set's current version; None where there is no such data set."""
+    with plain_errors(f"look at {reference}"):
         try:
             return int(json.loads(api.dataset_status(reference, format="json"))["current_version_number"] or 0)
         except Exception as error:
@@ -149,13 +149,13 @@ def _version(api: Any, reference: str) -> int | None:
 
 
 def _wait_ready(api: Any, reference: str, before: int | None, seconds: float, poll: float) -> None:
-    """Until the new version is ready: attached earlier, the old one would be mounted."""
+    """Waits until the new version is ready; a notebook pushed earlier would get the old one."""
     ends = time.monotonic() + seconds
     status = "unknown"
     while time.monotonic() < ends:
         look = partial(api.dataset_status, reference, format="json")
-        answer = patiently(look, f"status of {reference}", ends, poll, also={403, 404})  # not there yet
-        with told(f"status of {reference}"):
+        answer = retry_while_busy(look, f"status of {reference}", ends, poll, also={403, 404})  # not there yet
+        with plain_errors(f"status of {reference}"):
             found = json.loads(answer)
             status = found["status"]
         if status == "ready" and (found.get("current_version_number") or 0) > (before or 0):
@@ -167,13 +167,13 @@ def _wait_ready(api: Any, reference: str, before: int | None, seconds: float, po
 
 
 def _listed(api: Any, reference: str, seconds: float, poll: float) -> dict[str, int]:
-    """Sizes of the data set's files, by path."""
+    """The sizes of the data set's files in bytes, by path."""
     files: dict[str, int] = {}
     page = None
     ends = time.monotonic() + seconds
     while True:
         look = partial(api.dataset_list_files, reference, page_token=page, page_size=200)
-        answer = patiently(look, f"list of {reference}", ends, poll)
+        answer = retry_while_busy(look, f"list of {reference}", ends, poll)
         files |= {file.name: int(file.total_bytes or 0) for file in answer.files}
         page = answer.next_page_token
         if not page:

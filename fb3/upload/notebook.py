@@ -1,4 +1,4 @@
-"""The inference notebook to a kernel, and a kernel's version to the competition."""
+"""Pushes the inference notebook to Kaggle, and submits its output to the competition."""
 
 import json
 import re
@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fb3.bundles.metadata import check_reference
+from fb3.bundles.kaggle_names import check_reference
 from fb3.errors import Fb3Error
 from fb3.system.files import write_json
 from fb3.system.progress import say
-from fb3.upload.client import open_client, patiently, refuse, told
+from fb3.upload.client import check_answer, open_client, plain_errors, retry_while_busy
 
 
 def push_notebook(
@@ -28,11 +28,11 @@ def push_notebook(
 
     Args:
         notebook: the .ipynb.
-        kernel: owner/slug.
-        dataset: owner/slug of the bundle's data set.
-        competition: its slug.
-        pinning: original or latest image.
-        title: none: made from the slug, as Kaggle wants it.
+        kernel: the notebook's name on Kaggle, owner/slug.
+        dataset: the name of the bundle's data set, owner/slug.
+        competition: the competition's slug.
+        pinning: which image the notebook runs on, original or latest.
+        title: the notebook's title; None: made from the slug, which Kaggle demands to match.
 
     Returns:
         The new version's number.
@@ -42,16 +42,16 @@ def push_notebook(
     """
     metadata = kernel_metadata(notebook.name, kernel, dataset, competition, pinning, title)
     api = open_client()
-    with told(f"status of {dataset}"):
+    with plain_errors(f"status of {dataset}"):
         status = api.dataset_status(dataset)
     if status != "ready":
         raise Fb3Error(f"{dataset}: is not ready (status {status}), so its old version would be mounted; wait for it")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(notebook, Path(folder) / notebook.name)
         write_json(metadata, Path(folder) / "kernel-metadata.json")
-        with told(f"push of {kernel}"):
+        with plain_errors(f"push of {kernel}"):
             answer = api.kernels_push(folder)
-    refuse(answer, f"{kernel}: Kaggle refused the notebook")
+    check_answer(answer, f"{kernel}: Kaggle refused the notebook")
     for what in ("invalid_dataset_sources", "invalid_competition_sources"):
         if refused := getattr(answer, what, None):
             raise Fb3Error(f"{kernel}: pushed, but without {refused}: Kaggle knows no such {what.split('_')[1]}")
@@ -105,13 +105,13 @@ def submit_notebook(
     """Waits until a notebook has run, shows its status and the end of its log, and submits its version.
 
     Args:
-        kernel: owner/slug.
-        competition: its slug.
-        version: of the notebook, which must be the latest; none: the latest.
-        message: of the submission.
-        file: that the notebook wrote.
-        wait_seconds: for the notebook to end.
-        poll_seconds: between two looks at it.
+        kernel: the notebook's name on Kaggle, owner/slug.
+        competition: the competition's slug.
+        version: the notebook's version, which must be its latest; None: the latest.
+        message: describes the submission.
+        file: the file that the notebook wrote.
+        wait_seconds: longest wait for the notebook to end.
+        poll_seconds: time between two looks at its status.
 
     Returns:
         Kaggle's answer.
@@ -121,15 +121,15 @@ def submit_notebook(
     """
     api = open_client()
     ends = time.monotonic() + wait_seconds
-    latest = patiently(lambda: _latest_version(api, kernel), f"look at {kernel}", ends, poll_seconds)
+    latest = retry_while_busy(lambda: _latest_version(api, kernel), f"look at {kernel}", ends, poll_seconds)
     if version is not None and version != latest:
         raise Fb3Error(f"{kernel}: version {version} is not its latest, {latest}; Kaggle tells the status of that only")
     status = _wait_complete(api, kernel, ends, poll_seconds)
-    tail = log_tail(patiently(lambda: api.kernels_logs(kernel), f"log of {kernel}", ends, poll_seconds))
+    tail = log_tail(retry_while_busy(lambda: api.kernels_logs(kernel), f"log of {kernel}", ends, poll_seconds))
     say(f"{kernel}: {status}\n{tail}")
     if status != "complete":
         raise Fb3Error(f"{kernel}: ended with status {status}; nothing was submitted, its log's end stands above")
-    with told(f"submission of {kernel} to {competition}"):
+    with plain_errors(f"submission of {kernel} to {competition}"):
         answer = api.competition_submit_code(file, message, competition, kernel, latest, quiet=True)
     return str(answer.message)
 
@@ -146,7 +146,7 @@ def _latest_version(api: Any, kernel: str) -> int:
 def _wait_complete(api: Any, kernel: str, ends: float, poll: float) -> str:
     shown = ""
     while True:
-        answer = patiently(lambda: api.kernels_status(kernel), f"status of {kernel}", ends, poll)
+        answer = retry_while_busy(lambda: api.kernels_status(kernel), f"status of {kernel}", ends, poll)
         status = getattr(answer.status, "name", str(answer.status)).lower()
         if status not in {"queued", "running", "new_script"}:
             return status
@@ -159,7 +159,7 @@ def _wait_complete(api: Any, kernel: str, ends: float, poll: float) -> str:
 
 
 def log_tail(log: str, lines: int = 20) -> str:
-    """The last lines of a notebook's log, which comes as JSON pieces of output."""
+    """The last lines of a notebook's log, which Kaggle gives as pieces of output in JSON."""
     try:
         text = "".join(piece.get("data", "") for piece in json.loads(log))
     except (ValueError, AttributeError, TypeError):

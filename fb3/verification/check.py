@@ -1,6 +1,6 @@
-"""Whether a run folder or a bundle is what it says it is: every hash, and that its out-of-fold scores recompute.
+"""Verifies a run folder or a bundle: every hash, and that the out-of-fold scores recompute.
 
-It only reads, and goes on after a fault. Hashes and scores need no torch; saves and predictions made again do.
+It only reads, and goes on after a fault. Hashes and scores need no torch; saves and repeated predictions do.
 """
 
 from pathlib import Path
@@ -17,18 +17,18 @@ from fb3.verification.findings import Report, RunCheck
 
 
 def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0) -> Report:
-    """Checks a run folder or a bundle, whichever is there.
+    """Checks a run folder or a bundle.
 
     Args:
-        path: of a run folder, finished or not, or of a bundle.
-        data: the folder with the train.csv of the run; none: the one that environment.json names, where it still is.
-        essays: of each finished fold, predicted again from the weights and compared with oof.csv.
+        path: a run folder, finished or not, or a bundle.
+        data: the folder with the run's train.csv; None: the one that environment.json names, where it still exists.
+        essays: how many essays of each finished fold are predicted again from the weights and compared with oof.csv.
 
     Returns:
-        All that was found; `passed` where there is no fault. What could not be checked is told, and is no fault.
+        The report; it passed where there is no fault. A check that was impossible is named in it, and is no fault.
 
     Raises:
-        Fb3Error: neither is there, or no train.csv in `data`.
+        Fb3Error: `path` is neither, or `data` has no train.csv.
     """
     path, data = Path(path), None if data is None else Path(data)
     if data and not (data / "train.csv").is_file():
@@ -38,7 +38,7 @@ def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0)
         _check_bundle(report, read_bundle(path), data, essays)
     elif (path / RECIPE).is_file() or any((folder / FOLD_JSON).is_file() for folder in fold_folders(path)):
         report, recorded = Report(path, "run"), dict[str, Any]()
-        with report.part(ENVIRONMENT):
+        with report.check(ENVIRONMENT):
             recorded = dict(read_json(path / ENVIRONMENT))
         check_run(RunCheck(report, path, data or _recorded_folder(recorded), recorded, digest_of, essays))
     else:
@@ -54,7 +54,7 @@ def _recorded_folder(recorded: dict[str, Any]) -> Path | None:
 def _check_bundle(report: Report, bundle: Bundle, data: Path | None, essays: int) -> None:
     files: dict[Path, str] = {}
     runs: list[tuple[str, Path, list[Path]]] = []
-    with report.part(f"{MANIFEST}: each file by size and hash, no other there"):
+    with report.check(f"{MANIFEST}: each file by size and hash, no other there"):
         runs = list(bundle.runs())
         files = {bundle.path / name: entry["sha256"] for name, entry in bundle.manifest["files"].items()}
         for fault in bundle.faults():
@@ -64,7 +64,7 @@ def _check_bundle(report: Report, bundle: Bundle, data: Path | None, essays: int
     wheels = {digest for file, digest in files.items() if file.suffix == ".whl"}
     locks = [file for file in files if file.suffix == ".lock" and file.parent.name == "wheels"]
     for lock in locks:
-        with report.part(f"wheels/{lock.name}: the wheels that it names"):
+        with report.check(f"wheels/{lock.name}: the wheels that it names"):
             if absent := sorted(name for name, digest in locked(lock).items() if digest not in wheels):
                 raise Fb3Error(f"{lock}: no wheel of {absent} with its hash in the bundle; build the bundle anew")
     if not locks:

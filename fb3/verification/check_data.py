@@ -1,4 +1,4 @@
-"""A run against the essays it was trained on."""
+"""Checks a run against the essays it was trained on."""
 
 from pathlib import Path
 
@@ -18,17 +18,16 @@ from fb3.verification.findings import RunCheck
 
 
 def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
-    """train.csv by hash, where environment.json has it; its essays and split against folds.csv, its scores against the
-    truths in oof.csv.
+    """Checks train.csv: its hash where environment.json has one, its split and targets against folds.csv and oof.csv.
 
     Args:
-        run: its data folder is known.
-        recipe: the run's.
-        table: folds.csv.
-        finished: the trained folds' folders.
+        run: the run; its data folder is known.
+        recipe: the run's recipe.
+        table: the content of folds.csv.
+        finished: the trained folds' folders, by number.
     """
     for key, file in training_files(recipe, run.data).items() if run.recorded is not None else ():
-        with run.part(f"{file}: by hash"):
+        with run.check(f"{file}: by hash"):
             if sha256(file) != run.recorded.get(key):
                 raise Fb3Error(
                     f"{file}: not the file that the run was trained on (its hash is not {ENVIRONMENT}'s {key}); give "
@@ -59,14 +58,14 @@ def _check_split(
     if moved.empty:
         return
     text = f"{len(moved)} essays are in other folds than the recipe puts them, first {moved[identifier].iloc[0]}"
-    if set(made) == set(table[FOLD_COLUMN]) and _vouched(table, identifier, finished):
+    if set(made) == set(table[FOLD_COLUMN]) and _folds_confirm(table, identifier, finished):
         run.add("note", f"folds.csv: {text}; but so it was trained: another version of the splitter made it")
     else:
         run.add("FAULT", f"{path}: {text}; {run.again}")
 
 
-def _vouched(table: pd.DataFrame, identifier: str, finished: dict[int, Path]) -> bool:
-    """Whether every fold's own hash says that folds.csv is what it was trained with."""
+def _folds_confirm(table: pd.DataFrame, identifier: str, finished: dict[int, Path]) -> bool:
+    """Whether every fold was trained with this folds.csv, by the hash of validation ids in its fold.json."""
     folds = {number: rows[identifier] for number, rows in table.groupby(FOLD_COLUMN) if number >= 0}
     return folds.keys() == finished.keys() and all(
         read_json(finished[number] / FOLD_JSON).get("valid_ids_sha256") == ids_hash(ids)
@@ -78,10 +77,10 @@ def _check_truths(run: RunCheck, recipe: Recipe, essays: pd.DataFrame) -> None:
     path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
     truths = [TRUTH + column for column in columns]
     found = read_numbers(path, identifier, truths)
-    found = found[found[identifier].isin(set(essays[identifier]))]  # the others were named with folds.csv
+    found = found[found[identifier].isin(set(essays[identifier]))]  # `_check_split` names the other ids
     said = found[truths].to_numpy()
     true = essays.set_index(identifier).loc[found[identifier], columns].to_numpy(np.float64)
-    wrong = np.argwhere(said != true)  # both are float32's numbers
+    wrong = np.argwhere(said != true)  # exactly, since both hold float32 numbers
     if len(wrong):
         row, column = wrong[0]
         raise Fb3Error(

@@ -1,4 +1,4 @@
-"""A run, in its own folder or in a bundle, against its own hashes and scores."""
+"""Checks a run, in its own folder or in a bundle, against its own hashes and scores."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,33 +29,33 @@ from fb3.system.files import read_json
 from fb3.verification.check_data import check_essays
 from fb3.verification.findings import RunCheck
 
-# oof.csv and scores.json hold every digit of a float, so that only the order of sums differs between machines: some
-# 1e-16. One prediction of a thousand that was changed by 1e-5 moves the score by more than this.
+# Largest difference of a recomputed score. oof.csv and scores.json hold every digit of a float, so machines differ only
+# by the order of sums, about 1e-16; one prediction among a thousand that changed by 1e-5 moves the score by more.
 TOLERANCE = 1e-9
 
 
 def check_run(run: RunCheck) -> None:
-    """All checks; one that rests on a file that is broken is said to be not made."""
+    """Makes all checks of a run; a check that needs a broken file is reported as not made."""
     recipe = table = None
-    with run.part(RECIPE):
+    with run.check(RECIPE):
         recipe = load_recipe(run.path / RECIPE)
     if recipe:
-        with run.part("folds.csv: each essay once, in the recipe's folds"):
+        with run.check("folds.csv: each essay once, in the recipe's folds"):
             table = _read_folds(run, recipe)
         _check_encoder(run, recipe)
     finished = _check_folds(run, recipe, table)
     if recipe is None or table is None:
         run.add("not made", f"{OOF}, scores.json, truths: for want of {RECIPE} or folds.csv")
         return
-    with suppress(Fb3Error):  # which is a fault already
+    with suppress(Fb3Error):  # such an error is a fault already
         for caveat in caveats(run.path, recipe) if finished else ():
             run.add("note", f"scores.json: no CV: {caveat}")
     if finished or (run.path / OOF).is_file():
         before = len(run.report.faults)
-        with run.part(f"{OOF}: the validation essays of folds {[*finished]}, all numbers"):
+        with run.check(f"{OOF}: the validation essays of folds {[*finished]}, all numbers"):
             _check_out_of_fold(run, recipe, table, finished)
         if len(run.report.faults) == before:
-            with run.part(f"scores.json, {FOLD_JSON}: recompute from {OOF} within {TOLERANCE:g}"):
+            with run.check(f"scores.json, {FOLD_JSON}: recompute from {OOF} within {TOLERANCE:g}"):
                 _check_scores(run, recipe, finished)
         else:
             run.add("not made", f"scores.json, {FOLD_JSON}: for want of a sound {OOF}")
@@ -63,7 +63,7 @@ def check_run(run: RunCheck) -> None:
         where = f" ({ENVIRONMENT} says {run.recorded.get('data')})" if run.recorded else ""
         again = ", predictions made again" if run.essays else ""
         run.add(
-            "not made", f"train.csv by hash, its folds and truths{again}: not known where it is{where}; give --data"
+            "not made", f"train.csv by hash, its folds and truths{again}: its folder is unknown{where}; give --data"
         )
         return
     check_essays(run, recipe, table, finished)
@@ -72,7 +72,7 @@ def check_run(run: RunCheck) -> None:
 
 
 def _read_folds(run: RunCheck, recipe: Recipe) -> pd.DataFrame:
-    """folds.csv, its fold numbers as int."""
+    """Reads folds.csv and checks that it holds the recipe's folds; fold numbers become int."""
     path = run.path / "folds.csv"
     table = read_table(path, [recipe.data.id_column, FOLD_COLUMN])
     check_ids(table[recipe.data.id_column], path)
@@ -89,9 +89,9 @@ def _read_folds(run: RunCheck, recipe: Recipe) -> pd.DataFrame:
 
 
 def _check_encoder(run: RunCheck, recipe: Recipe) -> None:
-    """The encoder's files, by hash where environment.json has theirs."""
+    """Checks that the encoder's files are there, by hash where environment.json has their hashes."""
     hashes = (run.recorded or {}).get("encoder", {})
-    with run.part(f"{ENCODER}: {'by hash' if hashes else 'there'}"):
+    with run.check(f"{ENCODER}: {'by hash' if hashes else 'there'}"):
         for name in encoder_files(bool(recipe.model.stitch)):
             file = run.path / ENCODER / name
             if (found := run.digest(file)) is None:
@@ -101,10 +101,10 @@ def _check_encoder(run: RunCheck, recipe: Recipe) -> None:
 
 
 def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | None) -> dict[int, Path]:
-    """Each fold's folder.
+    """Checks each fold's folder.
 
     Returns:
-        Those that were trained to their end, by number.
+        The folders of the folds that were trained to their end, by number.
     """
     folders = {fold_number(folder): folder for folder in [*(run.packed or []), *fold_folders(run.path)]}
     known = None if table is None else sorted(set(table[FOLD_COLUMN]) - {-1})
@@ -120,7 +120,7 @@ def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | Non
             continue
         if whole:
             finished[number] = folder
-            with run.part(f"{folder.name}: weights, essays and seed are those of {FOLD_JSON}"):
+            with run.check(f"{folder.name}: weights, essays and seed are those of {FOLD_JSON}"):
                 _check_fold(run, folder, number, recipe, table)
         elif run.packed is not None:
             run.add("FAULT", f"{folder}: no fold that was trained to its end; {run.again}")
@@ -151,14 +151,14 @@ def _check_fold(run: RunCheck, folder: Path, number: int, recipe: Recipe | None,
 
 
 def _check_saves(run: RunCheck, folder: Path) -> None:
-    """Those of a fold that was not trained to its end."""
+    """Checks the saves of a fold that was not trained to its end."""
     from fb3.runs.save_folder import list_saves, read_save
 
     saves = list_saves(folder / RESUME)
     state = f"saves of steps {[int(save.name) for save in saves]}" if saves else "no save"
     run.add("note", f"{folder.name}: not trained to its end, {state}; `fb3 train` goes on")
     for save in saves:
-        with run.part(f"{folder.name}/{RESUME}/{save.name}: whole"):
+        with run.check(f"{folder.name}/{RESUME}/{save.name}: whole"):
             try:
                 read_save(save)
             except Fb3Error as error:
@@ -188,6 +188,7 @@ def _check_scores(run: RunCheck, recipe: Recipe, finished: dict[int, Path]) -> N
 
 
 def _differences(said: Any, again: Any, key: str = "") -> Iterator[str]:
+    """Describes where a JSON file's content differs from its recomputed content."""
     if isinstance(said, dict) and isinstance(again, dict):
         for name in dict.fromkeys([*said, *again]):
             if name in said and name in again:
@@ -206,5 +207,5 @@ def _predict_again(run: RunCheck, recipe: Recipe, finished: dict[int, Path]) -> 
 
     member = Member(run.path.name, run.path, recipe, [*finished.values()])
     for folder in finished.values():
-        with run.part(f"{folder.name}: {run.essays} essays predicted again as in {OOF}"):
+        with run.check(f"{folder.name}: {run.essays} essays predicted again as in {OOF}"):
             replay_fold(member, folder, run.data, run.essays, run.half)

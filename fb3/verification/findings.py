@@ -1,4 +1,4 @@
-"""What was found in a run folder or a bundle."""
+"""Findings of a verification, and the run under check that collects them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +12,7 @@ Kind = Literal["ok", "FAULT", "not made", "note"]
 
 
 class Finding(NamedTuple):
-    """kind: what came of a check; not made: it could not be, note: there is nothing to check. text: one line."""
+    """The result of one check, in one line; "not made" is a check that was impossible, a note no check at all."""
 
     kind: Kind
     text: str
@@ -20,7 +20,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Report:
-    """What was found in a run folder or a bundle."""
+    """All findings about a run folder or a bundle."""
 
     path: Path
     kind: Literal["run", "bundle"]
@@ -28,16 +28,16 @@ class Report:
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong, each with its file and the mend."""
+        """The faults, each with its file and the mend."""
         return [finding.text for finding in self.findings if finding.kind == "FAULT"]
 
     @property
     def passed(self) -> bool:
-        """True without a fault; a check that was not made is none."""
+        """Whether there is no fault; a check that was not made is no fault."""
         return not self.faults
 
     def text(self) -> str:
-        """One line a finding, and one for all."""
+        """One line per finding, and a last one that sums up."""
         lines = [f"{kind:<9} {text}" for kind, text in self.findings]
         skipped = sum(finding.kind == "not made" for finding in self.findings)
         verdict = f"{len(self.faults)} faults" if self.faults else "sound"
@@ -47,8 +47,8 @@ class Report:
         self.findings.append(Finding(kind, text))
 
     @contextmanager
-    def part(self, text: str) -> Iterator[None]:
-        """A check: what it raises is a fault; without one, `text` is ok."""
+    def check(self, text: str) -> Iterator[None]:
+        """Adds the findings of a `with` block: an error is a fault; without faults, `text` is ok."""
         before = len(self.faults)
         try:
             yield
@@ -62,31 +62,25 @@ class Report:
 
 @dataclass
 class RunCheck:
-    """A run folder under check.
-
-    data: the folder of its train.csv, where known. recorded: environment.json; none in a bundle. digest: of a file,
-    none where it is missing; in a bundle the manifest's, for the files were held against that already. essays: of each
-    fold, to predict again. prefix: of the names in the report. packed: the fold folders that a bundle must have. half:
-    whether it packed the weights in fp16.
-    """
+    """A run under check, in its own folder or in a bundle."""
 
     report: Report
     path: Path
-    data: Path | None
-    recorded: dict[str, Any] | None
-    digest: Callable[[Path], str | None]
-    essays: int
-    prefix: str = ""
-    packed: list[Path] | None = None
-    half: bool = False
+    data: Path | None  # the folder of its train.csv, where known
+    recorded: dict[str, Any] | None  # environment.json; None in a bundle
+    digest: Callable[[Path], str | None]  # a file's hash, None where it is missing; in a bundle, the manifest's
+    essays: int  # of each fold, to predict again
+    prefix: str = ""  # begins the findings' texts
+    packed: list[Path] | None = None  # the fold folders in a bundle's manifest; None for a run folder
+    half: bool = False  # whether the bundle holds the weights in fp16
 
     @property
     def again(self) -> str:
-        """The mend of what is no longer the run's own."""
+        """The mend of a file that was changed, as the end of a sentence."""
         return "copy the run again" if self.packed is None else "build the bundle anew"
 
-    def part(self, text: str) -> AbstractContextManager[None]:
-        return self.report.part(self.prefix + text)
+    def check(self, text: str) -> AbstractContextManager[None]:
+        return self.report.check(self.prefix + text)
 
     def add(self, kind: Kind, text: str) -> None:
         self.report.add(kind, text if kind == "FAULT" else self.prefix + text)

@@ -20,7 +20,7 @@ from fb3.models.backbone import export_encoder
 from fb3.models.backbone_files import check_backbone, find_backbone
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
-from fb3.system.file_contents import not_weights, stand_in
+from fb3.system.file_contents import placeholder_problem, weights_problem
 from tests.conftest import copied
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 371146213\n" % (b"4d" * 32)
@@ -119,9 +119,9 @@ def test_weights_that_are_cut_off_or_too_long(tiny_bert, tmp_path):
 def test_whole_weights_pass_whatever_byte_they_begin_with(length, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(3), "b": torch.ones(0)}, path, metadata={"x": "y" * length})
-    assert not_weights(path) == ""
+    assert weights_problem(path) == ""
     save_file({}, path)
-    assert not_weights(path) == ""
+    assert weights_problem(path) == ""
 
 
 def test_names_that_are_changed_are_told_apart(tiny_bert, tmp_path):
@@ -193,10 +193,10 @@ def test_the_look_at_files_imports_no_torch(tiny_bert):
 
 def test_other_files_stand_for_themselves(tiny_bert, tmp_path):
     for path in tiny_bert.iterdir():
-        assert stand_in(path) == ""
+        assert placeholder_problem(path) == ""
     odd = tmp_path / "vocab.txt"
     odd.write_text("<s>\n[PAD]\nversion\n")
-    assert stand_in(odd) == ""
+    assert placeholder_problem(odd) == ""
 
 
 class Hub(BaseHTTPRequestHandler):

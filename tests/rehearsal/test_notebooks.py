@@ -1,8 +1,8 @@
-"""Both notebooks in a real kernel, the inference one with the network cut; and the demo."""
+"""Both notebooks in a real kernel, with the network cut."""
 
 import importlib.metadata
+import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,9 +18,9 @@ from fb3.errors import Fb3Error
 from fb3.models.from_scratch import build_backbone
 from fb3.recipe import load_recipe
 from fb3.rehearsal.notebooks import find_notebook, run_notebook
-from fb3.rehearsal.rehearsal import importable
+from fb3.rehearsal.sandbox import importable, namespace_command, run_in_sandbox
 from fb3.submission.inference import infer
-from fb3.system.files import read_json, sha256, write_json
+from fb3.system.files import read_json, sha256
 from fb3.training.run import train
 from tests.conftest import ROOT, copied
 
@@ -82,38 +82,14 @@ def session(tmp_path, without_network):
     Its function takes the notebook's name, inputs by the place where they are mounted, and variables; it gives the
     working folder and the error.
     """
-    modules = importable(find_image("py312"))
+    modules, prefix = importable(find_image("py312")), namespace_command()
+    kept = {name: os.environ[name] for name in ("TRITON_INTERPRET",) if name in os.environ}
 
     def run(notebook, inputs, name="working", **variables):
-        guard, root, home = (tmp_path / name / part for part in ("guard", "input", "home"))
-        for folder in (guard, home, *(root / place for place in inputs)):
-            folder.mkdir(parents=True)
-        shutil.copyfile(ROOT / "fb3" / "rehearsal" / "import_guard.py", guard / "sitecustomize.py")
-        settings = {"modules": modules, "bundle": str(root), "log": str(guard / "refused.txt"), "sockets": False}
-        write_json(settings, guard / "settings.json")
-        env = {
-            "PYTHONPATH": str(guard),
-            "FB3_GUARD": str(guard / "settings.json"),
-            "FB3_INPUT": str(root),
-            "HOME": str(home),
-            "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-            **variables,
-        }
-        working, result = tmp_path / name / "working", tmp_path / name / "result.json"
-        spec = {
-            "notebook": str(find_notebook(notebook)),
-            "working": str(working),
-            "env": env,
-            "keep": ["PATH", "LANG", "OMP_NUM_THREADS", "TRITON_INTERPRET"],
-            "mounts": [[str(folder), str(root / place)] for place, folder in inputs.items()],
-            "result": str(result),
-        }
-        write_json(spec, tmp_path / name / "spec.json")
-        cut = [without_network[0], without_network[1].replace("n", "mn")]
-        command = [*cut, sys.executable, "-m", "fb3.rehearsal.inside_sandbox", str(tmp_path / name / "spec.json")]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return working, read_json(result)["error"]
+        variables = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", **kept, **variables}
+        folder = tmp_path / name
+        result = run_in_sandbox(find_notebook(notebook), inputs, ".", folder, modules, prefix, variables)
+        return folder / "working", result["error"]
 
     return run
 
@@ -188,21 +164,3 @@ def test_a_failing_cell_is_told(tmp_path):
     with pytest.raises(Fb3Error, match="want one bundle with a trained run under"):
         run_notebook(find_notebook("inference"), tmp_path / "working", {"FB3_INPUT": str(tmp_path)})
     assert (tmp_path / "working" / "inference.ipynb").is_file()
-
-
-def test_the_demo_beats_the_column_means_clearly(tmp_path):
-    out = tmp_path / "demo"
-    done = subprocess.run(
-        [sys.executable, "-m", "fb3", "demo", "--out", str(out)], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "next: fb3 train" in done.stderr
-    lower = int(re.search(r"lower by\D+(\d+)%", done.stdout)[1])
-    assert lower >= 15
-    submission = pd.read_csv(out / "working" / "submission.csv")
-    sample = pd.read_csv(out / "data" / "sample_submission.csv")
-    assert submission["text_id"].tolist() == sample["text_id"].tolist()
-    assert not (out / "bundle" / "wheels").exists()
-    again = subprocess.run([sys.executable, "-m", "fb3", "demo", "--out", str(out)], capture_output=True, text=True)
-    assert again.returncode == 1
-    assert "not empty" in again.stderr

@@ -10,10 +10,10 @@ import pytest
 from fb3.cli import app
 from fb3.errors import Fb3Error
 from fb3.system.files import (
-    check_place,
+    atomic_file,
+    atomic_folder,
+    check_output_path,
     read_json,
-    replacing,
-    replacing_folder,
     sha256,
     write_csv,
     write_json,
@@ -26,7 +26,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     write_text("old", path)
 
     def fail():
-        with replacing(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_text("half of the n")
             raise RuntimeError
 
@@ -99,7 +99,7 @@ def test_a_link_that_leads_nowhere_is_named_and_stays(tmp_path):
 
 def test_a_folder_behind_a_link_is_made_there(tmp_path):
     (tmp_path / "link").symlink_to("deep/run")
-    with replacing_folder(tmp_path / "link") as aside:
+    with atomic_folder(tmp_path / "link") as aside:
         write_text("a", aside / "file")
     assert (tmp_path / "link").readlink() == Path("deep/run")
     assert (tmp_path / "deep" / "run" / "file").read_text() == "a"
@@ -132,7 +132,7 @@ def test_a_device_gets_the_bytes_and_stays_a_device(tmp_path):
     assert stat.S_ISCHR(device.stat().st_mode)
     assert link.is_symlink()
     with pytest.raises(Fb3Error, match="not a plain file, and it is written more than once; give a file"):
-        check_place(device, plain=True)
+        check_output_path(device, plain=True)
     os.close(master)
     os.close(slave)
 

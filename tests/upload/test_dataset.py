@@ -1,45 +1,17 @@
 """Upload with the real kaggle client against a small server that can fail."""
 
-import json
 from importlib.util import find_spec
 
 import pytest
 
 from fb3.errors import Fb3Error
-from fb3.rehearsal.notebooks import find_notebook
 from fb3.system.files import read_json, write_json
-from fb3.upload.client import clean
 from fb3.upload.dataset import check_limits, upload_bundle
-from fb3.upload.notebook import kernel_metadata, log_tail, push_notebook, submit_notebook
 from tests.conftest import copied
-from tests.kaggle_server import Kaggle, serve
+from tests.upload.kaggle_server import SECRET
 
 pytestmark = pytest.mark.skipif(find_spec("kaggle") is None, reason="the upload extra is not installed")
-SECRET = "KGAT_0123456789abcdef0123456789abcdef"
 QUICK = {"poll_seconds": 0.01, "wait_seconds": 20.0}
-
-
-@pytest.fixture
-def state(monkeypatch, tmp_path):
-    """The server's state; the client of this test talks to it."""
-    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")  # before the client is imported
-    from kagglesdk import kaggle_env
-
-    state = Kaggle()
-    server = serve(state)
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, address)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setenv("KAGGLE_USERNAME", "someone")
-    monkeypatch.setenv("KAGGLE_KEY", SECRET)
-    monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    yield state
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
@@ -189,77 +161,3 @@ def test_too_many_files_at_the_top(packed):
         (packed / f"extra{number}").write_text("")
     with pytest.raises(Fb3Error, match="Kaggle takes 50"):
         check_limits(packed)
-
-
-def test_the_notebook_goes_without_internet_and_with_its_sources(state):
-    state.versions["someone/fb3-tiny"] = [{}]
-    version = push_notebook(
-        find_notebook("inference"), "someone/fb3-infer", dataset="someone/fb3-tiny", competition="c"
-    )
-    assert version == 3
-    body = next(body for method, body in state.calls if method == "SaveKernel")
-    assert body["enableInternet"] is False
-    assert body["machineShape"] == "NvidiaTeslaT4"
-    assert body["datasetDataSources"] == ["someone/fb3-tiny"]
-    assert body["competitionDataSources"] == ["c"]
-    assert body["dockerImagePinningType"] == "original"
-    assert "from fb3 import infer" in body["text"]
-
-
-def test_a_data_set_that_kaggle_does_not_know_is_told(state):
-    with pytest.raises(Fb3Error, match="there is nothing of that name"):
-        push_notebook(find_notebook("inference"), "someone/fb3-infer", dataset="someone/unknown", competition="c")
-
-
-def test_a_data_set_that_is_not_ready_is_waited_for_by_the_user(state):
-    state.versions["someone/fb3-tiny"] = [{}]
-    state.faults["processing"] = 1
-    with pytest.raises(Fb3Error, match="is not ready"):
-        push_notebook(find_notebook("inference"), "someone/fb3-infer", dataset="someone/fb3-tiny", competition="c")
-
-
-def test_another_version_than_the_latest_is_refused(state):
-    with pytest.raises(Fb3Error, match="version 2 is not its latest, 3"):
-        submit_notebook("someone/fb3-infer", "c", version=2, poll_seconds=0.01)
-
-
-def test_submission_waits_shows_the_log_and_submits(state, capsys):
-    state.faults["kernel_busy"] = 2
-    assert submit_notebook("someone/fb3-infer", "c", version=3, poll_seconds=0.01) == "Successfully submitted"
-    said = capsys.readouterr().err
-    assert "running" in said
-    assert "last line" in said
-    body = next(body for method, body in state.calls if method == "CreateCodeSubmission")
-    assert body["kernelVersion"] == 3
-    assert body["fileName"] == "submission.csv"
-
-
-def test_a_failed_notebook_is_not_submitted(state):
-    state.kernel_states = ["ERROR"]
-    with pytest.raises(Fb3Error, match="ended with status error; nothing was submitted"):
-        submit_notebook("someone/fb3-infer", "c", poll_seconds=0.01)
-    assert "CreateCodeSubmission" not in [method for method, _ in state.calls]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("no-slash", "a/b-c-d-e", "original", None), "OWNER/SLUG no-slash"),
-        (("a/slug-of-it", "x", "original", None), "--dataset x"),
-        (("a/slug-of-it", "a/b", "newest", None), "--pinning newest"),
-        (("a/slug-of-it", "a/b", "original", "Another title"), "give the slug slug-of-it"),
-    ],
-)
-def test_bad_kernel_names(arguments, words):
-    kernel, dataset, pinning, title = arguments
-    with pytest.raises(Fb3Error, match=words):
-        kernel_metadata("n.ipynb", kernel, dataset, "c", pinning, title)
-
-
-def test_a_log_that_is_no_json_is_shown_as_it_is():
-    assert log_tail("plain\ntext") == "plain\ntext"
-    assert log_tail(json.dumps([{"data": "a\n"}, {"data": "b"}])) == "a\nb"
-
-
-def test_addresses_lose_their_queries():
-    assert "upload_id" not in clean("failed: http://h/blob/t?upload_id=1 again")

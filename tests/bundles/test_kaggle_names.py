@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fb3.bundles.metadata import check_file_names, check_reference, dataset_metadata, default_slug, safe_file_name
+from fb3.bundles.kaggle_names import check_file_names, check_reference, dataset_metadata, default_slug, safe_file_name
 from fb3.errors import Fb3Error
 
 

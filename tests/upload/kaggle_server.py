@@ -7,6 +7,8 @@ import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+SECRET = "KGAT_0123456789abcdef0123456789abcdef"
+
 
 @dataclass
 class Kaggle:

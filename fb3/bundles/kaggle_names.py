@@ -1,4 +1,4 @@
-"""Names that Kaggle takes, for data sets, notebooks and the files in them: it says so only once all is uploaded."""
+"""Names that Kaggle accepts for data sets, notebooks and files; Kaggle itself checks them only after the upload."""
 
 import re
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ def dataset_metadata(id: str, title: str | None) -> dict[str, Any]:
     """The content of dataset-metadata.json.
 
     Raises:
-        Fb3Error: an id or a title that Kaggle refuses.
+        Fb3Error: Kaggle would refuse the id or the title.
     """
     slug = check_reference(id, "--id")
     title = slug if title is None else title
@@ -28,14 +28,14 @@ def dataset_metadata(id: str, title: str | None) -> dict[str, Any]:
 
 
 def check_reference(text: str, option: str) -> str:
-    """The slug of an owner/slug.
+    """Checks the name of a data set or a notebook, and returns its slug.
 
     Args:
-        text: the name of a data set or a notebook.
-        option: names it in the error.
+        text: owner/slug.
+        option: the command's option, for the error.
 
     Raises:
-        Fb3Error: it is of another form.
+        Fb3Error: the name has another form.
     """
     owner, slash, slug = text.partition("/")
     if not slash or not re.fullmatch(_OWNER, owner):
@@ -47,16 +47,16 @@ def check_reference(text: str, option: str) -> str:
 
 
 def default_slug(name: str) -> str:
-    """A slug made from any name, such as that of a folder."""
+    """A slug made from any name, such as a folder's."""
     slug = "-".join(re.findall("[a-z0-9]+", name.lower()))
     return (slug if len(slug) in _LENGTHS else f"fb3-{slug or 'bundle'}-data")[:50].rstrip("-")
 
 
 def check_file_names(names: Iterable[str]) -> None:
-    """Refuses paths with characters that Kaggle refuses once the upload is through.
+    """Refuses paths with characters that Kaggle refuses.
 
     Raises:
-        Fb3Error: names the first.
+        Fb3Error: names the first such path.
     """
     for name in names:
         if bad := re.search(r"[^A-Za-z0-9._+/ -]", name):
@@ -64,5 +64,5 @@ def check_file_names(names: Iterable[str]) -> None:
 
 
 def safe_file_name(name: str) -> str:
-    """A name that Kaggle takes for a file or folder: it refuses @ and &, and its client passes over hidden files."""
+    """A name that Kaggle accepts for a file or folder: it refuses @ and &, and its client skips hidden files."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-_") or "run"
