@@ -25,7 +25,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from fb3.models.kernels import flash_attention as flash
-from fb3.models.kernels.deberta import use_fused_disentangled_attention
+from fb3.models.kernels.deberta import precompute_position_tables, use_fused_disentangled_attention
 
 V3_BASE = {
     "vocab_size": 1000,  # the embeddings are no part of it
@@ -58,6 +58,8 @@ def encoders(layers: int, length: int, kind: str, device: torch.device, dtype: t
     eager = eager.to(device, dtype).eval()
     fused = copy.deepcopy(eager)
     assert use_fused_disentangled_attention(fused)
+    if kind == "forward":  # as weights lowered for inference have them
+        precompute_position_tables(fused)
     found = {"eager": eager, "fb3": fused}
     if device.type != "cuda":
         return found

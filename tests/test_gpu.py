@@ -52,7 +52,7 @@ pytestmark = pytest.mark.skipif(not (CUDA or REHEARSED), reason="no CUDA here; o
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch):
     """Budgets that other tests have measured, and what they held."""
-    monkeypatch.setattr(budget, "_FOUND", found := {})
+    monkeypatch.setattr(budget, "_MEASURED", found := {})
     monkeypatch.setattr(budget.Budget.__init__, "__defaults__", (*budget.Budget.__init__.__defaults__[:-1], found))
     if CUDA:
         torch.cuda.empty_cache()

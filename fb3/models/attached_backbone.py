@@ -1,4 +1,4 @@
-"""Backbones that are attached to a notebook: a hub id needs no hub where a folder of its name is mounted."""
+"""Backbones attached to a notebook: a folder of a hub id's name, mounted among the inputs, takes the hub's place."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +19,7 @@ def local_backbone(backbone: str, key: str) -> str:
         key: of the recipe, named in the error.
 
     Returns:
-        The folder; the hub id where nothing is mounted, or the hub can be asked for it.
+        The folder; the hub id if nothing is mounted, or if the hub can be asked for it.
 
     Raises:
         Fb3Error: several folders bear the name; or none does, and the hub cannot be reached either.
@@ -28,10 +28,10 @@ def local_backbone(backbone: str, key: str) -> str:
         return backbone
     try:
         root, found = input_root(), folders_with(CONFIG)
-    except Fb3Error:  # no notebook's inputs here
+    except Fb3Error:  # not in a notebook: there are no inputs
         return backbone
     folders = [folder for folder in found if any(any(folder.glob(name)) for name in _WEIGHTS)]
-    folders = [folder for folder in folders if not (folder.parent / RECIPE).is_file()]  # built for an earlier run
+    folders = [folder for folder in folders if not (folder.parent / RECIPE).is_file()]  # not an earlier run's own
     names = {_plain(backbone), _plain(backbone.rpartition("/")[2])}
     same = [folder for folder in folders if names & {_plain(part) for part in folder.relative_to(root).parts}]
     mend = f"give {key}=FOLDER; attached are {[str(folder) for folder in folders] or 'none'}"
@@ -52,6 +52,6 @@ def _plain(name: str) -> str:
 def _cached(backbone: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    with suppress(ValueError):  # no name that a model on the hub can have
+    with suppress(ValueError):  # raised for a name that no model on the hub can have
         return isinstance(try_to_load_from_cache(backbone, CONFIG), str)
     return False

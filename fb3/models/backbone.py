@@ -1,4 +1,4 @@
-"""Encoders: loaded from a hub id or a folder, or built from a config; and the few cuts that a recipe asks for."""
+"""Encoders: exported to an encoder folder, loaded from a hub id or a folder, or built from a config."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, one_line
 from fb3.models.backbone_files import KEY, Source, find_backbone
 from fb3.models.backbone_tokenizer import backbone_tokenizer, check_tokens
 from fb3.recipe.model import ModelSettings
@@ -28,27 +28,27 @@ _HIDDEN_DROPOUT = (
     "mlp_dropout",
 )
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-_OF_PICKLES = ("weights_only", "pytorch checkpoint", "PytorchStreamReader")  # in the errors of a pytorch_model.bin
-# Of a config from elsewhere, whose buffers are made before any weight is read.
+_PICKLE_MARKS = ("weights_only", "pytorch checkpoint", "PytorchStreamReader")  # in errors about a pytorch_model.bin
+# Limits for a config from elsewhere: buffers of its sizes are made before any weight is read.
 _MOST_LAYERS, _LARGEST = 1000, 2**24
 
 
 def export_encoder(settings: ModelSettings, out: Path, added: Sequence[str] = (), key: str = KEY) -> None:
     """Writes config and fast tokenizer of a backbone to `out`, so that training and inference read the same files.
 
-    The dropouts of the recipe are set in the config, its padding id is made definite, and the tokenizer gets the
-    `added` tokens, for which the config makes room.
+    Sets the recipe's dropouts and the padding id in the config, adds the `added` tokens to the tokenizer, and makes
+    room for them in the config.
 
     Raises:
-        Fb3Error: a missing file, no fast tokenizer, no padding token, a dropout that the encoder does not have, or the
-            hub cannot be reached.
+        Fb3Error: a file, a fast tokenizer or a padding token is missing, the encoder lacks the dropout, or the hub
+            cannot be reached.
     """
     source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
-    with _told(place, source):
+    with _explained(place, source):
         if source.is_folder:
             _check_config(Path(source.name))
         config = AutoConfig.from_pretrained(source.name, trust_remote_code=False, local_files_only=source.local)
-        _auto_class(config)  # refuses what is no encoder
+        _auto_class(config)  # refuses a model that is no encoder
         tokenizer = backbone_tokenizer(source, place)
     if getattr(config, "auto_map", None):
         say(f"{place}: its code is not run (trust_remote_code is off), transformers' own is taken")
@@ -61,10 +61,10 @@ def export_encoder(settings: ModelSettings, out: Path, added: Sequence[str] = ()
     _set_dropout(config, _HIDDEN_DROPOUT, "dropout", settings.dropout)
     _set_dropout(config, _ATTENTION_DROPOUT, "attention_dropout", settings.attention_dropout)
     if config.model_type == "big_bird":
-        # Its sparse attention gives way to full attention for good at the first short batch, so that a prediction
-        # would depend on the batches before it.
+        # BigBird switches from sparse to full attention for good at the first short batch, so that a prediction would
+        # depend on the batches before it. So it is full from the start.
         config.attention_type = "original_full"
-    # lstrip: the space before it belongs to it, so that the word after keeps its own
+    # lstrip: an added token takes the space before it, and the word after keeps its own.
     known = _ids(tokenizer)
     tokenizer.add_tokens(
         [AddedToken(t, lstrip=True, normalized=False, special=True) for t in added], special_tokens=True
@@ -83,7 +83,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def _set_dropout(config: PretrainedConfig, names: Sequence[str], key: str, rate: float) -> None:
-    known = [name for name in names if type(getattr(config, name, None)) in {float, int}]  # ALBERT's 0 is an int
+    known = [name for name in names if type(getattr(config, name, None)) in {float, int}]  # ALBERT has the int 0
     if rate and not known:
         raise Fb3Error(f"model.{key}={rate}: {config.model_type} has no such dropout; set it to 0")
     for name in known:
@@ -91,11 +91,11 @@ def _set_dropout(config: PretrainedConfig, names: Sequence[str], key: str, rate:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The encoder's config from an encoder folder, without any look at the hub."""
+    """The encoder's config from an encoder folder; the hub is never asked."""
     _check_config(folder)
-    with _told(folder / CONFIG):
+    with _explained(folder / CONFIG):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config.architectures = config.architectures or []  # some versions of from_config loop over it, None or not
+    config.architectures = config.architectures or []  # some versions of from_config loop over it, even over None
     return config
 
 
@@ -108,14 +108,14 @@ def pretrained_encoder(settings: ModelSettings, folder: Path, key: str = KEY) ->
     config = read_config(folder)
     source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
     wanted = config.vocab_size
-    with _told(place, source):
+    with _explained(place, source):
         options = {"local_files_only": source.local, "trust_remote_code": False}
         config.vocab_size = AutoConfig.from_pretrained(source.name, **options).vocab_size
         encoder, report = _auto_class(config).from_pretrained(
             source.name,
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by their sizes
+            ignore_mismatched_sizes=True,  # refused below, with the sizes
             weights_only=True,
             **options,
         )
@@ -137,9 +137,9 @@ def pretrained_encoder(settings: ModelSettings, folder: Path, key: str = KEY) ->
 
 @torch.no_grad()
 def _start_new_embeddings(encoder: nn.Module, size: int, new: Sequence[int]) -> None:
-    """Makes room for `size` word embeddings; those of new tokens start as the mean of the old (Hewitt 2021).
+    """Makes room for `size` word embeddings; new tokens start at the mean of the old vocabulary (Hewitt 2021).
 
-    Rows beyond the old vocabulary are no part of the mean: DeBERTa-v3 has 99 that no text ever trained.
+    The mean leaves out rows beyond that vocabulary: DeBERTa-v3 has 99 that no text ever trained.
     """
     rows = len(encoder.get_input_embeddings().weight)
     old = min([rows, *new])
@@ -153,30 +153,30 @@ def _start_new_embeddings(encoder: nn.Module, size: int, new: Sequence[int]) -> 
 def random_encoder(folder: Path) -> nn.Module:
     """An encoder of random weights, float32, from the config of the encoder folder."""
     config = read_config(folder)
-    with _told(folder / CONFIG):
+    with _explained(folder / CONFIG):
         return _auto_class(config).from_config(config, trust_remote_code=False).float()
 
 
 def empty_encoder(folder: Path) -> nn.Module:
-    """The same without any weights: parameters on the meta device, to be assigned; buffers are real."""
+    """An encoder without weights: parameters are on the meta device, to be assigned; buffers are real."""
     config = read_config(folder)
-    with _told(folder / CONFIG), _parameters_on_meta():
+    with _explained(folder / CONFIG), _parameters_on_meta():
         encoder = _auto_class(config).from_config(config, trust_remote_code=False)
     for module in encoder.modules():
         for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:  # made after the pattern of a parameter (I-BERT)
+            if buffer is not None and buffer.is_meta:  # created like a parameter, e.g. by zeros_like (I-BERT)
                 module._buffers[name] = torch.zeros_like(buffer, device="cpu")
     return encoder
 
 
 def _check_config(folder: Path) -> None:
-    """Refuses a config.json that is broken, or whose sizes no encoder has: buffers of that size would be made.
+    """Refuses a config.json that is broken or has sizes beyond any encoder's: buffers of that size would be made.
 
     Raises:
         Fb3Error: naming the key.
     """
     for key, value in read_json(folder / CONFIG).items():
-        if "theta" in key:  # of rotary positions: a period, not a size
+        if "theta" in key:  # the period of rotary positions, no size
             continue
         sizes = [size for size in (value if isinstance(value, list) else [value]) if isinstance(size, int | float)]
         largest = _MOST_LAYERS if key.endswith(("layer", "layers", "blocks", "block_sizes")) else _LARGEST
@@ -185,12 +185,12 @@ def _check_config(folder: Path) -> None:
 
 
 @contextmanager
-def _told(place: object, source: Source | None = None) -> Iterator[None]:
-    """What transformers, tokenizers and torch raise of any kind for a file that they cannot use, in one line.
+def _explained(place: object, source: Source | None = None) -> Iterator[None]:
+    """Turns any error of transformers, tokenizers or torch about a file into an Fb3Error that explains it.
 
     Args:
-        place: names it.
-        source: the backbone that is read, where it is one.
+        place: names the file or the backbone in the message.
+        source: the backbone that is read, if it is one.
 
     Raises:
         Fb3Error: naming `place`.
@@ -200,13 +200,13 @@ def _told(place: object, source: Source | None = None) -> Iterator[None]:
     except (Fb3Error, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        words = " ".join(str(error).split())[:400]
+        words = one_line(error, 400)
         if "trust_remote_code" in words or "custom code" in words:
             raise Fb3Error(
                 f"{place}: wants code of its own to be run (auto_map in config.json), and fb3 runs none: "
                 "trust_remote_code is off; take a backbone that transformers itself has"
             ) from None
-        if any(mark in words for mark in _OF_PICKLES):
+        if any(mark in words for mark in _PICKLE_MARKS):
             raise Fb3Error(
                 f"{place}: its pytorch_model.bin holds more than tensors, or is broken, and is read with "
                 f"weights_only=True; take the backbone's model.safetensors ({words[:150]})"
@@ -217,11 +217,11 @@ def _told(place: object, source: Source | None = None) -> Iterator[None]:
                 f"{place}: no folder of this name here, and the hub {hub or f'refused: {words}'}; give a folder with "
                 "config.json, tokenizer and weights, or a model of the hub"
             ) from None
-        raise Fb3Error(f"{place}: {words or type(error).__name__}{_saved_by(source)}") from None
+        raise Fb3Error(f"{place}: {words}{_saved_by(source)}") from None
 
 
 def _saved_by(source: Source | None) -> str:
-    """Which version of transformers saved a folder that another one cannot read."""
+    """A note on the version of transformers that saved a folder, if another version failed to read it."""
     saved = read_json(Path(source.name) / CONFIG).get("transformers_version") if source and source.is_folder else None
     if saved in {None, transformers.__version__}:
         return ""
@@ -240,7 +240,7 @@ def _auto_class(config: PretrainedConfig) -> Any:
 def _parameters_on_meta() -> Iterator[None]:
     """Registers parameters on the meta device, where a random initialisation costs nothing.
 
-    Unlike `torch.device("meta")` it leaves buffers alone: position ids are not in the weight file.
+    Buffers stay real, unlike under `torch.device("meta")`: position ids are not in the weight file.
     """
     register = nn.Module.register_parameter
 

@@ -1,4 +1,4 @@
-"""A backbone's files, checked by name and first bytes before torch is imported; and whether the hub can be asked."""
+"""Checks of a backbone's files, by name and first bytes, before torch is imported; and whether the hub can be asked."""
 
 import importlib
 import re
@@ -18,14 +18,20 @@ KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # the names in erro
 _VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model")
 _BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BIN = "pytorch_model.bin"
-_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", _BIN, f"{_BIN}.index.json")  # in the order in which they are taken
+_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", _BIN, f"{_BIN}.index.json")  # transformers reads the first that exists
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
-_SECONDS = 10  # for a connection to the hub
+_SECONDS = 10  # to wait for a connection to the hub
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a backbone is read: `name`, a folder or a hub id; `offline` says why the hub is not asked, or is empty."""
+    """The place that a backbone is read from.
+
+    Attributes:
+        name: a folder, or a hub id.
+        is_folder: whether it is a folder.
+        offline: why the hub is not asked; empty if it is.
+    """
 
     name: str
     is_folder: bool
@@ -33,12 +39,12 @@ class Source:
 
     @property
     def local(self) -> bool:
-        """Whether nothing may be looked up on the hub."""
+        """Whether only local files may be read, not the hub."""
         return self.is_folder or bool(self.offline)
 
 
 def find_backbone(backbone: str, key: str = KEY) -> Source:
-    """The source of a backbone. Asks once whether the hub can be reached: transformers would wait half a minute.
+    """The source of a backbone. Asks first whether the hub can be reached: transformers would wait half a minute.
 
     Raises:
         Fb3Error: as `check_backbone`.
@@ -49,9 +55,9 @@ def find_backbone(backbone: str, key: str = KEY) -> Source:
 
 
 def check_backbone(backbone: str, key: str = KEY) -> None:
-    """Refuses a local backbone folder whose files are missing or something else, by the file's name.
+    """Refuses a local backbone folder if a file is missing, or its content is of another kind.
 
-    A hub id is left to the hub, `scratch` to `build_backbone`.
+    A hub id is left to the hub, and `scratch` to `build_backbone`.
 
     Raises:
         Fb3Error: naming the folder, the file and the mend.
@@ -95,12 +101,12 @@ def _refuse(look: Callable[[Path], str], path: Path, place: str) -> None:
 def _folder(backbone: str) -> Path:
     try:
         return Path(backbone).expanduser()
-    except RuntimeError:  # a "~" of somebody who has no home here
+    except RuntimeError:  # "~" of a user without a home directory
         return Path(backbone)
 
 
 def _shards(folder: Path, index: str, place: str) -> list[str]:
-    """The files that an index names.
+    """The weight files that an index names.
 
     Raises:
         Fb3Error: one is missing.
@@ -129,7 +135,7 @@ def _check_sentencepiece(folder: Path, place: str) -> None:
 
 
 def unreachable() -> str:
-    """Why the hub, or the proxy before it, cannot be asked; empty where it can."""
+    """The reason why the hub, or the proxy before it, cannot be asked; empty if it can."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

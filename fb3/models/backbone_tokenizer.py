@@ -1,4 +1,4 @@
-"""A backbone's tokenizer as its files have it: some versions of transformers leave out parts of them."""
+"""A backbone's tokenizer, complete: some versions of transformers leave out parts of its files."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fb3.system.progress import say
 
 _REBUILDS = int(transformers.__version__.split(".")[0]) >= 5
 _PROBE = "ﬁne…\u00a0text\n\nof  lines "
-# Classes that mark one end only, by the token that they put there; GPT-2's and its like mark none.
+# Tokenizers that mark only one end of a text, and the token they put there. GPT-2's mark neither.
 _ONE_END = {"LlamaTokenizer": "bos", "GemmaTokenizer": "bos", "T5Tokenizer": "eos", "PegasusTokenizer": "eos"}
 
 
@@ -29,7 +29,7 @@ def backbone_tokenizer(source: Source, place: str) -> PreTrainedTokenizerBase:
         place: names it in messages.
 
     Raises:
-        Fb3Error: no fast tokenizer, one without words, or one that leaves its own special tokens out.
+        Fb3Error: there is no fast tokenizer, it knows no words, or it leaves out its own special tokens.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -37,7 +37,7 @@ def backbone_tokenizer(source: Source, place: str) -> PreTrainedTokenizerBase:
         )
     except Exception:
         if source.is_folder and (Path(source.name) / TOKENIZER).is_file():
-            read_tokenizer(Path(source.name) / TOKENIZER)  # says what is wrong with it where that is what failed
+            read_tokenizer(Path(source.name) / TOKENIZER)  # raises the clearer error if the file itself is broken
         raise
     if not tokenizer.is_fast:
         raise Fb3Error(f"{place}: no fast tokenizer; convert it to a tokenizer.json first")
@@ -58,9 +58,9 @@ def _kind(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _take_normaliser(tokenizer: PreTrainedTokenizerBase, source: Source, place: str) -> None:
-    """Puts back the normaliser of the files: transformers 5 builds some sentencepiece tokenizers without it.
+    """Restores the normaliser that the files have: transformers 5 builds some sentencepiece tokenizers without it.
 
-    Without it "…" and a non-breaking space are unknown tokens, where sentencepiece makes "..." and a space of them.
+    It turns "…" into "..." and a non-breaking space into a space; without it both are unknown tokens.
     """
     built, kind = tokenizer.backend_tokenizer, _kind(tokenizer)
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -82,10 +82,10 @@ def _take_normaliser(tokenizer: PreTrainedTokenizerBase, source: Source, place: 
 
 
 def check_frame(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
-    """Sees to it that a tokenizer which has special tokens for the ends of a text puts them there.
+    """Makes sure that a tokenizer with special tokens for the ends of a text puts them there.
 
     Raises:
-        Fb3Error: it does not, and what it should do is not certain.
+        Fb3Error: it does not, and its right form is not certain.
     """
     kind, backend = _kind(tokenizer), tokenizer.backend_tokenizer
     framed = {*(frame := special_tokens(backend))[0], *frame[1]}
@@ -116,7 +116,7 @@ def check_frame(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
 def check_tokens(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, settings: ModelSettings, place: str
 ) -> None:
-    """Refuses a tokenizer of another encoder, and a pooling that would take a word for the token of the whole text.
+    """Refuses a tokenizer of another encoder, and a pooling of the first token where that would be a word.
 
     Raises:
         Fb3Error: naming the mend.

@@ -1,8 +1,8 @@
-"""An encoder's trial before a training: it is given a few texts, under made-up weights, and then one to learn from.
+"""A trial of an encoder before a training: it encodes a few texts under made-up weights, and computes one gradient.
 
-Families of transformers differ in what they want beside tokens and a mask, in what padding does to their states, and in
-the precisions that they can compute in. Asking them is surer than a list of names. No weight of the backbone is read,
-so that one which cannot be used is refused before its download.
+Families of transformers differ in the inputs they require beside tokens and a mask, in the effect of padding on their
+states, and in the precisions they can compute in. A trial is surer than a list of names. It reads no weight of the
+backbone, so that one which cannot be used is refused before its download.
 """
 
 from collections.abc import Sequence
@@ -10,28 +10,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, one_line
 from fb3.models.layer_stack import longest_input
 from fb3.models.towers import Tower
 from fb3.system.devices import Precision, out_of_memory
 
-_LENGTHS = (13, 6, 2, 1)  # tokens of its texts
-_TOLERANCE = 1e-4  # share of the largest state: rounding gives 1e-6, padding that is seen 4e-3 and more
-_PERIOD = 2**16 + 1  # numbers until the made-up weights repeat
+_LENGTHS = (13, 6, 2, 1)  # tokens of the texts
+_TOLERANCE = 1e-4  # share of the largest state: rounding changes 1e-6 of it, padding that is attended to 4e-3 and more
+_PERIOD = 2**16 + 1  # made-up weights repeat after so many numbers
 _DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @torch.no_grad()
 def make_up_weights(encoder: nn.Module) -> None:
-    """Gives an encoder weights with which states keep their size, in little more memory than its largest takes."""
-    noise, room, made = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0)), {}, {}
+    """Gives an encoder weights that keep its states' size, in little more memory than its largest parameter takes.
+
+    Parameters of one fan-in are views into one repeated pattern of random numbers.
+    """
+    noise, sizes, made = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0)), {}, {}
     for parameter in encoder.parameters():
-        summed = _summed(parameter)
-        room[summed] = max(room.get(summed, 0), parameter.numel())
-    patterns = {summed: (noise * summed**-0.5).repeat(size // _PERIOD + 2) for summed, size in room.items()}
+        fan_in = _fan_in(parameter)
+        sizes[fan_in] = max(sizes.get(fan_in, 0), parameter.numel())
+    patterns = {fan_in: (noise * fan_in**-0.5).repeat(size // _PERIOD + 2) for fan_in, size in sizes.items()}
     for place, (name, parameter) in enumerate(encoder.named_parameters()):
         start = 101 * place % _PERIOD
-        values = patterns[_summed(parameter)][start : start + parameter.numel()].view(parameter.shape)
+        values = patterns[_fan_in(parameter)][start : start + parameter.numel()].view(parameter.shape)
         of_norm = parameter.ndim < 2 and name.endswith("weight")
         made[id(parameter)] = nn.Parameter(1 + values if of_norm else values, parameter.requires_grad)
     for module in encoder.modules():
@@ -40,13 +43,13 @@ def make_up_weights(encoder: nn.Module) -> None:
                 module._parameters[name] = made[id(parameter)]
 
 
-def _summed(parameter: Tensor) -> int:
-    """Numbers that make one output of a layer; of a bias or a norm, which is to be small, so many."""
+def _fan_in(parameter: Tensor) -> int:
+    """The numbers that a layer sums for one output; 100 for a bias or a norm, whose deviation is then 0.1."""
     return 100 if parameter.ndim < 2 else max(1, parameter.numel() // max(1, len(parameter)))
 
 
 def padding_for(tower: Tower, longest: int, name: str) -> int | None:
-    """The tokens to which each input has to be padded, so that a prediction does not depend on its batch's others.
+    """The tokens that each input has to be padded to, so that a prediction does not depend on the rest of its batch.
 
     Args:
         tower: on the CPU, in float32, with weights of any kind.
@@ -54,7 +57,7 @@ def padding_for(tower: Tower, longest: int, name: str) -> int | None:
         name: of the backbone, for messages.
 
     Returns:
-        `longest`, or none where padding changes nothing, as in most families.
+        `longest`; none if padding changes nothing, as in most families.
 
     Raises:
         Fb3Error: the encoder cannot be used.
@@ -63,14 +66,14 @@ def padding_for(tower: Tower, longest: int, name: str) -> int | None:
     why = ""
     for to in (None, longest):
         try:
-            apart = _apart(tower, [min(length, longest) for length in _LENGTHS], to)
-        except Exception as error:  # its own code's, of any kind
-            _pass_on_memory(error)
-            why = _words(error)
+            difference = _largest_difference(tower, [min(length, longest) for length in _LENGTHS], to)
+        except Exception as error:  # of any kind: the encoder's own code runs here
+            _raise_if_out_of_memory(error)
+            why = one_line(error)
             continue
-        if apart <= _TOLERANCE:
+        if difference <= _TOLERANCE:
             return to
-        why = f"the same text's states differ by {apart:.1%} from call to call, or by the texts beside it"
+        why = f"the same text's states differ by {difference:.1%} from call to call, or by the texts beside it"
     raise Fb3Error(
         f"{name}: {type(tower.encoder).__name__} cannot be used: given token ids and a mask alone, {longest} tokens at "
         f"most, it fails ({why}); set in its config.json what it asks for, or take another backbone"
@@ -78,11 +81,15 @@ def padding_for(tower: Tower, longest: int, name: str) -> int | None:
 
 
 @torch.no_grad()
-def _apart(tower: Tower, lengths: Sequence[int], to: int | None) -> float:
-    """The largest difference between texts' states alone and together, by the largest state.
+def _largest_difference(tower: Tower, lengths: Sequence[int], to: int | None) -> float:
+    """The largest difference between texts' states alone and in one batch, relative to the largest state.
+
+    Args:
+        lengths: tokens of each text.
+        to: tokens that all are padded to; none: in the batch to the longest, alone not at all.
 
     Raises:
-        ValueError: states of another shape than poolings want.
+        ValueError: the states have another shape than poolings need.
     """
     config = tower.encoder.config
     mask = (torch.arange(to or max(lengths)) < torch.tensor(lengths)[:, None]).long()
@@ -100,14 +107,14 @@ def _apart(tower: Tower, lengths: Sequence[int], to: int | None) -> float:
 
 
 def _states(tower: Tower, ids: Tensor, mask: Tensor) -> Tensor:
-    """The last states, after a look at all that the pooling reads."""
+    """The last states, (B, T, D); fails if the output lacks the part that the pooling reads."""
     out = tower.encode(ids, mask)
     tower.read(out)
     return out.last_hidden_state
 
 
 def _tokens(config: object, count: int) -> Tensor:
-    """Token ids that are no padding, no two neighbours alike or one apart."""
+    """Token ids without padding, no two neighbours equal or consecutive."""
     ids = (torch.arange(count) * 7 + 5) % config.vocab_size
     return torch.where(ids == config.pad_token_id, (ids + 3) % config.vocab_size, ids)
 
@@ -120,15 +127,15 @@ def check_length(tower: Tower, longest: int, key: str) -> None:
     """
     try:
         limit = longest_input(tower.encoder)
-    except Exception as error:  # one that takes no short texts: `padding_for` decides
-        _pass_on_memory(error)
+    except Exception as error:  # an encoder that takes no short texts: `padding_for` decides
+        _raise_if_out_of_memory(error)
         return
     if limit is not None and longest > limit:
         raise Fb3Error(f"{key}={longest}: the encoder has positions for {limit} tokens only")
 
 
-def learns_in(tower: Tower, precision: Precision, device: torch.device, longest: int) -> str:
-    """Why a training in a precision would fail, by a text of `longest` tokens, there and back; empty where it works.
+def precision_problem(tower: Tower, precision: Precision, device: torch.device, longest: int) -> str:
+    """The reason why a training in a precision would fail; empty if a forward and a backward pass work.
 
     Args:
         tower: with made-up weights; it is moved to the device.
@@ -148,20 +155,16 @@ def learns_in(tower: Tower, precision: Precision, device: torch.device, longest:
                 weights = [p for p in tower.encoder.parameters() if p.requires_grad]
                 torch.autograd.grad(last.float().square().mean(), weights, allow_unused=True)
     except Exception as error:
-        if not out_of_memory(error):  # a training has means against that
-            return _words(error)
+        if not out_of_memory(error):  # a training knows how to go on then
+            return one_line(error)
     return ""
 
 
 def keeps_fp32(encoder: nn.Module) -> bool:
-    """Whether transformers keeps some of an encoder's modules out of fp16, whose range they leave (T5)."""
+    """Whether transformers keeps some of an encoder's modules in fp32, since they exceed the range of fp16 (T5)."""
     return bool(getattr(encoder, "_keep_in_fp32_modules", None))
 
 
-def _pass_on_memory(error: Exception) -> None:
+def _raise_if_out_of_memory(error: Exception) -> None:
     if out_of_memory(error):
         raise error
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

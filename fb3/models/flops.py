@@ -1,17 +1,17 @@
-"""What a forward pass costs, by arithmetic: to compare encoders, and to project times on another chip."""
+"""FLOPs of a forward pass by arithmetic, to compare encoders and to project times to another chip."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-T4_FLOPS = 24e12  # a second, sustained in fp16 by real kernels; 65e12 on paper
+T4_FLOPS = 24e12  # FLOP a second that real kernels sustain in fp16; the data sheet says 65e12
 
 
 def forward_flops(config: Mapping[str, Any], lengths: np.ndarray) -> np.ndarray:
-    """FLOPs of an encoder's forward pass for each essay, padding left out.
+    """FLOPs of an encoder's forward pass for each essay, without padding.
 
-    n · (24·T·h² + 4·T²·h), and 4·T·R·h more for each layer with R relative positions.
+    n · (24·T·h² + 4·T²·h) for n layers of width h, and n · 4·T·R·h more with R relative positions.
 
     Args:
         config: the content of the encoder's config.json.

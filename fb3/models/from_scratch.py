@@ -1,4 +1,4 @@
-"""An encoder from nothing: a tokenizer trained on texts, a config, random weights, saved as a backbone folder."""
+"""An encoder from scratch: a tokenizer trained on texts, a config and random weights, saved as a backbone folder."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, one_line
 from fb3.recipe.model import ScratchSettings
 from fb3.system.disk_space import disk_full_errors
 
@@ -26,7 +26,7 @@ def build_backbone(settings: ScratchSettings, texts: Iterable[str], out: Path, s
 
     Args:
         settings: model type, vocabulary size and config keys.
-        texts: what the tokenizer is trained on.
+        texts: to train the tokenizer on.
         out: the folder.
         seed: of the weights.
 
@@ -40,7 +40,7 @@ def build_backbone(settings: ScratchSettings, texts: Iterable[str], out: Path, s
         torch.manual_seed(seed)
         model = AutoModel.from_config(config)
     except (ValueError, TypeError, KeyError) as error:
-        raise Fb3Error(f"model.scratch: {' '.join(str(error).split())[:400]}") from None
+        raise Fb3Error(f"model.scratch: {one_line(error, 400)}") from None
     need = sum(parameter.nbytes for parameter in model.parameters()) + len(tokenizer.to_str().encode())
     with disk_full_errors(out, need):
         model.save_pretrained(out)
@@ -50,8 +50,8 @@ def build_backbone(settings: ScratchSettings, texts: Iterable[str], out: Path, s
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A cased WordPiece tokenizer with BERT's special tokens; [PAD] is 0.
 
-    Its vocabulary is every character, alone and as a continuation, and the most frequent words: the library's trainers
-    break ties by hash order, so that the same texts and seed would give another model each time.
+    Its vocabulary is every character, alone and as a continuation, and the most frequent words. The library's own
+    trainers break ties by hash order, so that the same texts and seed would give another model each time.
     """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=False), pre_tokenizers.BertPreTokenizer()
     words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))

@@ -1,4 +1,4 @@
-"""An encoder's layers: where each family keeps them, the depth of each parameter, positions, biases and norms."""
+"""An encoder's layers, the depth of each parameter, and its limit of positions, for each family of transformers."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch.overrides import TorchFunctionMode
 from fb3.errors import Fb3Error
 from fb3.system.file_names import PADDED
 
-_PROBE = 9  # tokens of a text that is only to show where positions are looked up
-# Where the families of transformers keep their layers, lowest first.
+_PROBE = 9  # tokens of the text that shows where positions are looked up
+# The places where families of transformers keep their layers.
 _STACKS = (
     "encoder.layer",
     "encoder.layers",
@@ -34,12 +34,12 @@ def layer_stack(encoder: nn.Module) -> list[nn.Module]:
     return []
 
 
-def parts_by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
-    """The parameters of the embeddings, then those of each layer, lowest first, where the layers are known.
+def parameters_by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of the embeddings, then of each layer, lowest first; of no layer where the layers are unknown.
 
-    To the embeddings belong their norms and projections, and positions that all layers share: DeBERTa's table, with
-    the norm beside it, and T5's, which stands in the lowest block; a table that each layer has for itself is the
-    layer's. DeBERTa's convolution joins the output of the first layer, and is its. Left out is what stands above.
+    The embeddings include their norms and projections, and position tables that all layers share: DeBERTa's with its
+    norm, and T5's, which is kept in the lowest block. A table of its own belongs to its layer. DeBERTa's convolution
+    belongs to the first layer, whose output it joins. Parameters above the layers are left out.
     """
     named = dict(encoder.named_parameters())
     below = {name for name in named if any("embed" in part or "_emb" in part for part in name.split(".")[:2])}
@@ -56,14 +56,14 @@ def parts_by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
-    """Depth of each parameter, by name, and the number of layers n.
+    """The depth of each parameter by name, and the number of layers n.
 
-    0 for the embeddings, 1 to n for the layers, as `parts_by_depth` tells them apart, n for what stands above.
+    Embeddings have depth 0, layers 1 to n, as in `parameters_by_depth`, and parameters above the layers n.
 
     Raises:
         Fb3Error: the layers of this encoder are not known.
     """
-    parts = parts_by_depth(encoder)
+    parts = parameters_by_depth(encoder)
     if not (top := len(parts) - 1):
         raise Fb3Error(f"{type(encoder).__name__}: its layers are not known; set optimizer.layer_decay=1.0")
     depth = {id(p): number for number, part in enumerate(parts) for p in part}
@@ -76,14 +76,14 @@ def is_bias(name: str) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation, by its class's name, for each family has classes of its own."""
+    """Whether a module is a normalisation, by its class's name, since families have classes of their own."""
     return "Norm" in type(module).__name__
 
 
 def longest_input(encoder: nn.Module) -> int | None:
-    """Tokens for which the encoder has learned positions; none where positions are computed, or relative only.
+    """The most tokens that the encoder has learned positions for; none if positions are computed, or relative only.
 
-    Found by asking: of the numbers of neighbouring tokens that it looks up in a table.
+    A trial text shows it: neighbouring tokens look up neighbouring rows in a table of positions.
 
     Args:
         encoder: with weights, on the CPU.
@@ -96,7 +96,7 @@ def longest_input(encoder: nn.Module) -> int | None:
 
 
 class _PositionsLookedUp(TorchFunctionMode):
-    """Notes how many positions the tables have in which neighbouring tokens look up neighbouring numbers."""
+    """Notes the number of positions of each table where neighbouring tokens look up neighbouring rows."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _PositionsLookedUp(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is nn.functional.embedding:
             self._note(args[0], len(args[1]))
-        elif func is torch.gather and not args[0].is_floating_point():  # token types are kept by position, too
+        elif func is torch.gather and not args[0].is_floating_point():  # RoBERTa's token types, by position
             index, dim = kwargs.get("index", args[-1]), kwargs.get("dim", 1)
             self._note(index, args[0].shape[dim])
         return func(*args, **kwargs)

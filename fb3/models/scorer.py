@@ -1,4 +1,4 @@
-"""`Scorer`: encoder, pooling, head; or two encoders and one head."""
+"""`Scorer`: encoder, pooling and head; `StitchedScorer`: two encoders and one head."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,9 +12,11 @@ from fb3.models.towers import Tower
 
 
 class ModelOutput(NamedTuple):
-    """scores (B, outputs) and pooled (B, D), what the head read, both float32.
+    """Output of a scorer, float32.
 
-    The task knows what the outputs are: K scores, or logits.
+    Attributes:
+        scores: (B, outputs), K scores or logits, as the task defines them.
+        pooled: (B, D), the vectors that the head read.
     """
 
     scores: Tensor
@@ -22,12 +24,12 @@ class ModelOutput(NamedTuple):
 
 
 class Scorer(Tower):
-    """Scores essays: encoder → pooling → what stands beside it → head.
+    """Scores essays: encoder → pooling → text statistics → head.
 
     Args:
         tower: encoder and poolings, which become the scorer's own.
         beside: joins the text's statistics to the vector, or nothing.
-        head: the vector to scores.
+        head: turns the vector into scores.
     """
 
     def __init__(self, tower: Tower, beside: nn.Module, head: LinearHead) -> None:
@@ -36,25 +38,25 @@ class Scorer(Tower):
         self.head = head
 
     def forward(self, batch: Mapping[str, Tensor]) -> ModelOutput:
-        """A batch of `collate` to scores (B, outputs) and what the head read, (B, D)."""
+        """Scores (B, outputs) and pooled vectors (B, D) of a batch of `collate`."""
         pooled = self.pool(batch)
         with torch.autocast(pooled.device.type, enabled=False):
             pooled = self.beside(pooled, batch)
             return ModelOutput(self.head(pooled), pooled)
 
     def towers(self) -> dict[str, Tower]:
-        """What the scorer has encoders in, by the prefix of their parameters' names."""
+        """The scorer's towers, one for each encoder, by the prefix of their parameters' names."""
         return {"": self}
 
 
 class StitchedScorer(Scorer):
-    """Two encoders, each with its tokens and pooling, whose vectors side by side go to one head.
+    """Two encoders, each with its own tokens and pooling; one head reads both vectors, concatenated.
 
     Args:
-        tower: the first.
+        tower: the first encoder and its poolings.
         second: the second.
         beside: joins the text's statistics to the vectors, or nothing.
-        head: the vectors to scores.
+        head: turns the vectors into scores.
     """
 
     def __init__(self, tower: Tower, second: Tower, beside: nn.Module, head: LinearHead) -> None:
@@ -62,7 +64,7 @@ class StitchedScorer(Scorer):
         self.second = second
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Both vectors of each essay, (B, D1 + D2)."""
+        """Both vectors of each essay, concatenated, (B, D1 + D2)."""
         others = {name.removeprefix(SECOND_): value for name, value in batch.items() if name.startswith(SECOND_)}
         return torch.cat([super().pool(batch), self.second.pool(others)], dim=-1)
 

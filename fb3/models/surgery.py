@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.errors import Fb3Error
-from fb3.models.layer_stack import is_bias, is_norm, layer_stack, parts_by_depth
+from fb3.models.layer_stack import is_bias, is_norm, layer_stack, parameters_by_depth
 from fb3.recipe.model import ModelSettings
 
 _CONVOLUTION_STD = 0.02  # ConvBERT's initializer_range
@@ -41,7 +41,7 @@ def operate(encoder: nn.Module, settings: ModelSettings) -> None:
 
 def _freeze(encoder: nn.Module, settings: ModelSettings) -> None:
     _some_layers(encoder, settings.freeze_layers, "freeze_layers")
-    embeddings, *layers = parts_by_depth(encoder)
+    embeddings, *layers = parameters_by_depth(encoder)
     for part in [embeddings] * settings.freeze_embeddings + layers[: settings.freeze_layers]:
         for parameter in part:
             parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Towers: encoder and pooling, from tokens to a vector an essay."""
+"""Towers: an encoder and its pooling, which turn tokens into a vector for each essay."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,28 +12,28 @@ from fb3.models.poolings.pooling import Pooling
 def layer_states(out: Any) -> tuple[Tensor, ...]:
     """An encoder's states by layer, (B, T, D) each, lowest first.
 
-    The last is what the encoder hands out: where the layers are followed by a norm, versions of transformers differ in
-    whether `hidden_states` ends before it or after it.
+    The last is `last_hidden_state`: where a norm follows the layers, versions of transformers differ in whether
+    `hidden_states` ends before it or after it.
     """
     return (*out.hidden_states[:-1], out.last_hidden_state)
 
 
 _READ = {
     "last": lambda out: out.last_hidden_state.float(),
-    "layers": layer_states,  # made float32 one by one: all at once fall out of a CPU's cache
+    "layers": layer_states,  # the pooling makes them float32 one by one: all at once would fall out of a CPU's cache
     "pooler": lambda out: out.pooler_output.float(),
 }
 
 
 class Tower(nn.Module):
-    """Encoder → pooling: essays to vectors.
+    """Encoder and pooling: essays to vectors.
 
-    Only the encoder runs in low precision. What follows stays in float32: a bf16 score near 3 has steps of 0.016.
+    Only the encoder runs in low precision; pooling and head stay in float32: bf16 numbers near 3 are 0.016 apart.
 
     Args:
         encoder: a transformers encoder.
-        pooling: token states to one vector.
-        over_windows: the vectors of an essay's windows to one.
+        pooling: turns token states into one vector.
+        over_windows: turns the vectors of an essay's windows into one.
     """
 
     def __init__(self, encoder: nn.Module, pooling: Pooling, over_windows: nn.Module) -> None:
@@ -47,11 +47,12 @@ class Tower(nn.Module):
         self.most_tokens: int | None = None
 
     def encode(self, ids: Tensor, mask: Tensor) -> Any:
-        """Token ids and mask, (B, T) both, to the encoder's own output, of which `read` takes what is pooled."""
+        """The encoder's own output for token ids and mask, (B, T) each; `read` takes the pooled part from it."""
         return self.encoder(input_ids=ids, attention_mask=mask, **self._arguments)
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """A batch of `collate` to vectors (B, D). The windows of a single essay take `most_tokens` at once, if set."""
+        """Vectors (B, D) of a batch of `collate`. If `most_tokens` is set, a single essay's windows are computed in
+        parts of so many tokens."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         count, tokens = inputs["input_ids"].shape
         if self.most_tokens and len(batch.get("windows", ())) == 1:
@@ -62,7 +63,7 @@ class Tower(nn.Module):
             return self.over_windows(torch.cat(pooled) if len(pooled) > 1 else pooled[0], batch)
 
     def _pool_inputs(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Ids and mask (W, T) to (W, D)."""
+        """Ids and mask (W, T) of windows to vectors (W, D)."""
         out = self.encode(inputs["input_ids"], inputs["attention_mask"])
         with torch.autocast(inputs["input_ids"].device.type, enabled=False):
             return self.pooling(self.read(out), self.pooling.token_weights(inputs))

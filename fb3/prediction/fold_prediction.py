@@ -1,4 +1,4 @@
-"""One fold of a bundle on one device: its files to predictions."""
+"""One fold of a run on one device: from its files to predictions."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from fb3.data.tokens import Encoded, encode_essays
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, one_line
 from fb3.models.dry_run import keeps_fp32
 from fb3.prediction.backends.choose import pick_backend, use_backend
 from fb3.prediction.inference_loop import lower_weights, predict
@@ -37,65 +37,65 @@ def predict_fold(
     precision: Precision | None = None,
     shown: bool = True,
 ) -> Predictions:
-    """One fold's predictions, in this process; where low precision fails, or makes no number, again in fp32.
+    """Predicts with one fold, in this process. Essays that fail in low precision, or get NaN, are predicted in fp32.
 
     Args:
         member: the run.
         fold: position in `member.folds`.
         encoded, ids, rows: as in `predict`.
         device: where to compute.
-        until: by time.monotonic(), which all processes of a machine share; the essays left then are given up.
-        precision: of the encoder; none: the recipe's for inference, on this device, and on a CPU its linear layers in
-            int8 where the fold was packed with scales.
+        until: by time.monotonic(), which all processes of a machine share; essays not begun by then are left out.
+        precision: of the encoder; none: the recipe's for inference on this device; on a CPU, linear layers then compute
+            in int8 if the fold was packed with scales.
         shown: False hides the progress.
 
     Raises:
-        Fb3Error: a broken fold, or one that gives no number in fp32 either.
+        Fb3Error: the fold is broken, or predicts NaN in fp32 too.
     """
     keep_freed_memory()
     folder, place = member.folds[fold], torch.device(device)
     name = f"{member.name}/{folder.name}"
-    first = precision or _precision(member, place, name)
+    wanted = precision or _precision(member, place, name)
     rows = np.arange(len(ids)) if rows is None else rows
     position = {identifier: row for row, identifier in enumerate(ids)}
     values = np.full((len(ids), len(member.recipe.data.target_columns)), np.nan, np.float32)
     left = rows
     backend, _ = pick_backend(member.recipe.predict.backend, place)
     scales = None if precision or backend != "torch" else _scales(member, folder, place, name)
-    ways, last = [(first, backend, scales)], ("fp32", "torch", None)
-    if ways[0] != last:
-        ways.append(last)
-    for each, computes, in_int8 in ways:
+    attempts, exact = [(wanted, backend, scales)], ("fp32", "torch", None)
+    if attempts[0] != exact:
+        attempts.append(exact)
+    for lowered, backend, scales in attempts:
         scorer = load_fold(member.recipe, member.path / ENCODER, folder).to(place)
-        if each == "fp16" and any(keeps_fp32(tower.encoder) for tower in scorer.towers().values()):
-            say(f"{name}: {type(scorer.encoder).__name__} is not made for fp16, whose range it leaves; taking fp32")
-            each = "fp32"
+        if lowered == "fp16" and any(keeps_fp32(tower.encoder) for tower in scorer.towers().values()):
+            say(f"{name}: {type(scorer.encoder).__name__} is not made for fp16, whose range it exceeds; taking fp32")
+            lowered = "fp32"
         try:
-            backed = use_backend(scorer, computes, each, name)
+            by_backend = use_backend(scorer, backend, lowered, name)
             part = predict(
-                scorer if backed else lower_weights(scorer, each, in_int8),
+                scorer if by_backend else lower_weights(scorer, lowered, scales),
                 build_task(member.recipe),
                 encoded,
                 ids,
                 rows=left,
-                precision="fp32" if backed else each,  # with a backend, torch computes pooling and head alone
+                precision="fp32" if by_backend else lowered,  # with a backend, torch computes only pooling and head
                 token_budget=member.recipe.predict.token_budget,
                 until=until,
                 name=name,
                 shown=shown,
             )
         except Exception as error:
-            if isinstance(error, Fb3Error) or (each, computes, in_int8) == last:
+            if isinstance(error, Fb3Error) or (lowered, backend, scales) == exact:
                 raise
-            say(f"{name}: {each} fails ({' '.join(repr(error).split())[:200]}); again in fp32")
+            say(f"{name}: {lowered} fails ({one_line(repr(error))}); again in fp32")
             continue
-        at = np.array([position[identifier] for identifier in part.ids], np.int64)
-        values[at] = part.values
-        left = at[~np.isfinite(part.values).all(1)]
+        predicted = np.array([position[identifier] for identifier in part.ids], np.int64)
+        values[predicted] = part.values
+        left = predicted[~np.isfinite(part.values).all(1)]
         if not len(left):
             reached = rows[np.isfinite(values[rows]).all(1)]
             return Predictions(ids[reached], values[reached], part.columns, name)
-        say(f"{name}: {len(left)} essays got no number in {each}, first {ids[left[0]]}")
+        say(f"{name}: {len(left)} essays got no number in {lowered}, first {ids[left[0]]}")
     raise Fb3Error(f"{folder}: predicts NaN even in fp32; leave this fold out of the bundle")
 
 
@@ -111,7 +111,8 @@ def _precision(member: Member, device: torch.device, name: str) -> Precision:
 
 
 def _scales(member: Member, folder: Path, device: torch.device, name: str) -> dict[str, torch.Tensor] | None:
-    """Those for int8, where a fold was packed with them, nothing else is wished, and the chip is fast at it."""
+    """The int8 scales of a fold; none if it was packed without, the recipe names a precision, or the chip is slow at
+    int8."""
     wanted = device.type == "cpu" and member.recipe.predict.precision == "auto" and cpu_has_int8()
     if not wanted or not (folder / INT8).is_file():
         return None

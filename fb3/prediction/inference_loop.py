@@ -1,4 +1,4 @@
-"""The one inference loop, for out-of-fold and for test predictions."""
+"""The inference loop, the same for out-of-fold and for test predictions."""
 
 import time
 from collections import deque
@@ -24,7 +24,7 @@ from fb3.system.progress import progress
 from fb3.tasks.base import Task
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_AHEAD = {"cuda": 1}  # batches that are begun before one is fetched; elsewhere there is nobody to wait for
+_AHEAD = {"cuda": 1}  # batches begun before one is fetched; a CPU computes at once, so it has none to wait for
 _Result = Callable[[], np.ndarray | None]
 _T = TypeVar("_T")
 
@@ -51,7 +51,7 @@ def lower_weights(scorer: Scorer, precision: Precision, scales: Scales | None = 
 
 
 def _autocast(scorer: Scorer, device: torch.device, precision: Precision) -> AbstractContextManager:
-    """Autocast, except where a CPU's weights are low already: there the plain low-precision pass is the faster one."""
+    """Autocast; none for a CPU with lowered weights, where a plain pass in their precision is faster."""
     weights = next(scorer.encoder.parameters()).dtype
     if precision == "fp32" or (device.type == "cpu" and weights != torch.float32):
         return nullcontext()
@@ -72,21 +72,21 @@ def predict(
     name: str = "",
     shown: bool = True,
 ) -> Predictions:
-    """Predicts essays, longest first, and gives them back in the order of `rows`.
+    """Predicts essays, longest first, and returns them in the order of `rows`.
 
-    Where memory runs out, the token budget is halved, and that is said. An essay of more windows than that is computed
+    If memory runs out, the token budget is halved, which is said. An essay whose windows exceed the budget is computed
     in parts.
 
     Args:
-        scorer: on the device that computes; left in the mode (train or eval) in which it came.
+        scorer: on the device that computes; it is returned to the mode (train or eval) it came in.
         task: turns outputs into predictions.
         encoded: all essays' tokens.
         ids: all essays' ids, (N,).
         rows: which essays, none: all.
         precision: of the encoder.
         token_budget: tokens a batch, padding included; none: by device, see `fb3.prediction.token_budget`.
-        until: no batch is begun after this time, by time.monotonic(); the essays left are not in the result. On a GPU
-            two batches may have been begun by then.
+        until: no batch is begun after this time, by time.monotonic(), and essays left then are not in the result. On a
+            GPU two batches may have been begun by then.
         name: of the result, and of the progress bar.
         shown: False hides the progress.
 
@@ -104,10 +104,10 @@ def predict(
     was_training, title, left = scorer.training, name or "predict", rows
     scorer.eval()
     with progress(title, len(rows), shown) as advance, _autocast(scorer, device, precision):
-        while len(left) and not _over(until):
-            _limit(scorer, budget.tokens)
-            with closing(_attempts(scorer, task, encoded, left, budget, device, until)) as attempts:
-                for batch_rows, predicted in attempts:
+        while len(left) and not _time_is_up(until):
+            _limit_windows(scorer, budget.tokens)
+            with closing(_predict_batches(scorer, task, encoded, left, budget, device, until)) as batches:
+                for batch_rows, predicted in batches:
                     if predicted is None:
                         budget.halve(encoded.total_lengths[batch_rows], title, _window(encoded))
                         break
@@ -115,13 +115,13 @@ def predict(
                     advance(len(batch_rows))
             left = rows[~reached[rows]]
     scorer.train(was_training)
-    _limit(scorer, None)
+    _limit_windows(scorer, None)
     rows = rows[reached[rows]]
     return Predictions(np.asarray(ids)[rows], values[rows], task.columns, name)
 
 
-def _limit(scorer: Scorer, tokens: int | None) -> None:
-    """How many tokens of one essay's windows are computed at once."""
+def _limit_windows(scorer: Scorer, tokens: int | None) -> None:
+    """Sets how many tokens of a single essay's windows are computed at once; none: all."""
     for tower in scorer.towers().values():
         tower.most_tokens = tokens
 
@@ -130,11 +130,11 @@ def _window(encoded: Encoded) -> int | None:
     return encoded.splitter.length if encoded.splitter else None
 
 
-def _over(until: float | None) -> bool:
+def _time_is_up(until: float | None) -> bool:
     return until is not None and time.monotonic() >= until
 
 
-def _attempts(
+def _predict_batches(
     scorer: Scorer,
     task: Task,
     encoded: Encoded,
@@ -143,17 +143,17 @@ def _attempts(
     device: torch.device,
     until: float | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Rows (B,) of batch after batch, and their predictions (B, K), or none where memory ran out.
+    """Rows (B,) and predictions (B, K) of batch after batch; no predictions where memory ran out.
 
-    On a GPU a batch is collated while the one before it computes, and begun before that one is fetched: neither waits
-    for the other. Ends where the time is over, and after a batch by which the budget is measured.
+    On a GPU a batch is collated while the one before computes, and begun before that one is fetched, so that neither
+    waits for the other. Ends when the time is up, and after a batch by which the budget is measured.
     """
     plan = inference_batches(encoded.total_lengths, rows, budget.tokens)[: 1 if budget.measures else None]
     ahead, begun = _AHEAD.get(device.type, 0), deque[tuple[np.ndarray, _Result]]()
     make = partial(_collated, encoded, device)
     with closing(prefetch(make, plan) if ahead else (make(batch_rows) for batch_rows in plan)) as batches:
         for batch_rows in plan:
-            if _over(until):
+            if _time_is_up(until):
                 break
             lengths = encoded.total_lengths[batch_rows]
             budget.begin()
@@ -176,9 +176,9 @@ def _collated(encoded: Encoded, device: torch.device, rows: np.ndarray) -> Batch
 
 
 def _begin(scorer: Scorer, task: Task, batch: Batch, device: torch.device) -> _Result:
-    """Begins a batch; what is returned waits for its predictions, (B, K).
+    """Begins a batch and returns a function that waits for its predictions, (B, K).
 
-    The copy to the host is queued at once, behind this batch alone: asked for later, it would wait for the next, too.
+    The copy to the host is queued at once, right behind this batch: queued later, it would wait for the next one too.
     """
     predicted = task.predict(scorer, on_device(batch, device)).float()
     if device.type != "cuda":
@@ -194,11 +194,11 @@ def _begin(scorer: Scorer, task: Task, batch: Batch, device: torch.device) -> _R
 
 
 def _failed() -> None:
-    """The result of a batch for which memory did not suffice."""
+    """The result of a batch that memory did not suffice for: none."""
 
 
 def _within_memory(attempt: Callable[[], _T], device: torch.device) -> _T | None:
-    """What an attempt gives, or none where memory ran out; what it held is free again by then."""
+    """The result of an attempt; none if memory ran out, and what it held is then free again."""
     try:
         return attempt()
     except (RuntimeError, MemoryError) as error:

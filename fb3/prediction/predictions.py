@@ -1,4 +1,4 @@
-"""Predictions that travel with their ids, and their average."""
+"""Predictions, which carry their ids, and their average."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,13 @@ from fb3.errors import Fb3Error
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions that travel with their ids.
+    """Predictions with their ids, on whose order nothing relies.
 
-    ids: (N,) texts. values: (N, K) float32, not clipped. columns: the K targets. name: of the model, for messages.
+    Attributes:
+        ids: (N,) texts.
+        values: (N, K) float32, not clipped.
+        columns: the K targets.
+        name: of the model, for messages.
     """
 
     ids: np.ndarray
@@ -23,22 +27,22 @@ class Predictions:
     name: str = ""
 
     def frame(self, id_column: str) -> pd.DataFrame:
-        """Ids first, then one column a target."""
+        """The predictions as a table: the ids, then a column for each target."""
         table = pd.DataFrame(self.values, columns=list(self.columns))
         table.insert(0, id_column, self.ids)
         return table
 
 
 def average(members: Sequence[Predictions], weights: Sequence[float] | None = None, name: str = "") -> Predictions:
-    """The weighted mean, aligned by id, in the order of the first member.
+    """The weighted mean of predictions, aligned by id, in the order of the first member.
 
     Args:
         members: predictions of the same essays and columns, in any order.
-        weights: one a member, not all zero; none: equal.
+        weights: one for each member, none negative, not all zero; none: equal.
         name: of the result.
 
     Raises:
-        Fb3Error: no member, other ids or columns, weights that do not fit.
+        Fb3Error: there is no member, ids or columns differ, or the weights do not fit.
     """
     if not members:
         raise Fb3Error("nothing to average: no predictions")

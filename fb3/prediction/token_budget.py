@@ -1,4 +1,4 @@
-"""Tokens a batch for inference: the recipe's, or as many as a GPU's memory holds, by what the first batch took."""
+"""Tokens a batch at inference: the recipe's, or as many as a GPU's memory holds, judged by the first batch's need."""
 
 from collections.abc import Hashable, MutableMapping
 from typing import NamedTuple, Protocol
@@ -12,26 +12,26 @@ from fb3.system.devices import Precision
 from fb3.system.progress import say
 
 _TOKENS = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache
-_TOKENS_UNMEASURED = 16384  # on other devices than these two
-_FIRST, _MOST = 8192, 131_072  # on CUDA; more than what fills the chip gains nothing
-_SHARE = 0.7  # of the free memory: other shapes get other kernels, with other workspaces
+_TOKENS_UNMEASURED = 16384  # on devices other than CPUs and CUDA's
+_FIRST, _MOST = 8192, 131_072  # on CUDA: the first batch, and the largest; beyond it a full chip gains nothing
+_SHARE = 0.7  # of the free memory; the rest is for kernels of other shapes, whose workspaces are larger
 
 
-class Meter(Protocol):
-    """A device's memory, in bytes."""
+class MemoryMeter(Protocol):
+    """Measures the memory that a batch takes on a device, in bytes."""
 
     def start(self) -> None:
-        """Before a batch."""
+        """Begins the measuring of a batch."""
 
     def used(self) -> int:
-        """The most that was taken at once since then, without what was taken before."""
+        """The peak since `start`, without the memory in use before."""
 
     def free(self) -> int:
-        """What a batch could still take."""
+        """The memory that a batch could still take."""
 
 
 class CudaMeter:
-    """By the counts of torch's allocator, which knows them without waiting for the GPU.
+    """Measures by the counts of torch's allocator, which are known without waiting for the GPU.
 
     Args:
         device: a GPU.
@@ -52,14 +52,19 @@ class CudaMeter:
         return torch.cuda.mem_get_info(self._device)[0] + held
 
 
-class Found(NamedTuple):
-    """tokens: of a batch. longest: tokens of the longest essay for which that holds."""
+class Measured(NamedTuple):
+    """A budget that was measured.
+
+    Attributes:
+        tokens: of a batch.
+        longest: tokens of the longest essay that it holds for.
+    """
 
     tokens: int
     longest: int
 
 
-_FOUND: dict[Hashable, Found] = {}  # in this process: the next fold need not measure
+_MEASURED: dict[Hashable, Measured] = {}  # in this process, so that the next fold need not measure
 
 
 class Budget:
@@ -67,61 +72,59 @@ class Budget:
 
     Args:
         tokens: to begin with.
-        longest: tokens of the longest essay; a token of it takes the most memory, because attention sees all of them.
-        meter: measures the first batch, which decides on the others; none: `tokens` stay until memory runs out.
-        key: of what is remembered, all that the memory a token depends on; none: nothing is.
-        found: what is remembered.
+        longest: tokens of the longest essay. Its tokens take the most memory each, since attention grows with length.
+        meter: measures the first batch, which decides on the others; none: `tokens` hold until memory runs out.
+        key: identifies all that the memory of a token depends on, to remember the budget by; none: it is forgotten.
+        measured: remembered budgets by key.
     """
 
     def __init__(
         self,
         tokens: int,
         longest: int = 0,
-        meter: Meter | None = None,
+        meter: MemoryMeter | None = None,
         key: Hashable = None,
-        found: MutableMapping[Hashable, Found] = _FOUND,
+        measured: MutableMapping[Hashable, Measured] = _MEASURED,
     ) -> None:
         self.tokens, self._longest = tokens, longest
-        self._meter, self._key, self._found = meter, key, found
-        known = None if key is None else found.get(key)
+        self._meter, self._key, self._measured = meter, key, measured
+        known = None if key is None else measured.get(key)
         if known and known.longest >= longest:
             self.tokens, self._longest, self._meter = known.tokens, known.longest, None
 
     @property
     def measures(self) -> bool:
-        """Whether the next batch is to decide on those after it."""
+        """Whether the next batch decides on the size of the batches after it."""
         return self._meter is not None
 
     def begin(self) -> None:
-        """Before the computation of a batch."""
+        """Called before a batch is computed."""
         if self._meter:
             self._meter.start()
 
     def end(self, tokens: int) -> None:
-        """After it: the batch had so many tokens, of the longest essays. One of a few tokens tells nothing."""
+        """Called after a batch of so many tokens, of the longest essays. A batch of few tokens tells nothing."""
         if self._meter and 2 * tokens >= self.tokens:
-            found = tokens_within(self._meter.used(), tokens, self._meter.free())
+            settled = tokens_within(self._meter.used(), tokens, self._meter.free())
             self._meter = None
-            self._settle(found)
+            self._settle(settled)
 
     def halve(self, lengths: np.ndarray, name: str, window: int | None = None) -> None:
-        """Half the budget, or less where a single essay overshot it, after memory ran out; that is said.
+        """Halves the budget after memory ran out, or the failed batch's tokens where they are fewer; that is said.
 
         Args:
             lengths: tokens of each essay of the batch that failed.
-            name: of what is predicted.
-            window: tokens of an essay's longest window; none: it is one input.
+            name: of the prediction, for messages.
+            window: tokens of an essay's longest window; none: essays have no windows.
 
         Raises:
-            Fb3Error: it was one essay, or one window of it.
+            Fb3Error: the batch was one essay, or one window of it.
         """
         longest = int(lengths.max())
         at_once = min(self.tokens, longest * len(lengths))
         if len(lengths) == 1 and (window is None or at_once <= window):
-            what = (
-                f"one essay of {longest} tokens" if window is None else f"one window of {min(window, longest)} tokens"
-            )
-            raise Fb3Error(f"{name}: memory does not suffice for {what}")
+            kind, tokens = ("essay", longest) if window is None else ("window", min(window, longest))
+            raise Fb3Error(f"{name}: memory does not suffice for one {kind} of {tokens} tokens")
         self._meter = None
         self._settle(max(1, at_once // 2))
         count = f"{len(lengths)} essays" if len(lengths) > 1 else "one essay"
@@ -130,16 +133,16 @@ class Budget:
     def _settle(self, tokens: int) -> None:
         self.tokens = tokens
         if self._key is not None:
-            self._found[self._key] = Found(tokens, self._longest)
+            self._measured[self._key] = Measured(tokens, self._longest)
 
 
 def tokens_within(used: int, tokens: int, free: int) -> int:
-    """Tokens a batch that take a share of the memory that is free, within bounds.
+    """Tokens a batch that take a share of the free memory, within bounds.
 
     Args:
         used: bytes that a batch took.
         tokens: of that batch.
-        free: bytes.
+        free: bytes that are free.
     """
     return max(_FIRST, min(int(_SHARE * free * tokens) // max(used, 1), _MOST))
 
@@ -150,11 +153,11 @@ def open_budget(
     """The budget for a scorer on a device.
 
     Args:
-        scorer: as it computes.
-        device: where.
+        scorer: in the precision it computes in.
+        device: of the scorer.
         precision: of the encoder.
         longest: tokens of the longest essay.
-        given: the recipe's; none: by device, on CUDA by its memory.
+        given: the recipe's tokens; none: by device, on CUDA by its memory.
     """
     if device.type != "cuda":
         return Budget(given or _TOKENS.get(device.type, _TOKENS_UNMEASURED))

@@ -24,7 +24,7 @@ from fb3.models.attached_backbone import local_backbone
 from fb3.models.backbone import export_encoder
 from fb3.models.backbone_files import KEY, SECOND_KEY
 from fb3.models.build import build_scorer
-from fb3.models.dry_run import check_length, learns_in, padding_for
+from fb3.models.dry_run import check_length, padding_for, precision_problem
 from fb3.models.from_scratch import build_backbone
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun
@@ -240,7 +240,7 @@ def _try_encoders(
         if padded and writes:
             say(f"{name}: the states of {kind} depend on padding, so each text is padded to {key}={padded}")
             write_json({**read_json(folder / CONFIG), PADDED: padded}, folder / CONFIG)
-        if why := learns_in(tower, precision, accelerator.device, longest):
+        if why := precision_problem(tower, precision, accelerator.device, longest):
             failures.append((f"{name}: {kind}", why))
         if why and precision == "fp32":
             raise Fb3Error(

@@ -18,7 +18,7 @@ from fb3.demo.synthetic import write_competition
 from fb3.errors import Fb3Error
 from fb3.models.backbone import empty_encoder
 from fb3.models.build import build_scorer
-from fb3.models.dry_run import check_length, learns_in, make_up_weights, padding_for
+from fb3.models.dry_run import check_length, make_up_weights, padding_for, precision_problem
 from fb3.models.layer_stack import longest_input
 from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.recipe import load_recipe
@@ -177,7 +177,7 @@ def test_what_changes_from_call_to_call_is_refused(tower):
 def test_the_precisions_that_a_family_learns_in(family, fails, tower):
     """On a CPU, where fp16 is slow and works."""
     for precision in ("fp32", "bf16", "fp16"):
-        why = learns_in(tower(family), precision, torch.device("cpu"), LENGTH)
+        why = precision_problem(tower(family), precision, torch.device("cpu"), LENGTH)
         assert fails[precision] in why if precision in fails else why == ""
 
 

@@ -58,6 +58,32 @@ def test_bf16_weights_predict_within_bf16(run, parts):
     assert not np.array_equal(plain, lowered)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lowered_weights_predict_as_with_tables_of_each_batch(run, parts, precision):
+    """The run's encoder is a DeBERTa."""
+    _, task, encoded, ids = parts
+    low = load_fold(load_recipe(run / "recipe.yaml"), run / "encoder", run / "fold0")
+    assert lower_weights(low, precision).encoder.encoder.layer[0].attention.self.position_keys is not None
+    found = predict(low, task, encoded, ids, precision=precision, shown=False).values
+    low.train().eval()
+    plain = predict(low, task, encoded, ids, precision=precision, shown=False).values
+    assert low.encoder.encoder.layer[0].attention.self.position_keys is None
+    assert np.array_equal(found, plain)
+
+
+def test_live_weights_are_predicted_as_they_are_now(run, parts):
+    """Evaluations during training: written in place, and swapped with averaged ones, as EMA does."""
+    _, task, encoded, ids = parts
+    live, fresh = (load_fold(load_recipe(run / "recipe.yaml"), run / "encoder", run / "fold0") for _ in range(2))
+    for change in (lambda p: p.data.mul_(1.1), lambda p: setattr(p, "data", p.data * 1.1)):
+        predict(live, task, encoded, ids, shown=False)
+        for parameter in live.encoder.parameters():
+            change(parameter)
+        fresh.load_state_dict(live.state_dict())
+        found, wanted = (predict(s, task, encoded, ids, shown=False).values for s in (live, fresh))
+        assert np.array_equal(found, wanted)
+
+
 @pytest.fixture
 def begun_ahead(monkeypatch):
     """A CPU that is treated as a GPU is: collated in a thread, begun before the last batch is fetched."""

@@ -86,9 +86,9 @@ def test_a_halved_budget_is_remembered_and_ends_the_measuring(capsys):
     assert "fold 0: out of memory with 16 essays of 512 tokens; now 4096 tokens a batch" in capsys.readouterr().err
     assert measured(memory, found).tokens == 4096
     assert memory.started == 0
-    given = Budget(20_000, 512, key="given", found=found)
+    given = Budget(20_000, 512, key="given", measured=found)
     given.halve(np.array([512, 400, 300]), "fold 0")
-    assert Budget(20_000, 512, key="given", found=found).tokens == 768
+    assert Budget(20_000, 512, key="given", measured=found).tokens == 768
     with pytest.raises(Fb3Error, match="memory does not suffice for one essay of 512 tokens"):
         given.halve(np.array([512]), "fold 0")
 

@@ -65,7 +65,7 @@ def use_fused_disentangled_attention(encoder: nn.Module) -> bool:
     return True
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def precompute_position_tables(encoder: nn.Module) -> None:
     """Projects a fused DeBERTa's position embeddings once for all batches, in place; other encoders stay as they are.
 

@@ -5,21 +5,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fb3.errors import one_line
 from fb3.models.layer_stack import longest_input
 from fb3.prediction.backends.functional_encoder import FunctionalEncoder, as_output
 from fb3.system.progress import say
 
 Run = Callable[[Tensor, Tensor], Sequence[Tensor]]  # input_ids and attention_mask (B, T) to states, float32
-_PROBE = (33, 20)  # tokens of its two texts; other shapes than the conversion saw
-_WINDOWS = ("local_attention", "sliding_window")  # in a config: what one token sees; the texts are longer
+_PROBE = (33, 20)  # tokens of the check's two texts: shapes that the conversion has not seen
+_WINDOWS = ("local_attention", "sliding_window")  # a config's keys for how far a token sees; the texts reach further
 
 
 class BackendEncoder(nn.Module):
-    """An encoder whose states a backend computes; from its first failure on torch does.
+    """An encoder whose states a backend computes, until it fails; from then on torch does.
 
     Args:
-        encoder: torch's; its weights may be shared with the backend, so it stays.
-        reads: what the pooling reads of it.
+        encoder: torch's, kept for that and because the backend may share its weights' memory.
+        reads: the part of its output that the pooling reads.
         run: the backend.
         name: of the fold, for messages.
     """
@@ -30,21 +31,21 @@ class BackendEncoder(nn.Module):
         self.run: Run | None = run
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **arguments: bool) -> object:
-        """As the encoder's own, with only what the pooling reads."""
+        """The encoder's own output, with only the part that the pooling reads."""
         try:
             if self.run is not None:
                 return as_output(self.reads, self.run(input_ids, attention_mask))
         except Exception as error:
             self.run = None
-            say(f"{self.name}: {' '.join(repr(error).split())[:300]}; torch goes on, in fp32")
+            say(f"{self.name}: {one_line(repr(error), 300)}; torch goes on, in fp32")
         return self.encoder(input_ids=input_ids, attention_mask=attention_mask, **arguments)
 
     @torch.no_grad()
     def check(self, tolerance: float) -> None:
-        """Compares the states of two made-up texts with torch's: a conversion may keep to the shapes that it saw.
+        """Compares the states of two made-up texts with torch's: a conversion may hold only for the shapes it saw.
 
         Raises:
-            ValueError: they differ.
+            ValueError: the states differ by more than `tolerance`, relative to their norm.
         """
         config = self.encoder.config
         window = next((w for name in _WINDOWS if isinstance(w := getattr(config, name, None), int)), 0)
@@ -56,7 +57,7 @@ class BackendEncoder(nn.Module):
         want = FunctionalEncoder(self.encoder, self.reads)(ids, mask)
         keep = mask if want[0].ndim == 3 else torch.ones(len(mask))
         for mine, theirs in zip(self.run(ids, mask), want, strict=True):
-            if not mine.isfinite().all():  # on padding too: what a pooling weighs with 0 is to be a number
+            if not mine.isfinite().all():  # padding counts: a pooling multiplies it by 0, and NaN would stay NaN
                 raise ValueError("its states are not all numbers")
             error = (mine - theirs)[keep.bool()].norm() / theirs[keep.bool()].norm()
             if not error <= tolerance:

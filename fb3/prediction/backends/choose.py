@@ -1,7 +1,7 @@
-"""Encoders on a CPU through another library than torch: OpenVINO or ONNX Runtime. Poolings and heads stay with torch.
+"""Encoders on a CPU by OpenVINO or ONNX Runtime; poolings and heads stay with torch.
 
-A backend converts an encoder once for all folds, with its weights as inputs (`FunctionalEncoder`), and then binds each
-fold's.
+A backend converts an encoder once for all folds, as a function of its weights (`FunctionalEncoder`), and then binds
+each fold's weights.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, one_line
 from fb3.models.scorer import Scorer
 from fb3.prediction.backends.backend_encoder import BackendEncoder
 from fb3.prediction.backends.functional_encoder import FunctionalEncoder
@@ -20,21 +20,21 @@ from fb3.system.progress import say
 
 Backend = Literal["torch", "openvino", "onnx"]
 
-_AUTO: Backend = "torch"  # what `auto` means on a CPU: the one place where that is decided, by measurement
+_AUTO: Backend = "torch"  # the meaning of `auto` on a CPU, by measurement; decided here alone
 _MODULES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxruntime")}
-# Of the states' difference from torch's in fp32: rounding gives 1e-6, and 0.02 in bf16; wrong weights about 1.
+# Largest relative difference of states from torch's in fp32: rounding gives 1e-6, and 0.02 in bf16; wrong weights 1.
 _TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
 
 
 def pick_backend(wish: str, device: torch.device) -> tuple[Backend, str]:
-    """`auto` made definite, and a wish that cannot be had made torch.
+    """Resolves `auto`, and replaces a backend that is not available by torch.
 
     Args:
         wish: predict.backend.
-        device: where to compute.
+        device: the device that computes.
 
     Returns:
-        The backend, and why it is not the wish; empty where it is.
+        The backend, and the reason why it is not the wish; empty if it is.
     """
     if wish == "auto":
         wish = _AUTO if device.type == "cpu" else "torch"
@@ -45,17 +45,16 @@ def pick_backend(wish: str, device: torch.device) -> tuple[Backend, str]:
     try:
         for module in _MODULES[wish]:
             import_module(module)
-    except Exception as error:  # not there, or there and broken: a library of another glibc raises OSError
-        why = " ".join(str(error).split())[:200]
-        return "torch", f"predict.backend={wish}: {why}, so torch computes; pip install 'fb3[{wish}]'"
+    except Exception as error:  # missing, or broken: a library built for another glibc raises OSError
+        return "torch", f"predict.backend={wish}: {one_line(error)}, so torch computes; pip install 'fb3[{wish}]'"
     return wish, ""
 
 
 def tell_backends(recipes: Iterable[Recipe], device: torch.device | str, strict: bool = False) -> None:
-    """Says, once for all folds, where torch computes instead of the backend that a recipe names.
+    """Says, once for all folds, that torch computes instead of the backend that a recipe names.
 
     Raises:
-        Fb3Error: with `strict`, the library is missing.
+        Fb3Error: instead, with `strict`, if the library is missing.
     """
     device = torch.device(device)
     for wish in dict.fromkeys(recipe.predict.backend for recipe in recipes):
@@ -67,16 +66,16 @@ def tell_backends(recipes: Iterable[Recipe], device: torch.device | str, strict:
 
 
 def use_backend(scorer: Scorer, backend: Backend, precision: Precision, name: str) -> bool:
-    """Lets a backend compute a scorer's encoders, in place; what fails is said, and left to torch.
+    """Lets a backend compute a scorer's encoders, in place. A failure is said, and torch computes.
 
     Args:
         scorer: as `load_fold` gives it: float32, on the CPU, in eval mode.
         backend: as `pick_backend` gives it.
-        precision: of the encoder, as far as the library and the chip have it.
+        precision: of the encoder, if the library and the chip have it.
         name: of the fold, for messages.
 
     Returns:
-        False where torch is to compute; then nothing has changed.
+        False, and nothing has changed: torch will compute.
     """
     if backend == "torch":
         return False
@@ -84,16 +83,15 @@ def use_backend(scorer: Scorer, backend: Backend, precision: Precision, name: st
     try:
         bind = import_module(f"fb3.prediction.backends.{backend}").bind
         towers = scorer.towers().values()
-        made = [
+        encoders = [
             BackendEncoder(t.encoder, t.reads, bind(FunctionalEncoder(t.encoder, t.reads), precision), name)
             for t in towers
         ]
-        for each in made:
-            each.check(_TOLERANCE[precision])
+        for encoder in encoders:
+            encoder.check(_TOLERANCE[precision])
     except Exception as error:
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        say(f"{name}: predict.backend={backend} cannot compute this encoder ({why}); torch does")
+        say(f"{name}: predict.backend={backend} cannot compute this encoder ({one_line(error, 300)}); torch does")
         return False
-    for tower, each in zip(towers, made, strict=True):
-        tower.encoder = each
+    for tower, encoder in zip(towers, encoders, strict=True):
+        tower.encoder = encoder
     return True

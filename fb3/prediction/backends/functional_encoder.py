@@ -1,4 +1,4 @@
-"""An encoder as a function of its weights, so that one conversion serves all folds."""
+"""An encoder as a function of its weights, so that a backend converts it once for all folds."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,34 +15,34 @@ _ATTRIBUTE = {"last": "last_hidden_state", "pooler": "pooler_output"}
 
 
 def as_output(reads: str, states: Sequence[Tensor]) -> SimpleNamespace:
-    """An encoder's output that has only what the pooling reads."""
+    """States (B, T, D), or vectors (B, D), in the form of an encoder's output, with only the part the pooling reads."""
     if reads == "layers":
         return SimpleNamespace(hidden_states=tuple(states), last_hidden_state=states[-1])
     return SimpleNamespace(**{_ATTRIBUTE[reads]: states[0]})
 
 
 class FunctionalEncoder(nn.Module):
-    """`forward(input_ids, attention_mask, *weights)` gives the states that a pooling reads, a tuple.
+    """`forward(input_ids, attention_mask, *weights)` returns the states that a pooling reads, as a tuple.
 
-    The encoder is no child of it: a trace then holds neither its weights nor its module tree, which takes most of the
-    time. Its blocked attention is torch's own in fp32, so that it can be traced as it is; a DeBERTa's fused one is not.
+    Attention is traced in the form that a library can convert: blocked attention is torch's own in fp32, and a
+    DeBERTa's fused one gives way to transformers'.
 
     Args:
         encoder: in float32, on the CPU, in eval mode.
-        reads: what the pooling reads of it.
+        reads: the part of its output that the pooling reads.
     """
 
     def __init__(self, encoder: nn.Module, reads: str) -> None:
         super().__init__()
-        self._encoder = (encoder,)
+        self._encoder = (encoder,)  # in a tuple, so that it is no submodule: tracing skips its weights, the slow part
         self.reads = reads
         buffers = (buffer for buffer in encoder.buffers() if buffer.is_floating_point())
         self.weights = [weight.detach() for weight in (*encoder.parameters(), *buffers)]
         shapes = [tuple(weight.shape) for weight in self.weights]
-        self.key = f"{reads} {shapes} {encoder.config.to_json_string(use_diff=False)}"  # encoders that convert alike
+        self.key = f"{reads} {shapes} {encoder.config.to_json_string(use_diff=False)}"  # encoders with it convert alike
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        """As the class says; without weights, the encoder's own."""
+        """Ids and mask (B, T), and tensors in the order of `weights`, to states; without tensors, the encoder's own."""
         encoder = self._encoder[0]
         with _replaced(encoder, weights), eager_attention(encoder), _unscripted(encoder):
             more = {"output_hidden_states": True} if self.reads == "layers" else {}
@@ -50,7 +50,7 @@ class FunctionalEncoder(nn.Module):
         return layer_states(out) if self.reads == "layers" else (getattr(out, _ATTRIBUTE[self.reads]),)
 
     def example(self) -> tuple[Tensor, Tensor]:
-        """Token ids and mask to trace with; padding, so that no mask is optimised away."""
+        """Token ids and mask (2, 9) to trace with, some of it padding, so that no mask is optimised away."""
         mask = torch.ones(2, 9, dtype=torch.long)
         mask[1, 5:] = 0
         return mask * 3 % self._encoder[0].config.vocab_size, mask
@@ -58,7 +58,7 @@ class FunctionalEncoder(nn.Module):
 
 @contextmanager
 def _replaced(encoder: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Puts tensors in the place of the parameters and floating-point buffers; torch.func refuses to be traced."""
+    """Replaces the parameters and floating-point buffers; torch.func, made for this, cannot be traced."""
     buffers = (buffer for buffer in encoder.buffers() if buffer.is_floating_point())
     old = (*encoder.parameters(), *buffers) if weights else ()
     new = {id(tensor): weight for tensor, weight in zip(old, weights, strict=True)}
@@ -74,12 +74,14 @@ def _replaced(encoder: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _unscripted(encoder: nn.Module) -> Iterator[None]:
-    """Gives the encoder's module its plain functions back where transformers scripts them (DeBERTa's, up to 5.15):
-    a trace keeps the branches of scripted ones, and OpenVINO converts none."""
-    home = vars(sys.modules[type(encoder).__module__])
-    scripted = {name: value for name, value in home.items() if isinstance(value, torch.jit.ScriptFunction)}
-    home.update({name: getattr(value, "_torchdynamo_inline", value) for name, value in scripted.items()})
+    """Replaces functions that transformers scripts (DeBERTa's, up to 5.15) by their Python originals.
+
+    A trace keeps the branches of a scripted function, and OpenVINO converts no branch.
+    """
+    module = vars(sys.modules[type(encoder).__module__])
+    scripted = {name: value for name, value in module.items() if isinstance(value, torch.jit.ScriptFunction)}
+    module.update({name: getattr(value, "_torchdynamo_inline", value) for name, value in scripted.items()})
     try:
         yield
     finally:
-        home.update(scripted)
+        module.update(scripted)

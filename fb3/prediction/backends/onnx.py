@@ -1,4 +1,4 @@
-"""ONNX Runtime, in float32: its CPU kernels have no bf16."""
+"""Encoders by ONNX Runtime, in float32: its CPU kernels have no bf16."""
 
 import io
 import warnings
@@ -15,19 +15,19 @@ from fb3.system.devices import Precision
 _OPSET = 17
 _INPUTS = ["input_ids", "attention_mask"]
 _ERRORS_ONLY = 3  # onnxruntime's log severity
-_graphs: dict[str, tuple[bytes, list[int]]] = {}  # and which of the weights it reads
+_graphs: dict[str, tuple[bytes, list[int]]] = {}  # by `FunctionalEncoder.key`: the graph, the numbers of its weights
 
 
-def bind(bare: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, Tensor], list[Tensor]]:
+def bind(encoder: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, Tensor], list[Tensor]]:
     """A function from input_ids and attention_mask (B, T) to the states that the pooling reads, float32."""
-    if bare.key not in _graphs:
-        _graphs[bare.key] = _convert(bare)
+    if encoder.key not in _graphs:
+        _graphs[encoder.key] = _convert(encoder)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _ERRORS_ONLY
-    graph, read = _graphs[bare.key]
-    arrays = [bare.weights[number].contiguous().numpy() for number in read]
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]  # share the encoder's memory
+    graph, read = _graphs[encoder.key]
+    arrays = [encoder.weights[number].contiguous().numpy() for number in read]
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]  # they share the encoder's memory
     options.add_external_initializers([_name(number) for number in read], values)
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
@@ -43,21 +43,23 @@ def _name(number: int) -> str:
 
 
 @torch.no_grad()
-def _convert(bare: FunctionalEncoder) -> tuple[bytes, list[int]]:
-    """The graph with weights as initializers outside it: small, whatever the encoder's size, and under the 2 GB that
-    a protobuf may have."""
-    example, file = bare.example(), io.BytesIO()
-    names = [_name(number) for number in range(len(bare.weights))]
-    outputs = [f"states.{number}" for number in range(len(bare(*example)))]
+def _convert(encoder: FunctionalEncoder) -> tuple[bytes, list[int]]:
+    """The graph, whose weights are external initializers, and the numbers of the weights that it reads.
+
+    So it stays under the 2 GB that a protobuf may have, whatever the encoder's size.
+    """
+    example, file = encoder.example(), io.BytesIO()
+    names = [_name(number) for number in range(len(encoder.weights))]
+    outputs = [f"states.{number}" for number in range(len(encoder(*example)))]
     tokens = {0: "texts", 1: "tokens"}
-    axes = {0: "texts"} if bare.reads == "pooler" else tokens
+    axes = {0: "texts"} if encoder.reads == "pooler" else tokens
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            bare,
-            (*example, *bare.weights),
+            encoder,
+            (*example, *encoder.weights),
             file,
-            dynamo=False,  # the other way wants onnxscript
+            dynamo=False,  # the dynamo exporter needs onnxscript
             opset_version=_OPSET,
             input_names=[*_INPUTS, *names],
             output_names=outputs,
@@ -66,11 +68,11 @@ def _convert(bare: FunctionalEncoder) -> tuple[bytes, list[int]]:
     model = onnx.load_from_string(file.getvalue())
     used = set(_names_read(model.graph))
     read = [number for number, name in enumerate(names) if name in used]
-    own = [each for each in model.graph.input if each.name in _INPUTS]
+    inputs = [graph_input for graph_input in model.graph.input if graph_input.name in _INPUTS]
     del model.graph.input[:]
-    model.graph.input.extend(own)
+    model.graph.input.extend(inputs)
     for number in read:
-        shape = bare.weights[number].shape
+        shape = encoder.weights[number].shape
         weight = onnx.TensorProto(name=names[number], data_type=onnx.TensorProto.FLOAT, dims=shape)
         weight.data_location = onnx.TensorProto.EXTERNAL
         weight.external_data.add(key="location", value="given")
@@ -79,7 +81,7 @@ def _convert(bare: FunctionalEncoder) -> tuple[bytes, list[int]]:
 
 
 def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
-    """What the nodes of a graph read, and of those in them (If, Loop)."""
+    """The names that the nodes of a graph read, and the nodes of graphs inside them (If, Loop)."""
     for node in graph.node:
         yield from node.input
         for attribute in node.attribute:

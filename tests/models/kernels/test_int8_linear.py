@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModel
 
 from fb3.models.heads import LinearHead
 from fb3.models.kernels.blocked_attention import use_blocked_attention
-from fb3.models.kernels.deberta import use_fused_disentangled_attention
-from fb3.models.kernels.int8_linear import SHIFT, Input, Int8Linear, Quantiser, observe, quantise
+from fb3.models.kernels.deberta import precompute_position_tables, use_fused_disentangled_attention
+from fb3.models.kernels.int8_linear import SHIFT, InputScale, Int8Linear, Quantiser, observe, quantise
 from fb3.models.poolings.build import build_pooling, build_window_pooling
 from fb3.models.scorer import Scorer, StitchedScorer
 from fb3.models.statistics_net import NoStatistics
@@ -109,18 +109,18 @@ def test_gelu_goes_on_in_uint8():
 
 def test_what_was_quantised_last_is_taken_for_nothing_else():
     quantiser, one, two = Quantiser(), torch.randn(3, 8), torch.randn(3, 8)
-    how = Input(torch.ones(8), 0.05, 100)
+    how = InputScale(torch.ones(8), 0.05, 100)
     first = quantiser(one, how)
     kept = first.clone()
-    assert quantiser(one, Input(torch.ones(8), 0.05, 100)) is first
+    assert quantiser(one, InputScale(torch.ones(8), 0.05, 100)) is first
     for states, other in (
         (two, how),
         (one, how._replace(scale=0.1)),
         (one, how._replace(zero=90)),
-        (one, how._replace(by=torch.full((8,), 2.0))),
+        (one, how._replace(factor=torch.full((8,), 2.0))),
     ):
         quantiser(one, how)  # the last before each
-        exact = (states * other.by / other.scale).round().add(other.zero).clamp(0, 255)
+        exact = (states * other.factor / other.scale).round().add(other.zero).clamp(0, 255)
         assert not torch.equal(quantiser(states, other), kept)
         assert torch.equal(quantiser(states, other).float(), exact)
     assert torch.equal(first, kept), "still as it was"
@@ -135,6 +135,17 @@ def test_an_encoder_stays_near_to_fp32(family, low):
     assert len(layers_of(scorer)) == linears
     exact, got = vectors(scorer_of(family)), vectors(scorer)
     assert 0 < (got - exact).norm() < 0.03 * exact.norm()
+
+
+@pytest.mark.parametrize("low", [nn.Module.bfloat16, nn.Module.float])
+def test_position_tables_are_the_same_precomputed(low):
+    def make():
+        return scorer_of("deberta-v2")
+
+    scorer = in_int8(make(), scales_of(make, low), low)
+    before = vectors(scorer)
+    precompute_position_tables(scorer.encoder)
+    assert torch.equal(vectors(scorer), before)
 
 
 def test_the_vectors_are_right_on_average():
