@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from fb3.system.files import sha256
 from fb3.models.from_scratch import build_backbone
-from fb3.recipe.model import Scratch
+from fb3.recipe.model import ScratchSettings
 from fb3.demo.synthetic import make_essays
 out = Path(sys.argv[1])
-build_backbone(Scratch(), [e.text for e in make_essays(60, seed=1)], out, seed=3)
+build_backbone(ScratchSettings(), [e.text for e in make_essays(60, seed=1)], out, seed=3)
 print(sha256(out / "tokenizer.json"), sha256(out / "model.safetensors"))
 """
 
