@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""DeBERTa-v3-base's attention: transformers' eager one against fb3's, in one process, in turn; random weights.
+"""Times DeBERTa-v3-base's attention, transformers' eager one and fb3's, in turns in one process; random weights.
 
     python benchmarks/attention.py [--tokens N] [--lengths T ...] [--layers N ...] [--repeats R] [--json FILE]
 
 Each row is the median of R repeats of one encoder's pass (or training step: forward and backward, no dropout) over a
-batch of N tokens without padding. "apart" is the largest difference of the last states from those of transformers' own
-in fp32, relative to their largest number; a training step's is that of the first layer's query weights' gradient. Who
-is further apart than `TIMES` what transformers' own rounds off in that precision, or fails, gets no figure. On a GPU
-whose kernels are there (`pip install 'fb3[flash]' flashdeberta`) fb3 takes them, and once more without.
+batch of N tokens without padding. "apart" is the largest difference from transformers' own in fp32, relative to the
+largest number: of the last states, or for a training step of the gradient of the first layer's query weights. An
+encoder that fails, or is further apart than `TIMES` the rounding of transformers' own in that precision, gets no
+figure. On a GPU with `pip install 'fb3[flash]' flashdeberta`, fb3 is timed with the optional kernels and without.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from fb3.models.kernels import flash_attention as flash
 from fb3.models.kernels.deberta import precompute_position_tables, use_fused_disentangled_attention
 
 V3_BASE = {
-    "vocab_size": 1000,  # the embeddings are no part of it
+    "vocab_size": 1000,  # small: the embeddings are not measured
     "hidden_size": 768,
     "num_attention_heads": 12,
     "intermediate_size": 3072,
@@ -50,11 +50,11 @@ WITHOUT = "fb3, torch's kernel"
 
 
 def encoders(layers: int, length: int, kind: str, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """The contestants, of the same weights."""
+    """The encoders to compare, with the same weights."""
     torch.manual_seed(0)
     eager = AutoModel.from_config(AutoConfig.for_model("deberta-v2", num_hidden_layers=layers, **V3_BASE))
     with torch.no_grad():
-        eager.encoder.rel_embeddings.weight.normal_()  # as large as the states, or positions would not count
+        eager.encoder.rel_embeddings.weight.normal_()  # as large as the states, so that positions matter
     eager = eager.to(device, dtype).eval()
     fused = copy.deepcopy(eager)
     assert use_fused_disentangled_attention(fused)
@@ -70,7 +70,7 @@ def encoders(layers: int, length: int, kind: str, device: torch.device, dtype: t
         found["disentangled-flash"] = theirs = copy.deepcopy(eager)
         if kind == "train":
             disentangled_flash.optimize_deberta_training(theirs)
-        else:  # last: to move it, or to change its precision, takes away what it has prepared
+        else:  # last, since moving it or changing its precision drops what it prepares here
             disentangled_flash.optimize_deberta(theirs, sequence_lengths=[length])
     if installed("flashdeberta"):
         from flashdeberta import FlashDebertaV2Model
@@ -85,7 +85,7 @@ def installed(module: str) -> bool:
 
 
 def passes(kind: str, encoder: nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """One timed pass, and what is compared."""
+    """A function that computes one pass and returns the tensor to compare."""
     mask = torch.ones_like(ids)
 
     def forward() -> torch.Tensor:
@@ -102,7 +102,7 @@ def passes(kind: str, encoder: nn.Module, ids: torch.Tensor) -> Callable[[], tor
 
 
 def without_flash(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """The same pass where fb3 takes torch's kernel, as it does without the optional one."""
+    """The same pass with torch's kernel, which fb3 takes where the optional one is missing."""
 
     def inner() -> torch.Tensor:
         with mock.patch.object(flash, "_DEVICES", ()):
@@ -112,7 +112,7 @@ def without_flash(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor
 
 
 def timed(call: Callable[[], torch.Tensor], device: torch.device) -> tuple[float, torch.Tensor]:
-    """Seconds and result. One thread is timed by its own clock, which other programs do not disturb."""
+    """Seconds and result of a call. One thread is timed by its own clock, which other programs do not disturb."""
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -124,7 +124,7 @@ def timed(call: Callable[[], torch.Tensor], device: torch.device) -> tuple[float
 
 
 def race(layers: int, length: int, kind: str, tokens: int, repeats: int, device: torch.device) -> list[dict]:
-    """One row for each contestant and precision; in turn, after one pass each to warm up."""
+    """A row for each encoder and precision, timed in turns after a pass each to warm up."""
     ids = torch.randint(1, 1000, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(0)).to(
         device
     )
@@ -137,7 +137,7 @@ def race(layers: int, length: int, kind: str, tokens: int, repeats: int, device:
         for name, call in contestants.items():
             try:
                 out = timed(call, device)[1]
-            except Exception as error:  # of a peer; ours are not to fail
+            except Exception as error:  # a peer may fail, fb3 and transformers may not
                 if name not in PEERS:
                     raise
                 failed[name] = f"{type(error).__name__}: {error}"
@@ -168,7 +168,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, help="a batch; 4096, on a CPU less for what takes long")
+    parser.add_argument("--tokens", type=int, help="a batch; default 4096, on a CPU fewer for slow cases")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512], help="tokens an essay")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 12], help="of the encoder")
     parser.add_argument("--kinds", nargs="+", choices=["forward", "train"], help="both; on a CPU one layer is trained")

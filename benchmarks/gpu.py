@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything about fb3 that only a GPU can tell, in one command and one file.
+"""Measures and tests on a GPU all of fb3 that needs one, with one command, into one file.
 
     python benchmarks/gpu.py --out FILE.json [--minutes 8] [--steps NAME ...] [--small]
 
@@ -50,7 +50,7 @@ SMALL = dict.fromkeys(
     [("device",), ("tests", "tests/test_gpu.py"), ("infer", TINY, 64), ("train", TINY, 64), ("startup",)], 240
 )
 BREAK = "FB3_GPU_BREAK"  # STEP=raise, crash or hang, several with commas: how the tests see that the others stand
-LEAST = 5.0  # seconds for which no step is begun
+LEAST = 5.0  # seconds: with less left, no step is begun
 
 
 def name_of(step: tuple) -> str:
@@ -58,8 +58,8 @@ def name_of(step: tuple) -> str:
 
 
 def in_process(step: tuple, work: Path, small: bool) -> None:
-    """One step, in a process of its own: what it says goes to a file, what it finds to another, as it finds it."""
-    os.setsid()  # so that all that it starts can be ended with it
+    """Runs a step in a process of its own; its output goes to one file, its results to another as they come."""
+    os.setsid()  # a process group, so that its children can be killed with it
     said = os.open(work / f"{name_of(step)}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
@@ -79,7 +79,7 @@ def in_process(step: tuple, work: Path, small: bool) -> None:
 
 
 def run(step: tuple, work: Path, small: bool, context: Any, seconds: float) -> dict[str, Any]:
-    """How a step went, what it found, also where it did not come to its end, and its last words."""
+    """A step's status, its results, even partial ones, and the end of its output."""
     process, start = context.Process(target=in_process, args=(step, work, small)), time.monotonic()
     process.start()
     process.join(seconds)
@@ -101,15 +101,15 @@ def run(step: tuple, work: Path, small: bool, context: Any, seconds: float) -> d
 
 
 def end(pid: int) -> None:
-    """Kills a step and what it started."""
+    """Kills a step and its children."""
     try:
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # not yet the head of a group
+    except ProcessLookupError:  # it has not made its group yet
         os.kill(pid, signal.SIGKILL)
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """Whole or not at all."""
+    """Writes the results so that the file is always whole."""
     aside = out.with_name(f".{out.name}.part")
     aside.write_text(json.dumps(results, indent=1) + "\n")
     aside.replace(out)

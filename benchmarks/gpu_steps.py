@@ -1,4 +1,4 @@
-"""The steps of gpu.py, each in a process of its own; what is found is written at once, since a step may be cut off."""
+"""The steps of gpu.py, each in a process of its own. Results are written as they come, since a step may be killed."""
 
 import copy
 import itertools
@@ -45,7 +45,7 @@ Write = Callable[[dict[str, Any]], None]
 
 
 def run(step: tuple, work: Path, out: Path, small: bool) -> None:
-    """One step; what it writes to `out` is always whole."""
+    """Runs a step; the file `out` is always whole."""
 
     def write(found: dict[str, Any]) -> None:
         aside = out.with_suffix(".part")
@@ -66,7 +66,7 @@ def wait(on: torch.device) -> None:
 
 
 def device(work: Path, small: bool, write: Write) -> None:
-    """The device, and what products and copies reach on it."""
+    """The device, and its speed at matrix products and copies."""
     import importlib.metadata
     import importlib.util
 
@@ -109,7 +109,7 @@ def _timed(call: Callable[[], Any], on: torch.device) -> tuple[float, Any]:
 
 
 def check(file: str, work: Path, small: bool, write: Write, quiet: float = 90.0) -> None:
-    """pytest over a file. A test that crashes or says nothing for `quiet` seconds is passed over, the rest goes on."""
+    """Runs pytest on a file. A test that crashes, or prints nothing for `quiet` seconds, is passed over."""
     outcomes: dict[str, str] = {}
     for _ in range(6):
         call = [sys.executable, "-m", "pytest", "-vv", "-rfEs", "-n", "0", "-p", "no:cacheprovider", "--color=no", file]
@@ -145,7 +145,7 @@ def _has_xdist() -> bool:
 
 
 def _outcomes(process: subprocess.Popen, quiet: float) -> Iterator[tuple[str, str | None]]:
-    """Each test as it begins, with none, and as it ends; a process that says nothing is killed."""
+    """Each test as it begins, with none, and as it ends, with its outcome; kills a process that prints nothing."""
     text, begun = "", None
     while True:
         if not select.select([process.stdout], [], [], quiet)[0]:
@@ -170,7 +170,7 @@ def _summed(outcomes: dict[str, str]) -> dict[str, Any]:
 
 
 def prepared(shape: str, length: int, essays: int, batch: int, out: Path) -> tuple[Recipe, Encoded, np.ndarray]:
-    """An encoder folder of a known shape, and synthetic essays whose lengths are as those of real ones."""
+    """Makes an encoder folder of a known shape, and synthetic essays of real essays' lengths."""
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
     from fb3.data.tokens import encode_texts
@@ -196,7 +196,7 @@ def prepared(shape: str, length: int, essays: int, batch: int, out: Path) -> tup
 
 
 def scorer_of(recipe: Recipe, out: Path, on: torch.device) -> torch.nn.Module:
-    """Random weights, made where they are to be; attention that looks at some tokens more than at others."""
+    """A scorer of random weights, made on the device, whose attention is far from uniform."""
     from fb3.models.build import build_scorer
 
     seed_everything(0)
@@ -244,12 +244,12 @@ def rate_of(work: Path, precision: str) -> float | None:
 
 
 def race(calls: dict[str, Callable[[], Callable]], on: torch.device, weights: dict[str, float]) -> dict[str, dict]:
-    """Each in turn: its seconds, what it gave last, the most GiB that it held; who fails has his error's words.
+    """Runs all in turns: the seconds of each, its last result, its peak of GiB; or its error.
 
     Args:
-        calls: what prepares each and gives what is timed.
+        calls: by name, a function that prepares a run and returns the function to time.
         on: the device.
-        weights: GiB that each holds before; others' are not counted.
+        weights: GiB of each one's own weights, which its peak counts; the others' do not.
     """
     found: dict[str, dict[str, Any]] = {who: {"seconds": [], "peak_gib": 0.0} for who in calls}
     begun = time.monotonic()
@@ -263,7 +263,7 @@ def race(calls: dict[str, Callable[[], Callable]], on: torch.device, weights: di
                 seconds, entry["out"] = _timed(prepare(), on)
                 entry["seconds"].append(seconds)
                 entry["peak_gib"] = max(entry["peak_gib"], weights.get(who, 0.0) + _held(on, "max_") - before)
-            except Exception as error:  # a peer's fault, or ours: the others still have their figures
+            except Exception as error:  # one that fails leaves the others their figures
                 entry["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if number and time.monotonic() - begun > SHARE:  # the first round only warms up
             break
@@ -271,7 +271,7 @@ def race(calls: dict[str, Callable[[], Callable]], on: torch.device, weights: di
 
 
 def _held(on: torch.device, most: str = "") -> float:
-    """GiB that tensors take, or the most since this was last asked without."""
+    """GiB that tensors take; with `most`, the peak since the last call without."""
     if on.type != "cuda":
         return 0.0
     if not most:
@@ -289,7 +289,7 @@ def rows_of(
     apart: dict[str, float],
     agree,
 ) -> list[dict[str, Any]]:
-    """A race's rows: medians without the first round; a ratio where both agree."""
+    """The rows of a race: medians without the first round, and ratios to the plain loop."""
     rows, medians = [], {w: statistics.median(e["seconds"][1:]) for w, e in found.items() if "failed" not in e}
     for who, entry in found.items():
         row = {"who": who, "precision": precision}
@@ -303,7 +303,7 @@ def rows_of(
 
 
 def infer(shape: str, length: int, work: Path, small: bool, write: Write) -> None:
-    """The same tokens and weights to scores, three ways."""
+    """Predicts the same tokens with the same weights in three ways."""
     from fb3.prediction.inference_loop import lower_weights, predict
     from fb3.tasks.build import build_task
 
@@ -338,7 +338,7 @@ def infer(shape: str, length: int, work: Path, small: bool, write: Write) -> Non
 
 
 def _rounded(eager: torch.nn.Module, rows: list[dict], length: int, exact: np.ndarray, precision: str) -> float:
-    """How far off transformers' own is with its weights in a precision, as fb3 has them."""
+    """How far off transformers' own is with its weights lowered to a precision, like fb3's."""
     low = copy.deepcopy(eager)
     low.encoder.to(DTYPES[precision])
     on = next(low.parameters()).device
@@ -346,21 +346,21 @@ def _rounded(eager: torch.nn.Module, rows: list[dict], length: int, exact: np.nd
 
 
 def _weights(scorer: torch.nn.Module) -> float:
-    """GiB."""
+    """GiB of a scorer's weights."""
     return sum(p.nbytes for p in scorer.parameters()) / 2**30
 
 
 def _apart(found: np.ndarray, exact: np.ndarray) -> float:
-    """The largest difference of a score, in how far the essays' scores spread."""
+    """The largest difference of a score, in standard deviations of the essays' scores."""
     return float(np.abs(found[: len(exact)] - exact).max() / exact.std(0).max())
 
 
 def _below(apart: dict[str, float], most: float) -> Callable[[str], bool]:
-    return lambda who: apart[who] <= most  # also where it is no number: not then
+    return lambda who: apart[who] <= most  # False for NaN too
 
 
 def train(shape: str, length: int, work: Path, small: bool, write: Write) -> None:
-    """One epoch over the same essays from the same weights, three ways; the first round warms up."""
+    """Trains an epoch over the same essays from the same weights in three ways; the first round warms up."""
     on, folder = place(), work / f"train-{shape}-{length}"
     essays = max(16, amounts(shape, length, small, on) // 4)
     recipe, encoded, targets = prepared(shape, length, essays, 16 if length < 1024 else 8, folder)
@@ -380,13 +380,12 @@ def train(shape: str, length: int, work: Path, small: bool, write: Write) -> Non
 
 
 def _trained(who: str, near: Callable[[str], bool], moved: dict[str, float]) -> bool:
-    """The mean loss is the plain loop's, and so is, roughly, how far the head has gone: a loop that takes no step is
-    the fastest."""
+    """Whether mean loss and, roughly, the head's way are the plain loop's: a loop that takes no step is the fastest."""
     return near(who) and MOVED <= moved[who] <= 1 / MOVED
 
 
 def _epoch(who, recipe, start, encoded, targets, length, precision, on, folder) -> Callable[[], Callable]:
-    """Prepares an epoch; what it gives then tells its mean loss and how far the head's weights went."""
+    """Prepares an epoch. Returns a function that runs it and returns another, for its mean loss and the head's way."""
     from fb3.data.batches import steps_per_epoch
     from fb3.tasks.build import build_task
     from fb3.training.optimizer import build_optimizer

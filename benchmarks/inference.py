@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""fb3's inference against what others do with the same fold: same essays, fresh processes, in turn.
+"""Times fb3's inference and others' with the same fold and essays, in turns, each in a fresh process.
 
     python benchmarks/inference.py RUN --data DIR [--kinds plain,trainer,sentence,fb3,openvino,onnx] [--essays N]
     python benchmarks/inference.py RUN --data DIR --shape deberta-v3-base     # random weights, RUN's tokenizer
@@ -65,7 +65,7 @@ def backend(kind, run, recipe, table):
 
 
 def scorer_of(run, recipe):
-    """The fold in fp32, with the attention that transformers gives it."""
+    """The fold in fp32, with transformers' own attention."""
     from fb3.runs.checkpoint import load_fold
     from fb3.system.devices import pick_device
 
@@ -75,7 +75,7 @@ def scorer_of(run, recipe):
 
 
 def plain(kind, run, recipe, table):
-    """The notebooks' loop, which tokenises as it goes."""
+    """The notebooks' loop, which tokenises batch by batch."""
     from transformers import AutoTokenizer
 
     scorer = scorer_of(run, recipe)
@@ -100,7 +100,7 @@ def trainer(kind, run, recipe, table, batch):
 
 
 def sentence(kind, run, recipe, table, batch, exported):
-    """sentence-transformers: its own encoder, and the fold's pooling and head as a module of the kind it asks for."""
+    """sentence-transformers: its own encoder, then the fold's pooling and head as one of its modules."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Module, Transformer
@@ -111,11 +111,11 @@ def sentence(kind, run, recipe, table, batch, exported):
     device = pick_device()
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision("auto", device), torch.float32)
     scorer = load_fold(recipe, run / "encoder", min(run.glob("fold*[0-9]")))
-    del scorer.encoder  # its weights are mapped, and not read unless used
+    del scorer.encoder  # costs nothing: its weights are memory-mapped, and never read
     scorer.to(device)
 
     class Scores(Module):
-        """The scorer is no part of it, or it would be made bf16 with the encoder."""
+        """Pooling and head; the scorer is no submodule, since those are cast to bf16 with the encoder."""
 
         def forward(self, features):
             layers = features.get("all_layer_embeddings", ())
@@ -196,7 +196,7 @@ def with_scales(run: Path, data: Path, out: Path) -> Path:
 
 
 def flops_of(run: Path, data: Path, essays: int) -> tuple[float, float]:
-    """Of all essays' real tokens, and tokens an essay."""
+    """FLOPs of all essays without padding, and the mean tokens an essay."""
     from fb3.data.essays import read_essays
     from fb3.data.tokens import encode_texts
     from fb3.models.flops import forward_flops

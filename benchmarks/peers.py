@@ -147,7 +147,7 @@ def trainer_training(scorer, rows, collate, task, optimizer, schedule, clip, pre
 
 
 def _settings(device: torch.device, precision: str) -> dict[str, Any]:
-    """Settings that every Trainer here shares; what an earlier Accelerator of this process settled is forgotten."""
+    """Settings that every Trainer here shares; resets the state that an earlier Accelerator of this process left."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
@@ -157,7 +157,7 @@ def _settings(device: torch.device, precision: str) -> dict[str, Any]:
 
 @torch.inference_mode()
 def product_rate(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 20) -> float:
-    """FLOP a second of the best of several square matrix products; in bf16 on a CPU the packed one's."""
+    """FLOP a second of the fastest of several square matrix products; in bf16 on a CPU with packed weights."""
     layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype)
     if device.type == "cpu" and dtype == torch.bfloat16:
         layer = PackedLinear(layer)

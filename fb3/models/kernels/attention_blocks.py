@@ -157,8 +157,8 @@ class BlockedAttention(torch.autograd.Function):
                 weights, slope = (torch.ops.aten.native_dropout_backward(t, drawn, factor) for t in (weights, slope))
             torch.bmm(weights.mT, gradient[block], out=to_value[block])
             slope = torch._softmax_backward_data(slope, probabilities, -1, slope.dtype)  # of the logits, (N, T, T)
-            to_query[block] = torch.bmm(slope, key[block]).mul_(ctx.scale)
-            to_key[block] = torch.bmm(slope.mT, query[block]).mul_(ctx.scale)
+            to_query[block].baddbmm_(slope, key[block], beta=0, alpha=ctx.scale)
+            to_key[block].baddbmm_(slope.mT, query[block], beta=0, alpha=ctx.scale)
             sides = ((slope, query, to_query), (slope.mT, key, to_key))
             for (side, states, to_states), table, to_table in zip(sides, tables, to_tables, strict=True):
                 if table is not None:
