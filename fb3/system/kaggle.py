@@ -9,7 +9,7 @@ from pathlib import Path
 from fb3.errors import Fb3Error
 
 KAGGLE_INPUT = Path("/kaggle/input")
-# For a rehearsal: the folders below /kaggle/input where Kaggle mounts bundle and competition.
+# Folders below /kaggle/input where Kaggle mounts bundle and competition, for a rehearsal.
 MOUNTS = {
     "new": ("datasets/someone/bundle", "competitions/competition"),
     "old": ("bundle", "competition"),
@@ -47,7 +47,7 @@ def hidden_rerun() -> bool:
 def session_seconds() -> float:
     """Seconds that a batch session of Kaggle has run already; 0 in an interactive session and elsewhere.
 
-    A session begins with the notebook's kernel, which is this process, or a parent where a cell started this process.
+    A session begins with the notebook's kernel: this process, or its ancestor where a cell started it.
     """
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") != "Batch" and not hidden_rerun():
         return 0.0
