@@ -31,11 +31,7 @@ def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json.
-
-    Raises:
-        Fb3Error: it is missing or broken.
-    """
+    """Reads a tokenizer.json; an Fb3Error where it is missing or broken."""
     text = read_utf8(path, _LARGEST)
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -77,11 +73,7 @@ def target_tokens(data: DataSettings) -> list[str]:
 
 
 def check_tokenizer(tokenizer: Tokenizer, data: DataSettings) -> None:
-    """Refuses data.text.capitals where it adds nothing.
-
-    Raises:
-        Fb3Error: the tokenizer tells capitals apart by itself.
-    """
+    """Refuses data.text.capitals where the tokenizer tells capitals apart by itself."""
     encoded = [tokenizer.encode(word, add_special_tokens=False).ids for word in ("Essay", "essay")]
     if data.text.capitals and encoded[0] != encoded[1]:
         raise Fb3Error("data.text.capitals: this tokenizer tells capitals apart by itself; leave it out")
