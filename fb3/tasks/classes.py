@@ -102,7 +102,7 @@ class Ordinal(_Classes):
         return logits.sigmoid().sum(-1)
 
     def first_bias(self, targets: Tensor) -> Tensor:
-        share = (self.labels(targets).sum(0) + 0.5) / (len(targets) + 1)  # half an essay more on each side: none 0 or 1
+        share = (self.labels(targets).sum(0) + 0.5) / (len(targets) + 1)  # half an essay more on each side
         return torch.logit(share).flatten()  # (K * (C - 1),)
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
