@@ -79,7 +79,8 @@ def embeddings_rate_has_embeddings(recipe: "Recipe") -> None:
 def losses_suit_the_batches(recipe: "Recipe") -> None:
     if recipe.task.of_batches() and recipe.train.accumulation > 1:
         raise ValueError(
-            f"task: {recipe.task.of_batches()[0]} does not add up over parts of a batch; set train.accumulation=1 or take mse"
+            f"task: {recipe.task.of_batches()[0]} does not add up over parts of a batch; set train.accumulation=1, or "
+            "take mse"
         )
     comparisons = [loss for loss in recipe.task.losses() if loss in COMPARISONS]
     if comparisons and recipe.train.batch_size == 1:
