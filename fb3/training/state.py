@@ -51,7 +51,7 @@ def load_shared_state(loop: "Loop", state: Tree) -> None:
     """Restores what `shared_state` returned.
 
     Raises:
-        Fb3Error: it is another model's.
+        Fb3Error: it belongs to another model.
     """
     live, saved = weights_of(loop.scorer), state["weights"]
     if {n: t.shape for n, t in live.items()} != {n: t.shape for n, t in saved.items()}:

@@ -43,11 +43,7 @@ class Trick:
         self.settings = settings
 
     def check(self, steps: int) -> None:
-        """Refuses a run of so many optimizer steps in which the trick would do nothing.
-
-        Raises:
-            Fb3Error: saying what to change.
-        """
+        """Refuses (Fb3Error, with the mend) a run of so many optimizer steps in which the trick would do nothing."""
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:
         """Around forward and backward: may call `backward` again, on a perturbed model."""
