@@ -67,10 +67,6 @@ def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFram
 
 
 def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:
-    """Refuses texts that lack some of the ids in a run's oof.csv.
-
-    Raises:
-        Fb3Error: naming some of them.
-    """
+    """Refuses texts that lack some of the ids in a run's oof.csv; the error names some."""
     mend = "; give the folder of the essays it was trained on with --data DIR"
     match_ids(texts.index, ids, "train.csv", run / OOF, mend, subset=True)
