@@ -42,20 +42,12 @@ class Bundle:
         return [Member(name, path, load_recipe(path / RECIPE), folds) for name, path, folds in self.runs()]
 
     def check_trained(self) -> None:
-        """Refuses a bundle of `--source-only`, which cannot predict.
-
-        Raises:
-            Fb3Error: the bundle holds no run.
-        """
+        """Refuses a bundle of `--source-only`: it holds no run, so it cannot predict."""
         if not self.manifest["runs"]:
             raise Fb3Error(f"{self.path}: {SOURCE_ONLY}")
 
     def check_fold(self, folder: Path) -> None:
-        """Compares a fold's files with the manifest, except its int8 scales, which prediction can do without.
-
-        Raises:
-            Fb3Error: as `check` does.
-        """
+        """Compares a fold's files with the manifest, see `check`, except its int8 scales, which are optional."""
         self.check_below(folder, [FOLD_JSON, WEIGHTS], skip=INT8)
 
     def check_below(self, folder: Path, required: Iterable[str], skip: str = "") -> None:
@@ -67,7 +59,7 @@ class Bundle:
             skip: name of a file that its reader checks.
 
         Raises:
-            Fb3Error: as `check` does.
+            Fb3Error: see `check`.
         """
         start = folder.relative_to(self.path).as_posix() + "/"
         below = [name for name in self.manifest["files"] if name.startswith(start) and name != start + skip]

@@ -53,11 +53,7 @@ def default_slug(name: str) -> str:
 
 
 def check_file_names(names: Iterable[str]) -> None:
-    """Refuses paths with characters that Kaggle refuses.
-
-    Raises:
-        Fb3Error: names the first such path.
-    """
+    """Refuses paths with characters that Kaggle refuses; the error names the first such path."""
     for name in names:
         if bad := re.search(r"[^A-Za-z0-9._+/ -]", name):
             raise Fb3Error(f"{name}: Kaggle refuses the character {bad[0]!r} in a file's name; pack the bundle anew")
