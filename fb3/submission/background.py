@@ -16,7 +16,7 @@ from fb3.system.file_names import ENCODER
 from fb3.system.files import sha256
 from fb3.system.prefetch import in_background
 
-Tokens = dict[str, Future[Encoded]]  # by the run's name
+Tokens = dict[str, Future[Encoded]]  # each run's tokens in the making, by its name
 _TRAINING_ONLY = {"augment", "sample"}  # data settings that change no token at inference
 
 

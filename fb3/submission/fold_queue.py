@@ -30,9 +30,9 @@ class FoldQueue:
     """Predicts fold by fold, the runs in turn, so that each run has a say when time runs out.
 
     Args:
-        checks: of the folds' files.
+        checks: compares the folds' files with the manifest.
         members: the runs that can be used.
-        ids: of the essays, (N,).
+        ids: the essays' ids, (N,).
         tokens: the essays for each run, perhaps still in the making. A run's folds begin once its tokens are made;
             nothing waits for them beyond the deadline.
         submission: the file to improve.
@@ -168,7 +168,7 @@ class FoldQueue:
 class FoldTimes:
     """Estimates how long a fold of each run takes.
 
-    flops: of one fold, by the run's name. seconds: of the run's last fold.
+    flops: a fold's FLOPs, by the run's name. seconds: the time of the run's last fold, by the same name.
     """
 
     def __init__(self) -> None:
