@@ -277,7 +277,7 @@ class _Search:
             raise load_optuna().TrialPruned
 
     def expected(self, finalists: int, start: float) -> float:
-        """Seconds for another trial, and the seconds to keep for the finalists: at most half of all time."""
+        """Seconds for another trial, and seconds to keep for the finalists, which are at most half of all time."""
         known = ranked(self.rows(), self.folds[:1])
         if not known or self.limit is None:
             return 0.0
@@ -314,11 +314,7 @@ class _Search:
 
 
 def _overrides_of(text: str, recipe: Recipe) -> list[str]:
-    """The overrides of a --try; a value may hold spaces.
-
-    Raises:
-        Fb3Error: the recipe refuses them.
-    """
+    """The overrides of a --try, whose values may hold spaces; refuses what the recipe refuses."""
     overrides = re.split(r"\s+(?=[\w.]+=)", text.strip())
     overridden(recipe, overrides)
     refuse_fixed([override.partition("=")[0] for override in overrides], f"--try {text!r}")
