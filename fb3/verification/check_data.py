@@ -33,7 +33,7 @@ def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: d
                     f"{file}: not the file that the run was trained on (its hash is not {ENVIRONMENT}'s {key}); give "
                     "that one's folder with --data DIR"
                 )
-    with run.check(f"folds.csv and the truths in {OOF}: those of train.csv"):
+    with run.check(f"folds.csv and the truths in {OOF}: as in train.csv"):
         from fb3.data.folds import take_sample
 
         essays = take_sample(read_essays(run.data / "train.csv", recipe.data, recipe.task), recipe)

@@ -47,7 +47,7 @@ def check_run(run: RunCheck) -> None:
     if recipe is None or table is None:
         run.add("not made", f"{OOF}, scores.json, truths: for want of {RECIPE} or folds.csv")
         return
-    with suppress(Fb3Error):  # such an error is a fault already
+    with suppress(Fb3Error):  # the same error is a fault already
         for caveat in caveats(run.path, recipe) if finished else ():
             run.add("note", f"scores.json: no CV: {caveat}")
     if finished or (run.path / OOF).is_file():
@@ -101,11 +101,7 @@ def _check_encoder(run: RunCheck, recipe: Recipe) -> None:
 
 
 def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | None) -> dict[int, Path]:
-    """Checks each fold's folder.
-
-    Returns:
-        The folders of the folds that were trained to their end, by number.
-    """
+    """Checks each fold's folder; returns the folders of the folds that were trained to their end, by number."""
     folders = {fold_number(folder): folder for folder in [*(run.packed or []), *fold_folders(run.path)]}
     known = None if table is None else sorted(set(table[FOLD_COLUMN]) - {-1})
     finished = {}
