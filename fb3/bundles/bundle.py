@@ -33,11 +33,7 @@ class Bundle:
             yield run["name"], path, [fold_folder(path, number) for number in run["folds"]]
 
     def members(self) -> list[Member]:
-        """The runs with their recipes.
-
-        Raises:
-            Fb3Error: the bundle holds no run, or a recipe cannot be read.
-        """
+        """The runs with their recipes; an Fb3Error where there is no run, or a recipe cannot be read."""
         self.check_trained()
         return [Member(name, path, load_recipe(path / RECIPE), folds) for name, path, folds in self.runs()]
 
@@ -67,11 +63,7 @@ class Bundle:
             self.check(name)
 
     def check(self, name: str) -> None:
-        """Compares a file with the manifest.
-
-        Raises:
-            Fb3Error: the file is missing, is not the packed one, or would lie outside the bundle.
-        """
+        """Compares a file with the manifest; an Fb3Error where it is missing, changed, or outside the bundle."""
         entry = self.manifest["files"].get(name)
         if not _inside(name) or not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
             what = f"{name!r} in it is missing, leads out of the bundle, or lacks size or sha256"

@@ -12,11 +12,7 @@ _SLUG = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 
 
 def dataset_metadata(id: str, title: str | None) -> dict[str, Any]:
-    """The content of dataset-metadata.json.
-
-    Raises:
-        Fb3Error: Kaggle would refuse the id or the title.
-    """
+    """The content of dataset-metadata.json; an Fb3Error where Kaggle would refuse the id or the title."""
     slug = check_reference(id, "--id")
     title = slug if title is None else title
     if title != " ".join(title.split()) or not title.isprintable():

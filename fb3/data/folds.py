@@ -113,11 +113,7 @@ def fold_table(essays: pd.DataFrame, splits: list[FoldSplit], id_column: str) ->
 
 
 def read_folds(path: Path, essays: pd.DataFrame, id_column: str) -> list[FoldSplit]:
-    """The splits of a folds.csv, matched to the essays by id.
-
-    Raises:
-        Fb3Error: the file cannot be read, or the ids differ.
-    """
+    """The splits of a folds.csv, matched to the essays by id; an Fb3Error where it cannot be read or ids differ."""
     table = read_table(path, [id_column, FOLD_COLUMN])
     check_ids(table[id_column], path)
     numbers = np.array(whole_numbers(table[FOLD_COLUMN], path))

@@ -16,11 +16,7 @@ _LARGEST = 256 * 2**20  # bytes of a tokenizer.json; one of 250,000 tokens has 3
 
 
 def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
-    """The fast tokenizer of an encoder folder, and the padding id.
-
-    Raises:
-        Fb3Error: a file is missing or broken.
-    """
+    """The fast tokenizer of an encoder folder, and the padding id; an Fb3Error where a file is missing or broken."""
     tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
     tokenizer.no_truncation()
     tokenizer.no_padding()

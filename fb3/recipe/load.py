@@ -28,11 +28,7 @@ def builtin_names() -> list[str]:
 
 
 def builtin_text(name: str) -> str:
-    """The YAML of a built-in recipe, with its comments.
-
-    Raises:
-        Fb3Error: there is none of that name; names the nearest.
-    """
+    """The YAML of a built-in recipe, with its comments; for an unknown name, an Fb3Error names the nearest."""
     if name not in builtin_names():
         raise Fb3Error(f"no built-in recipe {name!r}; {nearest(name, builtin_names())}")
     return (_BUILTIN / f"{name}.yaml").read_text(encoding="utf-8")
@@ -140,8 +136,7 @@ def _repaired(recipe: Recipe, overrides: list[str]) -> list[str]:
 
 
 def _meant(recipe: Recipe, key: str, value: str) -> str:
-    """The first override that is accepted: the value as it stands, with its brackets closed, with spaces after colons,
-    or quoted."""
+    """The first override that is accepted: the value as it is, brackets closed, spaces after colons, or quoted."""
     closers = {"[": "]", "{": "}"}
     missing: list[str] = []
     for sign in value:

@@ -65,11 +65,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse(text: str, name: str) -> Any:
-    """The values of a YAML text.
-
-    Raises:
-        Fb3Error: not YAML, or a key stands twice; names `name`.
-    """
+    """The values of a YAML text; an Fb3Error, which names `name`, where it is not YAML or a key stands twice."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:

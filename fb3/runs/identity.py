@@ -34,11 +34,7 @@ def named_files(digests: Mapping[str, str]) -> dict[str, str]:
 
 
 def recorded(run: Path) -> Identity:
-    """The recipe and the files that a run folder says it was trained with.
-
-    Raises:
-        Fb3Error: it does not say so.
-    """
+    """The recipe and files that a run folder says it was trained with; an Fb3Error where it does not say so."""
     if not (files := named_files(read_json(run / ENVIRONMENT))):
         raise Fb3Error(f"{run / ENVIRONMENT}: does not say what the run was trained on; train it again")
     return Identity(load_recipe(run / RECIPE), files)

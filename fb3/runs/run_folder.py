@@ -48,11 +48,7 @@ def run_of(out: Path) -> Run:
 
 
 def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
-    """The training essays' texts by id.
-
-    Raises:
-        Fb3Error: the folder is not known, or holds no train.csv.
-    """
+    """The training essays' texts by id; an Fb3Error where their folder is not known, or holds no train.csv."""
     if data is None:
         recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
         if not isinstance(recorded, str) or not (Path(recorded) / "train.csv").is_file():

@@ -56,11 +56,7 @@ class FoldChecks:
             self._begin(folder)
 
     def wait(self, folder: Path) -> None:
-        """Waits until a fold is checked, and begins with the next one.
-
-        Raises:
-            Fb3Error: a file is missing or changed, see `Bundle.check`.
-        """
+        """Waits until a fold is checked, begins with the next, and raises the Fb3Error of `Bundle.check`, if any."""
         check = self._begin(folder)
         wait([check])
         if folder in self._next:

@@ -66,11 +66,7 @@ class FoldQueue:
         self.counts = {member.name: 0 for member in members}
 
     def run(self) -> None:
-        """Predicts all folds that fit into the time.
-
-        Raises:
-            Fb3Error: no fold could be used.
-        """
+        """Predicts all folds that fit into the time; an Fb3Error where no fold could be used."""
         left = in_turn(self.members)
         try:
             while left:
@@ -168,7 +164,7 @@ class FoldQueue:
 class FoldTimes:
     """Estimates how long a fold of each run takes.
 
-    flops: a fold's FLOPs, by the run's name. seconds: the time of the run's last fold, by the same name.
+    By the run's name, flops: a fold's FLOPs; seconds: the time of its last fold.
     """
 
     def __init__(self) -> None:

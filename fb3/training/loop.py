@@ -252,11 +252,7 @@ class _LossWindow:
         return [] if values is None else list(values.to(self.accelerator.device).unbind())
 
     def close(self, advance: Advance, step: Step, fold: int, steps: int) -> None:
-        """Logs the window and starts the next.
-
-        Raises:
-            Fb3Error: a loss in it is not a finite number.
-        """
+        """Logs the window and starts the next; an Fb3Error where a loss in it is not a finite number."""
         losses, norms = self._fetched(self.losses), torch.stack(self.norms).tolist()
         rate = max((r for name, r in self.rates.items() if name.startswith("encoder")), default=0.0)
         if not np.isfinite(losses).all():

@@ -48,11 +48,7 @@ def process_state(loop: "Loop") -> Tree:
 
 
 def load_shared_state(loop: "Loop", state: Tree) -> None:
-    """Restores what `shared_state` returned.
-
-    Raises:
-        Fb3Error: it belongs to another model.
-    """
+    """Restores what `shared_state` returned; an Fb3Error where it belongs to another model."""
     live, saved = weights_of(loop.scorer), state["weights"]
     if {n: t.shape for n, t in live.items()} != {n: t.shape for n, t in saved.items()}:
         differ = sorted(live.keys() ^ saved.keys()) or [n for n, t in live.items() if t.shape != saved[n].shape]

@@ -182,10 +182,7 @@ class _Search:
         return any(row.origin == BASE and row.state == "complete" for row in self.rows())
 
     def make(self, trial: "Trial") -> str:
-        """Trains a trial's first fold and writes the outcome into the study.
-
-        Returns:
-            Why the training failed; empty if it did not.
+        """Trains a trial's first fold and writes the outcome into the study; gives why it failed, empty if it did not.
 
         Raises:
             Fb3Error: it failed, and the trial is the base.
@@ -226,7 +223,7 @@ class _Search:
         return broke
 
     def _trained(self, recipe: Recipe, number: int, fold: int, watch: "OnEvaluation") -> tuple[float | None, str]:
-        """Trains a trial's fold: its score, none if it was cut off; and why it failed, empty if it did not."""
+        """Trains a trial's fold; gives its score, none if it was cut off, and why it failed, empty if it did not."""
         import torch
 
         folder, score, broke = folder_of(self.out, number), None, ""

@@ -32,12 +32,7 @@ class Step:
 
 
 class Trick:
-    """Does nothing; each trick overrides the hooks that it needs.
-
-    Args:
-        settings: the trick's own.
-        scorer: the model as it starts, on its device.
-    """
+    """Does nothing; each trick overrides the hooks that it needs. `scorer`: the model as it starts, on its device."""
 
     def __init__(self, settings: BaseTrickSettings, scorer: Scorer) -> None:
         self.settings = settings
