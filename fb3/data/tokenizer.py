@@ -86,7 +86,7 @@ def prompt_ids(tokenizer: Tokenizer, data: DataSettings) -> list[int]:
 
 
 def prefix_and_suffix(tokenizer: Tokenizer, data: DataSettings) -> tuple[list[int], list[int]]:
-    """The tokens before each input, special ones and the prompt, and those after it."""
+    """The tokens before each input, special ones and the prompt, and the special ones after it."""
     prefix, suffix = special_tokens(tokenizer)
     return [*prefix, *prompt_ids(tokenizer, data)], suffix
 

@@ -178,7 +178,7 @@ class ModelSettings(Settings):
     mixout: Probability = 0.0
     """Mixout (Lee et al. 2020, arXiv:1909.11299): probability that a weight of the encoder's linear layers takes its
     start value in a training step, scaled so that the expectation is the weight. Not on reinit_layers. Costs a copy of
-    those weights, and some time."""
+    these weights, and some time."""
     gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): a third more time, far less
     memory. auto: only once memory has run out, before a batch is computed in parts; in several processes always."""

@@ -17,7 +17,7 @@ class LossTermSettings(Settings):
     """One more loss, added to task.loss."""
 
     kind: LossKind
-    """The loss, one of those that task.loss takes."""
+    """The loss: any that task.loss takes."""
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Its factor, or its factor at the start where end_weight is given."""
     end_weight: Annotated[float, Field(ge=0)] | None = None
@@ -47,7 +47,7 @@ class UdaSettings(Settings):
     """A CSV of essays with the id and text columns of test.csv: a path within the data folder, or an absolute one. Read
     for training only."""
     weight: Rate = 1.0
-    """Weight of the distance between the outputs for the copies and those for the plain essays, measured as in r_drop.
+    """Weight of the distance between the outputs for the copies and for the plain essays, measured as in r_drop.
     1 in the paper."""
     batch_size: Count = 8
     """Essays without scores beside each batch of train.batch_size; shared out among processes like the batch."""

@@ -1,7 +1,7 @@
 """The rows and columns that a submission must have: sample_submission.csv gives them, test.csv corrects the rows.
 
 Where the two files differ, a user gets an error that names both. Nobody reads an error in Kaggle's run on the hidden
-rows (a rerun), and test.csv's rows are the ones that are scored: there the submission has them, each id once.
+rows (a rerun), and test.csv's rows are scored: there the submission has these rows, each id once.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ class MicroBatching:
 
     Args:
         recipe: says whether activations may be recomputed, and whether the loss of a batch is the mean of its essays'
-            losses; only then do the gradients of micro-batches add up to those of the batch.
+            losses; only then do the gradients of micro-batches add up to the batch's.
         scorer: the model, not yet prepared for several processes.
         fold: its number, for messages.
         processes: how many train together.

@@ -186,7 +186,7 @@ class Saves:
             break
         accelerator.wait_for_everyone()  # all have read
         if accelerator.is_main_process:
-            for path in broken:  # or the next save would count it as the whole one to keep
+            for path in broken:  # otherwise the next save would keep it as the whole one
                 shutil.rmtree(path)
         return loop.step.number
 
@@ -235,7 +235,7 @@ class Saves:
 
 
 def stop_reason(session: Session) -> str:
-    """Why any process of the run is to stop; empty where none is."""
+    """The reason why any process of the run should stop; empty where none should."""
     reasons = [session.stop.reason]
     if session.accelerator.num_processes > 1:
         reasons = gather_object(reasons)

@@ -93,8 +93,7 @@ class Session:
 
 
 def open_accelerator(recipe: Recipe, out: Path, precision: Precision | None = None) -> tuple[Accelerator, Precision]:
-    """Sets up device, processes and precision, before anything is written: from here on processes can wait for each
-    other.
+    """Sets up device, processes and precision before anything is written; processes can wait for each other then.
 
     Args:
         recipe: the recipe to train.
@@ -108,7 +107,7 @@ def open_accelerator(recipe: Recipe, out: Path, precision: Precision | None = No
     keep_freed_memory()
     device = pick_device(broken=recipe.train.broken_gpu)
     precision = precision or pick_precision(recipe.train.precision, device)
-    AcceleratorState._reset_state()  # or the precision of an earlier run in this process would stay
+    AcceleratorState._reset_state()  # otherwise the precision of this process's last run would stay
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device.type == "cpu",

@@ -1,6 +1,6 @@
 """Everything that the rest of a training depends on, as one tree: dicts and lists of tensors, numbers and texts.
 
-The keys are those of the saves on disk. A key that earlier versions did not write is read with a default.
+Saves on disk hold the same keys. A key that earlier versions did not write is read with a default.
 """
 
 from typing import TYPE_CHECKING

@@ -62,7 +62,7 @@ def tune(
         data: the folder with train.csv.
         out: the study's folder.
         trials: how many in all, earlier starts included; one that was killed is made again and counts once.
-        minutes: time for this start, finalists included; nothing is begun that would probably end later. None: any.
+        minutes: time for this start, finalists included; work that would end later is not begun. None: no limit.
         folds: the first is trained by each trial, the others by the finalists and the base.
         finalists: how many of the best on the first fold.
         space: a YAML file or the name of a built-in space.

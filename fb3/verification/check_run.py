@@ -45,7 +45,7 @@ def check_run(run: RunCheck) -> None:
         _check_encoder(run, recipe)
     finished = _check_folds(run, recipe, table)
     if recipe is None or table is None:
-        run.add("not made", f"{OOF}, scores.json, truths: for want of {RECIPE} or folds.csv")
+        run.add("not made", f"{OOF}, scores.json, truths: they need {RECIPE} and folds.csv")
         return
     with suppress(Fb3Error):  # the same error is a fault already
         for caveat in caveats(run.path, recipe) if finished else ():
@@ -58,7 +58,7 @@ def check_run(run: RunCheck) -> None:
             with run.check(f"scores.json, {FOLD_JSON}: recompute from {OOF} within {TOLERANCE:g}"):
                 _check_scores(run, recipe, finished)
         else:
-            run.add("not made", f"scores.json, {FOLD_JSON}: for want of a sound {OOF}")
+            run.add("not made", f"scores.json, {FOLD_JSON}: they need a sound {OOF}")
     if run.data is None:
         where = f" ({ENVIRONMENT} says {run.recorded.get('data')})" if run.recorded else ""
         again = ", predictions made again" if run.essays else ""
@@ -116,7 +116,7 @@ def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | Non
             continue
         if whole:
             finished[number] = folder
-            with run.check(f"{folder.name}: weights, essays and seed are those of {FOLD_JSON}"):
+            with run.check(f"{folder.name}: weights, essays and seed as in {FOLD_JSON}"):
                 _check_fold(run, folder, number, recipe, table)
         elif run.packed is not None:
             run.add("FAULT", f"{folder}: no fold that was trained to its end; {run.again}")

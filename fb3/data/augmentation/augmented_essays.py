@@ -17,7 +17,7 @@ from fb3.recipe.data import DataSettings
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentedEssays(Encoded):
-    """Essays drawn with other changes each time; `rows` and `lengths` stay those of the plain essays.
+    """Essays drawn with other changes each time; `rows` and `lengths` describe the plain essays.
 
     texts: the plain texts. encoder: tokenises a changed text. mask_id: the mask's id; none: the tokenizer has none.
     settings: the changes and their probabilities.
