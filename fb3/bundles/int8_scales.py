@@ -55,11 +55,7 @@ def calibrate(data: Path | None, essays: int = ESSAYS) -> PackingStep:
 
 
 def _check_wishes(members: list[Member]) -> None:
-    """Refuses recipes that never compute in int8, and a chip that is slow at it.
-
-    Raises:
-        Fb3Error: names the recipe's key, or the chip.
-    """
+    """Refuses recipes that never compute in int8, and a chip that is slow at it."""
     if not cpu_has_int8():
         raise Fb3Error("--int8: this CPU has no fast int8 instructions to measure with; pack elsewhere, or without")
     for member in members:
@@ -75,11 +71,7 @@ def _check_wishes(members: list[Member]) -> None:
 
 
 def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: int) -> float:
-    """Writes a fold's scales, and deletes them where the score gets too much worse.
-
-    Returns:
-        By how much the score is worse.
-    """
+    """Writes a fold's scales, deletes them where the score gets too much worse; returns by how much it is worse."""
     folder, name = member.folds[position], f"{member.name}/{member.folds[position].name}"
     identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
     truths = [TRUTH + column for column in columns]
@@ -119,6 +111,6 @@ def measure_scales(member: Member, folder: Path, essays: pd.DataFrame) -> Scales
     precision = pick_precision("auto", next(scorer.parameters()).device)
     lower_weights(scorer, precision, scales | {SHIFT: torch.zeros_like(exact)})
     if not isinstance(scorer.beside, BiasCorrection):
-        raise Fb3Error(f"{folder}: --int8: cannot be computed so here; pack it without")
+        raise Fb3Error(f"{folder}: --int8: torch cannot compute it here; pack it without")
     _, rounded = observed(scorer, precision)
     return scales | {SHIFT: exact - rounded}

@@ -48,11 +48,7 @@ def run_of(out: Path) -> Run:
 
 
 def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
-    """The training essays' texts by id.
-
-    Raises:
-        Fb3Error: the folder is not known, or holds no train.csv.
-    """
+    """The training essays' texts by id; an Fb3Error where their folder is not known, or holds no train.csv."""
     if data is None:
         recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
         if not isinstance(recorded, str) or not (Path(recorded) / "train.csv").is_file():
@@ -67,10 +63,6 @@ def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFram
 
 
 def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:
-    """Refuses texts that lack some of the ids in a run's oof.csv.
-
-    Raises:
-        Fb3Error: naming some of them.
-    """
+    """Refuses texts that lack some of the ids in a run's oof.csv; the error names some."""
     mend = "; give the folder of the essays it was trained on with --data DIR"
     match_ids(texts.index, ids, "train.csv", run / OOF, mend, subset=True)

@@ -1,4 +1,4 @@
-"""Scores of files: predictions against truths, matched by id; and those of a run, from its oof.csv."""
+"""Scores of files, predictions against truths matched by id, and of a run, from its oof.csv."""
 
 import re
 from pathlib import Path
@@ -23,8 +23,8 @@ TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 class FileScore(NamedTuple):
     """The score of a file of predictions.
 
-    overall: MCRMSE. columns: RMSE of each. left_out: the truth's numeric columns that were not scored. caveats: what
-    keeps the score of a run's oof.csv from being a CV, as `caveats` says it.
+    overall: MCRMSE. columns: RMSE of each. left_out: the truth's numeric columns that were not scored. caveats: reasons
+    why the score of a run's oof.csv is no CV, see `caveats`.
     """
 
     overall: float
@@ -36,9 +36,9 @@ class FileScore(NamedTuple):
 def score_files(predictions: str | Path, truth: str | Path, subset: bool = False) -> FileScore:
     """MCRMSE of a CSV of predictions against a CSV of truths.
 
-    The id is the first column of `predictions`. The targets are those of the run's recipe where `predictions` is the
-    oof.csv of a run folder, else those whose truths it holds itself, else those of the sample_submission.csv beside
-    `truth`; where none of these is there, the numeric columns that both files share.
+    The id is the first column of `predictions`. The targets are named by the first of these that is there: the recipe
+    of the run whose oof.csv `predictions` is, the truths in `predictions` itself, the sample_submission.csv beside
+    `truth`; else they are the numeric columns that both files share.
 
     Args:
         predictions: ids and one column a target; other columns are ignored.
@@ -87,11 +87,7 @@ def _recipe_of(predictions: Path, identifier: str) -> Recipe | None:
 def _targets(
     predictions: Path, predicted: pd.DataFrame, truth: Path, true: pd.DataFrame, recipe: Recipe | None
 ) -> list[str]:
-    """The targets, where a file names them; empty where none does.
-
-    Raises:
-        Fb3Error: one that is not predicted, or has no truth.
-    """
+    """The targets that a file names; empty where none does. Refuses a target without predictions or without truths."""
     held = [c.removeprefix(TRUTH) for c in predicted.columns if c.startswith(TRUTH)]
     if recipe:
         named, source = list(recipe.data.target_columns), predictions.parent / RECIPE
@@ -106,7 +102,7 @@ def _targets(
 
 
 def _of_sample(path: Path, identifier: str, true: pd.DataFrame) -> tuple[list[str], Path]:
-    """The columns of a sample submission; none where there is no such file, or it is not one of these truths."""
+    """The columns of a sample submission; none where there is no such file, or a column has no truth."""
     columns = list(read_table(path, []).columns) if path.is_file() else []
     fits = identifier in columns and set(columns) <= set(true.columns)
     return [column for column in columns if fits and column != identifier], path
@@ -156,11 +152,7 @@ def scores_of(run: Path, recipe: Recipe) -> dict:
 
 
 def read_scores(path: Path) -> dict:
-    """scores.json, as `scores_of` makes it.
-
-    Raises:
-        Fb3Error: it is broken, or something else.
-    """
+    """Reads the scores.json of `scores_of`; an Fb3Error where it is broken or something else."""
     scores = read_json(path, {"score": (float, int), "columns": dict, "essays": int, "complete": bool, "folds": dict})
     found = [scores["score"], *scores["columns"].values()]
     for number, part in scores["folds"].items():

@@ -116,7 +116,7 @@ def hand_over(run: str | Path, out: str | Path, *, source: str | Path | None = N
         source: the attached bundle whose wheels are carried on; none: it carries no wheels.
 
     Returns:
-        What the output folder holds, and what to do with it, for a reader.
+        Lines for a reader: what the output folder holds, and what to do with it.
     """
     run, out = Path(run), Path(out)
     complete = _is_complete(run)

@@ -18,12 +18,7 @@ _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
 
 
 class _Classes(ScoreTask, ABC):
-    """Base of both. K targets, C classes, L logits a target.
-
-    Args:
-        settings: range, step and loss.
-        columns: the K targets, in the order of the model's outputs.
-    """
+    """Base of both. K target columns, in the order of the model's outputs; C classes; L logits a target."""
 
     def __init__(self, settings: BinnedSettings | OrdinalSettings, columns: tuple[str, ...]) -> None:
         super().__init__(settings, columns)
@@ -107,7 +102,7 @@ class Ordinal(_Classes):
         return logits.sigmoid().sum(-1)
 
     def first_bias(self, targets: Tensor) -> Tensor:
-        share = (self.labels(targets).sum(0) + 0.5) / (len(targets) + 1)  # so that none is 0 or 1
+        share = (self.labels(targets).sum(0) + 0.5) / (len(targets) + 1)  # half an essay more on each side
         return torch.logit(share).flatten()  # (K * (C - 1),)
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
@@ -116,12 +111,7 @@ class Ordinal(_Classes):
 
 
 class LogitSqueezing(Wrapper):
-    """Adds `weight` times the mean squared logit to a task's loss.
-
-    Args:
-        task: a task whose model gives logits.
-        weight: the weight of the mean squared logit.
-    """
+    """Adds `weight` times the mean squared logit to the loss of a task whose model gives logits."""
 
     def __init__(self, task: Task, weight: float) -> None:
         super().__init__(task)

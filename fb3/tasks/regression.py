@@ -14,12 +14,7 @@ from fb3.tasks.losses import Criterion
 
 
 class Regression(ScoreTask):
-    """The task of FB3.
-
-    Args:
-        settings: loss and range.
-        columns: the K targets, in the order of the model's outputs.
-    """
+    """The task of FB3, for K target `columns` in the order of the model's outputs."""
 
     def __init__(self, settings: RegressionSettings, columns: tuple[str, ...]) -> None:
         super().__init__(settings, columns)

@@ -84,7 +84,7 @@ class RunLog:
             say(line)
 
     def window(self, advance: Advance, steps: int, *, terms: dict[str, float], **fields: float) -> None:
-        """Logs the means of a few optimizer steps, also on the progress line; terms: of the loss, unweighted."""
+        """Logs the means of a few optimizer steps, also on the progress line; the loss's `terms` are unweighted."""
         parts = "".join(f" {name} {value:.4f}" for name, value in terms.items())
         note = f"loss {fields['loss']:.4f}{parts} mean {fields['mean_loss']:.4f} norm {fields['gradient_norm']:.2f}"
         advance(steps, f"{note} rate {fields['rate']:.1e}")

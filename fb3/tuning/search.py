@@ -62,7 +62,7 @@ def tune(
         data: the folder with train.csv.
         out: the study's folder.
         trials: how many in all, earlier starts included; one that was killed is made again and counts once.
-        minutes: time for this start, finalists included; nothing is begun that would probably end later. None: any.
+        minutes: time for this start, finalists included; work that would end later is not begun. None: no limit.
         folds: the first is trained by each trial, the others by the finalists and the base.
         finalists: how many of the best on the first fold.
         space: a YAML file or the name of a built-in space.
@@ -182,10 +182,7 @@ class _Search:
         return any(row.origin == BASE and row.state == "complete" for row in self.rows())
 
     def make(self, trial: "Trial") -> str:
-        """Trains a trial's first fold and writes the outcome into the study.
-
-        Returns:
-            Why the training failed; empty if it did not.
+        """Trains a trial's first fold and writes the outcome into the study; gives why it failed, empty if it did not.
 
         Raises:
             Fb3Error: it failed, and the trial is the base.
@@ -226,7 +223,7 @@ class _Search:
         return broke
 
     def _trained(self, recipe: Recipe, number: int, fold: int, watch: "OnEvaluation") -> tuple[float | None, str]:
-        """Trains a trial's fold: its score, none if it was cut off; and why it failed, empty if it did not."""
+        """Trains a trial's fold; gives its score, none if it was cut off, and why it failed, empty if it did not."""
         import torch
 
         folder, score, broke = folder_of(self.out, number), None, ""
@@ -277,7 +274,7 @@ class _Search:
             raise load_optuna().TrialPruned
 
     def expected(self, finalists: int, start: float) -> float:
-        """Seconds for another trial, and the seconds to keep for the finalists: at most half of all time."""
+        """Seconds for another trial, and seconds to keep for the finalists, which are at most half of all time."""
         known = ranked(self.rows(), self.folds[:1])
         if not known or self.limit is None:
             return 0.0
@@ -314,11 +311,7 @@ class _Search:
 
 
 def _overrides_of(text: str, recipe: Recipe) -> list[str]:
-    """The overrides of a --try; a value may hold spaces.
-
-    Raises:
-        Fb3Error: the recipe refuses them.
-    """
+    """The overrides of a --try, whose values may hold spaces; refuses what the recipe refuses."""
     overrides = re.split(r"\s+(?=[\w.]+=)", text.strip())
     overridden(recipe, overrides)
     refuse_fixed([override.partition("=")[0] for override in overrides], f"--try {text!r}")

@@ -30,11 +30,7 @@ _MADE_OF = "made of"
 
 
 def load_optuna() -> ModuleType:
-    """optuna, quiet.
-
-    Raises:
-        Fb3Error: it is not installed.
-    """
+    """optuna, quiet; an Fb3Error where it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -49,7 +45,7 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
     Args:
         out: its folder.
         space: the sampler draws from it.
-        seed: of the draws; a later start draws other values than an earlier one.
+        seed: seed of the draws; a later start draws other values than an earlier one.
     """
     optuna = load_optuna()
     distributions = {name: _distribution(optuna, entry) for name, entry in space.entries.items()}
@@ -111,11 +107,7 @@ def _distribution(optuna: ModuleType, entry: Entry) -> "BaseDistribution":
 
 
 def check_study(study: "Study", recipe: Recipe, space: Space, data: Path, folds: list[int], out: Path) -> None:
-    """Writes into a new study what its trials are made of; refuses to go on with anything else.
-
-    Raises:
-        Fb3Error: naming what differs.
-    """
+    """Writes into a new study what its trials are made of; refuses to go on with anything else, which it names."""
     space_now = {name: entry.model_dump(mode="json", exclude={"when"}) for name, entry in space.entries.items()}
     here = Identity(recipe, {"space": space_now, "train.csv": sha256(data / "train.csv"), "folds": folds})
     if _MADE_OF not in study.user_attrs:

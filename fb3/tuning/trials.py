@@ -101,7 +101,7 @@ def _short(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a search stands. data: its essays' folder. recipe: best.yaml. interrupted: stopped by Ctrl-C."""
+    """The state of a search. data: its essays' folder. recipe: best.yaml. interrupted: stopped by Ctrl-C."""
 
     out: Path
     data: Path
