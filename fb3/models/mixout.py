@@ -42,11 +42,7 @@ class MixedLinear(nn.Linear):
 
 
 def mix_out(encoder: nn.Module, settings: ModelSettings) -> None:
-    """Turns the encoder's trained linear layers into mixed ones, in place; layers that start at random stay plain.
-
-    Raises:
-        Fb3Error: no layer is left to mix.
-    """
+    """Mixes the encoder's trained linear layers, in place, except re-initialised ones; an Fb3Error if none is left."""
     if not settings.mixout:
         return
     random = layer_stack(encoder)[-settings.reinit_layers :] if settings.reinit_layers else []
