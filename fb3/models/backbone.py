@@ -96,7 +96,7 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 def pretrained_encoder(settings: ModelSettings, folder: Path, key: str = KEY) -> nn.Module:
-    """The backbone in float32, under the encoder folder's config; an Fb3Error where weights are missing or misfit."""
+    """The backbone in float32, under the encoder folder's config; an Fb3Error where weights are missing."""
     config = read_config(folder)
     source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
     wanted = config.vocab_size

@@ -17,7 +17,7 @@ from fb3.recipe.model import ModelSettings
 def mixed(weight: Tensor, start: Tensor, probability: float) -> Tensor:
     """(mask · start + (1 − mask) · weight − p · start) / (1 − p), the mask 1 with probability p; one shape throughout.
 
-    This equals start + (1 − mask) · (weight − start) / (1 − p): dropout of the way from the start.
+    This equals start + (1 − mask) · (weight − start) / (1 − p): dropout on the difference from the start.
     """
     return start + F.dropout(weight - start, probability)
 

@@ -10,13 +10,10 @@ from torch import Tensor
 
 Tables = tuple[Tensor | None, Tensor | None]  # position keys for the queries, position queries for the keys
 Block = tuple[int, slice]  # an essay, and some of its heads
-Hidden = slice | Tensor | None  # an essay's masked keys: the padding at its end, any keys as (T,), or none
+Hidden = slice | Tensor | None  # an essay's masked keys: a slice of padding, a mask (T,), or none
 _BLOCK_BYTES = 2**21  # size of a block's probabilities, to stay in a core's own cache
-_TILE = {
-    torch.float32: 128,
-    torch.float64: 128,
-}  # tokens a tile, measured; in low precision, where waste is cheaper, more
-_TILE_LOW = 512
+_TILE = {torch.float32: 128, torch.float64: 128}  # tokens a tile, measured
+_TILE_LOW = 512  # for other types, in which the wasted products of longer tiles are cheap
 
 
 def head_blocks(query: Tensor) -> list[Block]:
