@@ -45,7 +45,7 @@ def find_backbone(backbone: str, key: str = KEY) -> Source:
 
 
 def check_backbone(backbone: str, key: str = KEY) -> None:
-    """Refuses a backbone folder where a file is missing or of another kind: an Fb3Error names folder, file and mend.
+    """Refuses a backbone folder where a file is missing or of another kind: an Fb3Error names folder, file and cure.
 
     A hub id is left to the hub, and `scratch` to `build_backbone`.
     """

@@ -49,7 +49,7 @@ def _freeze(encoder: nn.Module, settings: ModelSettings) -> None:
 def recompute_activations(encoder: nn.Module) -> None:
     """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), from the next forward pass on."""
     with warnings.catch_warnings():
-        # Late releases of transformers 5 warn that the argument has a new name, which early ones lack.
+        # Late releases of transformers 5 warn that they want another name, which early ones lack.
         warnings.simplefilter("ignore", FutureWarning)
         encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

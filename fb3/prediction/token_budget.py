@@ -103,8 +103,8 @@ class Budget:
     def halve(self, lengths: np.ndarray, name: str, window: int | None = None) -> None:
         """Halves the budget after memory ran out, or the failed batch's tokens where they are fewer; that is said.
 
-        `lengths` are the tokens of each essay of that batch, `window` those of a window, None without windows. An
-        Fb3Error where the batch was one essay, or one window of it.
+        `lengths` are the tokens of each essay of that batch, `window` the most tokens of a window, None without
+        windows. An Fb3Error where the batch was one essay, or one window of it.
         """
         longest = int(lengths.max())
         at_once = min(self.tokens, longest * len(lengths))

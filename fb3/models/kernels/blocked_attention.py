@@ -45,7 +45,7 @@ def use_blocked_attention(encoder: nn.Module) -> bool:
 def _mask(make: Callable[..., Tensor | None], *args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' mask, (B, 1, T, T), cut to (B, 1, 1, T) where all queries of an essay look at the same keys.
 
-    Each layer reads it, so a smaller one saves time. A trace keeps it whole: whether it can be cut depends on the batch.
+    Each layer reads it, so a cut one is faster. A trace keeps it whole: whether it can be cut depends on the batch.
     """
     mask = make(*args, **kwargs)
     if mask is None or mask.device.type != "cpu" or torch.jit.is_tracing():

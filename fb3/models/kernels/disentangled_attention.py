@@ -70,7 +70,7 @@ def disentangled_attention(
 def rows_by_distance(
     tokens: int, span: int, buckets: int, farthest: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The tables' rows for each distance i − j, (2T − 1,): from T − 1 down for keys, up to it for queries."""
+    """Rows of position keys and position queries for distances i − j, (2T − 1,) each: from T − 1 down, and up to it."""
     with torch.inference_mode(False), torch.no_grad():  # no inference tensors: autograd will save them
         distances = torch.arange(1 - tokens, tokens, device=device)
         if buckets > 0 and farthest > 0:
@@ -117,7 +117,7 @@ class _PositionBias(torch.autograd.Function):
 def _at_once(
     query: Tensor, key: Tensor, value: Tensor, tables: Tables, hidden: Tensor, scale: float, dropout: float
 ) -> Tensor:
-    """Computes all by torch's fused kernel: states (B, H, T, D), tables (2T − 1, H, D), hidden keys (B, T)."""
+    """Computes all heads at once by torch's fused kernel: states (B, H, T, D), tables (2T − 1, H, D), hidden keys (B, T)."""
     products = [
         None if table is None else states.transpose(0, 1).flatten(1, 2) @ table.permute(1, 2, 0)
         for states, table in zip((query, key), tables, strict=True)
@@ -129,7 +129,7 @@ def _at_once(
 def _by_blocks(
     query: Tensor, key: Tensor, value: Tensor, tables: Tables, hidden: Tensor | None, scale: float, dropout: float
 ) -> Tensor:
-    """Computes one essay and a few heads at a time, for a CPU's cache; else like `_at_once`."""
+    """Computes the values of `_at_once`, one essay and a few heads at a time, for a CPU's cache."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value, *tables)):
         return BlockedAttention.apply(query, key, value, *tables, None, hidden, scale, dropout)
     out, tokens, keys = empty_by_token(value), query.shape[2], hidden_keys(hidden, len(query))

@@ -19,7 +19,7 @@ class BackendEncoder(nn.Module):
     """An encoder whose states a backend computes, until it fails; from then on torch does.
 
     Args:
-        encoder: torch's, kept for that failure, and since the backend may share its weights' memory.
+        encoder: torch's, kept for a failure, and since the backend may share its weights' memory.
         reads: the part of its output that the pooling reads.
         run: the backend.
         name: the fold's, for messages.

@@ -27,7 +27,7 @@ def bind(encoder: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, 
     options.log_severity_level = _ERRORS_ONLY
     graph, read = _graphs[encoder.key]
     arrays = [encoder.weights[number].contiguous().numpy() for number in read]
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]  # not a copy
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]  # without copying
     options.add_external_initializers([_name(number) for number in read], values)
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
