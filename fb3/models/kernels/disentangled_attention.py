@@ -117,7 +117,7 @@ class _PositionBias(torch.autograd.Function):
 def _at_once(
     query: Tensor, key: Tensor, value: Tensor, tables: Tables, hidden: Tensor, scale: float, dropout: float
 ) -> Tensor:
-    """Computes all heads at once by torch's fused kernel: states (B, H, T, D), tables (2T − 1, H, D), hidden keys (B, T)."""
+    """Computes all in torch's fused kernel: states (B, H, T, D), tables (2T − 1, H, D), hidden keys (B, T)."""
     products = [
         None if table is None else states.transpose(0, 1).flatten(1, 2) @ table.permute(1, 2, 0)
         for states, table in zip((query, key), tables, strict=True)
