@@ -1,4 +1,4 @@
-"""Backbones attached to a notebook: a folder of a hub id's name, mounted among the inputs, takes the hub's place."""
+"""Backbones attached to a notebook: a mounted input folder named like the hub id takes the hub's place."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -12,17 +12,10 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def local_backbone(backbone: str, key: str) -> str:
-    """The folder of a hub id's name among the mounted inputs, such as .../deberta-v3-base/.
+    """The mounted input folder named like a hub id, such as .../deberta-v3-base/; else the id, for the hub to find.
 
-    Args:
-        backbone: a hub id; a folder is returned as it is.
-        key: of the recipe, named in the error.
-
-    Returns:
-        The folder; the hub id if nothing is mounted, or if the hub can be asked for it.
-
-    Raises:
-        Fb3Error: several folders bear the name; or none does, and the hub cannot be reached either.
+    A folder is returned as it is. An Fb3Error, which names the recipe's `key`, where several mounted folders bear the
+    name, or where none does and the hub cannot be reached.
     """
     if backbone.startswith((".", "/", "~")) or Path(backbone).is_dir():
         return backbone
@@ -31,7 +24,7 @@ def local_backbone(backbone: str, key: str) -> str:
     except Fb3Error:  # not in a notebook: there are no inputs
         return backbone
     folders = [folder for folder in found if any(any(folder.glob(name)) for name in _WEIGHTS)]
-    folders = [folder for folder in folders if not (folder.parent / RECIPE).is_file()]  # not an earlier run's own
+    folders = [folder for folder in folders if not (folder.parent / RECIPE).is_file()]  # no run's encoder
     names = {_plain(backbone), _plain(backbone.rpartition("/")[2])}
     same = [folder for folder in folders if names & {_plain(part) for part in folder.relative_to(root).parts}]
     mend = f"give {key}=FOLDER; attached are {[str(folder) for folder in folders] or 'none'}"

@@ -29,19 +29,15 @@ _HIDDEN_DROPOUT = (
 )
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 _PICKLE_MARKS = ("weights_only", "pytorch checkpoint", "PytorchStreamReader")  # in errors about a pytorch_model.bin
-# Limits for a config from elsewhere: buffers of its sizes are made before any weight is read.
+# Limits for a foreign config.json: buffers of its sizes are allocated before any weight is read.
 _MOST_LAYERS, _LARGEST = 1000, 2**24
 
 
 def export_encoder(settings: ModelSettings, out: Path, added: Sequence[str] = (), key: str = KEY) -> None:
     """Writes config and fast tokenizer of a backbone to `out`, so that training and inference read the same files.
 
-    Sets the recipe's dropouts and the padding id in the config, adds the `added` tokens to the tokenizer, and makes
-    room for them in the config.
-
-    Raises:
-        Fb3Error: a file, a fast tokenizer or a padding token is missing, the encoder lacks the dropout, or the hub
-            cannot be reached.
+    Sets the recipe's dropouts and the padding id, and adds the `added` tokens. An Fb3Error where a file, a fast
+    tokenizer or a padding token is missing, the encoder lacks the dropout, or the hub cannot be reached.
     """
     source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
     with _explained(place, source):
@@ -61,10 +57,10 @@ def export_encoder(settings: ModelSettings, out: Path, added: Sequence[str] = ()
     _set_dropout(config, _HIDDEN_DROPOUT, "dropout", settings.dropout)
     _set_dropout(config, _ATTENTION_DROPOUT, "attention_dropout", settings.attention_dropout)
     if config.model_type == "big_bird":
-        # BigBird switches from sparse to full attention for good at the first short batch, so that a prediction would
-        # depend on the batches before it. So it is full from the start.
+        # Full from the start: at its first short batch BigBird leaves sparse attention for good, so that predictions
+        # would depend on the batches before them.
         config.attention_type = "original_full"
-    # lstrip: an added token takes the space before it, and the word after keeps its own.
+    # lstrip: an added token swallows the space before it; the word after it keeps its own.
     known = _ids(tokenizer)
     tokenizer.add_tokens(
         [AddedToken(t, lstrip=True, normalized=False, special=True) for t in added], special_tokens=True
@@ -100,11 +96,7 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 def pretrained_encoder(settings: ModelSettings, folder: Path, key: str = KEY) -> nn.Module:
-    """The backbone's weights, in float32, under the config of the encoder folder.
-
-    Raises:
-        Fb3Error: weights are missing, so that layers would silently start at random.
-    """
+    """The backbone in float32, under the encoder folder's config; an Fb3Error where weights are missing."""
     config = read_config(folder)
     source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
     wanted = config.vocab_size
@@ -158,7 +150,7 @@ def random_encoder(folder: Path) -> nn.Module:
 
 
 def empty_encoder(folder: Path) -> nn.Module:
-    """An encoder without weights: parameters are on the meta device, to be assigned; buffers are real."""
+    """An encoder whose parameters are on the meta device, to be assigned from a checkpoint; its buffers are real."""
     config = read_config(folder)
     with _explained(folder / CONFIG), _parameters_on_meta():
         encoder = _auto_class(config).from_config(config, trust_remote_code=False)
@@ -170,11 +162,7 @@ def empty_encoder(folder: Path) -> nn.Module:
 
 
 def _check_config(folder: Path) -> None:
-    """Refuses a config.json that is broken or has sizes beyond any encoder's: buffers of that size would be made.
-
-    Raises:
-        Fb3Error: naming the key.
-    """
+    """Refuses a config.json that is broken or has sizes beyond any encoder's: buffers of that size would be made."""
     for key, value in read_json(folder / CONFIG).items():
         if "theta" in key:  # the period of rotary positions, no size
             continue
@@ -186,15 +174,7 @@ def _check_config(folder: Path) -> None:
 
 @contextmanager
 def _explained(place: object, source: Source | None = None) -> Iterator[None]:
-    """Turns any error of transformers, tokenizers or torch about a file into an Fb3Error that explains it.
-
-    Args:
-        place: names the file or the backbone in the message.
-        source: the backbone that is read, if it is one.
-
-    Raises:
-        Fb3Error: naming `place`.
-    """
+    """Turns errors of transformers, tokenizers or torch into an Fb3Error that names `place`, a file or a backbone."""
     try:
         yield
     except (Fb3Error, MemoryError, torch.OutOfMemoryError):

@@ -20,18 +20,12 @@ _BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "ad
 _BIN = "pytorch_model.bin"
 _WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", _BIN, f"{_BIN}.index.json")  # transformers reads the first that exists
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
-_SECONDS = 10  # to wait for a connection to the hub
+_SECONDS = 10  # timeout of a connection to the hub
 
 
 @dataclass(frozen=True)
 class Source:
-    """The place that a backbone is read from.
-
-    Attributes:
-        name: a folder, or a hub id.
-        is_folder: whether it is a folder.
-        offline: why the hub is not asked; empty if it is.
-    """
+    """A folder, or a hub id, that a backbone is read from; `offline` is the reason why the hub is not asked, if any."""
 
     name: str
     is_folder: bool
@@ -44,23 +38,16 @@ class Source:
 
 
 def find_backbone(backbone: str, key: str = KEY) -> Source:
-    """The source of a backbone. Asks first whether the hub can be reached: transformers would wait half a minute.
-
-    Raises:
-        Fb3Error: as `check_backbone`.
-    """
+    """The source of a backbone, checked. The hub is tried first: transformers would wait for it half a minute."""
     check_backbone(backbone, key)
     folder = _folder(backbone)
     return Source(str(folder), True) if folder.is_dir() else Source(backbone, False, unreachable())
 
 
 def check_backbone(backbone: str, key: str = KEY) -> None:
-    """Refuses a local backbone folder if a file is missing, or its content is of another kind.
+    """Refuses a backbone folder where a file is missing or of another kind: an Fb3Error names folder, file and cure.
 
     A hub id is left to the hub, and `scratch` to `build_backbone`.
-
-    Raises:
-        Fb3Error: naming the folder, the file and the mend.
     """
     folder, place = _folder(backbone), f"{key}={backbone}"
     if backbone == "scratch":
@@ -106,11 +93,7 @@ def _folder(backbone: str) -> Path:
 
 
 def _shards(folder: Path, index: str, place: str) -> list[str]:
-    """The weight files that an index names.
-
-    Raises:
-        Fb3Error: one is missing.
-    """
+    """The weight files that an index names; an Fb3Error where one is missing."""
     _refuse(placeholder_problem, folder / index, place)
     names = sorted(set(map(str, read_json(folder / index, {"weight_map": dict})["weight_map"].values())))
     if missing := [name for name in names if not (folder / name).is_file()]:

@@ -24,12 +24,8 @@ _ONE_END = {"LlamaTokenizer": "bos", "GemmaTokenizer": "bos", "T5Tokenizer": "eo
 def backbone_tokenizer(source: Source, place: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a backbone, which reads a text as the backbone's pretraining did.
 
-    Args:
-        source: the backbone.
-        place: names it in messages.
-
-    Raises:
-        Fb3Error: there is no fast tokenizer, it knows no words, or it leaves out its own special tokens.
+    An Fb3Error, which begins with `place`, where there is no fast tokenizer, it knows no words, or it leaves out its
+    own special tokens.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -82,11 +78,7 @@ def _take_normaliser(tokenizer: PreTrainedTokenizerBase, source: Source, place: 
 
 
 def check_frame(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
-    """Makes sure that a tokenizer with special tokens for the ends of a text puts them there.
-
-    Raises:
-        Fb3Error: it does not, and its right form is not certain.
-    """
+    """Makes a tokenizer put its special tokens around a text; an Fb3Error where their right places are not certain."""
     kind, backend = _kind(tokenizer), tokenizer.backend_tokenizer
     framed = {*(frame := special_tokens(backend))[0], *frame[1]}
     ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
@@ -116,11 +108,7 @@ def check_frame(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
 def check_tokens(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, settings: ModelSettings, place: str
 ) -> None:
-    """Refuses a tokenizer of another encoder, and a pooling of the first token where that would be a word.
-
-    Raises:
-        Fb3Error: naming the mend.
-    """
+    """Refuses a tokenizer of another encoder, and first-token pooling where that token is a word: an Fb3Error."""
     words = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
     if words > config.vocab_size:
         raise Fb3Error(

@@ -30,16 +30,13 @@ Init = Literal["pretrained", "config", "empty", "trial"]
 
 
 def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
-    """The scorer of a recipe.
+    """The scorer of a recipe; an Fb3Error where a file is missing, or the encoder cannot do what the recipe asks for.
 
     Args:
         recipe: its `model`, `data` and `task` groups decide.
-        folder: the encoder folder: config.json and tokenizer, as `export_encoder` writes it.
+        folder: the encoder folder: config.json and tokenizer, written by `export_encoder`.
         init: pretrained: the backbone's weights; config: random weights; empty: parameters on the meta device, to be
             assigned from a checkpoint; trial: like empty, with made-up encoder weights that take little memory.
-
-    Raises:
-        Fb3Error: a file is missing, or the encoder cannot do what the recipe asks for.
     """
     folder = Path(folder)
     tower = _build_tower(recipe, recipe.model, folder, init, KEY)

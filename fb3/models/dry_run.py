@@ -15,7 +15,7 @@ from fb3.models.layer_stack import longest_input
 from fb3.models.towers import Tower
 from fb3.system.devices import Precision, out_of_memory
 
-_LENGTHS = (13, 6, 2, 1)  # tokens of the texts
+_LENGTHS = (13, 6, 2, 1)  # tokens of each text
 _TOLERANCE = 1e-4  # share of the largest state: rounding changes 1e-6 of it, padding that is attended to 4e-3 and more
 _PERIOD = 2**16 + 1  # made-up weights repeat after so many numbers
 _DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -51,23 +51,15 @@ def _fan_in(parameter: Tensor) -> int:
 def padding_for(tower: Tower, longest: int, name: str) -> int | None:
     """The tokens that each input has to be padded to, so that a prediction does not depend on the rest of its batch.
 
-    Args:
-        tower: on the CPU, in float32, with weights of any kind.
-        longest: tokens of an input at most.
-        name: of the backbone, for messages.
-
-    Returns:
-        `longest`; none if padding changes nothing, as in most families.
-
-    Raises:
-        Fb3Error: the encoder cannot be used.
+    Tries a tower, on the CPU and in float32, with texts of at most `longest` tokens. The result is None where padding
+    changes nothing, as in most families, else `longest`; an Fb3Error, which begins with `name`, where neither works.
     """
     tower.encoder.eval()
     why = ""
     for to in (None, longest):
         try:
             difference = _largest_difference(tower, [min(length, longest) for length in _LENGTHS], to)
-        except Exception as error:  # of any kind: the encoder's own code runs here
+        except Exception as error:  # anything may be raised: the encoder's own code runs here
             _raise_if_out_of_memory(error)
             why = one_line(error)
             continue
@@ -84,12 +76,8 @@ def padding_for(tower: Tower, longest: int, name: str) -> int | None:
 def _largest_difference(tower: Tower, lengths: Sequence[int], to: int | None) -> float:
     """The largest difference between texts' states alone and in one batch, relative to the largest state.
 
-    Args:
-        lengths: tokens of each text.
-        to: tokens that all are padded to; none: in the batch to the longest, alone not at all.
-
-    Raises:
-        ValueError: the states have another shape than poolings need.
+    Texts of `lengths` tokens are padded to `to`; with None, to the longest in the batch, and alone not at all. A
+    ValueError where the states have another shape than poolings need.
     """
     config = tower.encoder.config
     mask = (torch.arange(to or max(lengths)) < torch.tensor(lengths)[:, None]).long()
@@ -120,11 +108,7 @@ def _tokens(config: object, count: int) -> Tensor:
 
 
 def check_length(tower: Tower, longest: int, key: str) -> None:
-    """Refuses inputs for which the encoder has no positions.
-
-    Raises:
-        Fb3Error: naming `key`, of the recipe.
-    """
+    """Refuses inputs longer than the encoder's table of positions: an Fb3Error that names the recipe's `key`."""
     try:
         limit = longest_input(tower.encoder)
     except Exception as error:  # an encoder that takes no short texts: `padding_for` decides
@@ -137,11 +121,7 @@ def check_length(tower: Tower, longest: int, key: str) -> None:
 def precision_problem(tower: Tower, precision: Precision, device: torch.device, longest: int) -> str:
     """The reason why a training in a precision would fail; empty if a forward and a backward pass work.
 
-    Args:
-        tower: with made-up weights; it is moved to the device.
-        precision: of the training.
-        device: of the training.
-        longest: tokens of an input at most.
+    The tower has made-up weights, and is moved to the device; `longest` is the most tokens of an input.
     """
     if precision == "fp16" and keeps_fp32(tower.encoder):
         return f"{type(tower.encoder).__name__} is not made for fp16"
@@ -155,7 +135,7 @@ def precision_problem(tower: Tower, precision: Precision, device: torch.device, 
                 weights = [p for p in tower.encoder.parameters() if p.requires_grad]
                 torch.autograd.grad(last.float().square().mean(), weights, allow_unused=True)
     except Exception as error:
-        if not out_of_memory(error):  # a training knows how to go on then
+        if not out_of_memory(error):  # a training handles that itself
             return one_line(error)
     return ""
 

@@ -9,16 +9,9 @@ T4_FLOPS = 24e12  # FLOP a second that real kernels sustain in fp16; the data sh
 
 
 def forward_flops(config: Mapping[str, Any], lengths: np.ndarray) -> np.ndarray:
-    """FLOPs of an encoder's forward pass for each essay, without padding.
+    """FLOPs of an encoder's forward pass for each essay of `lengths` tokens, (N,) float64, without padding.
 
-    n · (24·T·h² + 4·T²·h) for n layers of width h, and n · 4·T·R·h more with R relative positions.
-
-    Args:
-        config: the content of the encoder's config.json.
-        lengths: tokens of each essay, (N,).
-
-    Returns:
-        (N,) float64.
+    By its config.json: n · (24·T·h² + 4·T²·h) for n layers of width h, and n · 4·T·R·h more with R relative positions.
     """
     width = config.get("hidden_size") or config.get("d_model") or config.get("dim") or 768
     layers = config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 12

@@ -22,16 +22,9 @@ SPECIAL = {
 
 
 def build_backbone(settings: ScratchSettings, texts: Iterable[str], out: Path, seed: int) -> None:
-    """Writes a backbone folder: tokenizer (WordPiece), config, random weights.
+    """Writes a backbone folder: a WordPiece tokenizer trained on the texts, a config, and random weights by the seed.
 
-    Args:
-        settings: model type, vocabulary size and config keys.
-        texts: to train the tokenizer on.
-        out: the folder.
-        seed: of the weights.
-
-    Raises:
-        Fb3Error: transformers refuses the config.
+    An Fb3Error where transformers refuses the config.
     """
     tokenizer = train_tokenizer(texts, settings.vocab_size)
     try:

@@ -35,10 +35,10 @@ def layer_stack(encoder: nn.Module) -> list[nn.Module]:
 
 
 def parameters_by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
-    """The parameters of the embeddings, then of each layer, lowest first; of no layer where the layers are unknown.
+    """The parameters of the embeddings, then of each layer, lowest first; no layers where they are unknown.
 
     The embeddings include their norms and projections, and position tables that all layers share: DeBERTa's with its
-    norm, and T5's, which is kept in the lowest block. A table of its own belongs to its layer. DeBERTa's convolution
+    norm, and T5's, which is kept in the lowest block. A layer's own table belongs to the layer. DeBERTa's convolution
     belongs to the first layer, whose output it joins. Parameters above the layers are left out.
     """
     named = dict(encoder.named_parameters())
@@ -56,12 +56,9 @@ def parameters_by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
-    """The depth of each parameter by name, and the number of layers n.
+    """The depth of each parameter by name, and the number of layers n; an Fb3Error where the layers are not known.
 
-    Embeddings have depth 0, layers 1 to n, as in `parameters_by_depth`, and parameters above the layers n.
-
-    Raises:
-        Fb3Error: the layers of this encoder are not known.
+    Embeddings have depth 0, layers 1 to n (see `parameters_by_depth`), and parameters above the layers n.
     """
     parts = parameters_by_depth(encoder)
     if not (top := len(parts) - 1):
@@ -83,10 +80,7 @@ def is_norm(module: nn.Module) -> bool:
 def longest_input(encoder: nn.Module) -> int | None:
     """The most tokens that the encoder has learned positions for; none if positions are computed, or relative only.
 
-    A trial text shows it: neighbouring tokens look up neighbouring rows in a table of positions.
-
-    Args:
-        encoder: with weights, on the CPU.
+    A trial text on the CPU shows it: neighbouring tokens look up neighbouring rows in a table of positions.
     """
     tokens = getattr(encoder.config, PADDED, 0) or _PROBE
     ids = torch.full((1, tokens), 1 if encoder.config.pad_token_id != 1 else 2)

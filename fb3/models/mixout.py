@@ -17,7 +17,7 @@ from fb3.recipe.model import ModelSettings
 def mixed(weight: Tensor, start: Tensor, probability: float) -> Tensor:
     """(mask · start + (1 − mask) · weight − p · start) / (1 − p), the mask 1 with probability p; one shape throughout.
 
-    This equals start + (1 − mask) · (weight − start) / (1 − p): dropout of the way from the start.
+    This equals start + (1 − mask) · (weight − start) / (1 − p): dropout on the difference from the start.
     """
     return start + F.dropout(weight - start, probability)
 
@@ -42,11 +42,7 @@ class MixedLinear(nn.Linear):
 
 
 def mix_out(encoder: nn.Module, settings: ModelSettings) -> None:
-    """Turns the encoder's trained linear layers into mixed ones, in place; layers that start at random stay plain.
-
-    Raises:
-        Fb3Error: no layer is left to mix.
-    """
+    """Mixes the encoder's trained linear layers, in place, except re-initialised ones; an Fb3Error if none is left."""
     if not settings.mixout:
         return
     random = layer_stack(encoder)[-settings.reinit_layers :] if settings.reinit_layers else []

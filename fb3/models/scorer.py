@@ -12,12 +12,7 @@ from fb3.models.towers import Tower
 
 
 class ModelOutput(NamedTuple):
-    """Output of a scorer, float32.
-
-    Attributes:
-        scores: (B, outputs), K scores or logits, as the task defines them.
-        pooled: (B, D), the vectors that the head read.
-    """
+    """Output of a scorer, float32: `scores` (B, outputs), K scores or logits; `pooled` (B, D), the head's input."""
 
     scores: Tensor
     pooled: Tensor
@@ -50,14 +45,7 @@ class Scorer(Tower):
 
 
 class StitchedScorer(Scorer):
-    """Two encoders, each with its own tokens and pooling; one head reads both vectors, concatenated.
-
-    Args:
-        tower: the first encoder and its poolings.
-        second: the second.
-        beside: joins the text's statistics to the vectors, or nothing.
-        head: turns the vectors into scores.
-    """
+    """Two encoders, each with its own tokens and pooling; one head reads both vectors, concatenated."""
 
     def __init__(self, tower: Tower, second: Tower, beside: nn.Module, head: LinearHead) -> None:
         super().__init__(tower, beside, head)

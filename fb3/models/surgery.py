@@ -14,10 +14,9 @@ _CONVOLUTION_STD = 0.02  # ConvBERT's initializer_range
 
 
 def operate(encoder: nn.Module, settings: ModelSettings) -> None:
-    """Removes an unused pooler, freezes, drops layers, turns on checkpointing: changes that a loaded fold needs too.
+    """Removes an unused pooler, freezes, sets LayerDrop and checkpointing; an Fb3Error where the encoder cannot.
 
-    Raises:
-        Fb3Error: the encoder cannot do it.
+    A loaded fold needs these changes too.
     """
     name = type(encoder).__name__
     if settings.pooling.kind == "pooler":
@@ -50,17 +49,15 @@ def _freeze(encoder: nn.Module, settings: ModelSettings) -> None:
 def recompute_activations(encoder: nn.Module) -> None:
     """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), from the next forward pass on."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # late releases of transformers 5 want a name that early ones lack
+        # Late releases of transformers 5 warn that they want another name, which early ones lack.
+        warnings.simplefilter("ignore", FutureWarning)
         encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def reinitialise(encoder: nn.Module, layers: int) -> None:
     """Starts the top layers at random, by the encoder's own rule (Zhang et al. 2020, arXiv:2006.05987).
 
-    Raises:
-        Fb3Error: the encoder's layers are unknown, shared, or fewer than that.
+    An Fb3Error where the encoder's layers are unknown, shared or too few.
     """
     for layer in reversed(_some_layers(encoder, layers, "reinit_layers")[-layers:]):
         for module in reversed(list(layer.modules())):  # a parent may overrule its children

@@ -51,8 +51,7 @@ class Tower(nn.Module):
         return self.encoder(input_ids=ids, attention_mask=mask, **self._arguments)
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Vectors (B, D) of a batch of `collate`. If `most_tokens` is set, a single essay's windows are computed in
-        parts of so many tokens."""
+        """Vectors (B, D) of a batch; with `most_tokens`, a single essay's windows go in parts of so many tokens."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         count, tokens = inputs["input_ids"].shape
         if self.most_tokens and len(batch.get("windows", ())) == 1:

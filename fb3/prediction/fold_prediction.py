@@ -39,18 +39,13 @@ def predict_fold(
 ) -> Predictions:
     """Predicts with one fold, in this process. Essays that fail in low precision, or get NaN, are predicted in fp32.
 
-    Args:
-        member: the run.
-        fold: position in `member.folds`.
-        encoded, ids, rows: as in `predict`.
-        device: where to compute.
-        until: by time.monotonic(), which all processes of a machine share; essays not begun by then are left out.
-        precision: of the encoder; none: the recipe's for inference on this device; on a CPU, linear layers then compute
-            in int8 if the fold was packed with scales.
-        shown: False hides the progress.
+    An Fb3Error where the fold is broken, or predicts NaN in fp32 too.
 
-    Raises:
-        Fb3Error: the fold is broken, or predicts NaN in fp32 too.
+    Args:
+        member, fold: the run, and a position in its `folds`.
+        encoded, ids, rows, until, shown: see `predict`.
+        precision: the encoder's; none: the recipe's for inference on this device, where a CPU computes linear layers in
+            int8 if the fold was packed with scales.
     """
     keep_freed_memory()
     folder, place = member.folds[fold], torch.device(device)
@@ -111,8 +106,7 @@ def _precision(member: Member, device: torch.device, name: str) -> Precision:
 
 
 def _scales(member: Member, folder: Path, device: torch.device, name: str) -> dict[str, torch.Tensor] | None:
-    """The int8 scales of a fold; none if it was packed without, the recipe names a precision, or the chip is slow at
-    int8."""
+    """A fold's int8 scales; none if it was packed without, the recipe names a precision, or the chip's int8 is slow."""
     wanted = device.type == "cpu" and member.recipe.predict.precision == "auto" and cpu_has_int8()
     if not wanted or not (folder / INT8).is_file():
         return None

@@ -24,7 +24,7 @@ from fb3.system.progress import progress
 from fb3.tasks.base import Task
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_AHEAD = {"cuda": 1}  # batches begun before one is fetched; a CPU computes at once, so it has none to wait for
+_AHEAD = {"cuda": 1}  # batches begun before one is fetched; a CPU computes at once and waits for none
 _Result = Callable[[], np.ndarray | None]
 _T = TypeVar("_T")
 
@@ -32,13 +32,9 @@ _T = TypeVar("_T")
 def lower_weights(scorer: Scorer, precision: Precision, scales: Scales | None = None) -> Scorer:
     """Prepares a scorer with final weights for inference, in place.
 
-    Casts the encoders' weights, packs those on a CPU for its matrix kernel, and projects a DeBERTa's position tables
-    once for all batches. Pooling and head stay float32.
-
-    Args:
-        scorer: as `load_fold` gives it, on the device that will compute; it is not to be trained any more.
-        precision: of the encoders, and of `predict` afterwards.
-        scales: with them, the encoders' linear layers compute in int8, where they can.
+    Casts the encoders of a scorer from `load_fold`, already on its device, to the precision that `predict` gets too;
+    packs the weights on a CPU for its matrix kernel, or with scales makes linear layers int8 where they can be; and
+    projects a DeBERTa's position tables once for all batches. Pooling and head stay float32. Not to be trained again.
     """
     encoders = [tower.encoder.to(_DTYPE[precision]) for tower in scorer.towers().values()]
     if not (scales and quantise(scorer, scales)):
@@ -72,29 +68,22 @@ def predict(
     name: str = "",
     shown: bool = True,
 ) -> Predictions:
-    """Predicts essays, longest first, and returns them in the order of `rows`.
+    """Predicts essays, longest first; unclipped predictions of `rows`, in their order, as far as the time allows.
 
-    If memory runs out, the token budget is halved, which is said. An essay whose windows exceed the budget is computed
-    in parts.
+    If memory runs out, the token budget is halved, which is said; an Fb3Error where it does not suffice for one essay,
+    or one window of it. An essay whose windows exceed the budget is computed in parts.
 
     Args:
-        scorer: on the device that computes; it is returned to the mode (train or eval) it came in.
+        scorer: on the device that computes; its mode (train or eval) is restored.
         task: turns outputs into predictions.
-        encoded: all essays' tokens.
-        ids: all essays' ids, (N,).
-        rows: which essays, none: all.
-        precision: of the encoder.
+        encoded, ids: all essays' tokens, and their ids, (N,).
+        rows: numbers of the essays to predict; none: all.
+        precision: the encoder's.
         token_budget: tokens a batch, padding included; none: by device, see `fb3.prediction.token_budget`.
-        until: no batch is begun after this time, by time.monotonic(), and essays left then are not in the result. On a
-            GPU two batches may have been begun by then.
-        name: of the result, and of the progress bar.
+        until: the time.monotonic(), which a machine's processes share, after which no batch begins; essays left then
+            are not in the result. On a GPU two batches may have begun by then.
+        name: the result's, and the progress bar's.
         shown: False hides the progress.
-
-    Returns:
-        Unclipped predictions of `rows`, or of those that were reached.
-
-    Raises:
-        Fb3Error: memory does not suffice for one essay, or one window of it.
     """
     rows = np.arange(len(encoded.rows)) if rows is None else np.asarray(rows)
     device = next(scorer.parameters()).device
@@ -145,7 +134,7 @@ def _predict_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Rows (B,) and predictions (B, K) of batch after batch; no predictions where memory ran out.
 
-    On a GPU a batch is collated while the one before computes, and begun before that one is fetched, so that neither
+    On a GPU a batch is collated while the one before it computes, and begun before that one is fetched: neither
     waits for the other. Ends when the time is up, and after a batch by which the budget is measured.
     """
     plan = inference_batches(encoded.total_lengths, rows, budget.tokens)[: 1 if budget.measures else None]
@@ -194,11 +183,11 @@ def _begin(scorer: Scorer, task: Task, batch: Batch, device: torch.device) -> _R
 
 
 def _failed() -> None:
-    """The result of a batch that memory did not suffice for: none."""
+    """Stands for the result of a batch for which memory did not suffice."""
 
 
 def _within_memory(attempt: Callable[[], _T], device: torch.device) -> _T | None:
-    """The result of an attempt; none if memory ran out, and what it held is then free again."""
+    """The result of an attempt; none if memory ran out, after freeing the memory that it held."""
     try:
         return attempt()
     except (RuntimeError, MemoryError) as error:

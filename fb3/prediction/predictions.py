@@ -18,7 +18,7 @@ class Predictions:
         ids: (N,) texts.
         values: (N, K) float32, not clipped.
         columns: the K targets.
-        name: of the model, for messages.
+        name: the model's, for messages.
     """
 
     ids: np.ndarray
@@ -36,13 +36,8 @@ class Predictions:
 def average(members: Sequence[Predictions], weights: Sequence[float] | None = None, name: str = "") -> Predictions:
     """The weighted mean of predictions, aligned by id, in the order of the first member.
 
-    Args:
-        members: predictions of the same essays and columns, in any order.
-        weights: one for each member, none negative, not all zero; none: equal.
-        name: of the result.
-
-    Raises:
-        Fb3Error: there is no member, ids or columns differ, or the weights do not fit.
+    Weights are one for each member, not negative, not all zero; None weighs all alike. An Fb3Error where there is no
+    member, ids or columns differ, or the weights do not fit.
     """
     if not members:
         raise Fb3Error("nothing to average: no predictions")

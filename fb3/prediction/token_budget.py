@@ -14,7 +14,7 @@ from fb3.system.progress import say
 _TOKENS = {"cpu": 4096}  # measured: larger batches fall out of a CPU's cache
 _TOKENS_UNMEASURED = 16384  # on devices other than CPUs and CUDA's
 _FIRST, _MOST = 8192, 131_072  # on CUDA: the first batch, and the largest; beyond it a full chip gains nothing
-_SHARE = 0.7  # of the free memory; the rest is for kernels of other shapes, whose workspaces are larger
+_SHARE = 0.7  # share of the free memory; the rest is for other shapes, whose kernels need larger workspaces
 
 
 class MemoryMeter(Protocol):
@@ -31,11 +31,7 @@ class MemoryMeter(Protocol):
 
 
 class CudaMeter:
-    """Measures by the counts of torch's allocator, which are known without waiting for the GPU.
-
-    Args:
-        device: a GPU.
-    """
+    """Measures by the counts of torch's allocator, which are known without waiting for the GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._before = device, 0
@@ -53,12 +49,7 @@ class CudaMeter:
 
 
 class Measured(NamedTuple):
-    """A budget that was measured.
-
-    Attributes:
-        tokens: of a batch.
-        longest: tokens of the longest essay that it holds for.
-    """
+    """A measured budget: tokens a batch, and the tokens of the longest essay that it holds for."""
 
     tokens: int
     longest: int
@@ -71,10 +62,10 @@ class Budget:
     """Tokens a batch, padding included.
 
     Args:
-        tokens: to begin with.
+        tokens: the budget to begin with.
         longest: tokens of the longest essay. Its tokens take the most memory each, since attention grows with length.
         meter: measures the first batch, which decides on the others; none: `tokens` hold until memory runs out.
-        key: identifies all that the memory of a token depends on, to remember the budget by; none: it is forgotten.
+        key: names all that a token's memory depends on; the budget is remembered by it; none: it is forgotten.
         measured: remembered budgets by key.
     """
 
@@ -103,7 +94,7 @@ class Budget:
             self._meter.start()
 
     def end(self, tokens: int) -> None:
-        """Called after a batch of so many tokens, of the longest essays. A batch of few tokens tells nothing."""
+        """Called after a batch of so many tokens, of the longest essays. A much smaller batch decides nothing."""
         if self._meter and 2 * tokens >= self.tokens:
             settled = tokens_within(self._meter.used(), tokens, self._meter.free())
             self._meter = None
@@ -112,13 +103,8 @@ class Budget:
     def halve(self, lengths: np.ndarray, name: str, window: int | None = None) -> None:
         """Halves the budget after memory ran out, or the failed batch's tokens where they are fewer; that is said.
 
-        Args:
-            lengths: tokens of each essay of the batch that failed.
-            name: of the prediction, for messages.
-            window: tokens of an essay's longest window; none: essays have no windows.
-
-        Raises:
-            Fb3Error: the batch was one essay, or one window of it.
+        `lengths` are the tokens of each essay of that batch, `window` the most tokens of a window, None without
+        windows. An Fb3Error where the batch was one essay, or one window of it.
         """
         longest = int(lengths.max())
         at_once = min(self.tokens, longest * len(lengths))
@@ -137,27 +123,16 @@ class Budget:
 
 
 def tokens_within(used: int, tokens: int, free: int) -> int:
-    """Tokens a batch that take a share of the free memory, within bounds.
-
-    Args:
-        used: bytes that a batch took.
-        tokens: of that batch.
-        free: bytes that are free.
-    """
+    """Tokens a batch that take a share of the `free` bytes, within bounds, after one of `tokens` used `used` bytes."""
     return max(_FIRST, min(int(_SHARE * free * tokens) // max(used, 1), _MOST))
 
 
 def open_budget(
     scorer: Scorer, device: torch.device, precision: Precision, longest: int, given: int | None = None
 ) -> Budget:
-    """The budget for a scorer on a device.
+    """The budget for a scorer on a device, in the precision it computes in, and a longest essay of `longest` tokens.
 
-    Args:
-        scorer: in the precision it computes in.
-        device: of the scorer.
-        precision: of the encoder.
-        longest: tokens of the longest essay.
-        given: the recipe's tokens; none: by device, on CUDA by its memory.
+    `given` are the recipe's tokens; with None the device decides, on CUDA its memory.
     """
     if device.type != "cuda":
         return Budget(given or _TOKENS.get(device.type, _TOKENS_UNMEASURED))

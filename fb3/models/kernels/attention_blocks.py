@@ -1,7 +1,6 @@
-"""Attention one essay and a few heads at a time, so that their probabilities stay in a CPU's cache, with its gradient.
+"""Attention and its gradient, one essay and a few heads at a time, whose probabilities then stay in a CPU's cache.
 
-Shared by `blocked_attention`, whose logits get a bias, and `disentangled_attention`, whose logits get products with
-tables of position embeddings.
+`blocked_attention` adds a bias to the logits, `disentangled_attention` products with tables of position embeddings.
 """
 
 from typing import Any
@@ -11,10 +10,10 @@ from torch import Tensor
 
 Tables = tuple[Tensor | None, Tensor | None]  # position keys for the queries, position queries for the keys
 Block = tuple[int, slice]  # an essay, and some of its heads
-Hidden = slice | Tensor | None  # the keys of an essay that nobody may see: its padding, or any as (T,), or none
-_BLOCK_BYTES = 2**21  # of a block's probabilities: they should stay in a core's own cache
-_TILE = {torch.float32: 128, torch.float64: 128}  # tokens at a time, measured; in low precision products are cheaper
-_TILE_LOW = 512
+Hidden = slice | Tensor | None  # an essay's masked keys: a slice of padding, a mask (T,), or none
+_BLOCK_BYTES = 2**21  # size of a block's probabilities, to stay in a core's own cache
+_TILE = {torch.float32: 128, torch.float64: 128}  # tokens a tile, measured
+_TILE_LOW = 512  # for other types, in which the wasted products of longer tiles are cheap
 
 
 def head_blocks(query: Tensor) -> list[Block]:
@@ -43,7 +42,7 @@ def block_bias(bias: Tensor, block: Block) -> Tensor:
 
 
 def hidden_keys(hidden: Tensor | None, essays: int) -> list[Hidden]:
-    """Each essay's hidden keys from (B, T); a slice where they are padding, which is written faster than by a mask."""
+    """Each essay's hidden keys from (B, T); a slice, which is faster to fill than a mask, where they are its end."""
     if hidden is None:
         return [None] * essays
     lengths = (~hidden).sum(1)
@@ -53,10 +52,10 @@ def hidden_keys(hidden: Tensor | None, essays: int) -> list[Hidden]:
 
 
 def skewed(products: Tensor, tokens: int) -> Tensor:
-    """Products (N, n, n + T − 1) of n tokens in a row with a table, a row for each distance, to (N, n, T).
+    """A view (N, n, T) of products (N, n, n + T − 1): n neighbouring tokens by a table with one row for each distance.
 
-    The next token is one further from each key, so its T products begin one row earlier: token i's at n − 1 − i. That
-    is a view whose row stride is one less than the width.
+    Each token is one further from every key than the token before it. So its T products begin one column earlier, token
+    i's at n − 1 − i. A view whose row stride is one less than the width reads them all, without a copy.
     """
     count, some, width = products.shape
     return products.as_strided((count, some, tokens), (some * width, width - 1, 1), some - 1)
@@ -69,10 +68,10 @@ def block_logits(
 
     Args:
         query, key: (N, T, D).
-        tables: (N, D, 2T − 1) each or none, from the distance T − 1 down for the keys, and up for the queries.
+        tables: (N, D, 2T − 1) each or none, by distance: from T − 1 down for position keys, up to it for queries.
         bias: (1 or N, 1 or T, T), only without tables.
         hidden: keys that get the lowest number.
-        scale: of the products of queries and keys.
+        scale: factor of the products of queries and keys.
         out: takes the logits, (N, T, T).
     """
     to_keys, to_queries = tables
@@ -95,8 +94,7 @@ def block_logits(
 def _tiles(states: Tensor) -> list[tuple[slice, slice]]:
     """Runs of tokens of states (N, T, D), and the table's rows for their distances to all T.
 
-    Runs are short, since n tokens need n + T − 1 rows and each of them only T: the fewer, the fewer products go to
-    waste.
+    Short runs waste fewer products: n tokens are multiplied with n + T − 1 rows, of which each needs only T.
     """
     tokens = states.shape[1]
     some = _TILE.get(states.dtype, _TILE_LOW)
@@ -143,7 +141,7 @@ class BlockedAttention(torch.autograd.Function):
         query, key, value, *rest = ctx.saved_tensors  # read once: checkpointing recomputes them at the first access
         tables, kept = rest[:2], iter(rest[2:])
         to_query, to_key, to_value = (empty_by_token(states) for states in (query, key, value))
-        # A table's gradient is a sum over all essays: in low precision each addition would be rounded.
+        # In float32: a table's gradient is a sum over all essays, and low precision would round each addition.
         to_tables = [
             None if t is None else torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))
             for t in tables
@@ -156,7 +154,7 @@ class BlockedAttention(torch.autograd.Function):
                 drawn, factor = next(kept), 1 / (1 - ctx.dropout)
                 weights, slope = (torch.ops.aten.native_dropout_backward(t, drawn, factor) for t in (weights, slope))
             torch.bmm(weights.mT, gradient[block], out=to_value[block])
-            slope = torch._softmax_backward_data(slope, probabilities, -1, slope.dtype)  # of the logits, (N, T, T)
+            slope = torch._softmax_backward_data(slope, probabilities, -1, slope.dtype)  # gradient of the logits
             to_query[block].baddbmm_(slope, key[block], beta=0, alpha=ctx.scale)
             to_key[block].baddbmm_(slope.mT, query[block], beta=0, alpha=ctx.scale)
             sides = ((slope, query, to_query), (slope.mT, key, to_key))
@@ -167,7 +165,7 @@ class BlockedAttention(torch.autograd.Function):
 
 
 def _add_position_gradients(slope: Tensor, states: Tensor, table: Tensor, to_states: Tensor, to_table: Tensor) -> None:
-    """Adds what the logits' gradient (N, T, T) gives for states (N, T, D) and table (2T − 1, N, D), in place."""
+    """Adds the gradients of the position products, for states (N, T, D) and table (2T − 1, N, D), in place."""
     for some, distances in _tiles(states):
         products = slope.new_zeros(len(slope), some.stop - some.start, distances.stop - distances.start)
         skewed(products, states.shape[1]).copy_(slope[:, some])  # the gradient of a strided view is a strided copy

@@ -1,9 +1,9 @@
-"""Attention in bf16 on a CPU, in the place of torch's fused kernel, which gains nothing from bf16 there.
+"""Attention in bf16 on a CPU that replaces torch's fused kernel, which gains nothing from bf16 there.
 
 One essay and a few heads are computed at a time, so that their probabilities stay in the cache. For 8 essays of 512
 tokens, on two AVX-512 cores, torch's kernel takes 31 ms at 12 heads of width 32 (57 ms at width 64), this one at most
 18 ms (26 ms); with the backward pass 107 ms against 36 ms. It is registered with transformers' attention interface, so
-encoders that do not use it (T5, and all before transformers 4.56 or so) keep their own; DeBERTa's is
+encoders that do not use it (T5, and all before transformers 4.56 or so) keep their own; DeBERTa's is in
 `fb3.models.kernels.deberta`.
 """
 
@@ -20,16 +20,14 @@ from fb3.models.kernels.attention_blocks import BlockedAttention, block_bias, em
 
 _NAME = "fb3_blocked"
 _LOG2_E = math.log2(math.e)
-_SMALLEST, _LARGEST = 2.0**-100, 2.0**120  # a row's sum of powers within these has neither under- nor overflown
+_SMALLEST, _LARGEST = 2.0**-100, 2.0**120  # a row's sum of powers between these has not under- or overflowed
 
 
 def use_blocked_attention(encoder: nn.Module) -> bool:
     """Switches an encoder from torch's scaled-dot-product attention to the blocked one, in place.
 
-    On other devices, in other precisions and with dropout torch's own is the faster one, and still computes.
-
-    Returns:
-        False, and nothing has changed: the encoder or the version of transformers does not allow it.
+    On other devices, in other precisions and with dropout torch's own is faster, and still computes. Returns False,
+    with nothing changed, where the encoder or the version of transformers does not allow the switch.
     """
     try:
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -47,8 +45,7 @@ def use_blocked_attention(encoder: nn.Module) -> bool:
 def _mask(make: Callable[..., Tensor | None], *args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' mask, (B, 1, T, T), cut to (B, 1, 1, T) where all queries of an essay look at the same keys.
 
-    It is made once a forward pass and read by each layer. A trace keeps the uncut one: whether it can be cut depends on
-    the batch.
+    Each layer reads it, so a cut one is faster. A trace keeps it whole: whether it can be cut depends on the batch.
     """
     mask = make(*args, **kwargs)
     if mask is None or mask.device.type != "cpu" or torch.jit.is_tracing():
@@ -80,15 +77,9 @@ def _bias(mask: Tensor | None, query: Tensor) -> Tensor:
 
 
 def blocked_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """softmax(scale · query · keyᵀ + bias) · value, block by block.
+    """softmax(scale · query · keyᵀ + bias) · value, block by block, (B, H, T, D), laid out as (B, T, H, D).
 
-    Args:
-        query, key, value: (B, H, T, D).
-        bias: (1 or B, 1 or H, 1 or T, T); it gets no gradient.
-        scale: of the products.
-
-    Returns:
-        (B, H, T, D), laid out as (B, T, H, D).
+    Queries, keys and values are (B, H, T, D). The bias, (1 or B, 1 or H, 1 or T, T), gets no gradient.
     """
     bias = bias.expand(len(query), -1, -1, -1)
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
@@ -107,12 +98,13 @@ def _attend(
 ) -> None:
     """softmax(ln 2 · query · keyᵀ + bias) · value of a block, (N, T, D), into `out`; `buffer` takes the logits.
 
-    Where the bias only hides the keys from `length` on, their powers are set to 0 and no bias is added. They are not
-    cut off, since oneDNN compiles a kernel for each new shape.
+    Queries come multiplied by log₂ e, so that powers of two, which are cheap, are the softmax's powers of e. Where the
+    bias only hides the keys from `length` on, their powers are set to 0 and no bias is added; they are not cut off,
+    since oneDNN compiles a kernel for each new shape.
 
-    A softmax usually subtracts the row's largest logit, lest the powers overflow, and divides T · T numbers by their
-    sum. Powers of two reach from 2^-126 to 2^127, which real logits stay far within: so nothing is subtracted, and the
-    T · D results are divided. A row whose sum leaves the safe range, or that sees nothing, is computed the usual way.
+    A softmax usually subtracts the row's largest logit, lest powers overflow, and divides T · T numbers by their sum.
+    Here powers may reach from 2^-126 to 2^127, far beyond real logits: nothing is subtracted, and only the T · D
+    results are divided. A row whose sum leaves the safe range, or that sees nothing, is computed the usual way.
     """
     powers = _logits(query, key, None if length else bias, buffer).exp2_()
     if length:

@@ -1,8 +1,8 @@
 """DeBERTa-v2 and v3 (He et al. 2020, arXiv:2006.03654; 2021, arXiv:2111.09543) with `disentangled_attention`.
 
-It computes the same numbers as transformers' eager attention, at less cost: position embeddings are projected once a
-forward pass and not once an essay, for inference once for all batches (`precompute_position_tables`); no index map or
-mask of (T, T) is built; and hidden states of layers that nobody reads are not kept.
+The numbers are those of transformers' eager attention, at less cost: position embeddings are projected once a forward
+pass and not once an essay, for inference once for all batches (`precompute_position_tables`); no index map or mask of
+(T, T) is built; and the hidden states of layers are kept only where somebody reads them.
 """
 
 import inspect
@@ -28,7 +28,7 @@ try:
 except ImportError:  # another version of transformers names them differently: no module is an instance then
     DebertaV2Encoder = DisentangledSelfAttention = nn.Module
 
-_ARGUMENTS = (  # of the eager attention's forward, which the fused one replaces
+_ARGUMENTS = (  # parameters of the eager forward that the fused one replaces; other versions may differ
     "self",
     "hidden_states",
     "attention_mask",
@@ -42,9 +42,7 @@ _ARGUMENTS = (  # of the eager attention's forward, which the fused one replaces
 def use_fused_disentangled_attention(encoder: nn.Module) -> bool:
     """Switches a DeBERTa-v2 encoder to the fused attention, in place; names and weights stay.
 
-    Returns:
-        False, and nothing has changed: it is another kind of encoder, or a variant that the fused attention cannot
-        compute, which is said.
+    Returns False, with nothing changed, for another encoder, or a variant that it cannot compute, which is said.
     """
     if getattr(encoder.config, "model_type", None) != "deberta-v2":
         return False
@@ -69,9 +67,8 @@ def use_fused_disentangled_attention(encoder: nn.Module) -> bool:
 def precompute_position_tables(encoder: nn.Module) -> None:
     """Projects a fused DeBERTa's position embeddings once for all batches, in place; other encoders stay as they are.
 
-    The tables depend on weights alone, so they hold as long as these do: call it when the weights are final, under the
-    autocast that inference will use. They move with the encoder to another device or type, are no part of a checkpoint,
-    and are dropped when the encoder is set to train.
+    The tables depend on weights alone: call it when these are final, under the autocast that inference will use. Tables
+    move with the encoder to another device or type, are in no checkpoint, and are dropped when it is set to train.
     """
     stack = getattr(encoder, "encoder", None)
     if type(stack) is not FusedStack:
@@ -153,8 +150,8 @@ class FusedStack(DebertaV2Encoder):
 class FusedAttention(DisentangledSelfAttention):
     """The attention of one layer.
 
-    Buffers `position_keys` and `position_queries`, (R, H, D / H) each, are those of `precompute_position_tables`, or
-    none: then each forward pass projects the embeddings.
+    `precompute_position_tables` sets the buffers `position_keys` and `position_queries`, (R, H, D / H) each. While they
+    are None, each forward pass projects the embeddings.
     """
 
     position_keys: Tensor | None
@@ -175,7 +172,7 @@ class FusedAttention(DisentangledSelfAttention):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """States (B, T, D), mask (B, 1, 1, T), position embeddings (R, D) to (B, T, D); other arguments, eagerly."""
+        """States (B, T, D), mask (B, 1, 1, T), position embeddings (R, D) to (B, T, D); any other call runs eagerly."""
         usual = not output_attentions and query_states is None and relative_pos is None
         if not usual or attention_mask.dim() != 4 or attention_mask.shape[1:3] != (1, 1):
             return super().forward(
@@ -202,14 +199,14 @@ class FusedAttention(DisentangledSelfAttention):
         return states.unflatten(-1, (self.num_attention_heads, -1))
 
     def _position_tables(self, embeddings: Tensor, dtype: torch.dtype) -> Tables:
-        """The precomputed tables in the queries' type, else those of the position embeddings (R, D)."""
+        """The precomputed tables in the queries' type, else tables projected from the position embeddings (R, D)."""
         tables = self.position_keys, self.position_queries
         if all(table is None for table in tables):
             return self.project_positions(self.pos_dropout(embeddings))
         return tuple(None if table is None else table.to(dtype) for table in tables)
 
     def project_positions(self, embeddings: Tensor) -> Tables:
-        """Position embeddings (R, D) to position keys and queries, (R, H, D / H) each, as far as there are any."""
+        """Position embeddings (R, D) to position keys and queries, (R, H, D / H) each; none for an unused kind."""
         shared, rows = self.share_att_key, embeddings[: 2 * self.pos_ebd_size]
         to_keys = self.key_proj if shared else getattr(self, "pos_key_proj", None)
         to_queries = self.query_proj if shared else getattr(self, "pos_query_proj", None)

@@ -1,10 +1,10 @@
 """Disentangled attention (He et al. 2020, arXiv:2006.03654) without gathers, forward and backward.
 
-softmax(scale · (query · keyᵀ + query · to_keys(i − j) + key · to_queries(i − j))) · value: the second and third sum
-depend on one token's state and on the distance i − j alone. So the products of T tokens with the tables' rows for all
-2T − 1 distances hold every number of them already: token i's are T in a row, from T − 1 − i on. Reading them is a
-strided view, and its gradient a strided copy. The gather by an index map that transformers makes costs more than the
-products themselves, and its gradient adds up one number at a time.
+softmax(scale · (query · keyᵀ + query · to_keys(i − j) + key · to_queries(i − j))) · value: the second and third term
+depend on one token's state and on the distance i − j alone. So one product of the T tokens with a table that has a row
+for each of the 2T − 1 distances holds all their numbers: token i's are T neighbours, from column T − 1 − i on. Reading
+them is a strided view, and its gradient a strided copy. transformers gathers them by an index map, which costs more
+than the products themselves, and whose gradient adds up one number at a time.
 """
 
 from functools import lru_cache
@@ -30,8 +30,8 @@ try:
 except ImportError:  # another version of transformers; `use_fused_disentangled_attention` then refuses
     make_log_bucket_position = None
 
-_BLOCKED = ("cpu",)  # devices whose cache decides; others take torch's fused kernel, with the bias as its mask
-_ALIGNED = 8  # numbers; torch's memory-efficient kernel copies a mask whose rows are no multiple
+_BLOCKED = ("cpu",)  # devices whose cache sets the speed; others take torch's fused kernel, the bias as its mask
+_ALIGNED = 8  # torch's memory-efficient kernel copies a mask whose row length is no multiple of it
 
 
 def disentangled_attention(
@@ -44,20 +44,17 @@ def disentangled_attention(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """Attention with relative positions.
+    """Attention with relative positions, (B, H, T, D), laid out as (B, T, H, D).
 
     Args:
         query, key, value: (B, H, T, D); values may be of another width.
         tables: position keys and queries (R, H, D), each or none.
-        rows: of the tables, for each distance, from `rows_by_distance`.
+        rows: the tables' row for each distance, from `rows_by_distance`.
         mask: keys that may be seen, (B, T).
-        scale: of the sum of all products.
-        dropout: of the probabilities.
-
-    Returns:
-        (B, H, T, D), laid out as (B, T, H, D).
+        scale: factor of the sum of all products.
+        dropout: share of the probabilities that is set to 0.
     """
-    # The scale goes into the tables, not onto the products, which may exceed fp16 before it.
+    # The tables are scaled before they are multiplied: unscaled products may exceed fp16.
     by_distance = tuple(
         None if table is None else (table * scale).index_select(0, order)
         for table, order in zip(tables, rows, strict=True)
@@ -73,7 +70,7 @@ def disentangled_attention(
 def rows_by_distance(
     tokens: int, span: int, buckets: int, farthest: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The tables' rows for each distance i − j, (2T − 1,): from T − 1 down, for the keys, and up, for the queries."""
+    """Rows of position keys and position queries for distances i − j, (2T − 1,) each: from T − 1 down, and up to it."""
     with torch.inference_mode(False), torch.no_grad():  # no inference tensors: autograd will save them
         distances = torch.arange(1 - tokens, tokens, device=device)
         if buckets > 0 and farthest > 0:
@@ -120,7 +117,7 @@ class _PositionBias(torch.autograd.Function):
 def _at_once(
     query: Tensor, key: Tensor, value: Tensor, tables: Tables, hidden: Tensor, scale: float, dropout: float
 ) -> Tensor:
-    """By torch's fused kernel: (B, H, T, D) each, tables (2T − 1, H, D), hidden keys (B, T) to (B, H, T, D)."""
+    """Computes all in torch's fused kernel: states (B, H, T, D), tables (2T − 1, H, D), hidden keys (B, T)."""
     products = [
         None if table is None else states.transpose(0, 1).flatten(1, 2) @ table.permute(1, 2, 0)
         for states, table in zip((query, key), tables, strict=True)
@@ -132,7 +129,7 @@ def _at_once(
 def _by_blocks(
     query: Tensor, key: Tensor, value: Tensor, tables: Tables, hidden: Tensor | None, scale: float, dropout: float
 ) -> Tensor:
-    """The same as `_at_once`, one essay and a few heads at a time, for a CPU's cache."""
+    """Computes the values of `_at_once`, one essay and a few heads at a time, for a CPU's cache."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value, *tables)):
         return BlockedAttention.apply(query, key, value, *tables, None, hidden, scale, dropout)
     out, tokens, keys = empty_by_token(value), query.shape[2], hidden_keys(hidden, len(query))

@@ -1,7 +1,7 @@
 """Disentangled attention by disentangled-flash's Triton kernels, forward and backward, where they run and are right.
 
-They store nothing of (T, T). Optional (`pip install 'fb3[flash]'`), for NVIDIA GPUs from compute capability 8.0 on:
-Triton supports no T4. Elsewhere nothing of the library is imported. Before the first use on a device, its values for
+They never store a (T, T) matrix. Optional (`pip install 'fb3[flash]'`), for NVIDIA GPUs from compute capability 8.0 on:
+Triton supports no T4. Elsewhere nothing of the library is imported. Before the first use on a device, their values for
 two random essays are compared with fb3's own; kernels that are wrong or raise are refused, and torch's compute.
 """
 
@@ -27,21 +27,15 @@ _ALIGNED = 8  # rows of a table; products with other numbers of rows are slow
 _GAPS = "there is padding between an essay's tokens"
 # The trial: a span that some distances exceed; tokens enough that rounding does not decide, few enough for the memory.
 _TRIAL_SPAN, _TRIAL_HEADS, _TRIAL_TOKENS = (24, 20, 64), 2, (32, 2048)
-_TIMES, _LEAST = 3, 1e-5  # how far off it may be: times the rounding of fb3's own, and of the exact values' norm
+_TIMES, _LEAST = 3, 1e-5  # allowed error: multiple of fb3's own rounding, plus share of the exact values' norm
 
-_faults: dict[tuple, str | None] = {}  # by case, why the kernels are not used
+_faults: dict[tuple, str | None] = {}  # for each case the reason not to use the kernels, or None
 _said: set[tuple] = set()
-_last: tuple[weakref.ref, Tensor | None] | None = None  # a forward's mask and its pieces, the same for all layers
+_last: tuple[weakref.ref, Tensor | None] | None = None  # the last mask and its pieces: layers share them
 
 
 def flash_runs(query: Tensor, tables: Tables, scale: float, dropout: float) -> bool:
-    """Whether the kernels are there and right for queries (B, H, T, D) like these; a fault is said once.
-
-    Args:
-        tables: position keys and queries, each or none.
-        scale: of the sum of all products.
-        dropout: of the probabilities.
-    """
+    """Whether the kernels are there and right for inputs like these, see `flash_attention`; a fault is said once."""
     if query.device.type not in _DEVICES or query.shape[2] > _LONGEST:
         return False
     case = _case(query, tables, dropout)
@@ -57,18 +51,15 @@ def flash_runs(query: Tensor, tables: Tables, scale: float, dropout: float) -> b
 def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, tables: Tables, span: Span, mask: Tensor, scale: float, dropout: float
 ) -> Tensor | None:
-    """Attention with relative positions, as `disentangled_attention`.
+    """Attention with relative positions, (B, T, H · D); none where the kernels cannot compute it, which is said once.
 
     Args:
         query, key, value: (B, H, T, D).
         tables: position keys and queries (R, H, D), each or none.
         span: how distances become rows.
         mask: keys that may be seen, (B, 1, 1, T).
-        scale: of the sum of all products.
-        dropout: of the probabilities.
-
-    Returns:
-        (B, T, H · D); none where the kernels cannot compute it, which is said once.
+        scale: factor of the sum of all products.
+        dropout: share of the probabilities that is set to 0.
     """
     try:
         with torch.autocast(query.device.type, enabled=False):
@@ -85,7 +76,7 @@ def flash_attention(
 
 
 def _case(query: Tensor, tables: Tables, dropout: float) -> tuple:
-    """What decides which kernels are compiled; of the length, the power of two above it."""
+    """Everything that decides which kernels are compiled; the length counts by the power of two above it."""
     doublings = max(_SHORTEST, query.shape[2] - 1).bit_length()
     kinds = tuple(table is not None for table in tables)
     return query.device, query.dtype, query.shape[3], doublings, kinds, torch.is_grad_enabled(), dropout > 0
@@ -97,7 +88,7 @@ def _absent(device: torch.device) -> bool:
 
 
 def _say(query: Tensor, why: str | None) -> None:
-    """Says a fault once for a device and precision; padding with gaps, which concerns one batch, apart from it."""
+    """Says a fault once for each device and precision; padding with gaps, which concerns one batch, counts apart."""
     case = query.device, query.dtype, why == _GAPS
     if why and case not in _said:
         _said.add(case)
@@ -110,15 +101,11 @@ def _reason(error: Exception) -> str:
 
 
 def _fault(like: Tensor, tables: Tables, scale: float, dropout: float) -> str | None:
-    """Why the kernels are not to be used: they raise, or their values are not those of fb3's own; none: they are right.
+    """The reason not to use the kernels: they raise, or their values differ from fb3's own; none if they are right.
 
-    Two random essays, one of them padded, in the shapes of what comes next, so that what is compiled now is what is
-    used then. Dropout and the backward pass are run, since kernels of their own may raise there, but only the tests
-    compare them. Nobody's random numbers change.
-
-    Args:
-        like: queries (B, H, T, D), for tokens, width, precision and device.
-        tables: position keys and queries, each or none.
+    The trial takes two random essays, one of them padded, in the shapes and precision of the queries `like`: the
+    kernels compiled for it are the ones used afterwards. Dropout and the backward pass run too, since their kernels may
+    raise, but only the tests compare their values. The random state is restored.
     """
     device, dtype, width, grad = like.device, like.dtype, like.shape[3], torch.is_grad_enabled()
     with (
@@ -151,7 +138,7 @@ def _fault(like: Tensor, tables: Tables, scale: float, dropout: float) -> str | 
     real = mask[:, 0, 0].bool()
     off, usual = ((values.detach().double() - exact)[real].norm().item() for values in (found, rounded))
     least = max(_LEAST, torch.finfo(dtype).eps) * exact[real].norm().item()
-    right = off <= _TIMES * usual + least  # False also where it is no number
+    right = off <= _TIMES * usual + least  # False for NaN too
     return None if right else f"off by {off:.1e} in the values, fb3's own by {usual:.1e}"
 
 
@@ -165,19 +152,19 @@ def _own_values(states: list[Tensor], tables: Tables, mask: Tensor, scale: float
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, tables: Tables, span: Span, mask: Tensor, scale: float, dropout: float
 ) -> Tensor | None:
-    """As `flash_attention`; none for a mask with gaps where a gradient or dropout is wanted.
+    """Computes `flash_attention`; none for a mask with gaps where a gradient or dropout is wanted.
 
-    The backward kernels for padded batches would be compiled anew for each batch size and length; those for essays
-    packed in a row are not. So a batch goes to these as it lies in memory, the padding behind each essay as an essay of
-    its own, and nothing is copied.
+    The backward kernels for padded batches would be compiled anew for each batch size and length, the kernels for
+    packed essays are not. So a batch is passed as packed, just as it lies in memory: the padding behind each essay
+    counts as an essay of its own, and nothing is copied.
     """
     from disentangled_flash.training._kernels import training_attention, training_attention_packed
 
     tokens, grad = query.shape[2], torch.is_grad_enabled()
     first, count, local, band = _plan(tokens, *span, query.device)
     tables = tuple(t if t is None else t[first : first + count].transpose(0, 1) for t in tables)
-    # The kernels scale the sum of all products, which may exceed fp16 before. So there queries, keys and tables carry a
-    # power of two near the scale's root, which costs no digits.
+    # The kernels scale the sum of all products, which may exceed fp16 before that. So in fp16 queries, keys and tables
+    # are first multiplied by a power of two near the scale's root, which rounds nothing.
     half = 2.0 ** round(math.log2(scale) / 2) if query.dtype == torch.float16 else 1.0
     if half != 1:
         query, key, tables = query * half, key * half, tuple(t if t is None else t * half for t in tables)
@@ -202,7 +189,7 @@ def _attend(
 
 
 def _current(device: torch.device) -> AbstractContextManager:
-    """Makes a GPU the current one, on which Triton launches wherever the tensors are; autograd's threads do so too."""
+    """Makes a GPU the current one: Triton launches there, not where the tensors are. Autograd does it by itself."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -215,7 +202,7 @@ def _schedules(query: Tensor, grad: bool) -> dict[str, Any]:
         sequence_length=query.shape[2],
         head_dim=query.shape[3],
         dtype=str(query.dtype)[6:],
-        batch_heads=None,  # given, a batch of few essays would get kernels of its own
+        batch_heads=None,  # a number would compile other kernels for small batches
         resources=DeviceResources.current(query.device),
     )
     if not grad:
@@ -226,11 +213,9 @@ def _schedules(query: Tensor, grad: bool) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _plan(tokens: int, span: int, buckets: int, farthest: int, device: torch.device) -> tuple[int, int, Tensor, Any]:
-    """The part of a table that T tokens need, and how to read it.
+    """The part of a table that T tokens need: its first row, its number of rows, each distance's row in it, (2T − 1,).
 
-    Returns:
-        Its first row; the number of its rows; the row of each distance in it, (2T − 1,); and the library's
-        `gradient_band`, by which the backward pass writes each row's gradient once.
+    Fourth is the library's `gradient_band`, by which the backward pass writes each row's gradient once.
     """
     from disentangled_flash.position import gradient_band
 
@@ -244,9 +229,9 @@ def _plan(tokens: int, span: int, buckets: int, farthest: int, device: torch.dev
 
 
 def _pieces(mask: Tensor) -> Tensor | None:
-    """Where essays, and the padding behind each, begin among B · T tokens, (2B + 1,); none for a mask with gaps.
+    """The starts of essays, and of each one's padding, among B · T tokens, (2B + 1,); none for a mask with gaps.
 
-    Looking waits for the GPU, so it is done once a forward pass: all layers get the same mask.
+    Reading the mask waits for the GPU, so it is done once a forward pass: all layers get the same mask.
     """
     global _last
     last = _last

@@ -1,11 +1,11 @@
 """Linear layers in int8 for inference on a CPU, about twice as fast as in bf16. The rest of an encoder stays as it is.
 
-- Activations get uint8 by static scales, measured beforehand on training essays: a scale by batch would make an
-  essay's score depend on the essays beside it. Weights get int8 by a scale for each row (Jacob et al. 2018,
+- Activations become uint8 by static scales, measured beforehand on training essays: a scale for each batch would make
+  an essay's score depend on the essays beside it. Weights become int8 by a scale for each row (Jacob et al. 2018,
   arXiv:1712.05877).
-- An encoder has a few channels of large numbers, and a scale for all channels would leave the others no digits. So each
-  channel is divided by the square root of its largest number, and its weights are multiplied by it, which changes no
-  product (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438).
+- An encoder has a few channels of large numbers, and one scale for all would round the other channels to few levels. So
+  each channel is divided by the square root of its largest number, and its weights are multiplied by that root, which
+  changes no product (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438).
 - Rounding shifts the mean of the vectors that the head reads. The mean shift is measured and added back (after Nagel
   et al. 2019, arXiv:1906.04721, who correct each layer).
 """
@@ -22,14 +22,14 @@ from fb3.models.kernels.packed_linear import TOKENS, linears_before_gelu, linear
 from fb3.models.scorer import Scorer
 from fb3.system.progress import say
 
-# By a linear layer's name in the scorer, the least and the largest number of its input: (2, C), of each channel, or
-# (2, 1) where the input comes in uint8 from the layer before. Beside them the shift.
+# The least and largest input of each linear layer, by its name in the scorer: (2, C) for each channel, or (2, 1) where
+# the input comes in uint8 from the layer before; and the shift.
 Scales = dict[str, Tensor]
 SHIFT = "shift"  # the key of the correction that is added to the vectors the head reads, (D,)
 _LEVELS = 255
 _SAMPLED = 2**16  # numbers sampled from each batch, to search the best range with
 _TINY = torch.finfo(torch.float32).tiny
-_FLATTEST = 1e-3  # least share of the largest channel: else a dead channel's weights would be multiplied without bound
+_FLATTEST = 1e-3  # least share of the largest channel: a channel that was 0 in the measurement must not be divided by 0
 
 
 class InputScale(NamedTuple):
@@ -44,7 +44,7 @@ class InputScale(NamedTuple):
 
 
 class Quantiser:
-    """Float states to uint8. Remembers the last, since query, key and value read the same states."""
+    """Turns float states into uint8; remembers the last result, since query, key and value read the same states."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, InputScale, Tensor] | None = None
@@ -106,12 +106,7 @@ class Int8Linear(nn.Module):
 
 
 class BiasCorrection(nn.Module):
-    """Adds back the mean shift of rounding to the pooled vector, before the scorer's own `beside` reads it.
-
-    Args:
-        beside: the scorer's, which joins the text's statistics or nothing.
-        shift: (D,).
-    """
+    """Corrects the pooled vector by the mean shift of rounding, (D,), before the scorer's own `beside` reads it."""
 
     def __init__(self, beside: nn.Module, shift: Tensor) -> None:
         super().__init__()
@@ -123,14 +118,9 @@ class BiasCorrection(nn.Module):
 
 
 def observe(scorer: Scorer, run: Callable[[], object]) -> tuple[Scales, Tensor]:
-    """Measures the inputs of the linear layers in a scorer's encoders, and the vectors that its head reads.
+    """Measures the inputs of the linear layers in a float32 scorer's encoders, and the vectors that its head reads.
 
-    Args:
-        scorer: in float32.
-        run: predicts essays from the scorer's training set.
-
-    Returns:
-        The scales, without the shift; and the mean of the vectors, (D,).
+    `run` predicts essays of its training set. Returns the scales, without the shift, and the vectors' mean, (D,).
     """
     observers: dict[str, _RangeObserver] = {}
     vectors: list[Tensor] = []
@@ -149,11 +139,7 @@ def observe(scorer: Scorer, run: Callable[[], object]) -> tuple[Scales, Tensor]:
 
 
 class _RangeObserver:
-    """A forward pre-hook that notes the range of a linear layer's input.
-
-    Args:
-        per_tensor: one range for all channels.
-    """
+    """A forward pre-hook that notes the range of a linear layer's input; with `per_tensor`, one for all channels."""
 
     def __init__(self, per_tensor: bool) -> None:
         self.per_tensor = per_tensor
@@ -169,8 +155,8 @@ class _RangeObserver:
     def bounds(self) -> Tensor:
         """The range of each channel, (2, C), or of all, (2, 1).
 
-        The range of all is cut to the least mean square error: a few large numbers that are cut off leave the many
-        small ones more digits.
+        The range of all is cut where the mean square error is least: clipping a few large numbers leaves the many small
+        ones more levels.
         """
         ranges = torch.stack(self.ranges).float()
         least, most = ranges[:, 0].amin(0), ranges[:, 1].amax(0)
@@ -192,22 +178,17 @@ def _error(numbers: Tensor, bounds: Tensor) -> float:
 def quantise(scorer: Scorer, scales: Scales) -> bool:
     """Replaces the linear layers that have scales by int8 ones, in place, and adds the shift before the head.
 
-    Args:
-        scorer: on a CPU; the rest of its encoders keeps the precision that it has.
-        scales: as `observe` gives them, with the shift.
-
-    Returns:
-        False, and nothing has changed: torch lacks the kernels, or the encoder reads its layers' weights itself, which
-        is said.
+    The scorer is on a CPU, and the rest of its encoders keeps its precision. Returns False, with nothing changed, where
+    torch lacks the kernels or an encoder reads its layers' weights itself; that is said.
     """
     done: list[tuple[nn.Module, dict[str, nn.Module]]] = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces the end of quantize_per_tensor; then bf16 will compute
+            warnings.simplefilter("ignore")  # torch deprecates quantize_per_tensor; without it bf16 computes
             for prefix, tower in scorer.towers().items():
                 done.append((tower.encoder, replace(tower.encoder, _in_int8(tower.encoder, scales, prefix))))
             scorer.beside = BiasCorrection(scorer.beside, scales[SHIFT])
-    except Exception as error:  # of any kind: the encoder's own code runs here; int8 is for speed only
+    except Exception as error:  # anything may be raised: the encoder's own code runs here; int8 is for speed only
         for encoder, former in done:
             set_modules(encoder, former)
         say(f"{type(scorer.encoder).__name__}: not in int8 ({one_line(error)})")

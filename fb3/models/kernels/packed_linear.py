@@ -1,7 +1,7 @@
 """Linear layers for inference in bf16 on a CPU: weights packed once for oneDNN's matrix kernel, GELU inside it.
 
-nn.Linear packs the weights anew for each batch, and a GELU of its own reads and writes the widest states of the encoder
-once more. For 4,096 tokens at 384 → 1,536, on one AVX-512 core, a linear layer and GELU take 17.0 ms, this one 13.3 ms.
+nn.Linear packs the weights anew for each batch, and a separate GELU reads and writes the encoder's widest states once
+more. For 4,096 tokens at 384 → 1,536, on one AVX-512 core, a linear layer and GELU take 17.0 ms, this one 13.3 ms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from fb3.errors import one_line
 from fb3.system.file_names import PADDED
 from fb3.system.progress import say
 
-TOKENS = 4096  # of a batch: oneDNN picks the packing for this number; others work too
+TOKENS = 4096  # tokens of a batch for which oneDNN picks the packing; other numbers work too
 
 
 class PackedLinear(nn.Module):
@@ -40,8 +40,8 @@ class PackedLinear(nn.Module):
 def pack_linears(encoder: nn.Module) -> None:
     """Packs an encoder's linear layers, in place, if they are in bf16 on a CPU.
 
-    An encoder that reads its layers' weights itself stays as it is, and so does any where torch lacks the kernels: a
-    trial pass finds out, and that is said.
+    A trial pass shows whether torch has the kernels, and whether the encoder reads its layers' weights itself; then it
+    stays as it is, which is said.
     """
     linears = linears_of(encoder)
     weights = [linear.weight for linear in linears.values()]
@@ -53,7 +53,7 @@ def pack_linears(encoder: nn.Module) -> None:
         for name, linear in linears.items():
             packed[name] = PackedLinear(linear, "gelu" if name in gelus else "none")
         replace(encoder, packed)
-    except Exception as error:  # of any kind: the encoder's own code runs here; packing is for speed only
+    except Exception as error:  # anything may be raised: the encoder's own code runs here; packing is for speed only
         say(f"{type(encoder).__name__}: its linear layers stay as they are ({one_line(error)})")
 
 
@@ -71,13 +71,9 @@ def linears_before_gelu(encoder: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def replace(encoder: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Replaces modules of an encoder by name, and tries the encoder on a few tokens.
+    """Replaces modules of an encoder by name, tries it on a few tokens, and returns the former modules.
 
-    Returns:
-        The former modules by name.
-
-    Raises:
-        Exception: of any kind, by the encoder's own code; the former modules are then back.
+    Where the trial raises, by the encoder's own code, the former modules are put back first.
     """
     former = {name: encoder.get_submodule(name) for name in modules}
     set_modules(encoder, modules)

@@ -61,17 +61,9 @@ POOLINGS: dict[str, Callable[..., Pooling]] = {
 def build_pooling(
     settings: PoolingSettings, hidden: int, depth: int, *, vocabulary: int = 0, prompt: range = range(0)
 ) -> Pooling:
-    """The pooling of a recipe.
+    """The pooling of a recipe, for an encoder of width `hidden` with `depth` layers and `vocabulary` word embeddings.
 
-    Args:
-        settings: its kind and settings.
-        hidden: width D of the encoder.
-        depth: layers of the encoder.
-        vocabulary: number of its word embeddings.
-        prompt: positions of the targets' tokens.
-
-    Raises:
-        Fb3Error: more layers are asked for than the encoder has.
+    `prompt` holds the positions of the targets' tokens. An Fb3Error where more layers are wanted than there are.
     """
     own = settings.model_dump(exclude={"kind"})
     if own.get("layers", 0) > depth:

@@ -1,4 +1,4 @@
-"""An encoder whose states a backend computes, called as the encoder itself."""
+"""An encoder whose states a backend computes; it is called like the encoder itself."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,10 +19,10 @@ class BackendEncoder(nn.Module):
     """An encoder whose states a backend computes, until it fails; from then on torch does.
 
     Args:
-        encoder: torch's, kept for that and because the backend may share its weights' memory.
+        encoder: torch's, kept for a failure, and since the backend may share its weights' memory.
         reads: the part of its output that the pooling reads.
         run: the backend.
-        name: of the fold, for messages.
+        name: the fold's, for messages.
     """
 
     def __init__(self, encoder: nn.Module, reads: str, run: Run, name: str) -> None:
@@ -44,8 +44,7 @@ class BackendEncoder(nn.Module):
     def check(self, tolerance: float) -> None:
         """Compares the states of two made-up texts with torch's: a conversion may hold only for the shapes it saw.
 
-        Raises:
-            ValueError: the states differ by more than `tolerance`, relative to their norm.
+        A ValueError where they differ by more than `tolerance`, relative to their norm.
         """
         config = self.encoder.config
         window = next((w for name in _WINDOWS if isinstance(w := getattr(config, name, None), int)), 0)

@@ -27,14 +27,9 @@ _TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
 
 
 def pick_backend(wish: str, device: torch.device) -> tuple[Backend, str]:
-    """Resolves `auto`, and replaces a backend that is not available by torch.
+    """The backend for a recipe's `predict.backend` on a device, and the reason why it is another one, or "".
 
-    Args:
-        wish: predict.backend.
-        device: the device that computes.
-
-    Returns:
-        The backend, and the reason why it is not the wish; empty if it is.
+    Resolves `auto`, and replaces a backend that is not available by torch.
     """
     if wish == "auto":
         wish = _AUTO if device.type == "cpu" else "torch"
@@ -53,8 +48,7 @@ def pick_backend(wish: str, device: torch.device) -> tuple[Backend, str]:
 def tell_backends(recipes: Iterable[Recipe], device: torch.device | str, strict: bool = False) -> None:
     """Says, once for all folds, that torch computes instead of the backend that a recipe names.
 
-    Raises:
-        Fb3Error: instead, with `strict`, if the library is missing.
+    With `strict`, a missing library raises an Fb3Error instead.
     """
     device = torch.device(device)
     for wish in dict.fromkeys(recipe.predict.backend for recipe in recipes):
@@ -66,16 +60,10 @@ def tell_backends(recipes: Iterable[Recipe], device: torch.device | str, strict:
 
 
 def use_backend(scorer: Scorer, backend: Backend, precision: Precision, name: str) -> bool:
-    """Lets a backend compute a scorer's encoders, in place. A failure is said, and torch computes.
+    """Lets a backend compute a scorer's encoders, in place; False, with nothing changed, where torch has to compute.
 
-    Args:
-        scorer: as `load_fold` gives it: float32, on the CPU, in eval mode.
-        backend: as `pick_backend` gives it.
-        precision: of the encoder, if the library and the chip have it.
-        name: of the fold, for messages.
-
-    Returns:
-        False, and nothing has changed: torch will compute.
+    The scorer comes from `load_fold`: float32, on the CPU, in eval mode. The precision is used if the library and the
+    chip have it. A failure is said, under the fold's `name`.
     """
     if backend == "torch":
         return False

@@ -15,7 +15,7 @@ _ATTRIBUTE = {"last": "last_hidden_state", "pooler": "pooler_output"}
 
 
 def as_output(reads: str, states: Sequence[Tensor]) -> SimpleNamespace:
-    """States (B, T, D), or vectors (B, D), in the form of an encoder's output, with only the part the pooling reads."""
+    """States (B, T, D), or vectors (B, D), as an encoder's output that has only the part that the pooling reads."""
     if reads == "layers":
         return SimpleNamespace(hidden_states=tuple(states), last_hidden_state=states[-1])
     return SimpleNamespace(**{_ATTRIBUTE[reads]: states[0]})
@@ -24,8 +24,8 @@ def as_output(reads: str, states: Sequence[Tensor]) -> SimpleNamespace:
 class FunctionalEncoder(nn.Module):
     """`forward(input_ids, attention_mask, *weights)` returns the states that a pooling reads, as a tuple.
 
-    Attention is traced in the form that a library can convert: blocked attention is torch's own in fp32, and a
-    DeBERTa's fused one gives way to transformers'.
+    Attention is traced in a form that a library can convert: in fp32 blocked attention is torch's own, and DeBERTa's
+    fused one gives way to transformers'.
 
     Args:
         encoder: in float32, on the CPU, in eval mode.
@@ -39,7 +39,7 @@ class FunctionalEncoder(nn.Module):
         buffers = (buffer for buffer in encoder.buffers() if buffer.is_floating_point())
         self.weights = [weight.detach() for weight in (*encoder.parameters(), *buffers)]
         shapes = [tuple(weight.shape) for weight in self.weights]
-        self.key = f"{reads} {shapes} {encoder.config.to_json_string(use_diff=False)}"  # encoders with it convert alike
+        self.key = f"{reads} {shapes} {encoder.config.to_json_string(use_diff=False)}"  # equal keys, equal graphs
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """Ids and mask (B, T), and tensors in the order of `weights`, to states; without tensors, the encoder's own."""

@@ -15,7 +15,7 @@ from fb3.system.devices import Precision
 _OPSET = 17
 _INPUTS = ["input_ids", "attention_mask"]
 _ERRORS_ONLY = 3  # onnxruntime's log severity
-_graphs: dict[str, tuple[bytes, list[int]]] = {}  # by `FunctionalEncoder.key`: the graph, the numbers of its weights
+_graphs: dict[str, tuple[bytes, list[int]]] = {}  # graphs and the numbers of their weights, by `key`
 
 
 def bind(encoder: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, Tensor], list[Tensor]]:
@@ -27,7 +27,7 @@ def bind(encoder: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, 
     options.log_severity_level = _ERRORS_ONLY
     graph, read = _graphs[encoder.key]
     arrays = [encoder.weights[number].contiguous().numpy() for number in read]
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]  # they share the encoder's memory
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]  # without copying
     options.add_external_initializers([_name(number) for number in read], values)
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
@@ -46,7 +46,7 @@ def _name(number: int) -> str:
 def _convert(encoder: FunctionalEncoder) -> tuple[bytes, list[int]]:
     """The graph, whose weights are external initializers, and the numbers of the weights that it reads.
 
-    So it stays under the 2 GB that a protobuf may have, whatever the encoder's size.
+    External weights keep it under a protobuf's limit of 2 GB, whatever the encoder's size.
     """
     example, file = encoder.example(), io.BytesIO()
     names = [_name(number) for number in range(len(encoder.weights))]

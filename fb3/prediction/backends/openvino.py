@@ -14,7 +14,7 @@ from fb3.prediction.backends.functional_encoder import FunctionalEncoder
 from fb3.system.devices import Precision
 
 _HINTS = (("BF16", "bf16"), ("FP16", "f16"))  # capability of a chip, hint; AMX is faster in bf16, so it comes first
-_graphs: dict[str, openvino.Model] = {}  # by `FunctionalEncoder.key`
+_graphs: dict[str, openvino.Model] = {}  # converted encoders, by `FunctionalEncoder.key`
 
 
 def bind(encoder: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, Tensor], list[Tensor]]:
@@ -32,7 +32,7 @@ def bind(encoder: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, 
     request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def run(input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
-        found = request.infer([input_ids.numpy(), attention_mask.numpy()])  # copies, since it reuses its memory
+        found = request.infer([input_ids.numpy(), attention_mask.numpy()])  # copies: the request reuses its memory
         return [torch.from_numpy(found[place]) for place in range(len(found))]
 
     return run
@@ -42,12 +42,12 @@ def bind(encoder: FunctionalEncoder, precision: Precision) -> Callable[[Tensor, 
 def _convert(encoder: FunctionalEncoder) -> openvino.Model:
     """The graph, with weights as parameters.
 
-    It calls the frontend itself: `openvino.convert_model` does so too, and then optimises the graph for several times
-    as long, which compiling does anyway.
+    Calls the frontend itself: `openvino.convert_model` does so too, but then spends several times as long on
+    optimising the graph, which compiling does anyway.
     """
     example = (*encoder.example(), *encoder.weights)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about values that the trace fixes; `BackendEncoder.check` finds wrong ones
+        warnings.simplefilter("ignore")  # ignores that the trace fixes values; `BackendEncoder.check` finds wrong ones
         traced = torch.jit.trace(encoder, example, check_trace=False, strict=False)
         decoder = TorchScriptPythonDecoder(traced, example_input=example)  # a name keeps it alive; `load` does not
         frontend = FrontEndManager().load_by_framework("pytorch")
