@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 
 class RuleError(Fb3Error):
-    """Settings of the right types that a rule refuses, mostly because they do not go together."""
+    """Settings have the right types, but a rule refuses them, mostly because they do not go together."""
 
 
 def shortened(text: str, longest: int = 200) -> str:

@@ -33,29 +33,17 @@ class Bundle:
             yield run["name"], path, [fold_folder(path, number) for number in run["folds"]]
 
     def members(self) -> list[Member]:
-        """The runs with their recipes.
-
-        Raises:
-            Fb3Error: the bundle holds no run, or a recipe cannot be read.
-        """
+        """The runs with their recipes; an Fb3Error where there is no run, or a recipe cannot be read."""
         self.check_trained()
         return [Member(name, path, load_recipe(path / RECIPE), folds) for name, path, folds in self.runs()]
 
     def check_trained(self) -> None:
-        """Refuses a bundle of `--source-only`, which cannot predict.
-
-        Raises:
-            Fb3Error: the bundle holds no run.
-        """
+        """Refuses a bundle of `--source-only`: it holds no run, so it cannot predict."""
         if not self.manifest["runs"]:
             raise Fb3Error(f"{self.path}: {SOURCE_ONLY}")
 
     def check_fold(self, folder: Path) -> None:
-        """Compares a fold's files with the manifest, except its int8 scales, which prediction can do without.
-
-        Raises:
-            Fb3Error: as `check` does.
-        """
+        """Compares a fold's files with the manifest, see `check`, except its int8 scales, which are optional."""
         self.check_below(folder, [FOLD_JSON, WEIGHTS], skip=INT8)
 
     def check_below(self, folder: Path, required: Iterable[str], skip: str = "") -> None:
@@ -67,7 +55,7 @@ class Bundle:
             skip: name of a file that its reader checks.
 
         Raises:
-            Fb3Error: as `check` does.
+            Fb3Error: see `check`.
         """
         start = folder.relative_to(self.path).as_posix() + "/"
         below = [name for name in self.manifest["files"] if name.startswith(start) and name != start + skip]
@@ -75,11 +63,7 @@ class Bundle:
             self.check(name)
 
     def check(self, name: str) -> None:
-        """Compares a file with the manifest.
-
-        Raises:
-            Fb3Error: the file is missing, is not the packed one, or would lie outside the bundle.
-        """
+        """Compares a file with the manifest; an Fb3Error where it is missing, changed, or outside the bundle."""
         entry = self.manifest["files"].get(name)
         if not _inside(name) or not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
             what = f"{name!r} in it is missing, leads out of the bundle, or lacks size or sha256"

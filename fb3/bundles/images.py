@@ -109,11 +109,7 @@ def read_image(path: str | Path, python: str | None = None) -> Image:
 
 
 def find_image(name: str) -> Image:
-    """Reads an image's list by its path, or by its name in the repository's wheels/images.
-
-    Raises:
-        Fb3Error: there is no such list.
-    """
+    """Reads an image's list by path, or by name in the repository's wheels/images; an Fb3Error if there is none."""
     known = {path.stem: path for path in sorted(RECORDED.glob("*.txt"))}
     path = known.get(name, Path(name))
     if not path.is_file():

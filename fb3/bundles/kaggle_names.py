@@ -12,11 +12,7 @@ _SLUG = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 
 
 def dataset_metadata(id: str, title: str | None) -> dict[str, Any]:
-    """The content of dataset-metadata.json.
-
-    Raises:
-        Fb3Error: Kaggle would refuse the id or the title.
-    """
+    """The content of dataset-metadata.json; an Fb3Error where Kaggle would refuse the id or the title."""
     slug = check_reference(id, "--id")
     title = slug if title is None else title
     if title != " ".join(title.split()) or not title.isprintable():
@@ -53,11 +49,7 @@ def default_slug(name: str) -> str:
 
 
 def check_file_names(names: Iterable[str]) -> None:
-    """Refuses paths with characters that Kaggle refuses.
-
-    Raises:
-        Fb3Error: names the first such path.
-    """
+    """Refuses paths with characters that Kaggle refuses; the error names the first such path."""
     for name in names:
         if bad := re.search(r"[^A-Za-z0-9._+/ -]", name):
             raise Fb3Error(f"{name}: Kaggle refuses the character {bad[0]!r} in a file's name; pack the bundle anew")

@@ -49,10 +49,8 @@ def replay(data: Path | None, essays: int = ESSAYS) -> PackingStep:
 def replay_fold(member: Member, folder: Path, data: Path, essays: int, half: bool = False) -> float:
     """Predicts some essays of one fold again, in a run folder or a bundle; returns the largest difference.
 
-    A bundle does not say in which precision its runs were trained: the recipe's is assumed, or bf16 for `auto`.
-
-    Args:
-        half: whether the weights were packed in fp16.
+    A bundle does not say in which precision its runs were trained: the recipe's is assumed, or bf16 for `auto`; fp16 at
+    best where the weights were packed in `half` precision.
 
     Raises:
         Fb3Error: the difference is larger than the precision allows.

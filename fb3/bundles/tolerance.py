@@ -18,7 +18,7 @@ _STD = 0.5  # smaller than the targets' in FB3, 0.57 to 0.73, so that the range 
 # Largest root mean square, as a share of the predictions' spread. A model that has learned little predicts nearly the
 # same for every essay, so that shuffled rows differ by little; bf16 alone gives about 0.01 of the spread.
 _SPREAD_SHARE = 0.25
-_NOISE_SHARE = 0.1  # of the tolerance: a root mean square below it is never refused
+_NOISE_SHARE = 0.1  # share of the tolerance; a smaller root mean square always passes
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def lock_text(image: Image, backend: str | None = None) -> str:
     """The content of the image's lock file, or of its lock file for a backend.
 
     Raises:
-        Fb3Error: as `resolve` does, or there is no such backend.
+        Fb3Error: see `resolve`; also for an unknown backend.
     """
     if backend and backend not in BACKENDS:
         raise Fb3Error(f"--backend {backend}: not known; there are {', '.join(BACKENDS)}")
@@ -68,11 +68,7 @@ def lock_text(image: Image, backend: str | None = None) -> str:
 
 
 def _in_image(image: Image, requirement: Requirement, asker: str) -> bool:
-    """Whether the image has a required package.
-
-    Raises:
-        Fb3Error: the image has it in a version that does not meet the requirement.
-    """
+    """Whether the image has a required package; refuses a version there that does not meet the requirement."""
     have = image.packages.get(canonicalize_name(requirement.name))
     if have is not None and not image.satisfies(requirement):
         raise Fb3Error(

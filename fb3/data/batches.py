@@ -60,9 +60,9 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
 
     Returns:
         input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given. With windows, W in all and at
-        most V an essay: input_ids and attention_mask (W, T), windows (B, V), each essay's numbers among the W, and
-        window_mask (B, V), 1 where there is a window. statistics (B, S) where the recipe wants them. A second encoder's
-        tensors have names of their own, such as second_input_ids.
+        most V an essay: input_ids and attention_mask (W, T), windows (B, V), the places of an essay's windows among the
+        W, and window_mask (B, V), 1 where there is a window. statistics (B, S) where the recipe wants them. A second
+        encoder's tensors have names such as second_input_ids.
     """
     import torch
 
@@ -84,7 +84,7 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
 
 
 def on_device(batch: Batch, device: "torch.device") -> Batch:
-    """The batch on the device that computes; a GPU copies it from pinned memory, and nobody waits for the copy."""
+    """The batch on the device that computes; a GPU copies it from pinned memory, and the CPU does not wait."""
     cuda = device.type == "cuda"
     batch = pinned(batch) if cuda else batch
     return {name: value.to(device, non_blocking=cuda) for name, value in batch.items()}

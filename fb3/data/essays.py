@@ -25,7 +25,7 @@ def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | N
         Id and text as str, scores as float32, `fold` as int; other columns are left out.
 
     Raises:
-        Fb3Error: as `read_table`; empty or duplicate ids; scores that are no number or out of range.
+        Fb3Error: see `read_table`; also empty or duplicate ids, scores that are no number or out of range.
     """
     path = Path(path)
     targets = list(data.target_columns) if task else []

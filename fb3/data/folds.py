@@ -37,7 +37,7 @@ def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
     """Splits essays, stratified on all target columns (Sechidis et al. 2011); a `fold` column is honoured instead.
 
     Args:
-        essays: as `read_essays` returns them, with scores.
+        essays: the table of `read_essays`, with scores.
         recipe: its `folds` group says how many folds, or how large a holdout.
 
     Raises:
@@ -70,14 +70,9 @@ def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
 
 
 def _as_classes(targets: np.ndarray, parts: int) -> np.ndarray:
-    """One binary label for each distinct score, or bin of scores, of each column: the stratifier balances labels.
+    """Binary labels (N, L) of targets (N, K): one for each distinct score, or bin of scores, of each column.
 
-    Args:
-        targets: (N, K).
-        parts: how many the rows are split into.
-
-    Returns:
-        (N, labels of all columns).
+    The stratifier balances labels. `parts`: how many the rows are split into.
     """
     columns = [_binned(column, parts) for column in targets.T]
     labels = [(column[:, None] == np.unique(column)).astype(int) for column in columns]
@@ -104,7 +99,7 @@ def _binned(column: np.ndarray, parts: int) -> np.ndarray:
 
 
 def splits_from_numbers(numbers: np.ndarray) -> list[FoldSplit]:
-    """Splits by each essay's fold number; −1 stands for a training essay of every fold, as a holdout has them."""
+    """Splits by each essay's fold number; −1 marks an essay that every fold trains on, as with a holdout."""
     rows = np.arange(len(numbers))
     return [FoldSplit(int(n), rows[numbers != n], rows[numbers == n]) for n in sorted(set(numbers[numbers >= 0]))]
 
@@ -118,11 +113,7 @@ def fold_table(essays: pd.DataFrame, splits: list[FoldSplit], id_column: str) ->
 
 
 def read_folds(path: Path, essays: pd.DataFrame, id_column: str) -> list[FoldSplit]:
-    """The splits of a folds.csv, matched to the essays by id.
-
-    Raises:
-        Fb3Error: the file cannot be read, or the ids differ.
-    """
+    """The splits of a folds.csv, matched to the essays by id; an Fb3Error where it cannot be read or ids differ."""
     table = read_table(path, [id_column, FOLD_COLUMN])
     check_ids(table[id_column], path)
     numbers = np.array(whole_numbers(table[FOLD_COLUMN], path))

@@ -98,11 +98,7 @@ class _Rows:
 
 
 def _checked_names(header: list[str], path: Path) -> list[str]:
-    """The columns' names without empty ones at the end, which spreadsheets leave where a column was deleted.
-
-    Raises:
-        Fb3Error: another separator or encoding, or a name that stands there twice.
-    """
+    """Drops empty names at the end, which spreadsheets leave where a column was deleted; refuses a broken header."""
     if "\0" in "".join(header):
         raise Fb3Error(f"{path}: has NULs in its header; is it UTF-16? Save it as UTF-8")
     if other := next((words for mark, words in _SEPARATORS.items() if len(header) == 1 and mark in header[0]), None):
@@ -114,11 +110,7 @@ def _checked_names(header: list[str], path: Path) -> list[str]:
 
 
 def whole_numbers(cells: pd.Series, path: Path) -> list[int]:
-    """Fold numbers of folds.csv and oof.csv: whole numbers from −1 up.
-
-    Raises:
-        Fb3Error: a cell holds none; names the first.
-    """
+    """Fold numbers of folds.csv and oof.csv, whole numbers from −1 up; an Fb3Error names the first other cell."""
     bad = np.flatnonzero(~cells.str.fullmatch(r"-1|[0-9]{1,6}").to_numpy(bool))
     if len(bad):
         raise Fb3Error(
@@ -134,7 +126,7 @@ def parse_numbers(
     """Some columns of a table as numbers, exactly as they are written.
 
     Args:
-        table: as `read_table` returns it, or rows of it.
+        table: a table of `read_table`, or rows of it.
         id_column: names the row in the error.
         columns: K of them.
         path: the table's file, for the error.
@@ -175,7 +167,7 @@ def read_numbers(path: Path, id_column: str, columns: Sequence[str]) -> pd.DataF
     """Ids, fold numbers and float64 columns of a run's oof.csv.
 
     Raises:
-        Fb3Error: what `read_table`, `check_ids`, `whole_numbers` and `parse_numbers` refuse.
+        Fb3Error: see `read_table`, `check_ids`, `whole_numbers` and `parse_numbers`.
     """
     table = read_table(path, [id_column, FOLD_COLUMN, *columns])
     check_ids(table[id_column], path)

@@ -45,11 +45,9 @@ class _Essay:
         return np.array([len(sentence.split()) for sentence in self.sentences])
 
     def per_word(self, count: int) -> float:
-        """A count per word of the essay."""
         return count / max(1, len(self.words))
 
     def per_sentence(self, count: int) -> float:
-        """A count per sentence of the essay."""
         return count / len(self.sentences)
 
     def found(self, pattern: str) -> float:

@@ -7,7 +7,7 @@ import pandas as pd
 from fb3.recipe.data import DataSettings
 
 NEWLINE, CAPITAL, UPPER = "[BR]", "[CAP]", "[UP]"
-# Simple patterns, whose matches a function then looks at: one pattern for all would start anew at every letter.
+# Simple patterns, whose matches a function then tests: one pattern for all would be tried anew at every letter.
 _SPACES = re.compile(r"\s\s+|\n")
 _RUN = re.compile(r"\S*+[^\S\x00-\x7f]\S*|\S+")  # a word, or two with a space between them that is not ASCII
 _WORD = re.compile(r"[^\W\d_]+")
@@ -15,12 +15,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def input_texts(essays: pd.DataFrame, data: DataSettings) -> list[str]:
-    """The text that the tokenizer gets for each essay.
-
-    Args:
-        essays: as `read_essays` returns them.
-        data: its `text` group says what is done.
-    """
+    """The text that the tokenizer gets for each essay of `read_essays`, changed as `data.text` says."""
     texts = essays[data.text_column].tolist()
     if data.text.template:
         rows = essays[list(data.text.columns())].to_dict("records")

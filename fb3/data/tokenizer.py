@@ -16,11 +16,7 @@ _LARGEST = 256 * 2**20  # bytes of a tokenizer.json; one of 250,000 tokens has 3
 
 
 def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
-    """The fast tokenizer of an encoder folder, and the padding id.
-
-    Raises:
-        Fb3Error: a file is missing or broken.
-    """
+    """The fast tokenizer of an encoder folder, and the padding id; an Fb3Error where a file is missing or broken."""
     tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -31,11 +27,7 @@ def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json.
-
-    Raises:
-        Fb3Error: it is missing or broken.
-    """
+    """Reads a tokenizer.json; an Fb3Error where it is missing or broken."""
     text = read_utf8(path, _LARGEST)
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -77,11 +69,7 @@ def target_tokens(data: DataSettings) -> list[str]:
 
 
 def check_tokenizer(tokenizer: Tokenizer, data: DataSettings) -> None:
-    """Refuses data.text.capitals where it adds nothing.
-
-    Raises:
-        Fb3Error: the tokenizer tells capitals apart by itself.
-    """
+    """Refuses data.text.capitals where the tokenizer tells capitals apart by itself."""
     encoded = [tokenizer.encode(word, add_special_tokens=False).ids for word in ("Essay", "essay")]
     if data.text.capitals and encoded[0] != encoded[1]:
         raise Fb3Error("data.text.capitals: this tokenizer tells capitals apart by itself; leave it out")
@@ -98,7 +86,7 @@ def prompt_ids(tokenizer: Tokenizer, data: DataSettings) -> list[int]:
 
 
 def prefix_and_suffix(tokenizer: Tokenizer, data: DataSettings) -> tuple[list[int], list[int]]:
-    """The tokens before each input, special ones and the prompt, and those after it."""
+    """The tokens before each input, special ones and the prompt, and the special ones after it."""
     prefix, suffix = special_tokens(tokenizer)
     return [*prefix, *prompt_ids(tokenizer, data)], suffix
 

@@ -22,7 +22,7 @@ _AT_ONCE = 1024  # texts: the tokenizer's own encodings are many times as large 
 
 @dataclass(frozen=True)
 class Encoded:
-    """N essays as tokens. `rows[i]` holds the ids of essay i, prefix and suffix included; its length is its own.
+    """N essays as tokens. `rows[i]` holds the ids of essay i, prefix and suffix included; rows differ in length.
 
     pad_id: fills the shorter inputs of a batch. lengths: (N,), tokens of each essay in all its windows, padding up to
     `pad_to` included. splitter: cuts a row into windows; none: an essay is one input. second: the essays in the tokens
@@ -59,12 +59,12 @@ def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataSettings) 
     """Encodes N essays: their tokens, and the texts' statistics where the recipe wants them.
 
     Args:
-        essays: as `read_essays` returns them.
+        essays: the table of `read_essays`.
         folder: the encoder folder.
         data: says how a text becomes tokens.
 
     Raises:
-        Fb3Error: as `encode_texts`.
+        Fb3Error: see `encode_texts`.
     """
     encoded = encode_texts(input_texts(essays, data), folder, data)
     if not data.text.statistics:
@@ -92,9 +92,8 @@ def tokenise(texts: Sequence[str], tokenizer: Tokenizer, pad_id: int, data: Data
     Args:
         texts: N texts; an empty one keeps its prefix and suffix.
         tokenizer: the fast tokenizer of the encoder folder.
-        pad_id: as in `Encoded`.
+        pad_id, pad_to: see `Encoded`.
         data: max_length, truncation, windows and prompt.
-        pad_to: as in `Encoded`.
 
     Raises:
         Fb3Error: no room for text.
@@ -109,11 +108,7 @@ def tokenise(texts: Sequence[str], tokenizer: Tokenizer, pad_id: int, data: Data
 
 
 class RowEncoder:
-    """Turns a text into a row of tokens: prefix, the text as far as it fits, suffix.
-
-    Raises:
-        Fb3Error: no room for text.
-    """
+    """Turns a text into a row: prefix, the text as far as it fits, suffix. An Fb3Error where no text would fit."""
 
     def __init__(self, tokenizer: Tokenizer, pad_id: int, data: DataSettings) -> None:
         self.tokenizer, self.pad_id, self.truncation = tokenizer, pad_id, data.truncation

@@ -10,7 +10,7 @@ import numpy as np
 class WindowSplitter:
     """Cuts an essay's tokens into windows, each with the prefix and the suffix of the whole around it.
 
-    length: tokens of the longest window. stride: tokens between two starts; none: as few windows as do, of nearly equal
+    length: tokens of the longest window. stride: tokens between two starts; none: the fewest windows, of nearly equal
     length, without overlap. prefix, suffix: how many tokens each of the two has.
     """
 
@@ -35,11 +35,7 @@ class WindowSplitter:
 
 
 def window_places(counts: Sequence[int]) -> dict[str, np.ndarray]:
-    """Numbers of each essay's windows among a batch's inputs: windows and window_mask, (B, V).
-
-    Args:
-        counts: windows of each essay, (B,), V at most.
-    """
+    """`windows`, places among a batch's inputs, and `window_mask`, (B, V) each, from each essay's count of windows."""
     places = np.zeros((len(counts), max(counts)), np.int64)
     mask = np.zeros_like(places)
     first = 0

@@ -80,12 +80,7 @@ class Essay:
 
 
 def make_essays(count: int, seed: int) -> list[Essay]:
-    """Essays whose scores depend on the text; the same seed gives the same essays.
-
-    Args:
-        count: number of essays.
-        seed: seed of all draws.
-    """
+    """Essays whose scores depend on the text; the same seed gives the same essays."""
     rng = random.Random(seed)
     essays, ids = [], set()
     while len(essays) < count:

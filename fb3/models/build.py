@@ -36,7 +36,7 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
         recipe: its `model`, `data` and `task` groups decide.
         folder: the encoder folder: config.json and tokenizer, as `export_encoder` writes it.
         init: pretrained: the backbone's weights; config: random weights; empty: parameters on the meta device, to be
-            assigned from a checkpoint; trial: as empty, with made-up encoder weights that take little memory.
+            assigned from a checkpoint; trial: like empty, with made-up encoder weights that take little memory.
 
     Raises:
         Fb3Error: a file is missing, or the encoder cannot do what the recipe asks for.

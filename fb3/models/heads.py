@@ -9,12 +9,7 @@ WEIGHT_STD = 0.002  # small, so that the first predictions are the bias: the tar
 
 
 class LinearHead(nn.Module):
-    """One linear layer.
-
-    Args:
-        width: width D of the pooled vector.
-        outputs: number of outputs, K for scores.
-    """
+    """One linear layer, from the pooled vector of `width` D to the outputs: K scores, or logits."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -31,14 +26,7 @@ class LinearHead(nn.Module):
 
 
 class MultiSampleDropoutHead(LinearHead):
-    """Mean of the linear layer over several dropout masks; plain linear at inference (Inoue 2019, arXiv:1905.09788).
-
-    Args:
-        width: width D of the pooled vector.
-        outputs: number of outputs, K for scores.
-        samples: masks a step.
-        dropout: probability that a unit is dropped.
-    """
+    """Mean of the linear layer over `samples` dropout masks; plain at inference (Inoue 2019, arXiv:1905.09788)."""
 
     def __init__(self, width: int, outputs: int, samples: int, dropout: float) -> None:
         super().__init__(width, outputs)

@@ -15,11 +15,7 @@ _MOST = 4.0  # standard deviations: bounds an essay of one word, or of a thousan
 
 
 class StatisticsNet(nn.Module):
-    """Standardises the statistics, passes them through a small net, and appends the result to the pooled vector.
-
-    Args:
-        width: width D of the pooled vector.
-    """
+    """Standardises the statistics, passes them through a small net, and appends the result to the pooled vector."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,11 +38,7 @@ class StatisticsNet(nn.Module):
 
 
 class NoStatistics(nn.Module):
-    """Stands in where there are no statistics: returns the pooled vector.
-
-    Args:
-        width: width D of the pooled vector.
-    """
+    """Stands in where there are no statistics: returns the pooled vector (B, D)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

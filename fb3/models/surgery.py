@@ -24,7 +24,7 @@ def operate(encoder: nn.Module, settings: ModelSettings) -> None:
         if getattr(encoder, "pooler", None) is None:
             raise Fb3Error(f"model.pooling.kind=pooler: {name} has no pooler; take cls, mean or attention")
     elif getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = nn.Identity()  # its weights would get no gradient; None would break families that call it
+        encoder.pooler = nn.Identity()  # unused, it gets no gradient; None would break families that call it
     if hasattr(settings.pooling, "layers") and encoder.config.model_type == "funnel":
         raise Fb3Error(f"model.pooling.kind={settings.pooling.kind}: Funnel's layers differ in length; take mean")
     if settings.freeze_embeddings or settings.freeze_layers:
@@ -104,7 +104,7 @@ def _drop_layers(layers: list[nn.Module], top: float) -> None:
 
 
 class _DropLayer:
-    """A mixin before a layer's class: in training the output is the input, with a probability, for the whole batch.
+    """A mixin before a layer's class: in training it skips the layer, with a probability, for the whole batch.
 
     Not a forward hook: some versions of transformers record the hidden states within `forward`, before hooks run.
     """

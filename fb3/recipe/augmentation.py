@@ -27,7 +27,7 @@ class AugmentSettings(Settings):
     """Probability that a word is mistyped: letters swapped, left out, doubled (Belinkov & Bisk 2017,
     arXiv:1711.02173)."""
     mix: Probability = 0.0
-    """Probability that an essay goes on as another of its batch from some point, its targets mixed by the same share
+    """Probability that another essay of the batch takes over from some point on; the targets mix by the same share
     (CutMix, Yun et al. 2019, arXiv:1905.04899, on tokens)."""
     mask: Probability = 0.0
     """Probability that a token becomes the mask (after Devlin et al. 2018, arXiv:1810.04805)."""
@@ -36,7 +36,7 @@ class AugmentSettings(Settings):
     swap: Probability = 0.0
     """Probability that a token changes places with the next (the same paper)."""
     cut: Probability = 0.0
-    """Share of the essay that one span takes out (Shen et al. 2020, arXiv:2009.13818)."""
+    """Share of the essay that is cut out as one span (Shen et al. 2020, arXiv:2009.13818)."""
 
     @model_validator(mode="after")
     def _something(self) -> "AugmentSettings":

@@ -19,13 +19,13 @@ class TextSettings(Settings):
     repair: bool = False
     """Undo UTF-8 that was read as Windows-1252, and drop control characters."""
     newlines: bool = False
-    """A token of its own, [BR], for each line break: most tokenizers pass over them, and paragraphs are lost."""
+    """A token [BR] for each line break: most tokenizers skip line breaks, and paragraphs are lost."""
     capitals: bool = False
     """[CAP] before a capitalised word, [UP] before one all in capitals (inline casing, Etchegoyhen & Gete 2020, LREC):
     for tokenizers that make everything lower case."""
     statistics: bool = False
     """Lengths, richness of words, punctuation and capitals, counted in the original text, beside the encoder's vector
-    (Uto et al. 2020, COLING 2020): the tokens lose text beyond max_length, capitals and whole words."""
+    (Uto et al. 2020, COLING 2020): tokens may lose capitals, whole words, and all text beyond max_length."""
     prompt: Literal["none", "names", "tokens"] = "none"
     """A prompt before the text, and before each window: the targets' names as words, or a new token for each target,
     which model.pooling.kind=target_tokens reads."""
@@ -55,8 +55,8 @@ class WindowsSettings(Settings):
     length: Annotated[int, Field(ge=8)] = 512
     """Longest input of the encoder in tokens, special tokens included."""
     stride: Count | None = None
-    """Tokens from the start of one window to the next, the last one moved back to end with the essay; none: the fewest
-    parts of equal length, without overlap."""
+    """Tokens from one window's start to the next one's; the last window moves back to end with the essay. none: the
+    fewest windows of equal length, without overlap."""
     pool: Literal["mean", "max", "attention"] = "mean"
     """How the windows' vectors become the essay's vector."""
 
@@ -81,7 +81,7 @@ class DataSettings(Settings):
     """Most tokens of an essay, special tokens included; longer ones are truncated. Without windows, the encoder's
     longest input."""
     truncation: Literal["head", "tail", "head_tail"] = "head"
-    """Which tokens of a long essay stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583)."""
+    """Tokens of a long essay that stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583)."""
     windows: WindowsSettings | None = None
     """Sliding windows over essays of up to max_length tokens; none: off."""
     text: TextSettings = TextSettings()

@@ -9,7 +9,7 @@ from fb3.recipe.keys import dotted, dotted_keys, kinds_with, known_keys
 from fb3.recipe.settings import Settings
 from fb3.recipe.training import FORMER_DEFAULTS
 
-_LIKE = 0.75  # least likeness of a hint: metric and tricks have 0.67, epoch and epochs 0.91
+_LIKE = 0.75  # similarity above which a key is suggested: metric and tricks have 0.67, epoch and epochs 0.91
 
 
 def explain(model: type[Settings], error: Mapping[str, Any]) -> str:
@@ -19,7 +19,7 @@ def explain(model: type[Settings], error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return _unknown(model, path, key)
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] in {"model_type", "model_attributes_type"}:  # an item of a list, such as a trick, has its kind
+    if error["type"] in {"model_type", "model_attributes_type"}:  # an item of a list begins with its kind
         keys = known_keys(model, path) or ["kind"]
         message = f"holds keys of its own ({', '.join(keys)}), such as {{{keys[0]}: …}}"
     elif error["type"] == "tuple_type":
@@ -34,9 +34,9 @@ def explain(model: type[Settings], error: Mapping[str, Any]) -> str:
 
 
 def is_rule(model: type[Settings], error: Mapping[str, Any]) -> bool:
-    """Whether one of pydantic's errors may vanish beside other settings.
+    """Whether one of pydantic's errors may vanish once other settings change.
 
-    A rule's may; so may, where kinds share most settings, that of a setting that is missing or of another kind.
+    A rule's error may; where kinds share most settings, so may one about a setting that is missing or of another kind.
     """
     by_kind = error["type"] == "missing" or (error["type"] == "extra_forbidden" and kinds_with(model, error["loc"]))
     return error["type"] == "value_error" or bool(by_kind and error["loc"][0] in FORMER_DEFAULTS)
@@ -57,9 +57,9 @@ def key_hint(key: str, known: Sequence[str], beside: Sequence[str]) -> str:
     """The end of a sentence about an unknown key.
 
     Args:
-        key: dotted.
-        known: dotted keys. Those with the same last part come first, then those that look alike.
-        beside: the keys that may stand where this one went wrong, listed where nothing is like it.
+        key: the unknown key, dotted.
+        known: dotted keys. Keys with the same last part are suggested first, then similar ones.
+        beside: the keys that may stand in its place, listed where none is similar.
     """
     above, _, last = key.rpartition(".")
     others = [other for other in known if other != key and not key.startswith(f"{other}.")]
@@ -79,6 +79,6 @@ def _last(key: str) -> str:
 
 
 def _near(word: str, other: str) -> bool:
-    """Whether a word is alike, the beginning of the other, or the other with one letter mistyped."""
+    """Whether two words are similar, one begins the other, or one letter is mistyped."""
     typo = len(word) == len(other) and sum(a != b for a, b in zip(word, other, strict=True)) <= 1
     return typo or bool(likeliest(word, [other]))

@@ -8,19 +8,19 @@ from fb3.recipe.settings import Settings
 
 
 def known_keys(model: type[Settings], path: Sequence[str | int]) -> list[str]:
-    """The keys of the group at the path of a validation error; in a union those that all its members have."""
+    """The keys of the group at a validation error's path; for a union, the keys that all its members have."""
     members, _ = _follow(model, path)
     first = members[0].model_fields if members else {}
     return [name for name in first if all(name in member.model_fields for member in members)]
 
 
 def dotted(model: type[Settings], path: Sequence[str | int]) -> str:
-    """The path of a validation error as an override names it: without the kinds of unions outside lists."""
+    """A validation error's path as an override writes it: without the kinds of unions outside lists."""
     return _follow(model, path)[1]
 
 
 def kinds_with(model: type[Settings], path: Sequence[str | int]) -> list[str]:
-    """The kinds that have a key, where the kind in the path of a validation error lacks it; none within lists."""
+    """The kinds that have the key which the kind in a validation error's path lacks; none within lists."""
     union, _ = _follow(model, path[:-2])
     tags = [] if any(isinstance(part, int) for part in path) else [kind for member in union for kind in _kinds(member)]
     members = [member for member in union if path[-1] in member.model_fields] if {*path[-2:-1]} & {*tags} else []
@@ -57,7 +57,7 @@ def _groups_in(annotation: Any, lists: bool = True) -> Iterator[type[Settings]]:
 
 @cache
 def dotted_keys(model: type[Settings]) -> tuple[str, ...]:
-    """All keys that an override can name, such as train and train.epochs, those of every kind; none within lists."""
+    """All keys that an override can name, such as train and train.epochs, of every kind; none within lists."""
 
     def walk(group: type[Settings], above: str) -> Iterator[str]:
         for name, field in group.model_fields.items():

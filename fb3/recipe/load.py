@@ -28,11 +28,7 @@ def builtin_names() -> list[str]:
 
 
 def builtin_text(name: str) -> str:
-    """The YAML of a built-in recipe, with its comments.
-
-    Raises:
-        Fb3Error: there is none of that name; names the nearest.
-    """
+    """The YAML of a built-in recipe, with its comments; for an unknown name, an Fb3Error names the nearest."""
     if name not in builtin_names():
         raise Fb3Error(f"no built-in recipe {name!r}; {nearest(name, builtin_names())}")
     return (_BUILTIN / f"{name}.yaml").read_text(encoding="utf-8")
@@ -68,7 +64,7 @@ def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """A recipe with `key.sub=value` texts on top.
 
     Raises:
-        Fb3Error: an unknown key, a wrong value; a RuleError where it is a rule that refuses them.
+        Fb3Error: an unknown key or a wrong value; a RuleError where only a rule refuses them.
     """
     overrides = list(overrides)
     try:
@@ -83,7 +79,7 @@ def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
 def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
     merged = recipe.model_dump(mode="json")
-    for override in overrides:  # checked together at the end: two may be right only side by side
+    for override in overrides:  # checked together: two may be right only in company
         merged = _merged(merged, _override(override))
     return Recipe.from_mapping(merged, "overrides " + " ".join(overrides))
 
@@ -115,11 +111,7 @@ def _override(override: str) -> dict:
 
 
 def check_key(key: str, source: str) -> None:
-    """Refuses a dotted key that no group has.
-
-    Raises:
-        Fb3Error: naming `source` and the likeliest known key.
-    """
+    """Refuses a dotted key that no group has; the error names `source` and the likeliest known key."""
     known, path = dotted_keys(Recipe), key.split(".")
     for depth in range(len(path)):
         beside = below(".".join(path[:depth]), known)
@@ -128,10 +120,9 @@ def check_key(key: str, source: str) -> None:
 
 
 def _repaired(recipe: Recipe, overrides: list[str]) -> list[str]:
-    """Overrides as they were meant, if a shell split them or took their quotes, or if spaces surround the sign.
+    """Overrides as they were meant, where a shell split them or took their quotes, or spaces surround the sign.
 
-    Returns:
-        The overrides that change; none where no such mistake explains what is wrong.
+    Only overrides that change are returned; none where no such mistake explains the error.
     """
     known, text = dotted_keys(Recipe), " ".join(overrides)
     if any(found[1] not in known for found in map(_BEGIN.match, overrides) if found and found[2] == "="):
@@ -145,8 +136,7 @@ def _repaired(recipe: Recipe, overrides: list[str]) -> list[str]:
 
 
 def _meant(recipe: Recipe, key: str, value: str) -> str:
-    """The first override that is accepted: the value as it stands, with its brackets closed, with spaces after colons,
-    or quoted."""
+    """The first override that is accepted: the value as it is, brackets closed, spaces after colons, or quoted."""
     closers = {"[": "]", "{": "}"}
     missing: list[str] = []
     for sign in value:
@@ -172,7 +162,7 @@ def _merged(base: dict, over: dict, shared: Any = None) -> dict:
     """`over` on top of `base`, group by group.
 
     A mapping of another `kind` replaces the old one whole, but not in a union whose kinds share most settings, such as
-    the optimizers: there a rate survives another kind.
+    the optimizers: there a rate survives a change of kind.
     """
     if over.get("kind", base.get("kind")) != base.get("kind"):
         if shared is None:

@@ -46,7 +46,7 @@ class LayersPoolingSettings(Settings):
     layers' first tokens, from the lowest up (Song et al. 2020, arXiv:2002.04815); attention_layers: attention over the
     layers' first tokens (the same paper); parallel_layers: a small net of its own for each layer's mean, then their
     mean; hierarchical_layers: the same nets from the top down, each reading its layer and the result of the net above
-    (both after Karimi et al. 2020, arXiv:2010.11731, which takes whole encoder layers for nets)."""
+    (both after Karimi et al. 2020, arXiv:2010.11731, with whole encoder layers as nets)."""
     layers: Count = 4
     """Number of layers, counted from the top."""
 
@@ -85,7 +85,7 @@ _Pooling = (
 )
 # Recipes saved by earlier versions hold kernel: 3 beside lstm_tokens.
 PoolingSettings = Annotated[_Pooling, Field(discriminator="kind"), read_kind(_Pooling, "attention", {"kernel": 3})]
-# Poolings of the first token alone: a tokenizer must put one of its own before each text.
+# Poolings that read only the first token: a tokenizer must put a special one before each text.
 OF_FIRST_TOKEN = {"cls", "pooler", "lstm_layers", "gru_layers", "attention_layers"}
 
 
@@ -144,7 +144,7 @@ class StitchSettings(Settings):
     pooling: PoolingSettings = PlainPoolingSettings(kind="mean")
     """Pooling of the second encoder's states. On frozen encoders lstm_tokens and cnn train a net of their own."""
     frozen: Literal["none", "second", "both"] = "second"
-    """Which encoders stay as they are."""
+    """The encoders that stay as they are."""
 
 
 class ModelSettings(Settings):
@@ -178,7 +178,7 @@ class ModelSettings(Settings):
     mixout: Probability = 0.0
     """Mixout (Lee et al. 2020, arXiv:1909.11299): probability that a weight of the encoder's linear layers takes its
     start value in a training step, scaled so that the expectation is the weight. Not on reinit_layers. Costs a copy of
-    those weights, and some time."""
+    these weights, and some time."""
     gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute activations in the backward pass (Chen et al. 2016, arXiv:1604.06174): a third more time, far less
     memory. auto: only once memory has run out, before a batch is computed in parts; in several processes always."""

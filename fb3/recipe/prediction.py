@@ -14,12 +14,11 @@ class PredictSettings(Settings):
     """Tokens a batch, padding included; none: 4,096 on a CPU, on a GPU as many as its memory holds, 8,192 to
     131,072."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """Precision of the encoder on test essays; auto: by what the chip there really does, as in train.precision, and on
-    a CPU with linear layers in int8 where the bundle was packed for that."""
+    """Precision of the encoder on test essays; auto: by what the chip really does, as in train.precision; on a CPU,
+    linear layers in int8 where the bundle was packed for it."""
     backend: Literal["auto", "torch", "openvino", "onnx"] = "auto"
     """Library that computes the encoder on test essays on a CPU: torch, OpenVINO in `precision`, or ONNX Runtime in
-    fp32; auto: torch. Where the library is missing, or fails on an encoder, torch computes and says so; so it does on
-    GPUs."""
+    fp32; auto: torch. Where the library is missing or fails on an encoder, and on GPUs, torch computes and says so."""
     broken_gpu: Literal["cpu", "stop"] = "cpu"
     """A GPU for which torch has no kernels: go on with the CPU, or stop."""
     limit_hours: Rate = 9.0

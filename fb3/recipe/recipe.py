@@ -34,7 +34,7 @@ Metric = Literal["mcrmse", "rmse", "mae", "pearson", "spearman", "qwk", "auc"]
 
 
 class Recipe(Settings):
-    """Everything that decides a run. The one saved in the run folder is the only truth at inference."""
+    """Everything that decides a run. Inference reads no other recipe than the one saved in the run folder."""
 
     model: ModelSettings = ModelSettings()
     """Encoder, pooling, head."""
@@ -49,7 +49,7 @@ class Recipe(Settings):
     schedule: ScheduleSettings = CosineScheduleSettings()
     """The rate over time."""
     task: TaskSettings = RegressionSettings()
-    """What a target is."""
+    """How targets are learned and scored."""
     metric: Metric = "mcrmse"
     """The competition's metric, by which evaluations, soups and searches are compared. mcrmse: the mean of the columns'
     root mean squared errors; rmse: of all cells; mae: mean absolute error; pearson, spearman: correlation; qwk:
@@ -58,7 +58,7 @@ class Recipe(Settings):
     predict: PredictSettings = PredictSettings()
     """Inference."""
     tricks: tuple[TrickSettings, ...] = ()
-    """Pieces around the step, each by its kind; their order here does not matter."""
+    """Tricks around the training step, each by its kind; their order here does not matter."""
 
     @model_validator(mode="after")
     def _follows_the_rules(self) -> "Recipe":
@@ -71,12 +71,12 @@ class Recipe(Settings):
         """Validates nested settings.
 
         Args:
-            settings: what a YAML file holds.
+            settings: the content of a YAML file.
             source: named in the errors.
 
         Raises:
-            Fb3Error: naming each wrong key, its value and the nearest known key.
-            RuleError: where all of them are of the right form.
+            Fb3Error: names each wrong key, its value and the nearest known key.
+            RuleError: every value has the right form, but a rule refuses them.
         """
         if not isinstance(settings, dict):
             raise Fb3Error(f"{source}: a recipe is a mapping of groups, got {type(settings).__name__}")
@@ -95,7 +95,7 @@ class Recipe(Settings):
         return Recipe.from_mapping(settings, "debug mode")
 
     def is_debug(self) -> bool:
-        """Whether these are --debug's settings; whoever gave them by hand trained the same run."""
+        """Whether these are --debug's settings; given by hand, they train the same run."""
         return all(getattr(getattr(self, group), key) == v for group, vs in DEBUG.items() for key, v in vs.items())
 
     def to_yaml(self) -> str:

@@ -1,6 +1,6 @@
-"""The rules that span a recipe's groups: settings that do not go together, or of which one would do nothing.
+"""Rules across a recipe's groups: settings that do not go together, or of which one would do nothing.
 
-Rules within one group stand at its settings; rules of one trick in its `check`.
+Rules within one group stand in its class, rules of one trick in its `check`.
 """
 
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ def mix_joins_whole_essays(recipe: "Recipe") -> None:
             "data.augment.mix joins essays of a batch, and train.batch_size=1 has one; raise it or leave mix out"
         )
     if recipe.data.text.statistics:
-        raise ValueError("data.text.statistics are those of whole essays; leave them or data.augment.mix out")
+        raise ValueError("data.text.statistics describe whole essays; leave them or data.augment.mix out")
 
 
 def second_encoder_fits(recipe: "Recipe") -> None:
@@ -79,7 +79,8 @@ def embeddings_rate_has_embeddings(recipe: "Recipe") -> None:
 def losses_suit_the_batches(recipe: "Recipe") -> None:
     if recipe.task.of_batches() and recipe.train.accumulation > 1:
         raise ValueError(
-            f"task: {recipe.task.of_batches()[0]} of parts does not add up; set train.accumulation=1 or take mse"
+            f"task: {recipe.task.of_batches()[0]} does not add up over parts of a batch; set train.accumulation=1, or "
+            "take mse"
         )
     comparisons = [loss for loss in recipe.task.losses() if loss in COMPARISONS]
     if comparisons and recipe.train.batch_size == 1:
@@ -104,12 +105,12 @@ def learned_weights_have_gradients(recipe: "Recipe") -> None:
     for trick in recipe.tricks:
         if trick.drops_gradients():
             raise ValueError(
-                f"tricks: {trick.kind} drops the gradients of some passes, of which task.weighting=uncertainty "
+                f"tricks: {trick.kind} drops the gradients of some passes, from which task.weighting=uncertainty "
                 "would learn; take fixed, fgm, or awp with form: two_pass"
             )
 
 
-# The first rule that a recipe breaks is told: each raises a ValueError that names the keys and the mend.
+# The first broken rule raises a ValueError that names the keys and the mend.
 RULES = (
     tricks_fit,
     target_tokens_are_there,

@@ -9,8 +9,8 @@ from fb3.errors import Fb3Error
 
 LARGEST = 256 * 2**10  # bytes of a recipe or space; all settings written out have 5 kB, and YAML is read slowly
 _NODES = 20_000  # keys and values; an alias counts each time that it is used
-_DEPTH = 32  # of values within values; a recipe has five
-_DIGITS = 40  # of a whole number
+_DEPTH = 32  # levels of nesting; a recipe has five
+_DIGITS = 40  # digits of a whole number
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         for place, _ in node.value:
             key = self.construct_object(place, deep=True)
             if not isinstance(key, Hashable):
-                break  # which super() refuses
+                break  # super() refuses it
             if key in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", place.start_mark)
             keys.add(key)
@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_scalar(self, node: yaml.Node) -> str:
         text = super().construct_scalar(node)
-        text.encode("utf-8")  # an escape may be half a pair, which no file can hold
+        text.encode("utf-8")  # an escape may be half a surrogate pair, which no file can hold
         return text
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -65,14 +65,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse(text: str, name: str) -> Any:
-    """The values of a YAML text.
-
-    Raises:
-        Fb3Error: not YAML, or a key stands twice; names `name`.
-    """
+    """The values of a YAML text; an Fb3Error, which names `name`, where it is not YAML or a key stands twice."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise Fb3Error(f"{name}: not YAML: {' '.join(str(error).split())}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # such as 2024-01-45
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # 2024-01-45, for example
         raise Fb3Error(f"{name}: not YAML: {error}") from None

@@ -52,4 +52,4 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Listed = BeforeValidator(_listed)  # takes a single text for a list of one
+Listed = BeforeValidator(_listed)  # reads a single text as a list of one

@@ -8,7 +8,7 @@ from fb3.recipe.augmentation import AugmentSettings
 from fb3.recipe.settings import Count, Probability, Rate, Settings, read_kind
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
-# No mean over essays: the mean of such a loss over parts of a batch is not the loss of the batch.
+# Losses that are no mean over essays: their mean over parts of a batch is not the batch's loss.
 BATCH_LOSSES = {"rmse", "mcrmse", "pearson", "rank"}
 COMPARISONS = {"pearson", "rank"}  # compare the essays of a batch with each other, so they want several
 
@@ -17,7 +17,7 @@ class LossTermSettings(Settings):
     """One more loss, added to task.loss."""
 
     kind: LossKind
-    """The loss, one of those that task.loss takes."""
+    """The loss: any that task.loss takes."""
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Its factor, or its factor at the start where end_weight is given."""
     end_weight: Annotated[float, Field(ge=0)] | None = None
@@ -33,7 +33,7 @@ class LossTermSettings(Settings):
 
 
 class RDropSettings(Settings):
-    """R-Drop (Liang et al. 2021, arXiv:2106.14448): two passes with two dropout masks shall agree."""
+    """R-Drop (Liang et al. 2021, arXiv:2106.14448): two passes with two dropout masks should agree."""
 
     alpha: Rate = 1.0
     """Weight of the distance of the two passes: the mean squared difference of scores, or half the symmetric KL
@@ -41,13 +41,13 @@ class RDropSettings(Settings):
 
 
 class UdaSettings(Settings):
-    """UDA (Xie et al. 2020, arXiv:1904.12848): essays without scores and augmented copies of them shall agree."""
+    """UDA (Xie et al. 2020, arXiv:1904.12848): essays without scores and augmented copies of them should agree."""
 
     file: str
     """A CSV of essays with the id and text columns of test.csv: a path within the data folder, or an absolute one. Read
     for training only."""
     weight: Rate = 1.0
-    """Weight of the distance between the outputs for the copies and those for the plain essays, measured as in r_drop.
+    """Weight of the distance between the outputs for the copies and for the plain essays, measured as in r_drop.
     1 in the paper."""
     batch_size: Count = 8
     """Essays without scores beside each batch of train.batch_size; shared out among processes like the batch."""
@@ -65,7 +65,7 @@ class BaseTaskSettings(Settings):
     """Settings of every task on a scale of scores."""
 
     kind: str
-    """What a target is."""
+    """The kind of task."""
     minimum: float = 1.0
     """Lowest score; predictions are clipped to it."""
     maximum: float = 5.0
@@ -75,7 +75,7 @@ class BaseTaskSettings(Settings):
     al. 2018, arXiv:1705.07115), one for each of loss and terms or, without terms, for each column. They train at
     optimizer.head_rate."""
     r_drop: RDropSettings | None = None
-    """Two passes a step that shall agree: twice the time; none: off. Wants some dropout."""
+    """Two passes a step that should agree: twice the time; none: off. Wants some dropout."""
     uda: UdaSettings | None = None
     """Consistency on essays without scores: more than twice the time; none: off."""
 
@@ -124,7 +124,7 @@ class RegressionSettings(BaseTaskSettings):
         losses = self.losses()
         if len(set(losses)) < len(losses):
             raise ValueError(f"loss and terms name a loss twice: {losses}")
-        for name, loss in (("delta", "huber"), ("quantile", "quantile")):  # of loss and terms alike, so beside both
+        for name, loss in (("delta", "huber"), ("quantile", "quantile")):  # shared by loss and terms, so beside both
             if loss not in losses and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} does nothing without a {loss} loss; leave it out")
         if self.weighting == "uncertainty" and any(t.weight != 1 or t.end_weight is not None for t in self.terms):

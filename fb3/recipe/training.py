@@ -36,7 +36,7 @@ class TrainSettings(Settings):
     broken_gpu: Literal["cpu", "stop"] = "stop"
     """A GPU for which torch has no kernels: stop, or go on with the CPU."""
     keep: Literal["best", "all"] = "best"
-    """Which evaluations leave a checkpoint in the fold folder."""
+    """Evaluations that leave a checkpoint in the fold folder."""
     soup: SoupSettings | None = None
     """Average the best evaluations' weights; kept where that scores better than each; none: off."""
     save_every_minutes: Rate | None = 10.0
@@ -57,19 +57,19 @@ class TrainSettings(Settings):
         return self
 
     def evaluates_once(self) -> bool:
-        """Only at the run's end."""
+        """Whether the only evaluation is at the run's end."""
         return self.epochs == 1 and self.evaluate_every_steps is None
 
 
 class BaseOptimizerSettings(Settings):
-    """What all optimizers have: rates, decay of the weights apart from the gradient, clipping."""
+    """Settings of all optimizers: rates, decay of the weights apart from the gradient, clipping."""
 
     kind: str
-    """Which optimizer."""
+    """The optimizer."""
     encoder_rate: Rate = 5e-5
     """Peak learning rate of the encoder's top layer."""
     embeddings_rate: Rate | None = None
-    """Peak learning rate of the embeddings; none: that of a layer below the lowest."""
+    """Peak learning rate of the embeddings; none: the rate of a layer below the lowest."""
     head_rate: Rate = 5e-5
     """Peak learning rate of pooling and head. Small encoders want more than their encoder rate."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -156,7 +156,7 @@ class BaseScheduleSettings(Settings):
 
 
 class ConstantScheduleSettings(BaseScheduleSettings):
-    """The peak to the end."""
+    """The peak rate to the end."""
 
     kind: Literal["constant"]
     """Never falls."""

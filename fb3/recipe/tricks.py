@@ -11,25 +11,21 @@ if TYPE_CHECKING:
 
 
 class BaseTrickSettings(Settings):
-    """Facts and rules of any trick; a trick overrides where it differs."""
+    """Facts and rules of any trick; a trick overrides what differs."""
 
     kind: str
     """The trick's name."""
     on_encoder: ClassVar[bool] = False
     """It changes gradients or weights of the encoder, so a frozen encoder leaves it nothing to do."""
     alone_in: ClassVar[str] = ""
-    """A deed that a recipe may have only one trick for, such as `average the weights`."""
+    """An action that only one trick of a recipe may take, such as `average the weights`."""
 
     def drops_gradients(self) -> bool:
         """Whether the gradients of some backward passes do not count."""
         return False
 
     def check(self, recipe: "Recipe") -> None:
-        """Refuses a recipe in which the trick would do nothing or work against another setting.
-
-        Raises:
-            ValueError: saying what to change.
-        """
+        """Raises a ValueError, with the mend, where the trick would do nothing or work against another setting."""
 
 
 # --- adversarial ---
@@ -80,7 +76,7 @@ class PgdSettings(EmbeddingAdversarialSettings):
     alpha: Rate = 0.3
     """L2 norm of one step."""
     steps: Annotated[int, Field(ge=1, le=20)] = 3
-    """Steps."""
+    """Number of steps."""
 
     def drops_gradients(self) -> bool:
         """Gradients of all steps but the last only show the way."""

@@ -36,11 +36,7 @@ class PublicFiles:
 
 
 def public_files(data: Path) -> PublicFiles | None:
-    """The public files of a folder; None where one is missing.
-
-    Raises:
-        Fb3Error: a file cannot be read.
-    """
+    """The public files of a folder; None where one is missing, an Fb3Error where one cannot be read."""
     if not all((data / name).is_file() for name in (TEST, COMPETITION_MARKER)):
         return None
     return PublicFiles(read_table(data / TEST, []), read_table(data / COMPETITION_MARKER, []))

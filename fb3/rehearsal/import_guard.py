@@ -15,7 +15,7 @@ _STDLIB = str(Path(os.__file__).parent)  # also holds modules that sys.stdlib_mo
 
 
 class GuardedFinder:
-    """Finds modules on sys.path, except those that the image lacks: they look as if they were not installed."""
+    """Finds modules on sys.path; modules that the image lacks look as if they were not installed."""
 
     def __init__(self, settings):
         self.modules = set(settings["modules"]) | set(sys.stdlib_module_names)

@@ -13,11 +13,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def find_notebook(name: str) -> Path:
-    """A notebook of the repository.
-
-    Raises:
-        Fb3Error: fb3 was installed without its repository.
-    """
+    """A notebook of the repository; an Fb3Error where fb3 was installed without it."""
     path = NOTEBOOKS / f"{name}.ipynb"
     if not path.is_file():
         raise Fb3Error(f"{path}: not there; install fb3 from a clone with `pip install -e .`")

@@ -26,7 +26,7 @@ class RehearsalReport:
     versions: dict[str, str]  # packages of the image that this machine has in another version or not at all
     failures: list[str] = field(default_factory=list)  # each with the run in which it happened
     notes: list[str] = field(default_factory=list)
-    # By run ("public", then the mount layouts "new" and "old"): rows, seconds by phase, peak memory in bytes.
+    # Rows, seconds by phase and peak memory in bytes of each run: "public", then the mount layouts "new" and "old".
     layouts: dict[str, dict[str, Any]] = field(default_factory=dict)
     projection: dict[str, float] = field(default_factory=dict)  # seconds for the hidden rows, share of the time limit
 

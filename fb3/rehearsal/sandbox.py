@@ -50,7 +50,7 @@ def run_in_sandbox(
         bundle: the place from which everything may be imported.
         folder: takes the working folder, the settings and the result.
         modules: other top-level modules that may be imported, as `importable` gives them.
-        prefix: as `namespace_command` gives it.
+        prefix: the command of `namespace_command`.
         variables: environment variables of the notebook.
 
     Returns:

@@ -54,11 +54,7 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file.
-
-    Raises:
-        Fb3Error: missing or broken, by name.
-    """
+    """Reads a safetensors file; an Fb3Error names one that is missing or broken."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -108,12 +104,12 @@ def check_reload(scorer: Scorer, recipe: Recipe, encoder: Path, batch: Batch) ->
     """Refuses a scorer that would predict otherwise once it is saved and loaded again; draws no random numbers.
 
     Args:
-        scorer: in float32, on the CPU, before its training: found out afterwards, it would cost the training.
-        recipe, encoder: the run's, as in `load_fold`.
+        scorer: in float32, on the CPU, and untrained: a fault found after its training would cost the training.
+        recipe, encoder: the run's, see `load_fold`.
         batch: a few essays.
 
     Raises:
-        Fb3Error: naming the encoder.
+        Fb3Error: names the encoder.
     """
     was_training, why = scorer.training, "it predicts otherwise"
     try:
@@ -150,11 +146,7 @@ def drop_scales(folder: Path) -> None:
 
 
 def read_scales(folder: Path) -> dict[str, Tensor]:
-    """The int8 scales of a packed fold.
-
-    Raises:
-        Fb3Error: they are not the file that was packed.
-    """
+    """The int8 scales of a packed fold; an Fb3Error where they are not the file that was packed."""
     if sha256(folder / INT8) != read_json(folder / FOLD_JSON).get("int8"):
         raise Fb3Error(f"{folder / INT8}: its hash is not the one in {FOLD_JSON}; upload it again")
     return read_weights(folder / INT8)

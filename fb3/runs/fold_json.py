@@ -41,11 +41,7 @@ def digest_of(file: Path) -> str | None:
 
 
 def check_weights(folder: Path, mend: str, digest: Callable[[Path], str | None] = digest_of) -> None:
-    """Refuses a folder whose weights are not the ones that its fold.json describes.
-
-    Raises:
-        Fb3Error: they are missing, or another file; says the mend.
-    """
+    """Refuses a folder whose weights are missing, or are not the ones that its fold.json describes."""
     if (found := digest(folder / WEIGHTS)) is None or found != read_json(folder / FOLD_JSON).get("sha256"):
         fault = "missing" if found is None else f"not the file that {FOLD_JSON} describes"
         raise Fb3Error(f"{folder / WEIGHTS}: {fault}; {mend}")

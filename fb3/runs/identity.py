@@ -1,4 +1,4 @@
-"""What a training was made of: only what was made of the same can be continued or joined."""
+"""The identity of a training: only runs of the same recipe, files and split can be continued or joined."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,23 +22,19 @@ class Identity:
     ingredients: Mapping[str, Any]
 
     def differences(self, there: "Identity") -> str:
-        """What differs, to follow the words "made with another"; empty where nothing does."""
+        """The differences, to follow the words "made with another"; empty where there are none."""
         recipe, one, two = differences(self.recipe, there.recipe), self.ingredients, there.ingredients
         names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
         return ", ".join([f"recipe ({'; '.join(recipe)})", *names] if recipe else names)
 
 
 def named_files(digests: Mapping[str, str]) -> dict[str, str]:
-    """Hashes of training files by the files' names, from those by their keys in environment.json."""
+    """Hashes by the names of the training files, from hashes by their keys in environment.json."""
     return {_FILES.get(key, key): digest for key, digest in digests.items() if key.endswith("_sha256")}
 
 
 def recorded(run: Path) -> Identity:
-    """The recipe and the files that a run folder says it was trained with.
-
-    Raises:
-        Fb3Error: it does not say so.
-    """
+    """The recipe and files that a run folder says it was trained with; an Fb3Error where it does not say so."""
     if not (files := named_files(read_json(run / ENVIRONMENT))):
         raise Fb3Error(f"{run / ENVIRONMENT}: does not say what the run was trained on; train it again")
     return Identity(load_recipe(run / RECIPE), files)

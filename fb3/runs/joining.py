@@ -63,7 +63,7 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
 
 
 def _check_same(first: Path, other: Path) -> None:
-    """Refuses runs that are not parts of one: of another recipe, other data, another split or another tokenizer."""
+    """Refuses runs that are no parts of one run: another recipe, other data, another split or another tokenizer."""
     if differ := _identity(first).differences(_identity(other)):
         raise Fb3Error(f"{other}: trained with another {differ} than {first}")
     for name in ("tokenizer.json", f"{SECOND}/tokenizer.json"):
@@ -73,7 +73,7 @@ def _check_same(first: Path, other: Path) -> None:
 
 
 def _identity(run: Path) -> Identity:
-    """What a run was made of, its split into folds too: only the folds of one split never share an essay."""
+    """A run's identity, its split into folds included: folds of different splits share essays."""
     made = recorded(run)
     columns = [made.recipe.data.id_column, FOLD_COLUMN]
     split = read_table(run / "folds.csv", columns)[columns].to_numpy().tolist()

@@ -44,11 +44,7 @@ def _hash(content: Tree) -> str:
 
 
 def read_save(path: Path) -> Tree:
-    """Reads a save: made_of and state.
-
-    Raises:
-        Fb3Error: it is not whole.
-    """
+    """Reads a save, `made_of` and `state`; an Fb3Error where it is not whole."""
     stored = read_json(path / STATE, {"sha256": str, "content": dict})
     try:
         content = stored["content"]
@@ -58,7 +54,7 @@ def read_save(path: Path) -> Tree:
             raise Fb3Error(f"{path / TENSORS}: damaged")
         if content["state"]["keeper"]["score"]:
             check_weights(path, "the save is damaged")
-        # Tensors as they are read lie in the file's memory, at any address; copies are aligned as torch aligns its own.
+        # Tensors just read lie in the file's memory, at any address; copies are aligned like torch's own.
         tensors = {name: tensor.clone() for name, tensor in read_weights(path / TENSORS).items()}
         return {"made_of": content["made_of"], "state": insert_tensors(content["state"], tensors)}
     except Fb3Error:
@@ -83,7 +79,7 @@ def extract_tensors(tree: Any, tensors: dict[str, Tensor], name: str = "") -> An
 
 
 def insert_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that `extract_tensors` was given, but that tuples have become lists."""
+    """The tree that `extract_tensors` was given, its tuples as lists."""
     if isinstance(plain, list):
         return [insert_tensors(value, tensors) for value in plain]
     if not isinstance(plain, dict):

@@ -16,7 +16,7 @@ from fb3.system.file_names import ENCODER
 from fb3.system.files import sha256
 from fb3.system.prefetch import in_background
 
-Tokens = dict[str, Future[Encoded]]  # by the run's name
+Tokens = dict[str, Future[Encoded]]  # each run's tokens in the making, by its name
 _TRAINING_ONLY = {"augment", "sample"}  # data settings that change no token at inference
 
 
@@ -56,11 +56,7 @@ class FoldChecks:
             self._begin(folder)
 
     def wait(self, folder: Path) -> None:
-        """Waits until a fold is checked, and begins with the next one.
-
-        Raises:
-            Fb3Error: a file is missing or changed, see `Bundle.check`.
-        """
+        """Waits until a fold is checked, begins with the next, and raises the Fb3Error of `Bundle.check`, if any."""
         check = self._begin(folder)
         wait([check])
         if folder in self._next:

@@ -20,10 +20,9 @@ _GRACE = 60.0  # seconds after the deadline in which a process may end its last 
 
 
 class DevicePool:
-    """Predicts folds on one device in this process, or on several in a process each, which share the essays by tokens.
+    """Predicts folds on one device in this process, or on several, such as cuda:0 and cuda:1, in a process each.
 
-    Args:
-        devices: such as ["cuda:0", "cuda:1"].
+    The processes share the essays by tokens.
     """
 
     def __init__(self, devices: list[str]) -> None:

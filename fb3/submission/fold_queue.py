@@ -30,9 +30,9 @@ class FoldQueue:
     """Predicts fold by fold, the runs in turn, so that each run has a say when time runs out.
 
     Args:
-        checks: of the folds' files.
+        checks: compares the folds' files with the manifest.
         members: the runs that can be used.
-        ids: of the essays, (N,).
+        ids: the essays' ids, (N,).
         tokens: the essays for each run, perhaps still in the making. A run's folds begin once its tokens are made;
             nothing waits for them beyond the deadline.
         submission: the file to improve.
@@ -66,11 +66,7 @@ class FoldQueue:
         self.counts = {member.name: 0 for member in members}
 
     def run(self) -> None:
-        """Predicts all folds that fit into the time.
-
-        Raises:
-            Fb3Error: no fold could be used.
-        """
+        """Predicts all folds that fit into the time; an Fb3Error where no fold could be used."""
         left = in_turn(self.members)
         try:
             while left:
@@ -168,7 +164,7 @@ class FoldQueue:
 class FoldTimes:
     """Estimates how long a fold of each run takes.
 
-    flops: of one fold, by the run's name. seconds: of the run's last fold.
+    By the run's name, flops: a fold's FLOPs; seconds: the time of its last fold.
     """
 
     def __init__(self) -> None:

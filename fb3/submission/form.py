@@ -1,7 +1,7 @@
 """The rows and columns that a submission must have: sample_submission.csv gives them, test.csv corrects the rows.
 
 Where the two files differ, a user gets an error that names both. Nobody reads an error in Kaggle's run on the hidden
-rows (a rerun), and test.csv's rows are the ones that are scored: there the submission has them, each id once.
+rows (a rerun), and test.csv's rows are scored: there the submission has these rows, each id once.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from fb3.system.progress import say
 
 @dataclass
 class SubmissionForm:
-    """What a submission must look like, and the essays to predict.
+    """The form of a submission, and the essays to predict.
 
     ids: one a row, in order, named as the id column; none until a file gives them. columns: the targets, in order.
     essays: ids and texts; none where they cannot be read. error: why nothing may be predicted. warnings: faults of the
@@ -38,7 +38,7 @@ def read_sample(path: Path | None, recipe: Recipe | None, *, rerun: bool) -> Sub
     """The form of the sample submission, before test.csv is read, which may be large.
 
     Args:
-        path: sample_submission.csv; none: rows and order are those of test.csv.
+        path: sample_submission.csv; none: test.csv gives rows and order.
         recipe: names the columns; none: the sample does, and its first column holds the ids.
         rerun: this is the run on the hidden rows, which goes on without a sample where it has a recipe.
 
@@ -69,7 +69,7 @@ def read_test(form: SubmissionForm, path: Path, recipe: Recipe | None, *, own_or
     """Reads the essays into the form, and decides whether the submission has their rows or the sample's.
 
     Args:
-        form: as `read_sample` returns it.
+        form: the form from `read_sample`.
         path: test.csv, or the file in its place.
         recipe: names the columns of ids and texts; none: only ids are read.
         own_order: where the file has none of the sample's ids, the submission gets the file's rows.
@@ -91,7 +91,7 @@ def read_test(form: SubmissionForm, path: Path, recipe: Recipe | None, *, own_or
 
 
 def _choose_rows(form: SubmissionForm, ids: pd.Series, path: Path, own_order: bool, rerun: bool) -> None:
-    """Takes the essays' ids where the sample has none, or others that are not to win."""
+    """Takes the essays' ids where the sample has none, or where its ids must give way."""
     if form.ids is None:
         form.ids = ids
         return
@@ -147,11 +147,7 @@ def check_form(ids: pd.Series, sample: pd.DataFrame, targets: list[str], source:
 
 
 def check_columns(sample: pd.DataFrame, columns: list[str]) -> None:
-    """Compares the sample submission's columns with the id column and the predicted ones.
-
-    Raises:
-        Fb3Error: they differ.
-    """
+    """Refuses a sample submission whose columns are not the id column and the predicted ones."""
     if set(columns) != set(sample.columns):
         raise Fb3Error(
             f"{COMPETITION_MARKER} has the columns {list(sample.columns)}, the predictions {columns}; "
@@ -160,5 +156,5 @@ def check_columns(sample: pd.DataFrame, columns: list[str]) -> None:
 
 
 def check_same_ids(ids: pd.Series, sample_ids: pd.Series, source: Path) -> None:
-    """Compares a file's ids with the sample submission's; raises as `match_ids` does."""
+    """Compares a file's ids with the sample submission's; see `match_ids` for the error."""
     match_ids(ids, sample_ids, source, COMPETITION_MARKER, "; take both from the same download")

@@ -1,7 +1,7 @@
 """Inference: a bundle and test.csv become a submission that is valid at every moment.
 
-The first file holds the training means and is written before torch is imported; each fold then replaces it. All that is
-imported on the way is in the competition's image.
+The first file holds the training means and is written before torch is imported; each fold then replaces it. Every
+module imported on the way is in the competition's image.
 """
 
 import time
@@ -101,11 +101,7 @@ def infer(
 
 
 def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]:
-    """The runs whose recipe and encoder folder are as they were packed.
-
-    Raises:
-        Fb3Error: with `strict`, one is not.
-    """
+    """The runs whose recipe and encoder folder are as they were packed; with `strict`, any other is an Fb3Error."""
     members = []
     for name, path, folds in packed.runs():
         try:

@@ -60,7 +60,7 @@ def check_values(submission: pd.DataFrame, minimum: float, maximum: float) -> No
     if submission.empty:
         raise Fb3Error("the submission has no row")
     check_unique(ids, "the submission")
-    values = submission.iloc[:, 1:].to_numpy(np.float32)  # as predicted: the bounds must be rounded alike
+    values = submission.iloc[:, 1:].to_numpy(np.float32)  # float32, so that the bounds round like the values
     bad = ~np.isfinite(values) | (values < np.float32(minimum)) | (values > np.float32(maximum))
     if bad.any():
         row, column = np.argwhere(bad)[0]

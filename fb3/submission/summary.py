@@ -16,7 +16,7 @@ class Summary:
     """The folds and phases of one inference.
 
     path: the report's file. start: by time.monotonic(). folds: name, status, and seconds or reason of each. phases:
-    seconds from the start to the end of each. flops: of one fold of each run. warnings: faults of the competition's
+    seconds from the start to the end of each. flops: one fold's, for each run. warnings: faults of the competition's
     files. partial: whether a fold that was cut off is in the submission. error: the reason why inference stopped.
     """
 

@@ -20,7 +20,7 @@ _NO_MEMORY = (
 )
 Precision = Literal["fp32", "fp16", "bf16"]
 Broken = Literal["cpu", "stop"]
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers in glibc's malloc.h
 
 
 def pick_device(name: str | None = None, broken: Broken = "cpu") -> "torch.device":
@@ -33,7 +33,7 @@ def pick_device(name: str | None = None, broken: Broken = "cpu") -> "torch.devic
         broken: for a device that was found but does not work: "cpu" falls back and says so, "stop" raises.
 
     Raises:
-        Fb3Error: as `pick_devices` does.
+        Fb3Error: see `pick_devices`.
     """
     return pick_devices(name, broken)[0]
 
@@ -42,7 +42,7 @@ def pick_devices(name: str | None = None, broken: Broken = "cpu") -> "list[torch
     """All GPUs that work, or one other device; FB3_DEVICE may name several, such as cuda:0,cuda:1.
 
     Args:
-        name, broken: as in `pick_device`.
+        name, broken: see `pick_device`.
 
     Raises:
         Fb3Error: a device that was asked for does not work, or with broken="stop" any GPU does not.
@@ -128,7 +128,7 @@ def cpu_has_int8() -> bool:
 
 
 def _cpu_has(*wanted: str) -> bool:
-    """Whether the chip has one of some flags, named as in /proc/cpuinfo."""
+    """Whether the chip has any of these flags, named as in /proc/cpuinfo."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

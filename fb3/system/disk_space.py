@@ -29,7 +29,7 @@ def format_bytes(size: float) -> str:
 
 
 def cannot_write(path: Path, error: BaseException, need: int | None = None) -> Fb3Error:
-    """The error for a path that cannot be written: a `DiskFull` with the free bytes, or the source that a copy lacked.
+    """The error for a path that cannot be written: a `DiskFull` with the free bytes, or one about an unreadable source.
 
     Args:
         path: the file or folder.
@@ -103,10 +103,7 @@ def disk_full_errors(path: str | Path, need: int | None = None) -> Iterator[None
 
 
 def raises_disk_full(argument: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorates a function: `disk_full_errors` around all its work, with the folder that one argument names.
-
-    Where the argument is None, the system's temporary folder is named.
-    """
+    """Decorates a function with `disk_full_errors` for the folder in one argument; None: the temporary folder."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         signature = inspect.signature(function)
@@ -122,11 +119,7 @@ def raises_disk_full(argument: str) -> Callable[[Callable[P, T]], Callable[P, T]
 
 
 def check_free_space(path: Path, need: int) -> None:
-    """Refuses work that a disk cannot hold, before it begins.
-
-    Raises:
-        DiskFull: says how much it needs.
-    """
+    """Refuses work that a disk cannot hold, before it begins: a `DiskFull` says how much it needs."""
     folder = _nearest_folder(path)
     if (free := free_bytes(folder)) < need:
         raise DiskFull(f"{path}: it needs {format_bytes(need)}, {folder} has {format_bytes(free)}. {_MAKE_ROOM}")

@@ -16,7 +16,7 @@ _AGAIN = "copy or download it again"
 
 
 def placeholder_problem(path: Path) -> str:
-    """The end of a sentence where a file is empty, a Git LFS pointer or a web page, with the mend; else empty.
+    """The end of a sentence that says why a file is empty, a Git LFS pointer or a web page, with the mend; else empty.
 
     Raises:
         OSError: it cannot be read.
@@ -34,9 +34,9 @@ def placeholder_problem(path: Path) -> str:
 
 
 def weights_problem(path: Path) -> str:
-    """The end of a sentence where a file cannot hold the weights of its suffix, safetensors or PyTorch's; else empty.
+    """The end of a sentence that says why a file cannot hold the weights of its suffix, with the mend; else empty.
 
-    It reads no more than the header.
+    Only the header is read.
 
     Raises:
         OSError: it cannot be read.

@@ -42,9 +42,5 @@ def fold_folders(run: Path) -> list[Path]:
 
 
 def encoder_files(second: bool) -> list[str]:
-    """The files of an encoder folder that inference reads.
-
-    Args:
-        second: whether the model is stitched, with a second encoder.
-    """
+    """The files of an encoder folder that inference reads; a stitched model has a `second` encoder."""
     return [folder + name for folder in ("", f"{SECOND}/")[: 1 + second] for name in (CONFIG, TOKENIZER)]

@@ -19,8 +19,8 @@ from fb3.system.disk_space import cannot_write, format_bytes
 if TYPE_CHECKING:
     import pandas as pd
 
-# The most bytes of a text file that are read: parsing takes ten to thirty times as much memory. The largest text that
-# fb3 itself writes and reads, the manifest of ten thousand files, has 2 MB.
+# Largest text file that is read, in bytes: parsing takes ten to thirty times as much memory. fb3's own largest text,
+# the manifest of ten thousand files, has 2 MB.
 LARGEST = 32 * 2**20
 # Cells that need quotes: separators and quotes, white space at an end, which some readers drop, a byte order mark.
 _QUOTED = re.compile(r'[",\r\n]|^[\s\ufeff]|\s$')
@@ -217,7 +217,7 @@ def reading_utf8(path: Path, largest: int = LARGEST) -> Iterator[TextIO]:
     """Opens a UTF-8 file to be read line by line, line ends unchanged, so that it is never in memory as a whole.
 
     Raises:
-        Fb3Error: as `read_utf8`, also while the lines are read.
+        Fb3Error: see `read_utf8`; also raised while the lines are read.
     """
     _check_regular(path, largest)
     try:
@@ -226,7 +226,7 @@ def reading_utf8(path: Path, largest: int = LARGEST) -> Iterator[TextIO]:
     except OSError as error:
         raise _unreadable(path, error) from None
     except UnicodeDecodeError:
-        read_utf8(path, largest)  # counts from the file's first byte, not from the last that was read
+        read_utf8(path, largest)  # raises with the byte counted from the file's start
         raise
 
 

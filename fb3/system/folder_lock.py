@@ -1,8 +1,8 @@
 """One process at a time in a folder.
 
-Not the filelock package: of its versions in the competition's images, one empties the lock file before it has the lock,
-so that no message could name the process at work, and deletes the file afterwards. Where a file system has no flock,
-all versions fall back to a plain file, with which a process killed on another machine keeps everyone out.
+The filelock package would not do. One of its versions in the competition's images empties the lock file before it has
+the lock, so that no message could name the process at work. On a file system without flock all versions fall back to a
+plain file, and then a process killed on another machine keeps everyone out.
 """
 
 import os
@@ -42,7 +42,7 @@ def lock_folder(folder: Path, command: str) -> Iterator[None]:
     except ImportError:  # Windows has no flock
         yield
         return
-    # O_NOFOLLOW: a link, in a folder from elsewhere, would have its target emptied. O_NONBLOCK: a pipe would wait.
+    # O_NOFOLLOW: opening a stranger's link would empty its target. O_NONBLOCK: opening a pipe would wait.
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         file = os.fdopen(os.open(folder / LOCK, flags, 0o666), "a+", encoding="utf-8", errors="replace")

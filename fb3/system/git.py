@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _SECONDS = 10.0
-# Variables that the hook of another repository sets: git would look there.
+# A hook of another repository sets these variables, and git would look there.
 _FOREIGN = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"}
 # No lock on the index, which another git command may hold; no prompt; messages in English, which are read below.
 _QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from fb3.errors import Fb3Error
 
 KAGGLE_INPUT = Path("/kaggle/input")
-# For a rehearsal: the folders below /kaggle/input where Kaggle mounts bundle and competition.
+# Folders below /kaggle/input where Kaggle mounts bundle and competition, for a rehearsal.
 MOUNTS = {
     "new": ("datasets/someone/bundle", "competitions/competition"),
     "old": ("bundle", "competition"),
@@ -47,7 +47,7 @@ def hidden_rerun() -> bool:
 def session_seconds() -> float:
     """Seconds that a batch session of Kaggle has run already; 0 in an interactive session and elsewhere.
 
-    A session begins with the notebook's kernel, which is this process, or a parent where a cell started this process.
+    A session begins with the notebook's kernel: this process, or its ancestor where a cell started it.
     """
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") != "Batch" and not hidden_rerun():
         return 0.0
@@ -66,11 +66,7 @@ def session_seconds() -> float:
 
 
 def parse_duration(text: str) -> float:
-    """The seconds in a text such as 8h30m, 90m, 45s or 3600.
-
-    Raises:
-        Fb3Error: the text is of another form, or empty.
-    """
+    """The seconds in a text such as 8h30m, 90m, 45s or 3600; an Fb3Error where it is empty or of another form."""
     found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     if not found or not any(found.groups()):
         raise Fb3Error(f"{text!r} is no duration; write 8h30m, 90m or 45s")
@@ -78,11 +74,7 @@ def parse_duration(text: str) -> float:
 
 
 def input_root() -> Path:
-    """The folder under which inputs are mounted: FB3_INPUT, else Kaggle's.
-
-    Raises:
-        Fb3Error: the folder does not exist.
-    """
+    """The folder under which inputs are mounted: FB3_INPUT, else Kaggle's; an Fb3Error where it does not exist."""
     root = Path(os.environ.get("FB3_INPUT") or KAGGLE_INPUT)
     if not root.is_dir():
         raise Fb3Error(f"{root}: no such folder; give --data DIR, or set FB3_INPUT to the folder that holds the inputs")

@@ -25,7 +25,7 @@ def in_background(make: Callable[[Job], Made], jobs: Sequence[Job]) -> list[Futu
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(make(job))
-                except BaseException as error:  # else who waits for the result would wait for ever
+                except BaseException as error:  # otherwise the caller would wait for ever
                     future.set_exception(error)
 
     try:

@@ -34,7 +34,7 @@ def random_state(device: "torch.device") -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: "torch.device") -> None:
-    """Restores a state of `random_state`; the device's generator only where it is a device of the same kind."""
+    """Restores what `random_state` gave; the device's generator only on a device of the same kind."""
     import numpy
     import torch
 

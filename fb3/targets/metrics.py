@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from fb3.errors import Fb3Error
 
@@ -31,13 +32,13 @@ class Score(NamedTuple):
 class Metric:
     """A metric of predicted values.
 
-    title: its name in messages. each: from truth and prediction of a column, (N,) each, to its score. overall: from the
-    columns' scores, (K,), to one. lower_is_better: its direction. in_units: the score is in the targets' units, so that
-    it grows with their range.
+    title: its name in messages. columns: from truths and predictions, (N, K) each, to the columns' scores, (K,).
+    overall: from these to one score. lower_is_better: its direction. in_units: the score is in the targets' units, so
+    that it grows with their range.
     """
 
     title: str
-    each: Callable[[np.ndarray, np.ndarray], float]
+    columns: Callable[[np.ndarray, np.ndarray], np.ndarray]
     overall: Callable[[np.ndarray], float] = np.mean
     lower_is_better: bool = False
     in_units: bool = False
@@ -46,49 +47,64 @@ class Metric:
         """The score of predictions (N, K), already clipped, against truths (N, K).
 
         Raises:
-            Fb3Error: the metric has no value for the truths of a column, which is named.
+            Fb3Error: a column's truths give the metric no value; the column is named, and the mend.
             ValueError: the shapes differ or there is no row.
         """
         truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
         if truth.shape != predicted.shape or truth.ndim != 2 or not len(truth):
             raise ValueError(f"truth is {truth.shape}, predicted is {predicted.shape}: want the same (N > 0, K)")
-        scores = np.empty(len(columns))
-        for place, column in enumerate(columns):
+        try:
+            each = self.columns(truth, predicted)
+        except _UndefinedError as error:
+            raise Fb3Error(f"{self.title} of column {columns[error.column]!r}: {error}; or set metric=rmse") from None
+        return Score(float(self.overall(each)), dict(zip(columns, each.tolist(), strict=True)), self.lower_is_better)
+
+
+class _UndefinedError(ValueError):
+    """Says why a column's truths give a metric no value."""
+
+    column = 0
+
+
+def _by_column(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Applies a metric of one column, (N,) and (N,), to every column."""
+
+    def columns(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        scores = np.empty(truth.shape[1])
+        for place in range(truth.shape[1]):
             try:
-                scores[place] = self.each(truth[:, place], predicted[:, place])
-            except _Undefined as error:
-                raise Fb3Error(f"{self.title} of column {column!r}: {error}") from None
-        overall = float(self.overall(scores))
-        return Score(overall, dict(zip(columns, scores.tolist(), strict=True)), self.lower_is_better)
+                scores[place] = metric(truth[:, place], predicted[:, place])
+            except _UndefinedError as error:
+                error.column = place
+                raise
+        return scores
+
+    return columns
 
 
-class _Undefined(ValueError):
-    """A metric that has no value for the truths at hand; the message says why, and the mend."""
+def rmse_columns(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Root mean squared error of each column: (N, K), (N, K) -> (K,)."""
+    return np.sqrt(np.mean((truth - predicted) ** 2, axis=0))
 
 
-def rmse(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Root mean squared error."""
-    return float(np.sqrt(np.mean((truth - predicted) ** 2)))
-
-
-def mae(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean absolute error."""
-    return float(np.mean(np.abs(truth - predicted)))
+def mae_columns(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Mean absolute error of each column: (N, K), (N, K) -> (K,)."""
+    return np.mean(np.abs(truth - predicted), axis=0)
 
 
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Pearson's correlation; 0 where the predictions are all alike, which order nothing."""
-    if len(np.unique(truth)) < 2:
-        raise _Undefined("all truths are alike, so nothing correlates with them; score more essays, or take rmse")
+    """Pearson's correlation; 0 where the predictions are all alike, because they order nothing."""
+    if np.ptp(truth) == 0:
+        raise _UndefinedError("all truths are alike, so nothing correlates with them; take more essays")
     one, other = truth - truth.mean(), predicted - predicted.mean()
     norm = np.sqrt((one**2).sum() * (other**2).sum())
-    return float((one * other).sum() / norm) if norm else 0.0
+    return float((one * other).sum() / norm) if np.ptp(predicted) else 0.0
 
 
 def spearman(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Spearman's rank correlation; equal values share the mean of their ranks."""
-    import pandas as pd
-
     return pearson(*(pd.Series(values).rank().to_numpy() for values in (truth, predicted)))
 
 
@@ -97,9 +113,9 @@ def qwk(truth: np.ndarray, predicted: np.ndarray) -> float:
     from sklearn.metrics import cohen_kappa_score
 
     if not np.array_equal(truth, np.rint(truth)):
-        raise _Undefined("holds scores that are no whole numbers; take rmse")
-    if len(np.unique(truth)) < 2:
-        raise _Undefined("all truths are alike, so kappa has no value; score more essays, or take rmse")
+        raise _UndefinedError("has truths that are no whole numbers, and kappa compares classes")
+    if np.ptp(truth) == 0:
+        raise _UndefinedError("all truths are alike, so kappa has no value; take more essays")
     truth, predicted = truth.astype(int), np.rint(predicted).astype(int)
     labels = np.arange(min(truth.min(), predicted.min()), max(truth.max(), predicted.max()) + 1)
     return float(cohen_kappa_score(truth, predicted, labels=labels, weights="quadratic"))
@@ -110,22 +126,22 @@ def auc(truth: np.ndarray, predicted: np.ndarray) -> float:
     from sklearn.metrics import roc_auc_score
 
     if set(np.unique(truth)) != {0.0, 1.0}:
-        raise _Undefined(f"wants truths of 0 and 1, both of them, and has {np.unique(truth)[:5].tolist()}; take rmse")
+        raise _UndefinedError(f"wants truths of 0 and 1, and both; it has {np.unique(truth)[:5].tolist()}")
     return float(roc_auc_score(truth, predicted))
 
 
-# By the names of `metric` in a recipe.
+# Keyed by the names of `metric` in a recipe.
 METRICS = {
-    "mcrmse": Metric("MCRMSE", rmse, lower_is_better=True, in_units=True),
-    "rmse": Metric("RMSE", rmse, lambda columns: np.sqrt(np.mean(columns**2)), lower_is_better=True, in_units=True),
-    "mae": Metric("MAE", mae, lower_is_better=True, in_units=True),
-    "pearson": Metric("Pearson", pearson),
-    "spearman": Metric("Spearman", spearman),
-    "qwk": Metric("QWK", qwk),
-    "auc": Metric("AUC", auc),
+    "mcrmse": Metric("MCRMSE", rmse_columns, lower_is_better=True, in_units=True),
+    "rmse": Metric("RMSE", rmse_columns, lambda each: np.sqrt(np.mean(each**2)), lower_is_better=True, in_units=True),
+    "mae": Metric("MAE", mae_columns, lower_is_better=True, in_units=True),
+    "pearson": Metric("Pearson", _by_column(pearson)),
+    "spearman": Metric("Spearman", _by_column(spearman)),
+    "qwk": Metric("QWK", _by_column(qwk)),
+    "auc": Metric("AUC", _by_column(auc)),
 }
 
 
 def mcrmse(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean columnwise root mean squared error of (N, K), FB3's metric; lower is better."""
+    """Mean columnwise root mean squared error of (N, K) each, FB3's metric; lower is better."""
     return METRICS["mcrmse"].score(truth, predicted, [str(k) for k in range(np.shape(truth)[-1])]).overall

@@ -51,20 +51,14 @@ class Task(Protocol):
         """Moves these parameters to a device."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the task remembers from step to step: dicts and lists of tensors, numbers and texts."""
+        """The task's memory from step to step: dicts and lists of tensors, numbers and texts."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
 
 
 class ScoreTask(nn.Module):
-    """Base of tasks on a scale of scores: the range and the metric.
-
-    Args:
-        settings: the range.
-        columns: the K targets, in the order of the model's outputs.
-        metric: scores the clipped predictions.
-    """
+    """Base of tasks on a scale of scores, for K `columns` in the order of the model's outputs; scored by `metric`."""
 
     def __init__(
         self, settings: BaseTaskSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]
@@ -81,11 +75,7 @@ class ScoreTask(nn.Module):
 
 
 class Wrapper(nn.Module):
-    """Delegates to the wrapped task; subclasses override `loss`.
-
-    Args:
-        task: the wrapped task.
-    """
+    """Delegates to the wrapped task; subclasses override `loss`."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -123,11 +113,7 @@ def with_term(out: StepOutput, name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 class Recorder:
-    """A model that keeps its outputs, for a wrapper to read.
-
-    Args:
-        model: the model that is called.
-    """
+    """A model that keeps its outputs, for a wrapper to read."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

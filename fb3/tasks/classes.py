@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fb3.recipe.task import BinnedSettings, OrdinalSettings
+from fb3.targets.metrics import METRICS, Metric
 from fb3.tasks.base import Model, Recorder, ScoreTask, StepOutput, Task, Wrapper, with_term
 from fb3.tasks.losses import Uncertainty
 
@@ -18,15 +19,12 @@ _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
 
 
 class _Classes(ScoreTask, ABC):
-    """Base of both. K targets, C classes, L logits a target.
+    """Base of both. K target columns, in the order of the model's outputs; C classes; L logits a target."""
 
-    Args:
-        settings: range, step and loss.
-        columns: the K targets, in the order of the model's outputs.
-    """
-
-    def __init__(self, settings: BinnedSettings | OrdinalSettings, columns: tuple[str, ...]) -> None:
-        super().__init__(settings, columns)
+    def __init__(
+        self, settings: BinnedSettings | OrdinalSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]
+    ) -> None:
+        super().__init__(settings, columns, metric)
         self._step, self._top = settings.step, settings.classes() - 1
         learned = settings.weighting == "uncertainty"
         self._together = Uncertainty(settings.weighed(len(columns))) if learned else torch.mean
@@ -63,8 +61,8 @@ class _Classes(ScoreTask, ABC):
 class Binned(_Classes):
     """A softmax over the C classes of each target, cross-entropy with soft labels."""
 
-    def __init__(self, settings: BinnedSettings, columns: tuple[str, ...]) -> None:
-        super().__init__(settings, columns)
+    def __init__(self, settings: BinnedSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]) -> None:
+        super().__init__(settings, columns, metric)
         self._smoothing, self._focal = settings.smoothing, settings.focal
 
     def labels(self, targets: Tensor) -> Tensor:
@@ -107,7 +105,7 @@ class Ordinal(_Classes):
         return logits.sigmoid().sum(-1)
 
     def first_bias(self, targets: Tensor) -> Tensor:
-        share = (self.labels(targets).sum(0) + 0.5) / (len(targets) + 1)  # so that none is 0 or 1
+        share = (self.labels(targets).sum(0) + 0.5) / (len(targets) + 1)  # half an essay more on each side
         return torch.logit(share).flatten()  # (K * (C - 1),)
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
@@ -116,12 +114,7 @@ class Ordinal(_Classes):
 
 
 class LogitSqueezing(Wrapper):
-    """Adds `weight` times the mean squared logit to a task's loss.
-
-    Args:
-        task: a task whose model gives logits.
-        weight: the weight of the mean squared logit.
-    """
+    """Adds `weight` times the mean squared logit to the loss of a task whose model gives logits."""
 
     def __init__(self, task: Task, weight: float) -> None:
         super().__init__(task)

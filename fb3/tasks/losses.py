@@ -58,7 +58,7 @@ def huber(delta: float) -> Loss:
     return lambda predicted, truth: F.huber_loss(predicted, truth, delta=delta)
 
 
-# By the names of task.loss.
+# The losses by their names in task.loss.
 LOSSES: dict[str, Callable[[RegressionSettings], Loss]] = {
     "smooth_l1": lambda settings: F.smooth_l1_loss,
     "mse": lambda settings: F.mse_loss,
@@ -72,7 +72,7 @@ LOSSES: dict[str, Callable[[RegressionSettings], Loss]] = {
 
 
 class Criterion(nn.Module):
-    """Losses added with weights that go linearly over the run, or that are learned.
+    """Losses added with weights that change linearly over the run, or that are learned.
 
     Args:
         settings: the losses and their weights. Where the weights of a single loss are learned, each column has one.
@@ -107,11 +107,7 @@ class Criterion(nn.Module):
 
 
 class Uncertainty(nn.Module):
-    """sum_i exp(-s_i) L_i + s_i, with a log variance s_i trained for each of n losses; at rest s_i is log L_i.
-
-    Args:
-        count: the number n of losses.
-    """
+    """sum_i exp(-s_i) L_i + s_i, with a log variance s_i trained for each of `count` losses; at rest s_i is log L_i."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

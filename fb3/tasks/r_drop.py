@@ -11,12 +11,7 @@ from fb3.tasks.base import Model, Recorder, StepOutput, Task, Wrapper, with_term
 
 
 class RDrop(Wrapper):
-    """Trains by the mean of two passes' losses plus `alpha` times the distance of their outputs.
-
-    Args:
-        task: the task, whose predictions and scores stay as they are.
-        alpha: the weight of the distance.
-    """
+    """Trains by the mean of two passes' losses plus `alpha` times the distance of their outputs; predicts as `task`."""
 
     def __init__(self, task: Task, alpha: float) -> None:
         super().__init__(task)

@@ -23,8 +23,8 @@ _REMEMBERED = 256  # batches of token ids, some megabytes
 class UDA(Wrapper):
     """Adds the distance between the outputs for unlabelled essays and for augmented copies to a task's loss.
 
-    The outputs for the plain essays are targets like labels: no gradient goes through them, and they stay where a trick
-    asks again for the loss of the same batch on weights that it moved.
+    The outputs for the plain essays are targets, like labels: they get no gradient, and stay the same where a trick
+    computes the loss of the batch again on weights that it moved.
 
     Args:
         task: the task, whose predictions and scores stay as they are.

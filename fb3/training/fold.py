@@ -70,9 +70,6 @@ def _build_model(session: Session, split: FoldSplit) -> tuple[Scorer, Task]:
 
     Both are the fold's own: pooling, statistics and the head's bias are fitted to its training essays alone, so that
     nothing of the validation essays leaks into the model.
-
-    Raises:
-        Fb3Error: the backbone cannot be used, or its weights could not be loaded again once they are saved.
     """
     recipe, essays, device = session.recipe, session.encoded, session.accelerator.device
     scorer = build_scorer(with_local_backbone(recipe, session.out), session.out / ENCODER, init="pretrained")
@@ -110,7 +107,7 @@ def _training_essays(session: Session, seed: int) -> Encoded:
 
 
 def _training_task(session: Session, task: Task, seed: int) -> Task:
-    """The task with the loss of essays without scores around it, where the recipe wants that."""
+    """The task, wrapped in UDA where the recipe has essays without scores."""
     data, settings, essays = session.recipe.data, session.recipe.task.uda, session.unlabelled
     if not settings:
         return task

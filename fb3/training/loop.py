@@ -47,7 +47,7 @@ class Learner:
 class TrainingData:
     """The essays of a fold, and how long it trains on them.
 
-    fold: its number. rows: of the training essays, among the N that are encoded. targets: (N, K). steps: optimizer
+    fold: its number. rows: the training essays' positions among the N encoded ones. targets: (N, K). steps: optimizer
     steps in all. seed: decides the order of the batches.
     """
 
@@ -142,7 +142,7 @@ class Loop:
                 trick.after_step(step)
 
     def gradients(self, step: Step, batches: list[np.ndarray]) -> StepOutput | None:
-        """Computes the gradients of the batches' mean loss, and gives that loss; neither where memory ran out."""
+        """Computes the gradients of the batches' mean loss; returns that loss, or None where memory ran out."""
         essays = sum(len(rows) for rows in batches)
         try:
             outs = []
@@ -168,7 +168,7 @@ class Loop:
 
         Args:
             step: holds each micro-batch in turn as its `batch`.
-            micro_batches: with their weights.
+            micro_batches: each with its weight.
             syncs: average the gradients over the processes at the end; once an optimizer step is enough.
         """
         outs = []
@@ -200,7 +200,7 @@ class Loop:
 
 
 def _added(outs: Sequence[StepOutput]) -> StepOutput:
-    """The sum of losses that are weighted already, and of their terms."""
+    """The sum of losses that are weighted already, and the sums of their terms."""
     logs = {name: torch.stack([out.logs[name] for out in outs]).sum() for name in outs[0].logs}
     return StepOutput(torch.stack([out.loss for out in outs]).sum(), logs)
 
@@ -252,11 +252,7 @@ class _LossWindow:
         return [] if values is None else list(values.to(self.accelerator.device).unbind())
 
     def close(self, advance: Advance, step: Step, fold: int, steps: int) -> None:
-        """Logs the window and starts the next.
-
-        Raises:
-            Fb3Error: a loss in it is not a finite number.
-        """
+        """Logs the window and starts the next; an Fb3Error where a loss in it is not a finite number."""
         losses, norms = self._fetched(self.losses), torch.stack(self.norms).tolist()
         rate = max((r for name, r in self.rates.items() if name.startswith("encoder")), default=0.0)
         if not np.isfinite(losses).all():

@@ -16,7 +16,7 @@ class MicroBatching:
 
     Args:
         recipe: says whether activations may be recomputed, and whether the loss of a batch is the mean of its essays'
-            losses; only then do the gradients of micro-batches add up to those of the batch.
+            losses; only then do the gradients of micro-batches add up to the batch's.
         scorer: the model, not yet prepared for several processes.
         fold: its number, for messages.
         processes: how many train together.
@@ -62,7 +62,7 @@ class MicroBatching:
         if self.count >= essays:
             raise Fb3Error(f"{where}; try {mends}")
         if not self._divisible:
-            raise Fb3Error(f"{where}, and the loss is one of whole batches; try a smaller train.batch_size, {mends}")
+            raise Fb3Error(f"{where}, and the loss needs whole batches; try a smaller train.batch_size, {mends}")
         if self.processes > 1:
             raise Fb3Error(f"{where} in one of {self.processes} processes; try a smaller train.batch_size, {mends}")
         self.count = min(2 * self.count, essays)

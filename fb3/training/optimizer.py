@@ -82,11 +82,11 @@ OPTIMIZERS: dict[str, Callable[[_Groups, Any, bool], Optimizer]] = {
     "radam": lambda groups, settings, _: torch.optim.RAdam(groups, decoupled_weight_decay=True, **_moments(settings)),
     "nadam": lambda groups, settings, _: torch.optim.NAdam(groups, decoupled_weight_decay=True, **_moments(settings)),
     "adafactor": _adafactor,
-    # By the library's default the steps go uphill until radam is rectified.
+    # The library's default steps go uphill until radam is rectified.
     "ranger": lambda groups, settings, _: _library("pytorch_optimizer", settings).Ranger(
         groups, degenerated_to_sgd=True, **_moments(settings)
     ),
-    # By the library's default Adam's correction divides a step of normed length: the first is ten times too long.
+    # The library's default divides a step of normed length by Adam's correction: the first is ten times too long.
     "lamb": lambda groups, settings, _: _library("pytorch_optimizer", settings).Lamb(
         groups, adam_debias=True, **_moments(settings)
     ),

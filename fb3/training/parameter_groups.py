@@ -47,7 +47,7 @@ def parameter_groups(scorer: Scorer, settings: OptimizerSettings) -> list[dict[s
 
 
 def _depths(scorer: Scorer, settings: OptimizerSettings) -> dict[str, tuple[str, int, int]]:
-    """By the name of an encoder's parameter: the encoder's prefix, the parameter's depth, and the depth of the top."""
+    """Maps an encoder parameter's name to the encoder's prefix, the parameter's depth, and the top layer's depth."""
     flat = settings.layer_decay == 1.0 and settings.embeddings_rate is None  # one rate: the layers need not be known
     found = {}
     for prefix, tower in scorer.towers().items():

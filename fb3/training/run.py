@@ -130,7 +130,7 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     """Trains one fold into `out`/fold<n> and returns its out-of-fold predictions (not clipped).
 
     Args:
-        recipe: what to train; a task.uda.file in it is an absolute path.
+        recipe: the recipe; a task.uda.file in it is an absolute path.
         essays: all essays with scores, as `read_essays` returns them.
         split: one of `make_folds(essays, recipe)`.
         out: gets encoder/ and fold<n>/; `train` writes the rest that a bundle needs, and saves on the way.
@@ -174,7 +174,7 @@ def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predicti
     columns, identifier = list(recipe.data.target_columns), recipe.data.id_column
     table = pd.DataFrame(session.task.clip(predictions.values), columns=columns)
     truth = pd.DataFrame(session.targets[split.valid_rows], columns=columns).add_prefix(TRUTH)
-    table = pd.concat([truth, table], axis=1).astype(np.float64)  # as the folds in the file are read: one form for all
+    table = pd.concat([truth, table], axis=1).astype(np.float64)  # float64, as the file's folds are read
     table.insert(0, identifier, predictions.ids)
     table.insert(1, "fold", split.fold)
     if path.is_file():
@@ -187,7 +187,7 @@ def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predicti
 
 def _finish(session: "Session") -> Run:
     scores, run = read_scores(session.out / "scores.json"), run_of(session.out)
-    named = named_score(scores["score"], caveats(session.out, session.recipe))
+    named = named_score(scores["score"], session.recipe.metric, caveats(session.out, session.recipe))
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     session.log.event(
         "run",

@@ -52,7 +52,7 @@ def folds_to_train(splits: list[FoldSplit], folds: Sequence[int] | None, out: Pa
     """The wanted folds that are not trained yet.
 
     Raises:
-        Fb3Error: there is no such fold; or all are trained, unless that is what `resume` allows.
+        Fb3Error: there is no such fold, or all are trained and `resume` is off.
     """
     known = {split.fold: split for split in splits}
     wanted = list(known) if folds is None else list(dict.fromkeys(folds))
@@ -72,7 +72,7 @@ def folds_to_train(splits: list[FoldSplit], folds: Sequence[int] | None, out: Pa
 
 
 def write_first_files(session: "Session", data: Path, splits: list[FoldSplit], begun: bool) -> None:
-    """Writes what a run folder holds before the first step; the environment of an earlier start is kept too."""
+    """Writes the files that a run folder holds before its first step; keeps the environment of an earlier start."""
     import torch
 
     from fb3.training.session import versions

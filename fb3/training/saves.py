@@ -6,8 +6,8 @@ A save holds everything that the rest of the training depends on (`fb3.training.
 ends as the uninterrupted one, bit for bit. Only then can a test tell a complete save from one that forgot something:
 a lost moment or generator moves the score by less than another seed does, and nobody would notice.
 
-Two saves stand on disk. Each is written aside, flushed and renamed, so a killed process leaves no half a save; the one
-before is kept because a disk may still damage the last one, and hours of training must not hang on one file.
+Two saves stand on disk. Each is written aside, flushed and renamed, so a killed process leaves no half-written save;
+the one before is kept because a disk may still damage the last one, and hours of training must not hang on one file.
 
 A save is made after an optimizer step and before the evaluation that may be due. An evaluation takes minutes in which
 the process may be killed, and changes what a save holds (the best checkpoint, the score that tricks read): so a resumed
@@ -47,7 +47,7 @@ class Saves:
     """Saves one fold while it trains, stops it when asked, and restores it.
 
     Args:
-        session: the run's; nothing is saved where it has no digests of its files, by which a save is recognised.
+        session: the run's; nothing is saved where it has no digests of its files, which tell whose save it is.
         split: the fold's.
         checkpoint: the fold's best evaluation.
         steps: optimizer steps in all.
@@ -73,7 +73,7 @@ class Saves:
 
         Raises:
             Stopped: it was asked to stop; the fold is saved.
-            DiskFull: the disk has none for the save.
+            DiskFull: the disk has no room for the save.
         """
         if self.session.digests is None:
             return
@@ -129,7 +129,7 @@ class Saves:
         self.last = time.monotonic()
 
     def _write(self, number: int, state: Tree, tensors: dict[str, Tensor], started: float) -> str | None:
-        """Writes a save; returns what went wrong, in words, for the other processes to hear of it too."""
+        """Writes a save; returns what went wrong, in words, so that the other processes hear of it."""
         text = hashed_json({"made_of": self.made_of, "state": state, "tensors": ""})
         need = sum(tensor.nbytes for tensor in tensors.values()) + len(text) + _SPARE
         where = f"fold {self.fold}: no save after step {number}: it needs {format_bytes(need)}"
@@ -181,12 +181,12 @@ class Saves:
                 self._restore(loop, content["state"], path)
             except (Fb3Error, OSError, torch.OutOfMemoryError):
                 raise
-            except Exception as error:  # whole by its hash, and yet not what a save holds
+            except Exception as error:  # the hash is right, the content is no save's
                 raise Fb3Error(f"{path}: not a save ({error!r}); {self._start_over}") from None
             break
         accelerator.wait_for_everyone()  # all have read
         if accelerator.is_main_process:
-            for path in broken:  # or the next save would count it as the whole one to keep
+            for path in broken:  # otherwise the next save would keep it as the whole one
                 shutil.rmtree(path)
         return loop.step.number
 
@@ -235,7 +235,7 @@ class Saves:
 
 
 def stop_reason(session: Session) -> str:
-    """Why any process of the run is to stop; empty where none is."""
+    """The reason why any process of the run should stop; empty where none should."""
     reasons = [session.stop.reason]
     if session.accelerator.num_processes > 1:
         reasons = gather_object(reasons)

@@ -44,7 +44,7 @@ _VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "accelerate",
 
 
 class Evaluation(NamedTuple):
-    """fold: its number. share: part of the fold's training that is done, 0-1. score: of the weights as they stand."""
+    """fold: its number. share: share of the fold's training that is done, 0-1. score: the score of the weights now."""
 
     fold: int
     share: float
@@ -66,7 +66,7 @@ class Unlabelled:
 class Session:
     """Everything that all folds of a run share.
 
-    out: the run folder. texts, encoded, targets: of the N essays; targets is (N, K). digests: hashes of the training
+    out: the run folder. texts, encoded, targets: the N essays' own; targets is (N, K). digests: hashes of the training
     files, by their keys in environment.json; none: folds are not saved while they train. stop: when to stop early.
     """
 
@@ -93,13 +93,12 @@ class Session:
 
 
 def open_accelerator(recipe: Recipe, out: Path, precision: Precision | None = None) -> tuple[Accelerator, Precision]:
-    """Sets up device, processes and precision, before anything is written: from here on processes can wait for each
-    other.
+    """Sets up device, processes and precision before anything is written; processes can wait for each other then.
 
     Args:
-        recipe: what is to be trained.
+        recipe: the recipe to train.
         out: the run folder.
-        precision: to train in; none: the recipe's.
+        precision: the precision to train in; none: the recipe's.
 
     Raises:
         Fb3Error: a device or a precision that does not work here, or a loss that several processes cannot share.
@@ -108,7 +107,7 @@ def open_accelerator(recipe: Recipe, out: Path, precision: Precision | None = No
     keep_freed_memory()
     device = pick_device(broken=recipe.train.broken_gpu)
     precision = precision or pick_precision(recipe.train.precision, device)
-    AcceleratorState._reset_state()  # or the precision of an earlier run in this process would stay
+    AcceleratorState._reset_state()  # otherwise the precision of this process's last run would stay
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device.type == "cpu",
@@ -122,7 +121,7 @@ def open_accelerator(recipe: Recipe, out: Path, precision: Precision | None = No
     if (accelerator.device.index or 0) != (device.index or 0):
         raise Fb3Error(f"FB3_DEVICE={device}: training takes the first visible GPU; use CUDA_VISIBLE_DEVICES instead")
     if recipe.task.of_batches() and accelerator.num_processes > 1:
-        raise Fb3Error(f"task: {recipe.task.of_batches()[0]} of parts does not add up; use one process, or take mse")
+        raise Fb3Error(f"task: {recipe.task.of_batches()[0]} does not add up over processes; use one, or take mse")
     if recipe.task.weighting == "uncertainty" and accelerator.num_processes > 1:
         raise Fb3Error("task.weighting=uncertainty: each process would learn its own; use one process, or take fixed")
     if recipe.task.r_drop and recipe.model.layer_drop and accelerator.num_processes > 1:
@@ -190,11 +189,7 @@ def close_session(session: Session) -> None:
 
 
 def _installed_trackers(trackers: tuple[str, ...]) -> list[str] | None:
-    """The recipe's experiment trackers.
-
-    Raises:
-        Fb3Error: the package of one is not installed; accelerate would leave it out without a word.
-    """
+    """The recipe's experiment trackers; refuses one whose package is missing, which accelerate would ignore."""
     installed = {tracker.value for tracker in get_available_trackers()}
     if missing := [name for name in trackers if name not in installed]:
         raise Fb3Error(f"train.trackers: {missing} not installed; pip install {' '.join(missing)}")
@@ -224,9 +219,6 @@ def _try_encoders(
     """Tries whether the encoders can learn, before hours are spent on them; float32 if they cannot in less.
 
     A new encoder folder gets a note of the tokens that inputs are padded to, where its states depend on padding.
-
-    Raises:
-        Fb3Error: an encoder cannot be used.
     """
     scorer, longest = build_scorer(recipe, out / ENCODER, init="trial"), recipe.data.encoder_length()
     key = "data.windows.length" if recipe.data.windows else "data.max_length"
@@ -257,7 +249,7 @@ def with_local_backbone(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with folders as its backbones: the one built for `scratch`, attached ones for hub ids.
 
     Raises:
-        Fb3Error: `local_backbone` refuses one.
+        Fb3Error: see `local_backbone`.
     """
     model, scratch = recipe.model, recipe.model.backbone == "scratch"
     changed = {"backbone": str(out / "scratch") if scratch else local_backbone(model.backbone, KEY)}

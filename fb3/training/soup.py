@@ -18,11 +18,7 @@ Weights = dict[str, Tensor]
 
 
 class Soup:
-    """Keeps the best evaluations' weights and tries their averages.
-
-    Args:
-        settings: how many ingredients, and how they are chosen.
-    """
+    """Keeps the best evaluations' weights and tries their averages."""
 
     def __init__(self, settings: SoupSettings) -> None:
         self.settings = settings

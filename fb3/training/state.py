@@ -1,6 +1,6 @@
 """Everything that the rest of a training depends on, as one tree: dicts and lists of tensors, numbers and texts.
 
-The keys are those of the saves on disk. A key that earlier versions did not write is read with a default.
+Saves on disk hold the same keys. A key that earlier versions did not write is read with a default.
 """
 
 from typing import TYPE_CHECKING
@@ -48,11 +48,7 @@ def process_state(loop: "Loop") -> Tree:
 
 
 def load_shared_state(loop: "Loop", state: Tree) -> None:
-    """Restores what `shared_state` returned.
-
-    Raises:
-        Fb3Error: it is another model's.
-    """
+    """Restores what `shared_state` returned; an Fb3Error where it belongs to another model."""
     live, saved = weights_of(loop.scorer), state["weights"]
     if {n: t.shape for n, t in live.items()} != {n: t.shape for n, t in saved.items()}:
         differ = sorted(live.keys() ^ saved.keys()) or [n for n, t in live.items() if t.shape != saved[n].shape]

@@ -12,11 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether to stop, and why.
-
-    Args:
-        seconds: time from now on; none: no limit.
-    """
+    """Whether to stop, and why: a signal came, or `seconds` from now are over; None: no limit."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.until = None if seconds is None else time.monotonic() + seconds

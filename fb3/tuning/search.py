@@ -27,6 +27,7 @@ from fb3.system.file_names import ENCODER, LOCK, RECIPE, RESUME, fold_folders
 from fb3.system.files import write_text
 from fb3.system.folder_lock import lock_folder
 from fb3.system.progress import say
+from fb3.targets.metrics import METRICS
 from fb3.training.run import fold_numbers, train
 from fb3.tuning.space import Space, read_space, refuse_fixed
 from fb3.tuning.study import DATABASE, SHARES, check_study, load_optuna, open_study, suggest
@@ -62,7 +63,7 @@ def tune(
         data: the folder with train.csv.
         out: the study's folder.
         trials: how many in all, earlier starts included; one that was killed is made again and counts once.
-        minutes: time for this start, finalists included; nothing is begun that would probably end later. None: any.
+        minutes: time for this start, finalists included; work that would end later is not begun. None: no limit.
         folds: the first is trained by each trial, the others by the finalists and the base.
         finalists: how many of the best on the first fold.
         space: a YAML file or the name of a built-in space.
@@ -92,7 +93,7 @@ def tune(
     out.mkdir(parents=True, exist_ok=True)
     limit = None if minutes is None else start + 60 * minutes
     with lock_folder(out, "fb3 tune"):
-        study = open_study(out, drawn_from, recipe.train.seed)
+        study = open_study(out, drawn_from, recipe.train.seed, METRICS[recipe.metric].lower_is_better)
         check_study(study, recipe, drawn_from, data, folds, out)
         write_text(recipe.to_yaml(), out / "base.yaml")
         write_text(drawn_from.text, out / "space.yaml")
@@ -141,8 +142,13 @@ class _Search:
     def rows(self) -> list[Row]:
         return rows_of(self.study, self.out, self.folds[0])
 
+    def ranked(self) -> list[Row]:
+        """The trials with a score of the first fold, best first."""
+        return ranked(self.rows(), self.folds[:1], METRICS[self.recipe.metric].lower_is_better)
+
     def outcome(self, interrupted: bool = False) -> Outcome:
-        return Outcome(self.out, self.data, self.rows(), self.folds, interrupted)
+        lower_is_better = METRICS[self.recipe.metric].lower_is_better
+        return Outcome(self.out, self.data, self.rows(), self.folds, interrupted, lower_is_better)
 
     def settle(self, interrupted: bool = False) -> Outcome:
         """Marks trials that an earlier process left running as failed, deletes weights, and writes the results."""
@@ -182,10 +188,7 @@ class _Search:
         return any(row.origin == BASE and row.state == "complete" for row in self.rows())
 
     def make(self, trial: "Trial") -> str:
-        """Trains a trial's first fold and writes the outcome into the study.
-
-        Returns:
-            Why the training failed; empty if it did not.
+        """Trains a trial's first fold and writes the outcome into the study; gives why it failed, empty if it did not.
 
         Raises:
             Fb3Error: it failed, and the trial is the base.
@@ -226,7 +229,7 @@ class _Search:
         return broke
 
     def _trained(self, recipe: Recipe, number: int, fold: int, watch: "OnEvaluation") -> tuple[float | None, str]:
-        """Trains a trial's fold: its score, none if it was cut off; and why it failed, empty if it did not."""
+        """Trains a trial's fold; gives its score, none if it was cut off, and why it failed, empty if it did not."""
         import torch
 
         folder, score, broke = folder_of(self.out, number), None, ""
@@ -277,8 +280,8 @@ class _Search:
             raise load_optuna().TrialPruned
 
     def expected(self, finalists: int, start: float) -> float:
-        """Seconds for another trial, and the seconds to keep for the finalists: at most half of all time."""
-        known = ranked(self.rows(), self.folds[:1])
+        """Seconds for another trial, and seconds to keep for the finalists, which are at most half of all time."""
+        known = self.ranked()
         if not known or self.limit is None:
             return 0.0
         one = statistics.mean(row.seconds / len(row.scores) for row in known)
@@ -290,7 +293,7 @@ class _Search:
 
     def train_finalists(self, finalists: int) -> None:
         """Trains the other folds of the best trials and of the base, the very best first."""
-        rows = ranked(self.rows(), self.folds[:1])
+        rows = self.ranked()
         base = [row for row in rows[finalists:] if row.origin == BASE]
         for row in [*rows[:1], *base, *rows[1:finalists]]:
             for fold in self.folds[1:]:
@@ -314,11 +317,7 @@ class _Search:
 
 
 def _overrides_of(text: str, recipe: Recipe) -> list[str]:
-    """The overrides of a --try; a value may hold spaces.
-
-    Raises:
-        Fb3Error: the recipe refuses them.
-    """
+    """The overrides of a --try, whose values may hold spaces; refuses what the recipe refuses."""
     overrides = re.split(r"\s+(?=[\w.]+=)", text.strip())
     overridden(recipe, overrides)
     refuse_fixed([override.partition("=")[0] for override in overrides], f"--try {text!r}")

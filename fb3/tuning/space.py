@@ -29,7 +29,7 @@ from fb3.recipe.settings import Settings
 from fb3.recipe.training import FORMER_DEFAULTS
 from fb3.system.files import read_utf8
 
-_MOST_CHOICES = 200  # of an entry: each is tried on the recipe before a search begins
+_MOST_CHOICES = 200  # choices of an entry; each is tried on the recipe before a search begins
 _BUILTIN = files("fb3.tuning") / "spaces"
 # Keys that decide how a score is made: scores under two values do not compare, or differ by luck alone.
 _FIXED = (
@@ -38,6 +38,7 @@ _FIXED = (
     "data.target_columns",
     "data.text_column",
     "folds",
+    "metric",
     "task.maximum",
     "task.minimum",
     "train.save_every_minutes",
@@ -133,7 +134,7 @@ class Choice(_Entry):
 
 
 Entry = Range | Choice
-Parameters = Mapping[str, Any]  # by an entry's name: a number of a range, a label of a choice
+Parameters = Mapping[str, Any]  # a number of a range or a label of a choice, by an entry's name
 
 
 @dataclass(frozen=True)
@@ -250,11 +251,7 @@ def read_space(source: str | Path) -> Space:
 
 
 def refuse_fixed(keys: list[str], source: str) -> None:
-    """Refuses keys that a search must leave as they are.
-
-    Raises:
-        Fb3Error: naming the first of them.
-    """
+    """Refuses keys that a search must leave as they are; the error names the first such key."""
     for key in keys:
         if any(overlap(key, fixed) for fixed in _FIXED):
             raise Fb3Error(f"{source}: {key} must not change within a search: its scores would not compare")

@@ -31,7 +31,7 @@ def push_notebook(
         kernel: the notebook's name on Kaggle, owner/slug.
         dataset: the name of the bundle's data set, owner/slug.
         competition: the competition's slug.
-        pinning: which image the notebook runs on, original or latest.
+        pinning: the image that the notebook runs on, original or latest.
         title: the notebook's title; None: made from the slug, which Kaggle demands to match.
 
     Returns:

@@ -33,7 +33,7 @@ def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: d
                     f"{file}: not the file that the run was trained on (its hash is not {ENVIRONMENT}'s {key}); give "
                     "that one's folder with --data DIR"
                 )
-    with run.check(f"folds.csv and the truths in {OOF}: those of train.csv"):
+    with run.check(f"folds.csv and the truths in {OOF}: as in train.csv"):
         from fb3.data.folds import take_sample
 
         essays = take_sample(read_essays(run.data / "train.csv", recipe.data, recipe.task), recipe)
@@ -59,7 +59,7 @@ def _check_split(
         return
     text = f"{len(moved)} essays are in other folds than the recipe puts them, first {moved[identifier].iloc[0]}"
     if set(made) == set(table[FOLD_COLUMN]) and _folds_confirm(table, identifier, finished):
-        run.add("note", f"folds.csv: {text}; but so it was trained: another version of the splitter made it")
+        run.add("note", f"folds.csv: {text}; but the run was trained that way: another version of the splitter made it")
     else:
         run.add("FAULT", f"{path}: {text}; {run.again}")
 
@@ -84,7 +84,7 @@ def _check_truths(run: RunCheck, recipe: Recipe, essays: pd.DataFrame) -> None:
     if len(wrong):
         row, column = wrong[0]
         raise Fb3Error(
-            f"{path}: {len(wrong)} truths are not those of {run.data / 'train.csv'}, first {columns[column]} of "
+            f"{path}: {len(wrong)} truths differ from {run.data / 'train.csv'}, first {columns[column]} of "
             f"{found[identifier].iloc[row]}: {said[row, column]}, there {true[row, column]}; {run.again}, or give the "
             "folder of the run's essays with --data DIR"
         )

@@ -45,9 +45,9 @@ def check_run(run: RunCheck) -> None:
         _check_encoder(run, recipe)
     finished = _check_folds(run, recipe, table)
     if recipe is None or table is None:
-        run.add("not made", f"{OOF}, scores.json, truths: for want of {RECIPE} or folds.csv")
+        run.add("not made", f"{OOF}, scores.json, truths: they need {RECIPE} and folds.csv")
         return
-    with suppress(Fb3Error):  # such an error is a fault already
+    with suppress(Fb3Error):  # the same error is a fault already
         for caveat in caveats(run.path, recipe) if finished else ():
             run.add("note", f"scores.json: no CV: {caveat}")
     if finished or (run.path / OOF).is_file():
@@ -58,7 +58,7 @@ def check_run(run: RunCheck) -> None:
             with run.check(f"scores.json, {FOLD_JSON}: recompute from {OOF} within {TOLERANCE:g}"):
                 _check_scores(run, recipe, finished)
         else:
-            run.add("not made", f"scores.json, {FOLD_JSON}: for want of a sound {OOF}")
+            run.add("not made", f"scores.json, {FOLD_JSON}: they need a sound {OOF}")
     if run.data is None:
         where = f" ({ENVIRONMENT} says {run.recorded.get('data')})" if run.recorded else ""
         again = ", predictions made again" if run.essays else ""
@@ -101,11 +101,7 @@ def _check_encoder(run: RunCheck, recipe: Recipe) -> None:
 
 
 def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | None) -> dict[int, Path]:
-    """Checks each fold's folder.
-
-    Returns:
-        The folders of the folds that were trained to their end, by number.
-    """
+    """Checks each fold's folder; returns the folders of the folds that were trained to their end, by number."""
     folders = {fold_number(folder): folder for folder in [*(run.packed or []), *fold_folders(run.path)]}
     known = None if table is None else sorted(set(table[FOLD_COLUMN]) - {-1})
     finished = {}
@@ -120,7 +116,7 @@ def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | Non
             continue
         if whole:
             finished[number] = folder
-            with run.check(f"{folder.name}: weights, essays and seed are those of {FOLD_JSON}"):
+            with run.check(f"{folder.name}: weights, essays and seed as in {FOLD_JSON}"):
                 _check_fold(run, folder, number, recipe, table)
         elif run.packed is not None:
             run.add("FAULT", f"{folder}: no fold that was trained to its end; {run.again}")

@@ -69,7 +69,7 @@ class RunCheck:
     data: Path | None  # the folder of its train.csv, where known
     recorded: dict[str, Any] | None  # environment.json; None in a bundle
     digest: Callable[[Path], str | None]  # a file's hash, None where it is missing; in a bundle, the manifest's
-    essays: int  # of each fold, to predict again
+    essays: int  # number of each fold's essays to predict again
     prefix: str = ""  # begins the findings' texts
     packed: list[Path] | None = None  # the fold folders in a bundle's manifest; None for a run folder
     half: bool = False  # whether the bundle holds the weights in fp16

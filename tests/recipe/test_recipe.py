@@ -116,7 +116,7 @@ def test_a_wrong_override_is_refused_by_name(override, words):
     more = [] if words else ["train.accumulation=2"]
     with pytest.raises(Fb3Error) as error:
         load_recipe("tiny", [override, *more])
-    assert (words or "of parts does not add up") in str(error.value)
+    assert (words or "does not add up over parts of a batch") in str(error.value)
 
 
 @pytest.mark.parametrize(

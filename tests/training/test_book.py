@@ -170,7 +170,7 @@ PAIRS = [
 
 # One override or several; words of the error.
 REFUSED = [
-    ("data.text.statistics=true | data.augment={mix: 0.3}", "those of whole essays"),
+    ("data.text.statistics=true | data.augment={mix: 0.3}", "describe whole essays"),
     ("tricks=[{kind: fgm}, {kind: fgm, epsilon: 2}]", "fgm stands 2 times"),
     ("tricks=[{kind: fgm}, {kind: awp}]", "both perturb along the gradient"),
     ("tricks=[{kind: ema}, {kind: swa}]", "both average the weights"),

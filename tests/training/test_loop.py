@@ -110,7 +110,7 @@ def test_out_of_memory_computes_the_same_batch_in_parts(competition, tmp_path, c
         (
             2,
             "mcrmse",
-            r"with 6 essays at a time, and the loss is one of whole batches; try a smaller train\.batch_size",
+            r"with 6 essays at a time, and the loss needs whole batches; try a smaller train\.batch_size",
         ),
     ],
 )

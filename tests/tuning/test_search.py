@@ -276,7 +276,7 @@ def test_refused_and_broken_draws_are_told_apart_from_good_ones(competition, tmp
         if row.same_as is not None:
             assert row.message == f"the same recipe as trial {row.same_as}"
         else:
-            rule = "of parts does not add up" if "rmse" in row.parameters["average"] else "it averages nothing"
+            rule = "does not add up over parts" if "rmse" in row.parameters["average"] else "it averages nothing"
             assert rule in row.message
 
 

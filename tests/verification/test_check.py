@@ -163,7 +163,7 @@ def test_another_train_csv(run, competition, tmp_path):
     edit_csv(moved / "train.csv", 2, "grammar", "1.5")
     by_hash, truths = verify(run, moved).faults
     assert re.search(r"data/train\.csv: not the file that the run was trained on .* --data DIR", by_hash)
-    assert re.search(r"oof\.csv: 1 truths are not those of .*data/train\.csv, first grammar of", truths)
+    assert re.search(r"oof\.csv: 1 truths differ from .*data/train\.csv, first grammar of", truths)
     pd.read_csv(moved / "train.csv", dtype=str).iloc[1:].to_csv(moved / "train.csv", index=False)
     assert "hold different ids: 1 only in" in "\n".join(verify(run, moved).faults)
     with pytest.raises(Fb3Error, match=r"nowhere/train\.csv: no such file"):
@@ -179,10 +179,10 @@ def test_truths_changed_with_the_scores(broken, competition):
         broken / "fold0" / "fold.json", score=again["folds"]["0"]["score"], columns=again["folds"]["0"]["columns"]
     )
     (fault,) = verify(broken).faults
-    assert "1 truths are not those of" in fault
+    assert "1 truths differ from" in fault
     packed = write_bundle([broken], broken.parent / "bundle").path
     assert verify(packed).passed
-    assert "1 truths are not those of" in verify(packed, competition).faults[0]
+    assert "1 truths differ from" in verify(packed, competition).faults[0]
 
 
 def test_data_that_moved_are_asked_for_and_nothing_is_passed_in_silence(broken, competition, tmp_path):

@@ -17,10 +17,10 @@ from fb3.recipe.data import DataSettings
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentedEssays(Encoded):
-    """Essays drawn with other changes each time; `rows` and `lengths` stay those of the plain essays.
+    """Essays drawn with other changes each time; `rows` and `lengths` describe the plain essays.
 
-    texts: the plain texts. encoder: tokenises a changed text. mask_id: none: the tokenizer has no mask. settings: which
-    changes, and how often.
+    texts: the plain texts. encoder: tokenises a changed text. mask_id: the mask's id; none: the tokenizer has none.
+    settings: the changes and their probabilities.
     """
 
     texts: Sequence[str]
@@ -80,15 +80,15 @@ def augment_essays(
     settings: AugmentSettings,
     seed: int,
 ) -> AugmentedEssays:
-    """The same essays, each drawn with other changes every time.
+    """Makes essays that are drawn with other changes every time.
 
     Args:
         encoded: all essays' tokens.
         texts: the texts that became these tokens.
         tokenizer: knows the mask, and the special tokens, which no change touches.
         data: says how a text becomes tokens.
-        settings: which changes, and how often.
-        seed: the draws depend on nothing but it and their order.
+        settings: the changes and their probabilities.
+        seed: it and the order of the draws alone decide the changes.
 
     Raises:
         Fb3Error: augment.mask is set and the tokenizer has no mask; a word list cannot be used.
@@ -103,5 +103,5 @@ def augment_essays(
         mask_id=mask_id,
         synonyms=read_synonyms(settings.synonyms.file) if settings.synonyms else None,
         settings=settings,
-        rng=np.random.default_rng([seed, 7]),  # 7: not the numbers that order the batches
+        rng=np.random.default_rng([seed, 7]),  # 7 keeps the changes apart from the order of the batches
     )

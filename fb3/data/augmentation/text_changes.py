@@ -9,8 +9,8 @@ from fb3.errors import Fb3Error
 from fb3.system.files import read_utf8
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_WORD = re.compile(r"(?<!\[)\b[^\W\d_]{2,}\b(?!\])")  # two letters at least; [BR] and its like are tokens
-Synonyms = dict[str, list[str]]  # by lower-case word
+_WORD = re.compile(r"(?<!\[)\b[^\W\d_]{2,}\b(?!\])")  # two letters at least; not [BR], which is a token
+Synonyms = dict[str, list[str]]  # synonyms of each lower-case word
 
 
 def shuffled(text: str, rng: np.random.Generator) -> str:

@@ -49,7 +49,7 @@ class ParallelLayersPooling(Pooling):
 
 
 class HierarchicalLayersPooling(ParallelLayersPooling):
-    """The same nets from the top down: each reads its layer's mean plus the result of the net above (HSUM, ibid.)."""
+    """Parallel nets chained from the top down: each reads its layer's mean plus the result above (HSUM, ibid.)."""
 
     def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         result, results = 0.0, []
@@ -64,13 +64,7 @@ def _net(hidden: int) -> nn.Module:
 
 
 class RecurrentLayersPooling(Pooling):
-    """A recurrent net over the first tokens of the last n layers, lowest first (Song et al. 2020, arXiv:2002.04815).
-
-    Args:
-        hidden: width D.
-        layers: n.
-        net: nn.LSTM or nn.GRU.
-    """
+    """An LSTM or GRU over the first tokens of the last n layers, lowest first (Song et al. 2020, arXiv:2002.04815)."""
 
     reads = "layers"
 

@@ -7,12 +7,8 @@ from fb3.models.poolings.pooling import Pooling
 
 
 class LstmTokensPooling(Pooling):
-    """A bidirectional LSTM over the real tokens, then the largest value of each unit (Hochreiter & Schmidhuber 1997).
-
-    Args:
-        hidden: width D.
-        width: units U of each direction.
-    """
+    """A bidirectional LSTM over the real tokens, then the largest value of each of its 2U units, U = `width`
+    (Hochreiter & Schmidhuber 1997)."""
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__(hidden)
@@ -27,13 +23,8 @@ class LstmTokensPooling(Pooling):
 
 
 class CnnPooling(Pooling):
-    """Convolutions over the real tokens, then the largest value of each unit (Kim 2014, arXiv:1408.5882).
-
-    Args:
-        hidden: width D.
-        width: number U of filters.
-        kernel: tokens that a filter sees.
-    """
+    """Convolutions over the real tokens, then the largest value of each of U = `width` filters, `kernel` tokens wide
+    (Kim 2014, arXiv:1408.5882)."""
 
     def __init__(self, hidden: int, width: int, kernel: int) -> None:
         super().__init__(hidden)

@@ -16,11 +16,7 @@ Reads = Literal["last", "layers", "pooler"]
 
 
 class Pooling(nn.Module):
-    """Token states to one vector an essay; subclasses define `forward(states, mask)`.
-
-    Args:
-        hidden: width D of the encoder's states.
-    """
+    """Token states to one vector an essay; subclasses define `forward(states, mask)`."""
 
     reads: Reads = "last"
 

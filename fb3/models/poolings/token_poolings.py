@@ -83,12 +83,7 @@ class DensePooling(Pooling):
 
 
 class TokenWeightedPooling(Pooling):
-    """Mean over real tokens, each weighted by its inverse document frequency (Spärck Jones 1972).
-
-    Args:
-        hidden: width D.
-        vocabulary: number of word embeddings.
-    """
+    """Mean over real tokens, each weighted by its inverse document frequency (Spärck Jones 1972)."""
 
     def __init__(self, hidden: int, vocabulary: int) -> None:
         super().__init__(hidden)
@@ -110,12 +105,7 @@ class TokenWeightedPooling(Pooling):
 
 
 class TargetTokensPooling(Pooling):
-    """The states of the targets' own tokens side by side.
-
-    Args:
-        hidden: width D.
-        prompt: positions of the K tokens.
-    """
+    """The states of the targets' own tokens, at the K positions in `prompt`, side by side."""
 
     def __init__(self, hidden: int, prompt: range) -> None:
         super().__init__(hidden)
@@ -127,12 +117,8 @@ class TargetTokensPooling(Pooling):
 
 
 class GeneralisedMeanPooling(Pooling):
-    """(mean of x^p)^(1/p) over real tokens' positive parts x, p learned (Radenovic et al. 2017, arXiv:1711.02512).
-
-    Args:
-        hidden: width D.
-        power: start of p.
-    """
+    """(mean of x^p)^(1/p) over the real tokens' positive parts x; p is learned, from `power` on (Radenovic et al. 2017,
+    arXiv:1711.02512)."""
 
     def __init__(self, hidden: int, power: float) -> None:
         super().__init__(hidden)
@@ -140,6 +126,6 @@ class GeneralisedMeanPooling(Pooling):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         power = self.power.clamp(1.0, 8.0)
-        positive = states.masked_fill(~mask.bool().unsqueeze(-1), 0.0).clamp(min=1e-6)  # as in the paper
+        positive = states.masked_fill(~mask.bool().unsqueeze(-1), 0.0).clamp(min=1e-6)  # the paper's floor
         largest = positive.amax(1, keepdim=True).detach()  # factored out, so that no power of a small value underflows
         return masked_mean((positive / largest).pow(power), mask).pow(1.0 / power) * largest.squeeze(1)

@@ -8,11 +8,7 @@ from fb3.models.poolings.pooling import Pooling
 
 
 class WindowPooling(nn.Module):
-    """Pools the vectors of an essay's windows to one, by a pooling that treats windows as tokens.
-
-    Args:
-        pooling: over (B, V, D) with a mask (B, V), V the largest number of windows of an essay.
-    """
+    """Pools an essay's window vectors, (B, V, D) with a mask (B, V), by a pooling that takes windows for tokens."""
 
     def __init__(self, pooling: Pooling) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from fb3.training.tricks.trick import Step, Trick
 
 
 class Average(Trick):
-    """Averages the weights after `every` so many steps from a share of the run on; until then evaluates the live ones.
+    """Averages the weights every so many steps from a share of the run on; until then evaluates the live ones.
 
     The first update copies the weights; `update`, AveragedModel's `multi_avg_fn`, makes the others.
     """

@@ -13,11 +13,7 @@ from fb3.training.tricks.trick import Backward, Step, Trick
 
 
 class AWP(Trick):
-    """Moves each weight matrix along its gradient, by a share of its norm and no weight by more than a share of itself.
-
-    Args:
-        settings: rate, epsilon, when it begins, and which gradients count.
-    """
+    """Moves each weight matrix along its gradient, by a share of its norm, no weight by more than a share of itself."""
 
     settings: AwpSettings
 

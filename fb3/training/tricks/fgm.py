@@ -15,11 +15,7 @@ from fb3.training.tricks.trick import Backward, Step, Trick
 
 
 class FGM(Trick):
-    """Adds the gradient of the batch at embeddings moved by `epsilon` along the gradient's direction.
-
-    Args:
-        settings: epsilon, the L2 norm of the move.
-    """
+    """Adds the gradient of the batch at embeddings moved by `epsilon` along the gradient's direction."""
 
     settings: FgmSettings
 

@@ -17,10 +17,6 @@ class Lookahead(Trick):
     """slow ← slow + alpha · (fast − slow), fast ← slow after every n-th step; the optimizer's moments stay.
 
     Between two returns the fast weights are evaluated.
-
-    Args:
-        settings: steps and alpha.
-        scorer: the model as it starts, on its device.
     """
 
     def __init__(self, settings: LookaheadSettings, scorer: Scorer) -> None:

@@ -12,11 +12,7 @@ from fb3.training.tricks.trick import Backward, Step, Trick
 
 
 class EmbeddingNoise(Trick):
-    """Adds Gaussian noise to the embeddings of a batch's tokens, in training only.
-
-    Args:
-        settings: scale, as a share of the embeddings' own standard deviation.
-    """
+    """Adds Gaussian noise to the embeddings of a batch's tokens, in training only."""
 
     settings: NoiseSettings
 

@@ -11,11 +11,7 @@ from fb3.training.tricks.trick import Step
 
 
 def word_embeddings(step: Step, trick: str) -> nn.Parameter:
-    """The embedding matrix, with a gradient.
-
-    Raises:
-        Fb3Error: it has no gradient, so nothing would be perturbed.
-    """
+    """The embedding matrix; an Fb3Error where it has no gradient, because nothing would be perturbed."""
     weight = step.scorer.encoder.get_input_embeddings().weight
     if weight.grad is None:
         raise Fb3Error(f"tricks: {trick} found no gradient on the word embeddings; are they frozen?")

@@ -13,11 +13,7 @@ from fb3.training.tricks.trick import Backward, Step, Trick
 
 
 class PGD(Trick):
-    """Adds the gradient at embeddings moved k times by `alpha` along the gradient there, within `epsilon` of the start.
-
-    Args:
-        settings: alpha, epsilon (L2 norms) and steps.
-    """
+    """Adds the gradient at embeddings moved k times by `alpha` along the gradient, within `epsilon` of the start."""
 
     settings: PgdSettings
 

@@ -13,12 +13,7 @@ from fb3.training.tricks.trick import Step, Trick
 
 
 class L2SP(Trick):
-    """weights ← weights + strength · (start − weights) after each step, in the encoder.
-
-    Args:
-        settings: strength.
-        scorer: the model as it starts, on its device.
-    """
+    """weights ← weights + strength · (start − weights) after each step, in the encoder."""
 
     def __init__(self, settings: PullToStartSettings, scorer: Scorer) -> None:
         super().__init__(settings, scorer)

@@ -32,22 +32,13 @@ class Step:
 
 
 class Trick:
-    """Does nothing; each trick overrides the hooks that it needs.
-
-    Args:
-        settings: the trick's own.
-        scorer: the model as it starts, on its device.
-    """
+    """Does nothing; each trick overrides the hooks that it needs. `scorer`: the model as it starts, on its device."""
 
     def __init__(self, settings: BaseTrickSettings, scorer: Scorer) -> None:
         self.settings = settings
 
     def check(self, steps: int) -> None:
-        """Refuses a run of so many optimizer steps in which the trick would do nothing.
-
-        Raises:
-            Fb3Error: saying what to change.
-        """
+        """Refuses (Fb3Error, with the mend) a run of so many optimizer steps in which the trick would do nothing."""
 
     def backward(self, step: Step, backward: Backward) -> StepOutput:
         """Around forward and backward: may call `backward` again, on a perturbed model."""

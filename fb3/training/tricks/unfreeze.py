@@ -12,15 +12,7 @@ from fb3.training.tricks.trick import Backward, Step, Trick
 
 
 class GradualUnfreeze(Trick):
-    """Drops the gradients of the encoder's lower layers, fewer and fewer layers, until a share of the run.
-
-    Args:
-        settings: until, the share.
-        scorer: the model.
-
-    Raises:
-        Fb3Error: the layers of this encoder are not known.
-    """
+    """Drops the gradients of the encoder's lower layers, fewer and fewer layers, until a share of the run."""
 
     def __init__(self, settings: GradualUnfreezeSettings, scorer: Scorer) -> None:
         super().__init__(settings, scorer)
