@@ -23,8 +23,8 @@ TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 class FileScore(NamedTuple):
     """The score of a file of predictions.
 
-    metric: its name in `METRICS`. overall: its value. columns: its value for each. left_out: numeric columns of the truth
-    that were not scored. caveats: reasons why the score of a run's oof.csv is no CV, see `caveats`.
+    metric: its name in `METRICS`. overall: its value. columns: its value for each. left_out: numeric columns of the
+    truth that were not scored. caveats: reasons why the score of a run's oof.csv is no CV, see `caveats`.
     """
 
     metric: str

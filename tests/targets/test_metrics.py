@@ -5,7 +5,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 TABLES = arrays(np.float64, (5, 3), elements=st.floats(-10, 10))
 
 
+@settings(deadline=None)
 @given(TABLES, TABLES)
 def test_mcrmse_is_sklearns(truth, predicted):
     each = root_mean_squared_error(truth, predicted, multioutput="raw_values")
@@ -92,6 +93,7 @@ def test_a_metric_is_the_libraries_and_knows_its_direction(name):
     assert twice is None or twice == pytest.approx((2 if metric.in_units else 1) * score.overall)
 
 
+@settings(deadline=None, max_examples=20)  # the first example imports scikit-learn
 @given(st.integers(0, 10**6))
 def test_ranks_decide_spearman_and_auc_alone(seed):
     truth, predicted = drawn(seed)
