@@ -59,8 +59,9 @@ def merge(
     from fb3.system.file_names import RECIPE
 
     merged = run(runs, _required(out, "--out RUN"))
-    found = caveats(merged.path, load_recipe(merged.path / RECIPE))
-    print(f"{merged.path}: folds {merged.folds}, {named_score(merged.score.overall, found)}")
+    recipe = load_recipe(merged.path / RECIPE)
+    named = named_score(merged.score.overall, recipe.metric, caveats(merged.path, recipe))
+    print(f"{merged.path}: folds {merged.folds}, {named}")
 
 
 @app.command()
@@ -124,15 +125,19 @@ def score(
     truth: Annotated[Path, typer.Argument(help="A CSV of ids and true scores.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     subset: Annotated[bool, typer.Option("--subset", help="Score the predicted ids; ignore other truths.")] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="The metric; default: the run's, for a run's oof.csv, else mcrmse.")
+    ] = None,
 ) -> None:
     """Score predictions against truths, matched by id."""
     from fb3.runs.scores import score_files
+    from fb3.targets.metrics import METRICS
 
-    result = score_files(predictions, truth, subset=subset)
+    result = score_files(predictions, truth, subset=subset, metric=metric)
     if as_json:
         print(json.dumps({"score": result.overall, **{k: v for k, v in result._asdict().items() if k != "overall"}}))
         return
-    print(f"MCRMSE {result.overall:.6f}")
+    print(f"{METRICS[result.metric].title} {result.overall:.6f}")
     for name, value in result.columns.items():
         print(f"  {name:<14}{value:.6f}")
     if result.left_out:

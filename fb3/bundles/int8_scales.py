@@ -22,11 +22,11 @@ from fb3.runs.scores import TRUTH
 from fb3.system.devices import Precision, cpu_has_int8, pick_precision
 from fb3.system.file_names import ENCODER, OOF, fold_number
 from fb3.system.progress import say
-from fb3.targets.metrics import rmse_columns
+from fb3.targets.metrics import METRICS
 from fb3.tasks.build import build_task
 
 ESSAYS = 32  # on which a fold's scales are measured
-TOLERANCE = 0.0005  # largest loss of out-of-fold MCRMSE, for scores from 1 to 5; for other ranges in proportion
+TOLERANCE = 0.0005  # largest loss of the out-of-fold score; where it is in the targets' units, for a range from 1 to 5
 
 
 def calibrate(data: Path | None, essays: int = ESSAYS) -> PackingStep:
@@ -81,12 +81,14 @@ def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: 
     others = texts[~texts.index.isin(own[identifier])]
     save_scales(folder, measure_scales(member, folder, others.sample(min(essays, len(others)), random_state=0)))
     ids, truth = own[identifier], own[truths].to_numpy()
-    before = rmse_columns(truth, own[columns].to_numpy()).mean()
-    after = rmse_columns(truth, predict_again(member, position, ids, texts, "cpu")).mean()
-    if not after - before <= TOLERANCE * target_scale(member):
+    metric = METRICS[member.recipe.metric]
+    before = metric.score(truth, own[columns].to_numpy(), columns).overall
+    after = metric.score(truth, predict_again(member, position, ids, texts, "cpu"), columns).overall
+    worse = after - before if metric.lower_is_better else before - after
+    if not worse <= TOLERANCE * (target_scale(member) if metric.in_units else 1.0):
         drop_scales(folder)
-        say(f"{name}: int8 costs {after - before:.4f} of its MCRMSE of {before:.4f}; it is packed without")
-    return float(after - before)
+        say(f"{name}: int8 costs {worse:.4f} of its {metric.title} of {before:.4f}; it is packed without")
+    return worse
 
 
 def measure_scales(member: Member, folder: Path, essays: pd.DataFrame) -> Scales:

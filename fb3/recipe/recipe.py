@@ -1,7 +1,7 @@
 """`Recipe`: all groups of settings together."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -30,6 +30,9 @@ DEBUG: dict[str, dict[str, int | None]] = {
 }
 
 
+Metric = Literal["mcrmse", "rmse", "mae", "pearson", "spearman", "qwk", "auc"]
+
+
 class Recipe(Settings):
     """Everything that decides a run. Inference reads no other recipe than the one saved in the run folder."""
 
@@ -47,6 +50,11 @@ class Recipe(Settings):
     """The rate over time."""
     task: TaskSettings = RegressionSettings()
     """How targets are learned and scored."""
+    metric: Metric = "mcrmse"
+    """The competition's metric, by which evaluations, soups and searches are compared. mcrmse: the mean of the columns'
+    root mean squared errors; rmse: of all cells; mae: mean absolute error; pearson, spearman: correlation; qwk:
+    quadratic weighted kappa of rounded predictions (Cohen 1968); auc: area under the ROC curve of targets that are 0
+    or 1. Of several columns all but rmse take the mean."""
     predict: PredictSettings = PredictSettings()
     """Inference."""
     tricks: tuple[TrickSettings, ...] = ()

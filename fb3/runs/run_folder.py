@@ -9,11 +9,11 @@ import pandas as pd
 from fb3.data.ids import match_ids
 from fb3.data.tables import read_table
 from fb3.errors import Fb3Error
-from fb3.recipe import Recipe
+from fb3.recipe import Recipe, load_recipe
 from fb3.runs.scores import read_scores
-from fb3.system.file_names import ENVIRONMENT, OOF
+from fb3.system.file_names import ENVIRONMENT, OOF, RECIPE
 from fb3.system.files import read_json
-from fb3.targets.metrics import Score
+from fb3.targets.metrics import METRICS, Score
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Run:
 def run_of(out: Path) -> Run:
     """A run folder with a trained fold, as `train` returns it."""
     scores = read_scores(out / "scores.json")
-    return Run(out, Score(scores["score"], scores["columns"]), sorted(map(int, scores["folds"])))
+    lower_is_better = METRICS[load_recipe(out / RECIPE).metric].lower_is_better
+    return Run(out, Score(scores["score"], scores["columns"], lower_is_better), sorted(map(int, scores["folds"])))
 
 
 def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:

@@ -9,13 +9,13 @@ import pandas as pd
 
 from fb3.data.ids import check_ids, match_ids
 from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_numbers, read_table, to_floats, whole_numbers
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, nearest
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.fold_json import is_finished
 from fb3.system.file_names import OOF, RECIPE, fold_folder
 from fb3.system.files import read_json
 from fb3.system.kaggle import COMPETITION_MARKER
-from fb3.targets.metrics import rmse_columns
+from fb3.targets.metrics import METRICS
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 
@@ -23,18 +23,21 @@ TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 class FileScore(NamedTuple):
     """The score of a file of predictions.
 
-    overall: MCRMSE. columns: RMSE of each. left_out: the truth's numeric columns that were not scored. caveats: reasons
-    why the score of a run's oof.csv is no CV, see `caveats`.
+    metric: its name in `METRICS`. overall: its value. columns: its value for each. left_out: numeric columns of the
+    truth that were not scored. caveats: reasons why the score of a run's oof.csv is no CV, see `caveats`.
     """
 
+    metric: str
     overall: float
     columns: dict[str, float]
     left_out: list[str]
     caveats: list[str]
 
 
-def score_files(predictions: str | Path, truth: str | Path, subset: bool = False) -> FileScore:
-    """MCRMSE of a CSV of predictions against a CSV of truths.
+def score_files(
+    predictions: str | Path, truth: str | Path, subset: bool = False, metric: str | None = None
+) -> FileScore:
+    """The metric of a CSV of predictions against a CSV of truths.
 
     The id is the first column of `predictions`. The targets are named by the first of these that is there: the recipe
     of the run whose oof.csv `predictions` is, the truths in `predictions` itself, the sample_submission.csv beside
@@ -44,10 +47,13 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
         predictions: ids and one column a target; other columns are ignored.
         truth: ids, targets, perhaps texts and further columns.
         subset: score the predicted ids only, where the truth has more.
+        metric: a name in `METRICS`; None: the metric of the run whose oof.csv `predictions` is, else mcrmse.
 
     Raises:
         Fb3Error: a missing column, duplicate or empty ids, ids that do not match, a cell that is no number.
     """
+    if metric is not None and metric not in METRICS:
+        raise Fb3Error(f"--metric {metric}: no such metric; {nearest(metric, METRICS)}")
     predictions, truth = Path(predictions), Path(truth)
     predicted = read_table(predictions, [])
     identifier = predicted.columns[0]
@@ -65,13 +71,16 @@ def score_files(predictions: str | Path, truth: str | Path, subset: bool = False
         raise Fb3Error(f"{truth}: no column of scores in it that is predicted; {has}")
     mend = "" if subset else f"; --subset scores without the ids only in {truth}"
     rows = match_ids(true[identifier], predicted[identifier], truth, predictions, mend, subset=subset)
-    each = rmse_columns(
+    metric = metric or (recipe.metric if recipe else "mcrmse")
+    score = METRICS[metric].score(
         parse_numbers(true.iloc[rows], identifier, columns, truth),
         parse_numbers(predicted, identifier, columns, predictions),
+        columns,
     )
     return FileScore(
-        float(each.mean()),
-        dict(zip(columns, each.tolist(), strict=True)),
+        metric,
+        score.overall,
+        score.columns,
         [column for column in numeric if column not in columns],
         caveats(predictions.parent, recipe) if recipe else [],
     )
@@ -128,9 +137,10 @@ def caveats(run: Path, recipe: Recipe) -> list[str]:
     return found
 
 
-def named_score(score: float, found: list[str]) -> str:
+def named_score(score: float, metric: str, found: list[str]) -> str:
     """A run's score by its right name: a CV only where `caveats` found nothing."""
-    return f"out-of-fold score {score:.4f} (no CV: {'; '.join(found)})" if found else f"CV {score:.4f}"
+    named = f"{METRICS[metric].title} {score:.4f}"
+    return f"out-of-fold {named} (no CV: {'; '.join(found)})" if found else f"CV {named}"
 
 
 def scores_of(run: Path, recipe: Recipe) -> dict:
@@ -139,12 +149,9 @@ def scores_of(run: Path, recipe: Recipe) -> dict:
     table = read_numbers(run / OOF, recipe.data.id_column, [TRUTH + column for column in columns] + columns)
 
     def score(rows: pd.DataFrame) -> dict:
-        each = rmse_columns(rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy())
-        return {
-            "score": float(each.mean()),
-            "columns": dict(zip(columns, each.tolist(), strict=True)),
-            "essays": len(rows),
-        }
+        truth, predicted = rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy()
+        each = METRICS[recipe.metric].score(truth, predicted, columns)
+        return {"score": each.overall, "columns": each.columns, "essays": len(rows)}
 
     folds = {str(n): score(rows) for n, rows in table.groupby("fold")}
     total = int((read_table(run / "folds.csv", [FOLD_COLUMN])[FOLD_COLUMN] != "-1").sum())

@@ -9,7 +9,7 @@ from fb3.bundles.bundle import Bundle, read_bundle
 from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.errors import Fb3Error, Stopped
-from fb3.recipe import Recipe
+from fb3.recipe import Recipe, load_recipe
 from fb3.runs.fold_json import is_begun, is_finished
 from fb3.runs.save_folder import list_saves
 from fb3.runs.scores import named_score, read_scores
@@ -132,7 +132,7 @@ def hand_over(run: str | Path, out: str | Path, *, source: str | Path | None = N
     scores, packed = read_scores(run / "scores.json"), bundle.manifest["runs"][0]
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     lines = [
-        f"{named_score(scores['score'], packed.get('caveats', []))} | {columns}",
+        f"{named_score(scores['score'], load_recipe(run / RECIPE).metric, packed.get('caveats', []))} | {columns}",
         f"{out}: the bundle, folds {packed['folds']}, {_size(out)}; {run}: {_size(run)}",
         f"to predict: {'' if complete else 'it can be used already. '}{_NEXT}",
     ]

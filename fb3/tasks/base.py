@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fb3.models.scorer import ModelOutput
 from fb3.recipe.task import BaseTaskSettings
-from fb3.targets.metrics import Score, rmse_columns
+from fb3.targets.metrics import METRICS, Metric, Score
 
 Model = Callable[[Mapping[str, Tensor]], ModelOutput]
 
@@ -58,19 +58,20 @@ class Task(Protocol):
 
 
 class ScoreTask(nn.Module):
-    """Base of tasks on a scale of scores, for K `columns` in the order of the model's outputs; scored by MCRMSE."""
+    """Base of tasks on a scale of scores, for K `columns` in the order of the model's outputs; scored by `metric`."""
 
-    def __init__(self, settings: BaseTaskSettings, columns: tuple[str, ...]) -> None:
+    def __init__(
+        self, settings: BaseTaskSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]
+    ) -> None:
         super().__init__()
-        self.columns = columns
+        self.columns, self.metric = columns, metric
         self._range = (settings.minimum, settings.maximum)
 
     def clip(self, values: np.ndarray) -> np.ndarray:
         return np.clip(values, *self._range)
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
-        columns = rmse_columns(truth, self.clip(predicted))
-        return Score(float(columns.mean()), dict(zip(self.columns, columns.tolist(), strict=True)))
+        return self.metric.score(truth, self.clip(predicted), self.columns)
 
 
 class Wrapper(nn.Module):

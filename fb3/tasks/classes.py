@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fb3.recipe.task import BinnedSettings, OrdinalSettings
+from fb3.targets.metrics import METRICS, Metric
 from fb3.tasks.base import Model, Recorder, ScoreTask, StepOutput, Task, Wrapper, with_term
 from fb3.tasks.losses import Uncertainty
 
@@ -20,8 +21,10 @@ _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
 class _Classes(ScoreTask, ABC):
     """Base of both. K target columns, in the order of the model's outputs; C classes; L logits a target."""
 
-    def __init__(self, settings: BinnedSettings | OrdinalSettings, columns: tuple[str, ...]) -> None:
-        super().__init__(settings, columns)
+    def __init__(
+        self, settings: BinnedSettings | OrdinalSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]
+    ) -> None:
+        super().__init__(settings, columns, metric)
         self._step, self._top = settings.step, settings.classes() - 1
         learned = settings.weighting == "uncertainty"
         self._together = Uncertainty(settings.weighed(len(columns))) if learned else torch.mean
@@ -58,8 +61,8 @@ class _Classes(ScoreTask, ABC):
 class Binned(_Classes):
     """A softmax over the C classes of each target, cross-entropy with soft labels."""
 
-    def __init__(self, settings: BinnedSettings, columns: tuple[str, ...]) -> None:
-        super().__init__(settings, columns)
+    def __init__(self, settings: BinnedSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]) -> None:
+        super().__init__(settings, columns, metric)
         self._smoothing, self._focal = settings.smoothing, settings.focal
 
     def labels(self, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Regression: scores on a continuous scale, MCRMSE."""
+"""Regression: scores on a continuous scale."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fb3.recipe.task import RegressionSettings
-from fb3.targets.metrics import Score
+from fb3.targets.metrics import METRICS, Metric, Score
 from fb3.tasks.base import Model, ScoreTask, StepOutput
 from fb3.tasks.losses import Criterion
 
@@ -16,8 +16,10 @@ from fb3.tasks.losses import Criterion
 class Regression(ScoreTask):
     """The task of FB3, for K target `columns` in the order of the model's outputs."""
 
-    def __init__(self, settings: RegressionSettings, columns: tuple[str, ...]) -> None:
-        super().__init__(settings, columns)
+    def __init__(
+        self, settings: RegressionSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]
+    ) -> None:
+        super().__init__(settings, columns, metric)
         self._criterion = Criterion(settings, len(columns))
         self._terms = settings.losses() if settings.terms else columns
 

@@ -187,7 +187,7 @@ def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predicti
 
 def _finish(session: "Session") -> Run:
     scores, run = read_scores(session.out / "scores.json"), run_of(session.out)
-    named = named_score(scores["score"], caveats(session.out, session.recipe))
+    named = named_score(scores["score"], session.recipe.metric, caveats(session.out, session.recipe))
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     session.log.event(
         "run",

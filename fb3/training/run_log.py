@@ -94,13 +94,13 @@ class RunLog:
         values = {name: fields[name] for name in names} | {f"terms/{name}": value for name, value in terms.items()}
         self._track({f"{prefix}/{name}": value for name, value in values.items()}, self._offset + int(fields["step"]))
 
-    def evaluation(self, fold: int, epoch: int, step: int, score: Any, best: bool, elapsed: float) -> None:
+    def evaluation(self, fold: int, epoch: int, step: int, metric: str, score: Any, best: bool, elapsed: float) -> None:
         """Logs an evaluation: validation loss, score, score of each column."""
         columns = " ".join(f"{name} {value:.4f}" for name, value in score.columns.items())
         loss = "" if math.isnan(score.loss) else f" loss {score.loss:.4f}"
         self.event(
             "evaluation",
-            f"fold {fold} epoch {epoch} step {step}: score {score.overall:.4f}{' (best)' if best else ''}"
+            f"fold {fold} epoch {epoch} step {step}: {metric} {score.overall:.4f}{' (best)' if best else ''}"
             f"{loss} | {columns} | {elapsed / 60:.1f} min",
             fold=fold,
             epoch=epoch,

@@ -27,6 +27,7 @@ from fb3.system.file_names import ENCODER, LOCK, RECIPE, RESUME, fold_folders
 from fb3.system.files import write_text
 from fb3.system.folder_lock import lock_folder
 from fb3.system.progress import say
+from fb3.targets.metrics import METRICS
 from fb3.training.run import fold_numbers, train
 from fb3.tuning.space import Space, read_space, refuse_fixed
 from fb3.tuning.study import DATABASE, SHARES, check_study, load_optuna, open_study, suggest
@@ -92,7 +93,7 @@ def tune(
     out.mkdir(parents=True, exist_ok=True)
     limit = None if minutes is None else start + 60 * minutes
     with lock_folder(out, "fb3 tune"):
-        study = open_study(out, drawn_from, recipe.train.seed)
+        study = open_study(out, drawn_from, recipe.train.seed, METRICS[recipe.metric].lower_is_better)
         check_study(study, recipe, drawn_from, data, folds, out)
         write_text(recipe.to_yaml(), out / "base.yaml")
         write_text(drawn_from.text, out / "space.yaml")
@@ -141,8 +142,13 @@ class _Search:
     def rows(self) -> list[Row]:
         return rows_of(self.study, self.out, self.folds[0])
 
+    def ranked(self) -> list[Row]:
+        """The trials with a score of the first fold, best first."""
+        return ranked(self.rows(), self.folds[:1], METRICS[self.recipe.metric].lower_is_better)
+
     def outcome(self, interrupted: bool = False) -> Outcome:
-        return Outcome(self.out, self.data, self.rows(), self.folds, interrupted)
+        lower_is_better = METRICS[self.recipe.metric].lower_is_better
+        return Outcome(self.out, self.data, self.rows(), self.folds, interrupted, lower_is_better)
 
     def settle(self, interrupted: bool = False) -> Outcome:
         """Marks trials that an earlier process left running as failed, deletes weights, and writes the results."""
@@ -275,7 +281,7 @@ class _Search:
 
     def expected(self, finalists: int, start: float) -> float:
         """Seconds for another trial, and seconds to keep for the finalists, which are at most half of all time."""
-        known = ranked(self.rows(), self.folds[:1])
+        known = self.ranked()
         if not known or self.limit is None:
             return 0.0
         one = statistics.mean(row.seconds / len(row.scores) for row in known)
@@ -287,7 +293,7 @@ class _Search:
 
     def train_finalists(self, finalists: int) -> None:
         """Trains the other folds of the best trials and of the base, the very best first."""
-        rows = ranked(self.rows(), self.folds[:1])
+        rows = self.ranked()
         base = [row for row in rows[finalists:] if row.origin == BASE]
         for row in [*rows[:1], *base, *rows[1:finalists]]:
             for fold in self.folds[1:]:

@@ -38,6 +38,7 @@ _FIXED = (
     "data.target_columns",
     "data.text_column",
     "folds",
+    "metric",
     "task.maximum",
     "task.minimum",
     "train.save_every_minutes",

@@ -39,13 +39,14 @@ def load_optuna() -> ModuleType:
     return optuna
 
 
-def open_study(out: Path, space: Space, seed: int) -> "Study":
+def open_study(out: Path, space: Space, seed: int, lower_is_better: bool = True) -> "Study":
     """Opens the study in a folder, or makes one.
 
     Args:
         out: its folder.
         space: the sampler draws from it.
         seed: seed of the draws; a later start draws other values than an earlier one.
+        lower_is_better: the metric's direction.
     """
     optuna = load_optuna()
     distributions = {name: _distribution(optuna, entry) for name, entry in space.entries.items()}
@@ -57,11 +58,15 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
     class Pruner(optuna.pruners.BasePruner):
         def prune(self, study: Any, trial: Any) -> bool:
             others = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            return lies_behind(trial.intermediate_values, [other.intermediate_values for other in others])
+            scores = [other.intermediate_values for other in others]
+            return lies_behind(trial.intermediate_values, scores, lower_is_better)
 
     storage = f"sqlite:///{(out / DATABASE).resolve()}"
     try:
-        study = optuna.create_study(storage=storage, study_name="fb3", load_if_exists=True, pruner=Pruner())
+        direction = "minimize" if lower_is_better else "maximize"
+        study = optuna.create_study(
+            storage=storage, study_name="fb3", load_if_exists=True, pruner=Pruner(), direction=direction
+        )
         len(study.trials), study.user_attrs
     except Exception as error:  # the database's drivers raise errors of many kinds
         if is_disk_full(error):
@@ -74,7 +79,7 @@ def open_study(out: Path, space: Space, seed: int) -> "Study":
     return study
 
 
-def lies_behind(mine: Mapping[int, float], others: Sequence[Mapping[int, float]]) -> bool:
+def lies_behind(mine: Mapping[int, float], others: Sequence[Mapping[int, float]], lower_is_better: bool = True) -> bool:
     """Whether a trial's best score is worse than the median of the others' best scores at the same share of training.
 
     Recipes with different epochs are evaluated at different shares, so of each trial the best score up to that share
@@ -85,8 +90,12 @@ def lies_behind(mine: Mapping[int, float], others: Sequence[Mapping[int, float]]
     """
     share = max(mine, default=SHARES)
     known = [[score for at, score in other.items() if at <= share] for other in others]
-    best = [min(scores) for scores in known if scores]
-    return share < SHARES and len(best) >= _STARTUP and min(mine.values()) > statistics.median(best)
+    pick = min if lower_is_better else max
+    best = [pick(scores) for scores in known if scores]
+    if share >= SHARES or len(best) < _STARTUP:
+        return False
+    own, median = pick(mine.values()), statistics.median(best)
+    return own > median if lower_is_better else own < median
 
 
 def suggest(trial: "Trial", name: str, entry: Entry) -> Any:

@@ -83,15 +83,15 @@ def _row(trial: "FrozenTrial", folder: Path, first: int, further: dict[str, Any]
     )
 
 
-def ranked(rows: Sequence[Row], folds: Sequence[int]) -> list[Row]:
+def ranked(rows: Sequence[Row], folds: Sequence[int], lower_is_better: bool = True) -> list[Row]:
     """The trials that have a score of all `folds`, best first; of trials with the same recipe only the first."""
     known = [row for row in rows if row.state == "complete" and row.same_as is None and row.scores.keys() >= set(folds)]
-    return sorted(known, key=lambda row: row.mean(folds))
+    return sorted(known, key=lambda row: row.mean(folds) if lower_is_better else -row.mean(folds))
 
 
-def best_of(rows: Sequence[Row], folds: Sequence[int]) -> Row | None:
+def best_of(rows: Sequence[Row], folds: Sequence[int], lower_is_better: bool = True) -> Row | None:
     """The best trial by the mean of all folds; by the first fold until a trial has all of them."""
-    return next(iter(ranked(rows, folds) or ranked(rows, folds[:1])), None)
+    return next(iter(ranked(rows, folds, lower_is_better) or ranked(rows, folds[:1], lower_is_better)), None)
 
 
 def _short(value: Any) -> Any:
@@ -108,6 +108,7 @@ class Outcome:
     rows: list[Row]
     folds: list[int]
     interrupted: bool = False
+    lower_is_better: bool = True
 
     @property
     def recipe(self) -> Path:
@@ -119,7 +120,7 @@ class Outcome:
 
     @property
     def best(self) -> Row | None:
-        return best_of(self.rows, self.folds)
+        return best_of(self.rows, self.folds, self.lower_is_better)
 
     def write(self) -> None:
         """Writes trials.csv, and best.yaml once there is a best trial."""

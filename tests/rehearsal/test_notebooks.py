@@ -131,7 +131,7 @@ def test_the_road_on_kaggle_from_source_and_wheels_to_a_submission(session, sour
         path.name for path in (source / "wheels").iterdir()
     }
     score = read_json(second / "run" / "scores.json")["score"]
-    assert f"out-of-fold score {score:.4f} (no CV: a --debug run" in (second / "train.ipynb").read_text()
+    assert f"out-of-fold MCRMSE {score:.4f} (no CV: a --debug run" in (second / "train.ipynb").read_text()
     recipe = load_recipe("tiny", [f"model.backbone={backbone}"])
     whole = train(recipe, competition, tmp_path / "whole", debug=True)
     assert score == whole.score.overall, "stopped and taken up again, it ends as it would have ended"

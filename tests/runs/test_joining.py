@@ -44,7 +44,7 @@ def test_the_command_calls_the_score_of_a_sample_no_cv(halves, tmp_path, monkeyp
         main()
     assert not ended.value.code
     assert re.search(
-        r"folds \[0, 1\], out-of-fold score 0\.\d{4} \(no CV: trained on a sample of 24 essays \(data\.sample\)\)$",
+        r"folds \[0, 1\], out-of-fold MCRMSE 0\.\d{4} \(no CV: trained on a sample of 24 essays \(data\.sample\)\)$",
         capsys.readouterr().out.strip(),
     )
 

@@ -107,15 +107,15 @@ def test_the_readmes_line_where_train_csv_has_further_numbers(run, competition, 
 def test_a_score_that_is_no_cv_is_called_otherwise(run, tmp_path):
     recipe = load_recipe(run / "recipe.yaml")
     assert caveats(run, recipe) == []
-    assert named_score(0.5, []) == "CV 0.5000"
+    assert named_score(0.5, "qwk", []) == "CV QWK 0.5000"
     partly = copied(run, tmp_path / "partly")
     info = json.loads((partly / "fold1" / "fold.json").read_text())
     (partly / "fold1" / "fold.json").write_text(json.dumps({k: v for k, v in info.items() if k != "finished"}))
     unfinished = caveats(partly, recipe)
     shutil.rmtree(partly / "fold1")
     assert unfinished == caveats(partly, recipe) == ["folds [1] of 2 are not trained to their end"]
-    assert named_score(0.5, unfinished) == (
-        "out-of-fold score 0.5000 (no CV: folds [1] of 2 are not trained to their end)"
+    assert named_score(0.5, "mcrmse", unfinished) == (
+        "out-of-fold MCRMSE 0.5000 (no CV: folds [1] of 2 are not trained to their end)"
     )
     assert caveats(run, recipe.debug()) == ["a --debug run, 60 essays and 2 epochs"]
     few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sample": 60})})

@@ -35,7 +35,7 @@ def test_a_part_of_the_folds_is_packed_and_the_run_folder_stays_whole(half, tmp_
     run = copied(half, tmp_path / "run")
     text = hand_over(run, tmp_path / "bundle")
     untrained = "folds [1] of 2 are not trained to their end"
-    assert re.match(rf"out-of-fold score \d\.\d{{4}} \(no CV: {re.escape(untrained)}\) \| ", text)
+    assert re.match(rf"out-of-fold MCRMSE \d\.\d{{4}} \(no CV: {re.escape(untrained)}\) \| ", text)
     assert "folds are left. To go on" in text
     packed = verify_bundle(tmp_path / "bundle")
     assert packed.manifest["runs"] == [{"name": "run", "folds": [0], "caveats": [untrained]}]
@@ -47,7 +47,7 @@ def test_a_part_of_the_folds_is_packed_and_the_run_folder_stays_whole(half, tmp_
 def test_a_debug_run_is_called_none(tiny, competition, tmp_path):
     recipe = tiny.debug()
     train_session(recipe, competition, tmp_path / "run")
-    assert hand_over(tmp_path / "run", tmp_path / "bundle").startswith("out-of-fold score")
+    assert hand_over(tmp_path / "run", tmp_path / "bundle").startswith("out-of-fold MCRMSE")
 
 
 def test_a_whole_run_leaves_its_scores_and_log_and_a_second_call_finds_the_bundle(run, competition, tmp_path):

@@ -166,7 +166,7 @@ def test_debug_is_a_hundred_essays_two_folds_two_epochs_and_said_wherever_it_goe
     assert (saved.folds.count, saved.train.epochs, saved.data.sample) == (2, 2, 100)
     no_cv = "no CV: a --debug run, 100 essays and 2 epochs"
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"out-of-fold score {run.score.overall:.4f} ({no_cv}) over 100 essays")
+    assert last.startswith(f"out-of-fold MCRMSE {run.score.overall:.4f} ({no_cv}) over 100 essays")
     packed = write_bundle([run.path], tmp_path / "bundle")
     assert packed.manifest["runs"][0]["caveats"] == ["a --debug run, 100 essays and 2 epochs"]
     assert f"WARNING: {run.path}: its score is {no_cv}" in capsys.readouterr().err
@@ -257,3 +257,37 @@ def test_further_folds_keep_the_encoder_folder_of_the_first(run, competition, tm
     train(load_recipe(out / "recipe.yaml"), competition, out, folds=[1])
     assert sha256(tokenizer) == before
     assert read_json(out / "environment.json")["encoder"]["tokenizer.json"] == before
+
+
+def test_another_metric_decides_and_is_named(competition, tmp_path, capsys):
+    """Spearman grows: the best evaluation is the highest, and every report calls it by its name."""
+    overrides = [*SMALL, "metric=spearman", "train.epochs=3"]
+    run = train(load_recipe("tiny", overrides), competition, tmp_path / "run", folds=[0])
+    said = capsys.readouterr()
+    events = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    scores = [event["score"] for event in events if event["event"] == "evaluation"]
+    assert len(scores) == 3
+    assert read_json(run.path / "fold0" / "fold.json")["score"] == max(scores)
+    assert not run.score.lower_is_better
+    oof = pd.read_csv(run.path / "oof.csv")
+    columns = list(run.score.columns)
+    ranks = [oof[column].corr(oof["true_" + column], method="spearman") for column in columns]
+    assert run.score.overall == pytest.approx(np.nan_to_num(ranks).mean())
+    assert f": Spearman {scores[0]:.4f}" in said.out + said.err
+    assert f"out-of-fold Spearman {run.score.overall:.4f}" in said.out + said.err
+    assert verify(run.path).passed
+    assert command("score", str(run.path / "oof.csv"), str(competition / "train.csv"), "--subset") == 0
+    assert capsys.readouterr().out.startswith(f"Spearman {run.score.overall:.6f}")
+    assert (
+        command("score", str(run.path / "oof.csv"), str(competition / "train.csv"), "--subset", "--metric", "mae") == 0
+    )
+    assert capsys.readouterr().out.startswith("MAE ")
+    assert command("score", str(run.path / "oof.csv"), str(competition / "train.csv"), "--metric", "spearmann") == 1
+    assert "did you mean 'spearman'?" in capsys.readouterr().err
+
+
+def test_a_metric_that_the_targets_cannot_have_is_refused_in_words(competition, tmp_path):
+    with pytest.raises(
+        Fb3Error, match=r"QWK of column 'cohesion': has truths that are no whole numbers.*set metric=rmse"
+    ):
+        train(load_recipe("tiny", [*SMALL, "metric=qwk"]), competition, tmp_path / "run", folds=[0])

@@ -242,6 +242,9 @@ def test_a_trial_counts_with_what_it_had_by_then():
     assert not lies_behind({1000: 0.9}, others)  # done
     assert not lies_behind({500: 0.9}, others[:4])
     assert not lies_behind({}, others)
+    rising = [{at: -score for at, score in other.items()} for other in others]
+    assert lies_behind({500: -0.61}, rising, lower_is_better=False)
+    assert not lies_behind({500: -0.59}, rising, lower_is_better=False)
 
 
 def test_minutes_end_the_search_but_not_before_the_base(small, space, competition, tmp_path, capsys):
