@@ -78,7 +78,8 @@ def assign_groups(groups: np.ndarray, labels: np.ndarray, shares: np.ndarray, se
 
     Greedy, the largest group first, as scikit-learn's StratifiedGroupKFold, but over the labels of several columns: a
     group goes where Pearson's chi-square between the counts and the wanted counts becomes lowest. Each count is that of
-    a label, or of all rows. Further passes move single groups as long as that lowers it.
+    a label, or of all rows. At first it goes only where there is room for it, if there is any: otherwise a small holdout
+    would be filled by one large group. Further passes move single groups as long as that lowers the chi-square.
 
     Args:
         groups: (N,) codes of groups, from 0 up without gaps.
@@ -103,8 +104,11 @@ def assign_groups(groups: np.ndarray, labels: np.ndarray, shares: np.ndarray, se
             if parts[group] >= 0:
                 lacking[parts[group]] += counts[group]
             # (lacking − count)² − lacking², rounded so that equal costs are equal on every machine
-            costs = ((counts[group] - 2 * lacking) * counts[group] * weights).sum(axis=1).round(6)
-            if parts[group] < 0 or costs.min() < costs[parts[group]]:
+            costs = ((counts[group] - 2 * lacking) * counts[group] * weights).sum(axis=1).round(9)
+            if parts[group] < 0:
+                fits = lacking[:, 0] >= counts[group, 0]
+                parts[group] = np.where(fits | ~fits.any(), costs, np.inf).argmin()
+            elif costs.min() < costs[parts[group]]:
                 parts[group] = costs.argmin()
             lacking[parts[group]] -= counts[group]
         if np.array_equal(parts, before):

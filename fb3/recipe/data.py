@@ -154,6 +154,8 @@ class FoldsSettings(Settings):
             raise ValueError(f"stratify_columns must differ, got {list(columns)}")
         if self.group_column in columns:
             raise ValueError(f"a group is in one fold only, so {self.group_column!r} cannot be balanced; leave it out")
+        if "fold" in self.columns():
+            raise ValueError("the column 'fold' holds a split of its own; name another one")
         return self
 
     def columns(self) -> tuple[str, ...]:

@@ -106,7 +106,23 @@ def test_a_recipe_is_frozen():
         ("train.seed=-1", "greater than or equal to 0"),
         ("optimizer=adamw", "optimizer: holds keys of its own (kind, encoder_rate, "),
         ("model.pooling=mean", "model.pooling: holds keys of its own (kind), such as {kind: …}, got 'mean'"),
-        ("folds=5", "folds: holds keys of its own (count, seed, holdout), such as {count: …}, got 5"),
+        (
+            "folds=5",
+            "folds: holds keys of its own (count, seed, holdout, group_column, stratify, stratify_columns), such",
+        ),
+        ("folds.group_column=text_id", "folds.group_column=text_id: holds each id once; name a column of groups"),
+        ("folds.group_column=syntax", "folds.group_column=syntax: holds a target, which the folds should share; name"),
+        ("folds.group_column=fold", "folds: the column 'fold' holds a split of its own; name another one"),
+        ("folds.stratify=label", "folds.stratify: Input should be 'labels', 'label_sets' or 'none', got 'label'"),
+        ("folds.stratify_columns=text_id", "folds.stratify_columns: 'text_id' holds each id once; leave it out"),
+        ("folds.stratify_columns=[a, a]", "folds: stratify_columns must differ, got ['a', 'a']"),
+        ("folds.stratify_columns=[]", "at least 1"),
+        ("folds={stratify: none, stratify_columns: a}", "stratify_columns does nothing with stratify=none; drop one"),
+        ("folds={group_column: a, stratify_columns: a}", "a group is in one fold only, so 'a' cannot be balanced"),
+        (
+            "folds={stratify: label_sets, stratify_columns: a}",
+            "folds.stratify=label_sets combines columns, and there is one; take labels",
+        ),
         ("tricks=[fgm]", "tricks.0: holds keys of its own (kind)"),
         ("tricks=fgm", "tricks: want a list in brackets, got 'fgm'"),
         ("task.loss=rmse", None),
@@ -193,9 +209,11 @@ def test_a_mistyped_letter_leads_to_the_key_or_to_none_that_is_far_off(key, data
         assert any(likeness[hint] >= likeness[key] for hint in hints)
 
 
-@pytest.mark.parametrize("key", ["target_columns", "trackers"])
-def test_one_text_is_a_list_of_one(tmp_path, key):
-    group, value = ("data", "score") if key == "target_columns" else ("train", "wandb")
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [("data", "target_columns", "score"), ("train", "trackers", "wandb"), ("folds", "stratify_columns", "prompt")],
+)
+def test_one_text_is_a_list_of_one(tmp_path, group, key, value):
     assert getattr(getattr(load_recipe("tiny", [f"{group}.{key}={value}"]), group), key) == (value,)
     (tmp_path / "r.yaml").write_text(f"{group}: {{{key}: {value}}}")
     assert getattr(getattr(load_recipe(tmp_path / "r.yaml"), group), key) == (value,)
