@@ -78,8 +78,8 @@ def assign_groups(groups: np.ndarray, labels: np.ndarray, shares: np.ndarray, se
 
     Greedy, the largest group first, as scikit-learn's StratifiedGroupKFold, but over the labels of several columns: a
     group goes where Pearson's chi-square between the counts and the wanted counts becomes lowest. Each count is that of
-    a label, or of all rows. At first it goes only where there is room for it, if there is any: otherwise a small holdout
-    would be filled by one large group. Further passes move single groups as long as that lowers the chi-square.
+    a label, or of all rows. At first it goes only where there is room for it, if there is any: one large group would
+    fill a small holdout otherwise. Further passes move single groups as long as that lowers the chi-square.
 
     Args:
         groups: (N,) codes of groups, from 0 up without gaps.
