@@ -144,7 +144,7 @@ def refuse_split_groups(essays: pd.DataFrame, numbers: np.ndarray, recipe: Recip
         there = sorted(pairs["fold"][pairs["group"] == twice.iloc[0]].tolist())
         raise Fb3Error(
             f"{source}: {twice.nunique()} groups of folds.group_column={column} are in more than one fold, first "
-            f"{twice.iloc[0][:60]!r} in {there}; {mend}"
+            f"{str(twice.iloc[0])[:60]!r} in {there}; {mend}"
         )
 
 
@@ -154,7 +154,7 @@ def describe_groups(essays: pd.DataFrame, splits: list[FoldSplit], column: str) 
     folds = ", ".join(str(len(split.valid_rows)) for split in splits)
     return (
         f"folds.group_column={column}: {len(sizes)} groups in {len(essays)} essays, the largest of {sizes.iloc[0]} "
-        f"({sizes.index[0][:60]!r}); to validate: {folds} essays"
+        f"({str(sizes.index[0])[:60]!r}); to validate: {folds} essays"
     )
 
 
