@@ -67,7 +67,7 @@ def by_others(kind, recipe, data, out):
     from fb3.training.schedule import build_schedule
 
     export_encoder(recipe.model, out / "encoder", [])
-    essays = read_essays(data / "train.csv", recipe.data, recipe.task)
+    essays = read_essays(data / "train.csv", recipe.data, recipe.task, recipe.folds)
     held = essays["fold"].to_numpy() == 0
     targets = torch.tensor(essays[list(recipe.data.target_columns)].to_numpy(np.float32))
     texts = essays[recipe.data.text_column].to_numpy()

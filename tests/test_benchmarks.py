@@ -110,7 +110,7 @@ def test_a_test_that_crashes_or_hangs_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_steps, "ROOT", tmp_path)
     written = []
     with pytest.raises(SystemExit, match="3 of 6 failed: "):
-        gpu_steps.check("test_some.py", tmp_path, True, written.append, quiet=5)
+        gpu_steps.check("test_some.py", tmp_path, True, written.append, quiet=12)
     assert written[-1]["passed"] == 3
     assert written[-1]["not passed"] == {
         "test_some.py::test_b": "FAILED",

@@ -44,22 +44,22 @@ class Bundle:
 
     def check_fold(self, folder: Path) -> None:
         """Compares a fold's files with the manifest, see `check`, except its int8 scales, which are optional."""
-        self.check_below(folder, [FOLD_JSON, WEIGHTS], skip=INT8)
+        self.check_below(folder, [FOLD_JSON, WEIGHTS], besides=INT8)
 
-    def check_below(self, folder: Path, required: Iterable[str], skip: str = "") -> None:
+    def check_below(self, folder: Path, wanted: Iterable[str], besides: str = "") -> None:
         """Compares the files of a folder with the manifest.
 
         Args:
             folder: a folder in the bundle.
-            required: names of its files that the manifest must hold, because they will be read.
-            skip: name of a file that its reader checks.
+            wanted: names of its files that the manifest must hold, because they will be read.
+            besides: name of a file that its reader checks.
 
         Raises:
             Fb3Error: see `check`.
         """
         start = folder.relative_to(self.path).as_posix() + "/"
-        below = [name for name in self.manifest["files"] if name.startswith(start) and name != start + skip]
-        for name in dict.fromkeys([*below, *(start + name for name in required)]):
+        below = [name for name in self.manifest["files"] if name.startswith(start) and name != start + besides]
+        for name in dict.fromkeys([*below, *(start + name for name in wanted)]):
             self.check(name)
 
     def check(self, name: str) -> None:

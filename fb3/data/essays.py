@@ -6,31 +6,39 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.ids import check_ids
-from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_table
+from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_table, to_floats
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
-from fb3.recipe.data import DataSettings
+from fb3.recipe.data import DataSettings, FoldsSettings
 from fb3.recipe.task import BaseTaskSettings
 
 
-def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | None = None) -> pd.DataFrame:
+def read_essays(
+    path: str | Path, data: DataSettings, task: BaseTaskSettings | None = None, folds: FoldsSettings | None = None
+) -> pd.DataFrame:
     """Reads essays, with their scores where a task is given, and a `fold` column where the file has one.
 
     Args:
         path: train.csv or test.csv.
         data: names the columns.
         task: gives the scores' range; none: no scores are read.
+        folds: names further columns that the split needs; none: no such columns are read.
 
     Returns:
-        Id and text as str, scores as float32, `fold` as int; other columns are left out.
+        Id and text as str, scores as float32, `fold` as int, groups as str, a column to stratify by as float64 where it
+        holds numbers alone and as str otherwise; other columns are left out.
 
     Raises:
-        Fb3Error: see `read_table`; also empty or duplicate ids, scores that are no number or out of range.
+        Fb3Error: see `read_table`; also empty or duplicate ids, scores that are no number or out of range, and empty
+            cells in a column of the split.
     """
     path = Path(path)
     targets = list(data.target_columns) if task else []
     mend = "; data.id_column, data.text_column and data.target_columns say what they are called"
-    table = read_table(path, [data.id_column, *data.text_columns(), *targets], mend)
+    further = folds.columns() if folds else ()
+    if further:
+        mend += ", folds.group_column and folds.stratify_columns which columns the split takes"
+    table = read_table(path, [data.id_column, *data.text_columns(), *targets, *further], mend)
     check_ids(table[data.id_column], path)
     essays = table[[data.id_column, *data.text_columns()]].copy()
     if task:
@@ -38,6 +46,12 @@ def read_essays(path: str | Path, data: DataSettings, task: BaseTaskSettings | N
         _check_range(essays, data, task, path)
         if FOLD_COLUMN in table.columns:
             essays[FOLD_COLUMN] = _fold_numbers(table, data, path)
+    for column in further:
+        _refuse_empty_cells(table, column, data, path)
+        if column not in essays.columns:
+            numbers = to_floats(table[column])
+            as_numbers = column != folds.group_column and np.isfinite(numbers).all()
+            essays[column] = numbers if as_numbers else table[column]
     return essays
 
 
@@ -45,6 +59,16 @@ def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
     """The files that a run trains on, each by the name of its hash in environment.json."""
     uda = recipe.task.uda
     return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
+
+
+def _refuse_empty_cells(table: pd.DataFrame, column: str, data: DataSettings, path: Path) -> None:
+    empty = np.flatnonzero(table[column].str.strip() == "")
+    if len(empty):
+        raise Fb3Error(
+            f"{path}: {len(empty)} cells of column {column} are empty, first in row {empty[0] + 1} ({data.id_column} "
+            f"{table[data.id_column].iloc[empty[0]]}); the split needs them: fill them in, or leave the column out of "
+            "folds.group_column and folds.stratify_columns"
+        )
 
 
 def _check_range(essays: pd.DataFrame, data: DataSettings, task: BaseTaskSettings, path: Path) -> None:

@@ -127,11 +127,37 @@ class DataSettings(Settings):
 
 
 class FoldsSettings(Settings):
-    """The split (Sechidis et al. 2011, iterative stratification on all target columns)."""
+    """The split into folds. A `fold` column in train.csv is honoured instead."""
 
     count: Annotated[int, Field(ge=2)] = 4
-    """Number of folds. A `fold` column in train.csv is honoured instead."""
+    """Number of folds."""
     seed: Seed = 42
-    """Seed of the split."""
+    """Seed of the split; with groups it decides only between groups of one size."""
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the essays held out in one single split, instead of folds."""
+    group_column: str | None = None
+    """Column of train.csv whose equal cells stay together, such as a prompt or an author: no group is in two folds, so
+    the score is that of new groups (Roberts et al. 2017, Ecography 40). none: no groups."""
+    stratify: Literal["labels", "label_sets", "none"] = "labels"
+    """The labels of which each fold gets its share: every label of every column (iterative stratification, Sechidis et
+    al. 2011, ECML PKDD); also every frequent combination of labels; or nothing but essays. More than 20 distinct
+    numbers in a column are put into quantile bins. Groups are balanced in the same labels, the largest first."""
+    stratify_columns: Annotated[tuple[str, ...], Field(min_length=1), Listed] | None = None
+    """Columns of train.csv that are balanced; none: the target columns."""
+
+    @model_validator(mode="after")
+    def _something_to_balance(self) -> "FoldsSettings":
+        columns = self.stratify_columns or ()
+        if columns and self.stratify == "none":
+            raise ValueError("stratify_columns does nothing with stratify=none; drop one of the two")
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"stratify_columns must differ, got {list(columns)}")
+        if self.group_column in columns:
+            raise ValueError(f"a group is in one fold only, so {self.group_column!r} cannot be balanced; leave it out")
+        if "fold" in self.columns():
+            raise ValueError("the column 'fold' holds a split of its own; name another one")
+        return self
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns of train.csv that the split reads beside the targets, each once."""
+        return (*([self.group_column] if self.group_column else []), *(self.stratify_columns or ()))

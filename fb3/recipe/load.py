@@ -89,7 +89,8 @@ def differences(here: Recipe, there: Recipe) -> list[str]:
 
     def walk(one: Any, other: Any, path: str) -> Iterator[str]:
         if isinstance(one, dict) and isinstance(other, dict):
-            for key in dict.fromkeys([*one, *other]):
+            same_kind = one.get("kind") == other.get("kind")  # another kind has other settings: they say nothing more
+            for key in dict.fromkeys([*one, *other]) if same_kind else [key for key in one if key in other]:
                 yield from walk(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
         elif one != other:
             yield f"{path}: {other!r} there, {one!r} here"

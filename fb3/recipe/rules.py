@@ -110,6 +110,19 @@ def learned_weights_have_gradients(recipe: "Recipe") -> None:
             )
 
 
+def folds_have_columns_to_split_by(recipe: "Recipe") -> None:
+    data, folds = recipe.data, recipe.folds
+    if folds.group_column in (data.id_column, *data.target_columns):
+        what = "each id once" if folds.group_column == data.id_column else "a target, which the folds should share"
+        raise ValueError(
+            f"folds.group_column={folds.group_column}: holds {what}; name a column of groups, such as a prompt"
+        )
+    if data.id_column in (folds.stratify_columns or ()):
+        raise ValueError(f"folds.stratify_columns: {data.id_column!r} holds each id once; leave it out")
+    if folds.stratify == "label_sets" and len(folds.stratify_columns or data.target_columns) == 1:
+        raise ValueError("folds.stratify=label_sets combines columns, and there is one; take labels")
+
+
 # The first broken rule raises a ValueError that names the keys and the mend.
 RULES = (
     tricks_fit,
@@ -121,4 +134,5 @@ RULES = (
     losses_suit_the_batches,
     r_drop_has_dropout,
     learned_weights_have_gradients,
+    folds_have_columns_to_split_by,
 )

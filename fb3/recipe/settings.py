@@ -36,9 +36,17 @@ def read_kind(union: Any, default: str, former: Mapping[str, Any]) -> BeforeVali
         settings = {"kind": default, **settings}
         member = kinds(union).get(str(settings["kind"]))
         lacking = former.keys() - member.model_fields if member else ()
-        return {key: value for key, value in settings.items() if key not in lacking or value != former[key]}
+        return {key: value for key, value in settings.items() if key not in lacking or _plain(value) != former[key]}
 
     return BeforeValidator(read)
+
+
+def _plain(value: Any) -> Any:
+    """The value as validation will read it: YAML 1.1 leaves 1e-6 a text."""
+    try:
+        return float(value) if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+    except ValueError:
+        return value
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -35,6 +35,7 @@ def named_files(digests: Mapping[str, str]) -> dict[str, str]:
 
 def recorded(run: Path) -> Identity:
     """The recipe and files that a run folder says it was trained with; an Fb3Error where it does not say so."""
+    recipe = load_recipe(run / RECIPE)
     if not (files := named_files(read_json(run / ENVIRONMENT))):
         raise Fb3Error(f"{run / ENVIRONMENT}: does not say what the run was trained on; train it again")
-    return Identity(load_recipe(run / RECIPE), files)
+    return Identity(recipe, files)

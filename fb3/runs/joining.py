@@ -65,7 +65,7 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
 def _check_same(first: Path, other: Path) -> None:
     """Refuses runs that are no parts of one run: another recipe, other data, another split or another tokenizer."""
     if differ := _identity(first).differences(_identity(other)):
-        raise Fb3Error(f"{other}: trained with another {differ} than {first}")
+        raise Fb3Error(f"{other}: trained with another {differ} than {first}; leave it out, or compare their files")
     for name in ("tokenizer.json", f"{SECOND}/tokenizer.json"):
         here, there = (run / ENCODER / name for run in (first, other))
         if digest_of(here) != digest_of(there):

@@ -69,7 +69,8 @@ def score_files(
     if not columns:
         has = f"it has {list(true.columns)}, {predictions} has {list(predicted.columns)}"
         raise Fb3Error(f"{truth}: no column of scores in it that is predicted; {has}")
-    mend = "" if subset else f"; --subset scores without the ids only in {truth}"
+    more = set(predicted[identifier]) <= set(true[identifier])
+    mend = f"; --subset scores without the ids only in {truth}" if more and not subset else ""
     rows = match_ids(true[identifier], predicted[identifier], truth, predictions, mend, subset=subset)
     metric = metric or (recipe.metric if recipe else "mcrmse")
     score = METRICS[metric].score(

@@ -109,25 +109,27 @@ def spearman(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def qwk(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Quadratic weighted kappa (Cohen 1968) of predictions rounded to whole numbers."""
-    from sklearn.metrics import cohen_kappa_score
+    """Quadratic weighted kappa (Cohen 1968) of predictions rounded to whole numbers.
 
+    With quadratic weights the disagreement expected by chance is the mean squared difference over all pairs, which is
+    the sum of the variances and the squared difference of the means.
+    """
     if not np.array_equal(truth, np.rint(truth)):
         raise _UndefinedError("has truths that are no whole numbers, and kappa compares classes")
     if np.ptp(truth) == 0:
         raise _UndefinedError("all truths are alike, so kappa has no value; take more essays")
-    truth, predicted = truth.astype(int), np.rint(predicted).astype(int)
-    labels = np.arange(min(truth.min(), predicted.min()), max(truth.max(), predicted.max()) + 1)
-    return float(cohen_kappa_score(truth, predicted, labels=labels, weights="quadratic"))
+    predicted = np.rint(predicted)
+    by_chance = truth.var() + predicted.var() + (truth.mean() - predicted.mean()) ** 2
+    return float(1 - np.mean((truth - predicted) ** 2) / by_chance)
 
 
 def auc(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Area under the ROC curve of truths that are 0 or 1."""
-    from sklearn.metrics import roc_auc_score
-
+    """Area under the ROC curve of truths that are 0 or 1, by the ranks of the positives (Mann & Whitney 1947)."""
     if set(np.unique(truth)) != {0.0, 1.0}:
         raise _UndefinedError(f"wants truths of 0 and 1, and both; it has {np.unique(truth)[:5].tolist()}")
-    return float(roc_auc_score(truth, predicted))
+    positives = truth.sum()
+    ranks = pd.Series(predicted).rank().to_numpy()[truth == 1].sum()
+    return float((ranks - positives * (positives + 1) / 2) / (positives * (len(truth) - positives)))
 
 
 # Keyed by the names of `metric` in a recipe.

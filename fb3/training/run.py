@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.essays import read_essays, training_files
-from fb3.data.folds import FoldSplit, make_folds, take_sample
+from fb3.data.folds import FoldSplit, describe_groups, make_folds, take_sample
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error, Stopped
 from fb3.models.backbone_files import SECOND_KEY, check_backbone
@@ -77,7 +77,7 @@ def train(
     check_backbone(recipe.model.backbone)
     if recipe.model.stitch:
         check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
-    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task, recipe.folds), recipe)
     unlabelled = _read_unlabelled(recipe, data)
     refuse_foreign_folder(out)
     digests = {key: sha256(file) for key, file in training_files(recipe, data).items()}
@@ -86,6 +86,8 @@ def train(
         splits = continued_splits(recipe, essays, digests, out) if begun else make_folds(essays, recipe)
         if debug:
             splits = splits[:2]
+        if recipe.folds.group_column and is_main_process():
+            say(describe_groups(essays, splits, recipe.folds.group_column))
         chosen = folds_to_train(splits, folds, out, resume)
         from fb3.runs.save_folder import delete_finished
         from fb3.training.session import close_session, open_accelerator, open_session
@@ -151,7 +153,7 @@ def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
     Raises:
         Fb3Error: a train.csv that cannot be read, or that the recipe cannot split.
     """
-    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task), recipe)
+    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task, recipe.folds), recipe)
     return [split.fold for split in make_folds(essays, recipe)]
 
 

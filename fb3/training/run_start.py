@@ -44,7 +44,9 @@ def continued_splits(recipe: Recipe, essays: pd.DataFrame, digests: dict[str, st
         Fb3Error: the run was made with another recipe or other data.
     """
     if differ := Identity(recipe, named_files(digests)).differences(recorded(out)):
-        raise Fb3Error(f"{out}: its folds were trained with another {differ}; choose another --out")
+        raise Fb3Error(
+            f"{out}: was trained with another {differ}; choose another --out, or give its own recipe and --data"
+        )
     return read_folds(out / "folds.csv", essays, recipe.data.id_column)
 
 

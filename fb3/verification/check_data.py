@@ -36,7 +36,7 @@ def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: d
     with run.check(f"folds.csv and the truths in {OOF}: as in train.csv"):
         from fb3.data.folds import take_sample
 
-        essays = take_sample(read_essays(run.data / "train.csv", recipe.data, recipe.task), recipe)
+        essays = take_sample(read_essays(run.data / "train.csv", recipe.data, recipe.task, recipe.folds), recipe)
         _check_split(run, recipe, essays, table, finished)
         if (run.path / OOF).is_file():
             _check_truths(run, recipe, essays)
@@ -45,7 +45,7 @@ def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: d
 def _check_split(
     run: RunCheck, recipe: Recipe, essays: pd.DataFrame, table: pd.DataFrame, finished: dict[int, Path]
 ) -> None:
-    from fb3.data.folds import fold_table, make_folds
+    from fb3.data.folds import fold_table, make_folds, refuse_split_groups
 
     path, identifier = run.path / "folds.csv", recipe.data.id_column
     try:
@@ -53,6 +53,8 @@ def _check_split(
     except Fb3Error as error:
         run.add("FAULT", str(error))
         return
+    numbers = table.set_index(identifier)[FOLD_COLUMN].loc[essays[identifier]].to_numpy()
+    refuse_split_groups(essays, numbers, recipe, str(path), run.again)
     made = fold_table(essays, make_folds(essays, recipe), identifier).set_index(identifier)[FOLD_COLUMN]
     moved = table[made.loc[table[identifier]].to_numpy() != table[FOLD_COLUMN].to_numpy()]
     if moved.empty:

@@ -9,7 +9,7 @@ import pytest
 from fb3.data.essays import read_essays
 from fb3.data.tables import read_table
 from fb3.errors import Fb3Error
-from fb3.recipe.data import DataSettings
+from fb3.recipe.data import DataSettings, FoldsSettings
 from fb3.recipe.task import RegressionSettings
 from fb3.submission.inference import infer
 from fb3.system.files import write_csv
@@ -90,6 +90,44 @@ def test_bad_files_are_named_with_row_and_column(tmp_path, content, words):
     path = write(tmp_path, content)
     with pytest.raises(Fb3Error) as error:
         read_essays(path, DATA, RegressionSettings())
+    for word in [*words, "train.csv"]:
+        assert word in str(error.value)
+
+
+FOLDS = FoldsSettings(group_column="prompt", stratify_columns=("length", "source"))
+SPLIT_HEAD = HEAD.replace("\n", ",prompt,length,source\n")
+
+
+def test_the_columns_of_the_split_are_read_and_only_where_they_are_wanted(tmp_path):
+    path = write(tmp_path, SPLIT_HEAD + "x,y,1,2,07,1e2,3\nw,z,1,2,7,5,web\n")
+    essays = read_essays(path, DATA, RegressionSettings(), FOLDS)
+    assert essays["prompt"].tolist() == ["07", "7"]
+    assert essays["length"].tolist() == [100, 5]
+    assert essays["source"].tolist() == ["3", "web"]
+    assert list(read_essays(path, DATA, RegressionSettings())) == ["text_id", "full_text", "a", "b"]
+
+
+def test_a_column_of_the_split_may_be_a_text_or_a_target(tmp_path):
+    folds = FoldsSettings(group_column="full_text", stratify_columns=("a",))
+    essays = read_essays(write(tmp_path, HEAD + "x,1,1,2\nw,2,1,2\n"), DATA, RegressionSettings(), folds)
+    assert essays["full_text"].tolist() == ["1", "2"]
+    assert essays["a"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (HEAD + "x,y,1,2\n", ["no column ['prompt', 'length', 'source']", "folds.group_column and folds.stratify_"]),
+        (
+            SPLIT_HEAD + "x,y,1,2,p,3,s\nw,z,1,2, ,3,s\nv,z,1,2,,3,s\n",
+            ["2 cells of column prompt are empty, first in row 2 (text_id w); the split needs them: fill them in"],
+        ),
+        (SPLIT_HEAD + "x,y,1,2,p,,s\n", ["1 cells of column length are empty, first in row 1 (text_id x)"]),
+    ],
+)
+def test_bad_columns_of_the_split_are_named(tmp_path, content, words):
+    with pytest.raises(Fb3Error) as error:
+        read_essays(write(tmp_path, content), DATA, RegressionSettings(), FOLDS)
     for word in [*words, "train.csv"]:
         assert word in str(error.value)
 

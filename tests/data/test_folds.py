@@ -1,14 +1,20 @@
 import hashlib
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fb3.data.folds import fold_table, make_folds, read_folds
+from fb3.data.essays import read_essays
+from fb3.data.folds import describe_groups, fold_table, make_folds, read_folds, take_sample
 from fb3.demo.synthetic import make_essays
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +157,180 @@ def test_many_continuous_scores_are_split_in_seconds():
     assert min(len(split.valid_rows) for split in splits) > 1400
     (holdout,) = split_of(continuous(2000, 1, seed=0), "folds.holdout=0.1")
     assert 190 <= len(holdout.valid_rows) <= 210
+
+
+REAL = Path(os.environ.get("FB3_DATA", ROOT.parent / "shared" / "data" / "fb3")) / "train.csv"
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="no competition data; set FB3_DATA")
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        ([], "a1527f3cb51c991b"),
+        (["folds.count=5"], "1698a72268c98988"),
+        (["folds.holdout=0.2"], "84162ce66581a481"),
+        (["data.target_columns=[syntax]"], "48d5a37d9e8964b2"),
+    ],
+)
+def test_the_real_essays_are_split_as_ever(overrides, wanted):
+    chosen = load_recipe("minilm-l6", overrides)
+    assert rows_hash(make_folds(read_essays(REAL, chosen.data, chosen.task), chosen)) == wanted
+
+
+def grouped(groups, seed=0):
+    """A table with a skewed label and a continuous target, both of which lean to one side within each group."""
+    rng = np.random.default_rng(seed)
+    lean = rng.normal(0, 0.7, max(groups) + 1)[np.array(groups)]
+    label = np.digitize(rng.normal(0, 1, len(groups)) + lean, [1, 2])
+    value = np.exp(rng.normal(0, 1, len(groups)) + lean)
+    table = pd.DataFrame({"label": label, "value": value}).astype(np.float32)
+    return table.assign(prompt=[f"p{g}" for g in groups], text_id=[str(n) for n in range(len(groups))])
+
+
+TWO = ["data.target_columns=[label, value]", "folds.group_column=prompt"]
+
+
+def group_split(table, *overrides):
+    return make_folds(table, recipe(*TWO, *overrides))
+
+
+def assert_groups_stay_together(table, splits):
+    for split in splits:
+        assert not set(table["prompt"].iloc[split.train_rows]) & set(table["prompt"].iloc[split.valid_rows])
+        assert sorted(np.concatenate([split.train_rows, split.valid_rows])) == list(range(len(table)))
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.integers(1, 30), min_size=2, max_size=40),
+    st.integers(2, 6),
+    st.sampled_from(["labels", "label_sets", "none"]),
+    st.integers(0, 99),
+)
+def test_no_group_is_in_two_folds(sizes, count, stratify, seed):
+    count = min(count, len(sizes))
+    table = grouped(np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes)), seed)
+    wanted = [f"folds.count={count}", f"folds.stratify={stratify}", f"folds.seed={seed}"]
+    splits, again = group_split(table, *wanted), group_split(table, *wanted)
+    assert [split.fold for split in splits] == list(range(count))
+    assert sorted(np.concatenate([split.valid_rows for split in splits])) == list(range(len(table)))
+    assert_groups_stay_together(table, splits)
+    lengths = [len(split.valid_rows) for split in splits]
+    assert min(lengths) > 0
+    assert stratify != "none" or max(lengths) - min(lengths) <= max(sizes)
+    assert rows_hash(splits) == rows_hash(again)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_of_groups_are_even_and_stratified_on_all_columns(seed):
+    rng = np.random.default_rng(seed)
+    table = grouped(np.minimum(rng.geometric(0.05, 2000), 60), seed)
+    splits = group_split(table, "folds.count=5", f"folds.seed={seed}")
+    sizes, largest = [len(split.valid_rows) for split in splits], table["prompt"].value_counts().iloc[0]
+    assert max(sizes) - min(sizes) <= largest / 2
+
+    def unevenness(parts):
+        shares = np.array([[np.mean(table["label"].iloc[rows] == label) for label in range(3)] for rows in parts])
+        means = np.array([np.log(table["value"].iloc[rows]).mean() for rows in parts])
+        return shares.std(0).mean(), means.std()
+
+    ours, names = unevenness([split.valid_rows for split in splits]), table["prompt"].unique()
+    drawn = []
+    for _ in range(20):
+        parts = dict(zip(names, rng.permutation(len(names)) % 5, strict=True))
+        numbers = table["prompt"].map(parts).to_numpy()
+        drawn.append(unevenness([np.flatnonzero(numbers == n) for n in range(5)]))
+    assert (np.array(ours) < 0.6 * np.mean(drawn, 0)).all()
+
+
+def test_the_seed_decides_among_groups_of_one_size():
+    table = grouped(np.arange(300) // 3)
+    first, other = group_split(table), group_split(table, "folds.seed=7")
+    assert rows_hash(first) != rows_hash(other)
+    assert_groups_stay_together(table, first + other)
+
+
+@pytest.mark.parametrize("holdout", [0.1, 0.3, 0.8])
+def test_a_holdout_and_a_sample_keep_groups_together(holdout):
+    table = grouped(np.random.default_rng(1).integers(0, 60, 900))
+    chosen = recipe(*TWO, f"folds.holdout={holdout}", "data.sample=600")
+    some = take_sample(table, chosen)
+    splits = make_folds(some, chosen)
+    assert len(splits) == 1
+    assert_groups_stay_together(some, splits)
+    assert abs(len(splits[0].valid_rows) - holdout * 600) <= some["prompt"].value_counts().iloc[0]
+    numbers = fold_table(some, splits, "text_id")["fold"]
+    assert sorted(set(numbers)) == [-1, 0]
+
+
+def test_groups_that_cannot_be_split_are_told():
+    table = grouped([0] * 50 + [1] * 50)
+    for overrides, words in {
+        ("folds.count=4",): r"folds.count=4: column prompt has too few groups for it \(2 in 100 essays\); give at most "
+        "folds.count=2, or leave folds.group_column out",
+        ("folds.holdout=0.1",): r"folds.holdout=0.1: no group of column prompt suits it, the smallest has 50 of 100 "
+        "essays; give about 0.50, or folds.count instead",
+    }.items():
+        with pytest.raises(Fb3Error, match=words):
+            group_split(table, *overrides)
+    for overrides in (["folds.count=2"], ["folds.holdout=0.5"]):
+        with pytest.raises(Fb3Error, match=r"too few groups for it \(1 in 50 essays\); leave folds.group_column out"):
+            group_split(table.iloc[:50], *overrides)
+        assert len(group_split(table, *overrides)[0].valid_rows) == 50
+
+
+def test_a_fold_column_must_keep_groups_together():
+    table = grouped([0, 0, 1, 1, 2, 2])
+    splits = group_split(table.assign(fold=[0, 0, 1, 1, 0, 0]))
+    assert [split.valid_rows.tolist() for split in splits] == [[0, 1, 4, 5], [2, 3]]
+    with pytest.raises(Fb3Error, match=r"`fold` column: 2 groups of folds.group_column=prompt are .* first 'p1' in"):
+        group_split(table.assign(fold=[0, 0, 1, 0, 0, 1]))
+
+
+def test_groups_and_folds_are_described_in_one_line():
+    table = grouped([0] * 5 + [1] * 4 + [2] * 3)
+    wanted = "folds.group_column=prompt: 3 groups in 12 essays, the largest of 5 ('p0'); to validate: 5, 7 essays"
+    assert describe_groups(table, group_split(table, "folds.stratify=none"), "prompt") == wanted
+
+
+def test_label_sets_spread_combinations_that_single_labels_do_not():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.integers(0, 3, (600, 4)).astype(np.float32), columns=list("abcd"))
+    sets = table.astype(str).agg("".join, axis=1)
+
+    def unevenness(*overrides):
+        splits = split_of(table, "folds.count=5", *overrides)
+        return np.std(
+            [sets.iloc[s.valid_rows].value_counts().reindex(sets.unique()).fillna(0) for s in splits], 0
+        ).mean()
+
+    assert unevenness("folds.stratify=label_sets") < 0.7 * unevenness()
+
+
+def test_another_column_is_stratified_by_text_or_number(essays):
+    rng = np.random.default_rng(0)
+    more = essays.assign(
+        source=rng.choice(["web", "exam", "rare"], 200, p=[0.6, 0.3, 0.1]), words=rng.lognormal(5, 1, 200)
+    )
+    splits = make_folds(more, recipe("folds.stratify_columns=[source, words]", "folds.count=4"))
+    parts = [more.iloc[split.valid_rows] for split in splits]
+    for source in ("web", "exam", "rare"):
+        assert np.ptp([(part["source"] == source).sum() for part in parts]) <= 3
+    assert np.ptp([part["words"].median() for part in parts]) < 0.35 * more["words"].std()
+
+
+def test_a_text_column_of_many_values_is_split_in_seconds():
+    table = pd.DataFrame({"a": np.arange(20_000) % 5, "name": [f"n{n % 7000}" for n in range(20_000)]})
+    start = time.process_time()
+    splits = make_folds(table, recipe("data.target_columns=[a]", "folds.stratify_columns=name", "folds.count=4"))
+    assert time.process_time() - start < 10
+    assert min(len(split.valid_rows) for split in splits) > 4900
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_a_split_by_chance_is_even(essays, count):
+    splits = make_folds(essays, recipe("folds.stratify=none", f"folds.count={count}"))
+    assert np.ptp([len(split.valid_rows) for split in splits]) <= 1
+    assert sorted(np.concatenate([split.valid_rows for split in splits])) == list(range(200))
+    (holdout,) = make_folds(essays, recipe("folds.stratify=none", "folds.holdout=0.15"))
+    assert len(holdout.valid_rows) == 30

@@ -106,7 +106,23 @@ def test_a_recipe_is_frozen():
         ("train.seed=-1", "greater than or equal to 0"),
         ("optimizer=adamw", "optimizer: holds keys of its own (kind, encoder_rate, "),
         ("model.pooling=mean", "model.pooling: holds keys of its own (kind), such as {kind: …}, got 'mean'"),
-        ("folds=5", "folds: holds keys of its own (count, seed, holdout), such as {count: …}, got 5"),
+        (
+            "folds=5",
+            "folds: holds keys of its own (count, seed, holdout, group_column, stratify, stratify_columns), such",
+        ),
+        ("folds.group_column=text_id", "folds.group_column=text_id: holds each id once; name a column of groups"),
+        ("folds.group_column=syntax", "folds.group_column=syntax: holds a target, which the folds should share; name"),
+        ("folds.group_column=fold", "folds: the column 'fold' holds a split of its own; name another one"),
+        ("folds.stratify=label", "folds.stratify: Input should be 'labels', 'label_sets' or 'none', got 'label'"),
+        ("folds.stratify_columns=text_id", "folds.stratify_columns: 'text_id' holds each id once; leave it out"),
+        ("folds.stratify_columns=[a, a]", "folds: stratify_columns must differ, got ['a', 'a']"),
+        ("folds.stratify_columns=[]", "at least 1"),
+        ("folds={stratify: none, stratify_columns: a}", "stratify_columns does nothing with stratify=none; drop one"),
+        ("folds={group_column: a, stratify_columns: a}", "a group is in one fold only, so 'a' cannot be balanced"),
+        (
+            "folds={stratify: label_sets, stratify_columns: a}",
+            "folds.stratify=label_sets combines columns, and there is one; take labels",
+        ),
         ("tricks=[fgm]", "tricks.0: holds keys of its own (kind)"),
         ("tricks=fgm", "tricks: want a list in brackets, got 'fgm'"),
         ("task.loss=rmse", None),
@@ -122,7 +138,8 @@ def test_a_wrong_override_is_refused_by_name(override, words):
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
-        ("metric=qwk", "known: model, data, folds, train, optimizer, schedule, task, predict, tricks"),
+        ("loss=mse", "did you mean 'task.loss'"),
+        ("quality=3", "known: model, data, folds, train, optimizer, schedule, task, metric, predict, tricks"),
         ("data.template={x}", "did you mean 'data.text.template'?"),
         ("epochs=3", "did you mean 'train.epochs'?"),
         ("epoch=3", "did you mean 'train.epochs'?"),
@@ -193,9 +210,11 @@ def test_a_mistyped_letter_leads_to_the_key_or_to_none_that_is_far_off(key, data
         assert any(likeness[hint] >= likeness[key] for hint in hints)
 
 
-@pytest.mark.parametrize("key", ["target_columns", "trackers"])
-def test_one_text_is_a_list_of_one(tmp_path, key):
-    group, value = ("data", "score") if key == "target_columns" else ("train", "wandb")
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [("data", "target_columns", "score"), ("train", "trackers", "wandb"), ("folds", "stratify_columns", "prompt")],
+)
+def test_one_text_is_a_list_of_one(tmp_path, group, key, value):
     assert getattr(getattr(load_recipe("tiny", [f"{group}.{key}={value}"]), group), key) == (value,)
     (tmp_path / "r.yaml").write_text(f"{group}: {{{key}: {value}}}")
     assert getattr(getattr(load_recipe(tmp_path / "r.yaml"), group), key) == (value,)
@@ -413,3 +432,18 @@ def test_another_kind_keeps_the_settings_that_both_have():
         load_recipe("tiny", ["schedule.kind=cosine_restarts"])
     with pytest.raises(RuleError, match=r"optimizer\.betas: belongs to kinds adamw, "):
         load_recipe("tiny", ["optimizer.betas=[0.8, 0.9]", "optimizer.kind=adafactor"])
+
+
+def test_a_former_default_is_dropped_in_each_way_that_it_is_written():
+    settings = "optimizer={kind: adafactor, eps: 1e-6, betas: [0.9, 0.999], bias_correction: true}"
+    assert load_recipe("tiny", [settings]) == load_recipe("tiny", ["optimizer={kind: adafactor}"])
+    with pytest.raises(RuleError, match=r"optimizer\.eps: belongs to kinds"):
+        load_recipe("tiny", ["optimizer={kind: adafactor, eps: 1e-7}"])
+
+
+def test_another_kind_is_one_difference_without_the_settings_that_it_lacks():
+    there = load_recipe("tiny", ["schedule={kind: constant}", "optimizer.kind=radam", "train.epochs=7"])
+    told = differences(load_recipe("tiny"), there)
+    keys = {each.partition(":")[0] for each in told}
+    assert {"optimizer.kind", "schedule.kind", "train.epochs"} <= keys
+    assert not {"schedule.cycles", "schedule.floor", "optimizer.bias_correction"} & keys

@@ -131,3 +131,13 @@ def test_debug_is_known_by_its_settings_alone():
             name, ["data.sample=100", "folds.count=2", "train.epochs=2", "folds.holdout=null"]
         ).is_debug()
     assert not load_recipe("tiny", ["data.sample=100", "folds.count=2", "train.epochs=3"]).is_debug()
+
+
+def test_subset_is_offered_only_where_it_helps(tmp_path):
+    (tmp_path / "t.csv").write_text("id,a\n1,2\n3,4\n")
+    (tmp_path / "p.csv").write_text("id,a\n1,2\n")
+    with pytest.raises(Fb3Error, match="--subset scores without"):
+        score_files(tmp_path / "p.csv", tmp_path / "t.csv")
+    (tmp_path / "p.csv").write_text("id,a\n1,2\n9,2\n")
+    with pytest.raises(Fb3Error, match=r"(?s)^(?!.*--subset).*\['9'\]"):
+        score_files(tmp_path / "p.csv", tmp_path / "t.csv")

@@ -93,7 +93,7 @@ def test_a_metric_is_the_libraries_and_knows_its_direction(name):
     assert twice is None or twice == pytest.approx((2 if metric.in_units else 1) * score.overall)
 
 
-@settings(deadline=None, max_examples=20)  # the first example imports scikit-learn
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6))
 def test_ranks_decide_spearman_and_auc_alone(seed):
     truth, predicted = drawn(seed)

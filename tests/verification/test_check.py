@@ -206,6 +206,20 @@ def test_a_fold_column_decides_over_the_recipe(competition, tmp_path):
     assert "folds.csv: 3 folds, folds.count=2; right only for a `fold` column" in verify(packed).text()
 
 
+def test_groups_are_told_at_the_start_and_one_in_two_folds_is_a_fault(competition, tmp_path, capsys):
+    data = copied(competition, tmp_path / "data")
+    table = pd.read_csv(data / "train.csv", dtype=str, keep_default_na=False)
+    table.assign(prompt=[f"p{row % 7}" for row in range(len(table))]).to_csv(data / "train.csv", index=False)
+    recipe = load_recipe("tiny", [*TINY, "folds.group_column=prompt"])
+    run = train(recipe, data, tmp_path / "tiny", folds=[0]).path
+    assert "folds.group_column=prompt: 7 groups in " in capsys.readouterr().err
+    assert verify(run).passed
+    train(recipe, data, run, folds=[1])
+    assert set(kinds(verify(run))) == {"ok"}
+    edit_csv(run / "folds.csv", 0, "fold", str(1 - pd.read_csv(run / "folds.csv")["fold"][0]))
+    assert any("1 groups of folds.group_column=prompt are in more than one" in fault for fault in verify(run).faults)
+
+
 def test_another_split_of_folds_that_were_not_trained_is_a_fault_and_one_that_was_is_told(broken):
     edit_recipe(broken, "folds", seed=7)  # as where another version of the splitter made it
     report = verify(broken)
