@@ -57,11 +57,11 @@ def level_of(module: str) -> int:
 
 
 @cache
-def imports_of(path: Path) -> frozenset[str]:
-    """Every dotted name that a file imports, also inside functions, except imports for type checkers."""
+def imports_of(path: Path, of_types: bool = False) -> frozenset[str]:
+    """Every dotted name that a file imports, also inside functions; imports for type checkers alone with `of_types`."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        if not of_types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             node.body = []
     found = set()
     for node in ast.walk(tree):
@@ -78,7 +78,7 @@ KNOWN = {name_of(path): path for path in MODULES}
 @cache
 def inner_imports(module: str) -> frozenset[str]:
     """The modules of fb3 that a module imports, by their names below fb3."""
-    named = {name.removeprefix("fb3.") for name in imports_of(KNOWN[module]) if name.startswith("fb3.")}
+    named = {name.removeprefix("fb3.") for name in imports_of(KNOWN[module], of_types=True) if name.startswith("fb3.")}
     return frozenset(named & set(KNOWN)) - {module}
 
 

@@ -87,7 +87,6 @@ def _fold_numbers(table: pd.DataFrame, data: DataSettings, path: Path) -> np.nda
     folds = parse_numbers(table, data.id_column, [FOLD_COLUMN], path)[:, 0]
     found = np.unique(folds).tolist()
     if len(found) < 2 or found != list(range(len(found))):
-        raise Fb3Error(
-            f"{path}: column {FOLD_COLUMN} must hold whole numbers from 0 up, without gaps, got {found[:10]}"
-        )
+        got = ", ".join(f"{number:g}" for number in found[:10])
+        raise Fb3Error(f"{path}: column {FOLD_COLUMN} must hold whole numbers from 0 up, without gaps, got [{got}]")
     return folds.astype(int)

@@ -1,17 +1,15 @@
 """Rules across a recipe's groups: settings that do not go together, or of which one would do nothing.
 
-Rules within one group stand in its class, rules of one trick in its `check`.
+Rules within one group stand in its class, rules of one trick in its `check`. Each takes a `Recipe`, whose module
+imports this one.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fb3.recipe.task import COMPARISONS
 
-if TYPE_CHECKING:
-    from fb3.recipe.recipe import Recipe
 
-
-def tricks_fit(recipe: "Recipe") -> None:
+def tricks_fit(recipe: Any) -> None:
     kinds = [trick.kind for trick in recipe.tricks]
     for kind in kinds:
         if kinds.count(kind) > 1:
@@ -24,7 +22,7 @@ def tricks_fit(recipe: "Recipe") -> None:
         trick.check(recipe)
 
 
-def target_tokens_are_there(recipe: "Recipe") -> None:
+def target_tokens_are_there(recipe: Any) -> None:
     for name, model in (("model", recipe.model), ("model.stitch", recipe.model.stitch)):
         if model and model.pooling.kind == "target_tokens" and recipe.data.text.prompt != "tokens":
             raise ValueError(
@@ -32,7 +30,7 @@ def target_tokens_are_there(recipe: "Recipe") -> None:
             )
 
 
-def mix_joins_whole_essays(recipe: "Recipe") -> None:
+def mix_joins_whole_essays(recipe: Any) -> None:
     if not (recipe.data.augment and recipe.data.augment.mix):
         return
     if recipe.train.batch_size == 1:
@@ -43,7 +41,7 @@ def mix_joins_whole_essays(recipe: "Recipe") -> None:
         raise ValueError("data.text.statistics describe whole essays; leave them or data.augment.mix out")
 
 
-def second_encoder_fits(recipe: "Recipe") -> None:
+def second_encoder_fits(recipe: Any) -> None:
     stitch = recipe.model.stitch
     if stitch and recipe.data.augment:
         raise ValueError("data.augment changes the first encoder's tokens only; leave it or model.stitch out")
@@ -53,7 +51,7 @@ def second_encoder_fits(recipe: "Recipe") -> None:
         raise ValueError("model.stitch.backbone: only the first encoder can be built from scratch; give a folder")
 
 
-def frozen_encoders_stay_as_they_are(recipe: "Recipe") -> None:
+def frozen_encoders_stay_as_they_are(recipe: Any) -> None:
     model = recipe.model
     if not (model.stitch and model.stitch.frozen == "both"):
         return
@@ -71,12 +69,12 @@ def frozen_encoders_stay_as_they_are(recipe: "Recipe") -> None:
             raise ValueError(f"{name} does nothing with model.stitch.frozen=both; leave it out")
 
 
-def embeddings_rate_has_embeddings(recipe: "Recipe") -> None:
+def embeddings_rate_has_embeddings(recipe: Any) -> None:
     if recipe.optimizer.embeddings_rate is not None and recipe.model.freeze_embeddings:
         raise ValueError("optimizer.embeddings_rate does nothing with model.freeze_embeddings; drop one of the two")
 
 
-def losses_suit_the_batches(recipe: "Recipe") -> None:
+def losses_suit_the_batches(recipe: Any) -> None:
     if recipe.task.of_batches() and recipe.train.accumulation > 1:
         raise ValueError(
             f"task: {recipe.task.of_batches()[0]} does not add up over parts of a batch; set train.accumulation=1, or "
@@ -90,14 +88,14 @@ def losses_suit_the_batches(recipe: "Recipe") -> None:
         )
 
 
-def r_drop_has_dropout(recipe: "Recipe") -> None:
+def r_drop_has_dropout(recipe: Any) -> None:
     model = recipe.model
     dropouts = (model.dropout, model.attention_dropout, model.layer_drop, model.mixout)
     if recipe.task.r_drop and not any(dropouts) and model.head.kind == "linear":
         raise ValueError("task.r_drop does nothing without dropout: both passes would be equal; set model.dropout")
 
 
-def learned_weights_have_gradients(recipe: "Recipe") -> None:
+def learned_weights_have_gradients(recipe: Any) -> None:
     if recipe.task.weighting == "fixed":
         return
     if recipe.task.weighed(len(recipe.data.target_columns)) == 1:
@@ -110,7 +108,7 @@ def learned_weights_have_gradients(recipe: "Recipe") -> None:
             )
 
 
-def folds_have_columns_to_split_by(recipe: "Recipe") -> None:
+def folds_have_columns_to_split_by(recipe: Any) -> None:
     data, folds = recipe.data, recipe.folds
     if folds.group_column in (data.id_column, *data.target_columns):
         what = "each id once" if folds.group_column == data.id_column else "a target, which the folds should share"

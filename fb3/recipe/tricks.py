@@ -1,13 +1,10 @@
 """Tricks around the training step: each one's settings, and its rules about the rest of a recipe."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from fb3.recipe.settings import Count, Probability, Rate, Settings
-
-if TYPE_CHECKING:
-    from fb3.recipe.recipe import Recipe
 
 
 class BaseTrickSettings(Settings):
@@ -24,7 +21,7 @@ class BaseTrickSettings(Settings):
         """Whether the gradients of some backward passes do not count."""
         return False
 
-    def check(self, recipe: "Recipe") -> None:
+    def check(self, recipe: Any) -> None:
         """Raises a ValueError, with the mend, where the trick would do nothing or work against another setting."""
 
 
@@ -37,7 +34,7 @@ class AdversarialSettings(BaseTrickSettings):
     on_encoder = True
     alone_in = "perturb along the gradient"
 
-    def check(self, recipe: "Recipe") -> None:
+    def check(self, recipe: Any) -> None:
         if recipe.train.accumulation > 1:
             raise ValueError(
                 f"tricks: {self.kind} perturbs along the gradient of one batch, which train.accumulation > 1 mixes "
@@ -48,7 +45,7 @@ class AdversarialSettings(BaseTrickSettings):
 class EmbeddingAdversarialSettings(AdversarialSettings):
     """Adversarial tricks on the word embeddings."""
 
-    def check(self, recipe: "Recipe") -> None:
+    def check(self, recipe: Any) -> None:
         super().check(recipe)
         if recipe.model.freeze_embeddings:
             raise ValueError(
@@ -104,7 +101,7 @@ class AwpSettings(AdversarialSettings):
         """Gradients of the plain weights, with perturb_first."""
         return self.form == "perturb_first"
 
-    def check(self, recipe: "Recipe") -> None:
+    def check(self, recipe: Any) -> None:
         super().check(recipe)
         if self.from_epoch >= recipe.train.epochs:
             raise ValueError(
@@ -171,7 +168,7 @@ class LookaheadSettings(BaseTrickSettings):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the way that is kept."""
 
-    def check(self, recipe: "Recipe") -> None:
+    def check(self, recipe: Any) -> None:
         if recipe.optimizer.kind == "ranger":
             raise ValueError("tricks: optimizer.kind=ranger looks ahead itself; drop lookahead, or take radam")
 
@@ -186,7 +183,7 @@ class PullToStartSettings(BaseTrickSettings):
     """Share of the way back, each step."""
     on_encoder = True
 
-    def check(self, recipe: "Recipe") -> None:
+    def check(self, recipe: Any) -> None:
         if recipe.optimizer.weight_decay:
             raise ValueError(
                 "tricks: pull_to_start decays the weights toward their start, optimizer.weight_decay toward 0; set "
