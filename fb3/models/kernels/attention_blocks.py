@@ -155,8 +155,14 @@ class BlockedAttention(torch.autograd.Function):
                 weights, slope = (torch.ops.aten.native_dropout_backward(t, drawn, factor) for t in (weights, slope))
             torch.bmm(weights.mT, gradient[block], out=to_value[block])
             slope = torch._softmax_backward_data(slope, probabilities, -1, slope.dtype)  # gradient of the logits
-            to_query[block].baddbmm_(slope, key[block], beta=0, alpha=ctx.scale)
-            to_key[block].baddbmm_(slope.mT, query[block], beta=0, alpha=ctx.scale)
+            # A fixed order of roundings, so that a training ends in the same bits in each version of fb3. With tables
+            # the scale comes last, because their gradients want the unscaled slope.
+            if any(table is not None for table in tables):
+                to_query[block] = torch.bmm(slope, key[block]).mul_(ctx.scale)
+                to_key[block] = torch.bmm(slope.mT, query[block]).mul_(ctx.scale)
+            else:
+                torch.bmm(slope.mul_(ctx.scale), key[block], out=to_query[block])
+                torch.bmm(slope.mT, query[block], out=to_key[block])
             sides = ((slope, query, to_query), (slope.mT, key, to_key))
             for (side, states, to_states), table, to_table in zip(sides, tables, to_tables, strict=True):
                 if table is not None:
