@@ -40,7 +40,7 @@ def test_train_infer_score(competition, tmp_path, bundle):
     assert done.returncode == 0, done.stderr
     truth = competition.parent / "truth.csv"
     printed = json.loads(fb3("score", out, truth, "--json").stdout)
-    assert set(printed) == {"score", "columns", "left_out", "caveats"}
+    assert set(printed) == {"score", "metric", "columns", "left_out", "caveats"}
     assert "no CV" not in done.stdout
     assert f"MCRMSE {printed['score']:.6f}" in fb3("score", out, truth).stdout
 

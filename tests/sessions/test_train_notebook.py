@@ -54,7 +54,7 @@ def test_a_whole_run_leaves_its_scores_and_log_and_a_second_call_finds_the_bundl
     whole, out = copied(run, tmp_path / "run"), tmp_path / "bundle"
     text = hand_over(whole, out)
     score = read_json(run / "scores.json")["score"]
-    assert f"CV {score:.4f}" in text
+    assert f"CV MCRMSE {score:.4f}" in text
     assert "Add Input" in text
     assert "To go on" not in text
     left = contents(whole).keys()

@@ -114,6 +114,8 @@ UNIONS = {
 SMALL = {"layers": 2, "width": 8, "samples": 3}
 # No row shows these, by the start of the name, and why.
 EXEMPT = {
+    "Recipe.metric": "chooses among evaluations; tests/training/test_run.py trains by another one",
+    "FoldsSettings.stratify": "changes the split; tests/data/test_folds.py",
     "AdamSettings.kind=adamw_8bit": "wants a GPU",
     "TrainSettings.precision": "bf16 has a row; fp16 wants a GPU, auto is one of the others",
     "TrainSettings.broken_gpu": "wants a GPU",
