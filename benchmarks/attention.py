@@ -54,11 +54,11 @@ def encoders(layers: int, length: int, kind: str, device: torch.device, dtype: t
     torch.manual_seed(0)
     eager = AutoModel.from_config(AutoConfig.for_model("deberta-v2", num_hidden_layers=layers, **V3_BASE))
     with torch.no_grad():
-        eager.encoder.rel_embeddings.weight.normal_()  # as large as the states, so that positions matter
+        eager.encoder.rel_embeddings.weight.normal_()  # their size is that of the states, so that positions matter
     eager = eager.to(device, dtype).eval()
     fused = copy.deepcopy(eager)
     assert use_fused_disentangled_attention(fused)
-    if kind == "forward":  # as weights lowered for inference have them
+    if kind == "forward":  # inference computes with them, see `lower_weights`
         precompute_position_tables(fused)
     found = {"eager": eager, "fb3": fused}
     if device.type != "cuda":

@@ -32,7 +32,16 @@ from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
 from fb3.training.tricks.build import build_tricks
 from fb3.training.tricks.trick import Step
-from tests.models.kernels.test_deberta import BOTH, batch, close, distance, gradients, pair, states
+from tests.models.kernels.test_deberta import (
+    BOTH,
+    batch,
+    check_near,
+    close,
+    distance,
+    gradients,
+    pair,
+    states,
+)
 
 CUDA = torch.cuda.is_available()
 REHEARSED = os.environ.get("FB3_GPU_TESTS") == "cpu" and not CUDA
@@ -117,17 +126,7 @@ def test_attention_equals_transformers_own_with_all_gradients(tokens, kinds, ker
 @pytest.mark.parametrize("dtype", LOW)
 def test_attention_in_low_precision_stays_as_near_to_fp32_as_transformers_own(dtype, kernel):
     eager, fused = (e.to(DEVICE) for e in pair(share_att_key=False, position_buckets=256, **WIDE))
-    inputs = on_device(batch(300))
-    exact, slopes = gradients(eager, inputs)
-    eager.to(dtype)
-    fused.to(dtype)
-    (mine, my_slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
-    with torch.inference_mode():
-        silent = states(fused.eval(), inputs)
-    assert 0 < distance(mine, exact) < 1.5 * distance(theirs, exact)
-    assert 0 < distance(silent, exact) < 1.5 * distance(theirs, exact)
-    for name in ("input", "encoder.rel_embeddings.weight", *(n for n in slopes if "_proj.weight" in n)):
-        assert distance(my_slopes[name], slopes[name]) < 1.5 * distance(their_slopes[name], slopes[name]), name
+    check_near(eager, fused, on_device(batch(300)), dtype)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here: it needs two")

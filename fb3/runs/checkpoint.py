@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fb3.data.batches import Batch
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, one_line
 from fb3.models.build import build_scorer
 from fb3.models.scorer import Scorer
 from fb3.recipe import Recipe
@@ -122,7 +122,7 @@ def check_reload(scorer: Scorer, recipe: Recipe, encoder: Path, batch: Batch) ->
     except Exception as error:  # the encoder's own code may raise anything
         if out_of_memory(error):
             raise
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
     scorer.train(was_training)
     if why:
         kind = type(scorer.encoder).__name__

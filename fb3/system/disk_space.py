@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from fb3.errors import DiskFull, Fb3Error
+from fb3.errors import DiskFull, Fb3Error, one_line
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Messages of a full disk from tokenizers and safetensors (Rust), SQLite and pip, whose errors carry no errno.
@@ -37,7 +37,7 @@ def cannot_write(path: Path, error: BaseException, need: int | None = None) -> F
         need: bytes, where they are known.
     """
     words = _FULL_IN_WORDS.search(str(error))
-    reason = getattr(error, "strerror", None) or (words[0] if words else " ".join(str(error).split())[:300])
+    reason = getattr(error, "strerror", None) or (words[0] if words else one_line(error, 300))
     path = Path(_TEMPORARY.sub(r"\1", str(path)))
     if not is_disk_full(error):
         return Fb3Error(unreadable_source(path, error) or f"{path}: cannot be written ({reason})")

@@ -29,6 +29,7 @@ from fb3.system.files import delete_partial_files, sha256, write_csv, write_json
 from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
+from fb3.targets.metrics import METRICS
 from fb3.training.run_start import continued_splits, folds_to_train, refuse_foreign_folder, write_first_files
 from fb3.training.stop_request import StopRequest
 
@@ -89,6 +90,7 @@ def train(
         if recipe.folds.group_column and is_main_process():
             say(describe_groups(essays, splits, recipe.folds.group_column))
         chosen = folds_to_train(splits, folds, out, resume)
+        _check_metric(recipe, essays, chosen)
         from fb3.runs.save_folder import delete_finished
         from fb3.training.session import close_session, open_accelerator, open_session
 
@@ -107,6 +109,17 @@ def train(
             _train_folds(session, chosen)
         close_session(session)
         return _finish(session)
+
+
+def _check_metric(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit]) -> None:
+    """Refuses validation essays whose truths give the metric no value, before hours of training."""
+    columns = list(recipe.data.target_columns)
+    for split in splits:
+        truth = essays[columns].to_numpy()[split.valid_rows]
+        try:
+            METRICS[recipe.metric].score(truth, truth, columns)
+        except Fb3Error as error:
+            raise Fb3Error(f"fold {split.fold}: {error}") from None
 
 
 def _train_folds(session: "Session", chosen: list[FoldSplit]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, one_line
 from fb3.recipe import Recipe
 from fb3.runs.identity import Identity
 from fb3.system.disk_space import is_disk_full
@@ -71,7 +71,7 @@ def open_study(out: Path, space: Space, seed: int, lower_is_better: bool = True)
     except Exception as error:  # the database's drivers raise errors of many kinds
         if is_disk_full(error):
             raise
-        words = " ".join(str(error).split())[:300]
+        words = one_line(error, 300)
         raise Fb3Error(f"{out / DATABASE}: no study that can be read ({words}); choose another --out") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optuna 4 calls multivariate an experiment

@@ -26,7 +26,7 @@ def test_a_large_table_is_read_within_its_own_size(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(table) == 101
-    assert peak < 1.5 * path.stat().st_size  # as one text it is four bytes a letter
+    assert peak < 1.5 * path.stat().st_size  # the whole file as one text takes four bytes a letter
 
 
 def test_a_byte_that_is_no_utf8_is_counted_from_the_start_of_the_file(tmp_path):

@@ -341,7 +341,7 @@ def test_overrides_of_any_value_come_out_as_given(epochs, rate):
     assert recipe.optimizer.head_rate == rate
 
 
-# As runs were saved when one class held all optimizers and one all schedules.
+# A recipe.yaml from the time when one class held all optimizers and one all schedules.
 FORMER = """
 optimizer:
   kind: {optimizer}

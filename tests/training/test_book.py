@@ -1,6 +1,7 @@
 """The recipe book: each piece in a real run of a tiny encoder, alone and with others; what does nothing is refused."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from typing import get_args
 
@@ -13,12 +14,14 @@ from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.augmentation import AugmentSettings
 from fb3.recipe.data import TextSettings
-from fb3.recipe.model import HeadSettings, ModelSettings, PoolingSettings
+from fb3.recipe.model import ModelSettings
 from fb3.recipe.settings import kinds
-from fb3.recipe.task import LossKind, TaskSettings
-from fb3.recipe.training import OptimizerSettings, ScheduleSettings
-from fb3.recipe.tricks import TrickSettings
+from fb3.recipe.task import LossKind
+from tests.conftest import ROOT
 from tests.training.book import SMALL_RUN, Book, offered, prepare, rows, used
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from ablation import UNIONS
 
 LOSSES = [kind for kind in get_args(LossKind) if kind != "smooth_l1"]
 # Overrides by name. "a/b" is b on top of a, and must differ from a; every other piece must differ from the plain run.
@@ -102,14 +105,6 @@ SPECIAL = {
     "tokens/target_tokens": ["model.pooling.kind=target_tokens"],
     **{key: [f"data.augment.{key}=0.3"] for key in ("shuffle", "typos", "mix", "mask", "delete", "swap", "cut")},
     "synonyms": ["data.augment.synonyms={file: SYNONYMS, share: 0.5}"],
-}
-UNIONS = {
-    "tricks": TrickSettings,
-    "model.pooling": PoolingSettings,
-    "model.head": HeadSettings,
-    "optimizer": OptimizerSettings,
-    "schedule": ScheduleSettings,
-    "task": TaskSettings,
 }
 SMALL = {"layers": 2, "width": 8, "samples": 3}
 # No row shows these, by the start of the name, and why.

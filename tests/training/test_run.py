@@ -287,7 +287,6 @@ def test_another_metric_decides_and_is_named(competition, tmp_path, capsys):
 
 
 def test_a_metric_that_the_targets_cannot_have_is_refused_in_words(competition, tmp_path):
-    with pytest.raises(
-        Fb3Error, match=r"QWK of column 'cohesion': has truths that are no whole numbers.*set metric=rmse"
-    ):
+    with pytest.raises(Fb3Error, match=r"^fold 0: QWK of column 'cohesion': has truths that are no .*set metric=rmse$"):
         train(load_recipe("tiny", [*SMALL, "metric=qwk"]), competition, tmp_path / "run", folds=[0])
+    assert not (tmp_path / "run").exists(), "nothing was begun"

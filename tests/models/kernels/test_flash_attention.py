@@ -16,7 +16,17 @@ import torch
 from fb3.models.kernels import flash_attention as flash
 from fb3.models.kernels.deberta import precompute_position_tables
 from fb3.models.kernels.disentangled_attention import disentangled_attention, rows_by_distance
-from tests.models.kernels.test_deberta import BOTH, batch, close, distance, gradients, pair, states
+from tests.models.kernels.test_deberta import (
+    BOTH,
+    batch,
+    check_equal,
+    check_near,
+    close,
+    distance,
+    gradients,
+    pair,
+    states,
+)
 
 MISSING = [name for name in ("triton", "disentangled_flash") if not importlib.util.find_spec(name)]
 GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
@@ -96,15 +106,7 @@ def calls(monkeypatch):
 )
 def test_it_equals_transformers_own_with_all_gradients(tokens, kinds, buckets, calls, capsys):
     eager, fused = (e.to(DEVICE) for e in pair(pos_att_type=kinds, position_buckets=buckets, **WIDE))
-    inputs = on_device(batch(tokens))
-    (mine, my_slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
-    close(mine, theirs)
-    for name, slope in their_slopes.items():
-        close(my_slopes[name], slope, name)
-    with torch.inference_mode():
-        close(states(fused.eval(), inputs), theirs)
-        precompute_position_tables(fused)
-        close(states(fused, inputs), theirs)
+    check_equal(eager, fused, on_device(batch(tokens)))
     assert calls
     assert all(calls)
     assert list(flash._faults.values()) == [None, None], "with gradients and without"
@@ -114,21 +116,9 @@ def test_it_equals_transformers_own_with_all_gradients(tokens, kinds, buckets, c
 @pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=slow), torch.float16])
 def test_in_low_precision_it_stays_as_near_to_fp32_as_transformers_own(dtype, calls):
     eager, fused = (e.to(DEVICE) for e in pair(share_att_key=False, **WIDE))
-    inputs = on_device(batch(30))
-    exact, slopes = gradients(eager, inputs)
-    eager.to(dtype)
-    fused.to(dtype)
-    (mine, my_slopes), (theirs, their_slopes) = gradients(fused, inputs), gradients(eager, inputs)
-    with torch.inference_mode():
-        silent = states(fused.eval(), inputs)
-        precompute_position_tables(fused)
-        assert torch.equal(states(fused, inputs), silent)
+    check_near(eager, fused, on_device(batch(30)), dtype)
     assert calls
     assert all(calls)
-    assert 0 < distance(mine, exact) < 1.5 * distance(theirs, exact)
-    assert 0 < distance(silent, exact) < 1.5 * distance(theirs, exact)
-    for name in ("input", "encoder.rel_embeddings.weight", *(n for n in slopes if "_proj.weight" in n)):
-        assert distance(my_slopes[name], slopes[name]) < 1.5 * distance(their_slopes[name], slopes[name]), name
 
 
 def test_fp16_with_large_queries_does_not_overflow():
