@@ -20,6 +20,7 @@ from fb3.recipe import load_recipe
 from fb3.submission.inference import infer
 from fb3.system.files import read_json
 from fb3.training.run import train
+from tests.conftest import copied
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,30 @@ def test_where_the_score_gets_worse_there_are_none(run, tmp_path, monkeypatch, c
     assert "int8" not in read_json(bundle.path / "runs/tiny/fold0/fold.json")
     assert capsys.readouterr().err.count("it is packed without") == 2
     verify_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "how", "kept"),
+    [("spearman", "true_", True), ("spearman", "reversed", False), ("mae", "true_", True), ("mae", "shifted", False)],
+)
+def test_worse_means_what_the_metric_says(run, metric, how, kept, tmp_path, monkeypatch):
+    """A correlation that falls and an error that grows are worse; only an error grows with the targets' range."""
+    folder = copied(run, tmp_path / "tiny")
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(recipe.replace("metric: mcrmse", f"metric: {metric}"))
+    oof = pd.read_csv(folder / "oof.csv", dtype={"text_id": str}).set_index("text_id")
+
+    def predicted(member, position, ids, *_):
+        columns = list(member.recipe.data.target_columns)
+        values = oof.loc[ids, [f"true_{c}" for c in columns] if how == "true_" else columns].to_numpy()
+        return {"true_": values, "reversed": -values, "shifted": values + 9}[how]
+
+    monkeypatch.setattr(calibration, "predict_again", predicted)
+    monkeypatch.setattr(calibration, "target_scale", lambda member: 1e6 if metric == "spearman" else 1.0)
+    bundle = write_bundle([folder], tmp_path / "bundle", int8=calibrate(None))
+    worse = bundle.manifest["int8"]["worse"].values()
+    assert all((each < 0) == kept for each in worse)
+    assert bool(list(bundle.path.rglob("int8.safetensors"))) == kept
 
 
 @pytest.mark.parametrize("missing", ["chip", "kernels", "precision", "backend"])

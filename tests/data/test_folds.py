@@ -334,3 +334,10 @@ def test_a_split_by_chance_is_even(essays, count):
     assert sorted(np.concatenate([split.valid_rows for split in splits])) == list(range(200))
     (holdout,) = make_folds(essays, recipe("folds.stratify=none", "folds.holdout=0.15"))
     assert len(holdout.valid_rows) == 30
+
+
+def test_one_large_group_does_not_fill_a_small_holdout():
+    table = grouped(np.repeat(np.arange(41), [400, *[10] * 40]))
+    (split,) = group_split(table, "folds.holdout=0.1", "folds.stratify=none")
+    assert "p0" not in set(table["prompt"].iloc[split.valid_rows])
+    assert len(split.valid_rows) == 80

@@ -24,6 +24,7 @@ from fb3.tuning import study as studies
 from fb3.tuning.search import tune
 from fb3.tuning.space import read_space
 from fb3.tuning.study import lies_behind, open_study, suggest
+from fb3.tuning.trials import Outcome, Row, ranked
 from tests.conftest import ROOT, TINY, copied
 
 SMALL = [*TINY, "data.sample=20"]
@@ -387,3 +388,20 @@ def test_training_tells_each_evaluation_and_can_be_ended_by_it(small, competitio
     with pytest.raises(LookupError, match=r"0\.5"):
         train(recipe, competition, tmp_path / "ended", folds=[0], on_evaluation=ended)
     assert not (tmp_path / "ended" / "scores.json").exists()
+
+
+def row(number, *scores):
+    return Row(number, "", "complete", dict(enumerate(scores)), 1.0, {}, [])
+
+
+def test_the_metric_says_which_trial_is_best(space, tmp_path):
+    rows = [row(0, 0.5, 0.7), row(1, 0.6, 0.9), row(2, 0.4, 0.2)]
+    for lower_is_better, order in ((True, [2, 0, 1]), (False, [1, 0, 2])):
+        assert [each.number for each in ranked(rows, [0, 1], lower_is_better)] == order
+        outcome = Outcome(tmp_path, tmp_path, rows, [0, 1], lower_is_better=lower_is_better)
+        assert outcome.best.number == order[0]
+        (out := tmp_path / f"lower {lower_is_better}").mkdir()
+        study = open_study(out, read_space(space), seed=7, lower_is_better=lower_is_better)
+        for score in (0.5, 0.6, 0.4):
+            study.tell(study.ask(), score)
+        assert study.best_value == (0.4 if lower_is_better else 0.6)
