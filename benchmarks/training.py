@@ -62,12 +62,13 @@ def by_others(kind, recipe, data, out):
     from fb3.prediction.inference_loop import predict
     from fb3.system.devices import pick_device
     from fb3.system.seeds import seed_everything
+    from fb3.targets.build import target_of
     from fb3.tasks.build import build_task
     from fb3.training.optimizer import build_optimizer
     from fb3.training.schedule import build_schedule
 
     export_encoder(recipe.model, out / "encoder", [])
-    essays = read_essays(data / "train.csv", recipe.data, recipe.task, recipe.folds)
+    essays = read_essays(data / "train.csv", recipe.data, target_of(recipe), recipe.folds)
     held = essays["fold"].to_numpy() == 0
     targets = torch.tensor(essays[list(recipe.data.target_columns)].to_numpy(np.float32))
     texts = essays[recipe.data.text_column].to_numpy()

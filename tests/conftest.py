@@ -23,6 +23,8 @@ from fb3.demo.synthetic import make_essays, write_competition
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
 from fb3.recipe import load_recipe
+from fb3.recipe.data import DataSettings
+from fb3.targets.target import Scores
 from fb3.training.run import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,3 +112,8 @@ def copied(folder: Path, to: Path) -> Path:
     """A copy that a test may damage."""
     shutil.copytree(folder, to)
     return to
+
+
+def task_of(kind, settings, *columns):
+    """A task on a scale of scores for some columns."""
+    return kind(settings, Scores(DataSettings(target_columns=columns), settings))

@@ -25,6 +25,7 @@ from fb3.rehearsal.notebooks import run_notebook
 from fb3.runs.scores import read_scores, score_files
 from fb3.system.files import LARGEST, read_json
 from fb3.system.folder_lock import lock_folder
+from fb3.targets.target import Scores
 from fb3.training.run_log import RunLog
 from fb3.tuning.space import read_space
 from fb3.tuning.study import open_study
@@ -74,7 +75,7 @@ def read_truth(path):
 
 
 TEXTS = {
-    "essays": (ESSAYS, lambda path: read_essays(path, DATA, RegressionSettings())),
+    "essays": (ESSAYS, lambda path: read_essays(path, DATA, Scores(DATA, RegressionSettings()))),
     "unlabelled": (ESSAYS, lambda path: read_essays(path, DATA)),
     "folds": (FOLDS, read_split),
     "oof": (OOF, lambda path: read_numbers(path, "text_id", ["true_a", "a"])),
@@ -237,7 +238,7 @@ def test_a_csv_of_odd_size(tmp_path):
         (b"text_id,full_text,a,b\nx,y,1,2\n" + b"\n" * 300_000 + b",", "row 2 has 2 cells"),
     ]:
         table.write_bytes(content)
-        found = told(lambda path: read_essays(path, DATA, RegressionSettings()), table)
+        found = told(lambda path: read_essays(path, DATA, Scores(DATA, RegressionSettings())), table)
         with pytest.raises(Fb3Error, match=words):
             raise found
     table.write_bytes(b'text_id,full_text\nx,"' + b"a\n" * 2_500_000 + b'"\n')

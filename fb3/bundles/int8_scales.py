@@ -22,7 +22,7 @@ from fb3.runs.scores import TRUTH
 from fb3.system.devices import Precision, cpu_has_int8, pick_precision
 from fb3.system.file_names import ENCODER, OOF, fold_number
 from fb3.system.progress import say
-from fb3.targets.metrics import METRICS
+from fb3.targets.build import target_of
 from fb3.tasks.build import build_task
 
 ESSAYS = 32  # on which a fold's scales are measured
@@ -73,7 +73,8 @@ def _check_wishes(members: list[Member]) -> None:
 def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: int) -> float:
     """Writes a fold's scales, deletes them where the score gets too much worse; returns by how much it is worse."""
     folder, name = member.folds[position], f"{member.name}/{member.folds[position].name}"
-    identifier, columns = member.recipe.data.id_column, list(member.recipe.data.target_columns)
+    target = target_of(member.recipe)
+    identifier, columns = member.recipe.data.id_column, list(target.columns)
     truths = [TRUTH + column for column in columns]
     oof = read_numbers(member.path / OOF, identifier, [*columns, *truths])
     own = oof[oof["fold"] == fold_number(folder)]
@@ -81,9 +82,9 @@ def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: 
     others = texts[~texts.index.isin(own[identifier])]
     save_scales(folder, measure_scales(member, folder, others.sample(min(essays, len(others)), random_state=0)))
     ids, truth = own[identifier], own[truths].to_numpy()
-    metric = METRICS[member.recipe.metric]
-    before = metric.score(truth, own[columns].to_numpy(), columns).overall
-    after = metric.score(truth, predict_again(member, position, ids, texts, "cpu"), columns).overall
+    metric = target.metric
+    before = target.score(truth, own[columns].to_numpy()).overall
+    after = target.score(truth, predict_again(member, position, ids, texts, "cpu")).overall
     worse = after - before if metric.lower_is_better else before - after
     if not worse <= TOLERANCE * (target_scale(member) if metric.in_units else 1.0):
         drop_scales(folder)

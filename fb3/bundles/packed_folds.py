@@ -10,6 +10,7 @@ from fb3.prediction.fold_prediction import encode, predict_fold
 from fb3.runs.run_folder import Member, training_essays
 from fb3.system.devices import Precision
 from fb3.system.progress import progress
+from fb3.targets.build import target_of
 
 
 def measure_folds(
@@ -39,6 +40,6 @@ def predict_again(
     member: Member, position: int, ids: pd.Series, texts: pd.DataFrame, device: str, precision: Precision | None = None
 ) -> np.ndarray:
     """A fold's predictions of some training essays, clipped as in oof.csv: (N, K), in the order of `ids`."""
-    encoded, task = encode(member, texts.loc[ids]), member.recipe.task
+    encoded = encode(member, texts.loc[ids])
     again = predict_fold(member, position, encoded, ids.to_numpy(), device, precision=precision, shown=False)
-    return np.clip(again.values, task.minimum, task.maximum)
+    return target_of(member.recipe).clip(again.values)

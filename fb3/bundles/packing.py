@@ -27,15 +27,17 @@ from fb3.system.file_names import (
 )
 from fb3.system.files import link_or_copy, read_json, sha256, write_json
 from fb3.system.progress import say
+from fb3.targets.build import target_of
 from fb3.version import __version__
 
 # The files that inference and a later look at the scores need. Left out are log.jsonl and environment.json, which hold
 # local paths, scratch/, and the checkpoints of single evaluations.
 RUN_FILES = (RECIPE, "folds.csv", OOF, "scores.json")
 _COLUMNS = {  # must be the same in all runs of a bundle, because test.csv is read once
-    "data.id_column": lambda data: data.id_column,
-    "data.target_columns": lambda data: data.target_columns,
-    "the texts' columns (data.text_column, data.text.template)": lambda data: data.text_columns(),
+    "data.id_column": lambda recipe: recipe.data.id_column,
+    "data.target_columns": lambda recipe: recipe.data.target_columns,
+    "task.classes": lambda recipe: target_of(recipe).columns,
+    "the texts' columns (data.text_column, data.text.template)": lambda recipe: recipe.data.text_columns(),
 }
 _CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # suffixes of files that may run code when read
 _SOURCE = Path(__file__).parents[1]  # the package fb3
@@ -150,7 +152,7 @@ def _read_runs(paths: list[Path]) -> list[Member]:
         members.append(Member(name, path, load_recipe(path / RECIPE), folds))
     for member in members[1:]:
         for what, columns in _COLUMNS.items():
-            first, other = (columns(each.recipe.data) for each in (members[0], member))
+            first, other = (columns(each.recipe) for each in (members[0], member))
             if first != other:
                 raise Fb3Error(
                     f"{member.path}: {what} is {other}, in {members[0].path} it is {first}; pack them separately"

@@ -20,6 +20,7 @@ from fb3.runs.run_folder import Member, check_known, training_essays
 from fb3.system.devices import Precision, pick_device, pick_precision
 from fb3.system.file_names import ENVIRONMENT, OOF, fold_number
 from fb3.system.files import read_json
+from fb3.targets.build import target_of
 
 ESSAYS = 12  # per fold: a second or two on a CPU for a base encoder
 
@@ -80,7 +81,7 @@ def _compare(
 ) -> float:
     """The largest difference between a fold's replayed predictions and oof.csv's, which were `made` in a precision."""
     settings, folder = member.recipe.data, member.folds[position]
-    identifier, columns = settings.id_column, list(settings.target_columns)
+    identifier, columns = settings.id_column, list(target_of(member.recipe).columns)
     predicted = read_numbers(member.path / OOF, identifier, columns)
     rows = predicted[predicted["fold"] == fold_number(folder)]
     if rows.empty:

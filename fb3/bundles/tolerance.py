@@ -9,6 +9,7 @@ from fb3.runs.run_folder import Member
 from fb3.runs.scores import TRUTH
 from fb3.system.devices import Precision
 from fb3.system.file_names import OOF
+from fb3.targets.build import target_of
 
 # Largest difference of a score between 1 and 5: at least twice what different chips and batch sizes gave on real essays
 # (0.010 in bf16).
@@ -52,10 +53,10 @@ def target_scale(member: Member) -> float:
 
     The targets' range or their spread decides, whichever is smaller: a range may be left open, such as ±1,000,000.
     """
-    task, oof = member.recipe.task, member.path / OOF
-    scale = (task.maximum - task.minimum) / _RANGE
+    target, oof = target_of(member.recipe), member.path / OOF
+    scale = target.width / _RANGE
     if not oof.is_file():
         return scale
-    truths = [TRUTH + column for column in member.recipe.data.target_columns]
+    truths = [TRUTH + column for column in target.columns]
     spread = float(read_numbers(oof, member.recipe.data.id_column, truths)[truths].to_numpy().std(0).max())
     return min(scale, spread / _STD) if spread else scale

@@ -10,30 +10,30 @@ from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_table, to_floats
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.recipe.data import DataSettings, FoldsSettings
-from fb3.recipe.task import BaseTaskSettings
+from fb3.targets.target import Target
 
 
 def read_essays(
-    path: str | Path, data: DataSettings, task: BaseTaskSettings | None = None, folds: FoldsSettings | None = None
+    path: str | Path, data: DataSettings, target: Target | None = None, folds: FoldsSettings | None = None
 ) -> pd.DataFrame:
-    """Reads essays, with their scores where a task is given, and a `fold` column where the file has one.
+    """Reads essays, with their targets where one is given, and a `fold` column where the file has one.
 
     Args:
         path: train.csv or test.csv.
         data: names the columns.
-        task: gives the scores' range; none: no scores are read.
+        target: says what its columns may hold; none: no targets are read.
         folds: names further columns that the split needs; none: no such columns are read.
 
     Returns:
-        Id and text as str, scores as float32, `fold` as int, groups as str, a column to stratify by as float64 where it
-        holds numbers alone and as str otherwise; other columns are left out.
+        Id and text as str, targets as float32 or, where they are labels, as str, `fold` as int, groups as str, a column
+        to stratify by as float64 where it holds numbers alone and as str otherwise; other columns are left out.
 
     Raises:
-        Fb3Error: see `read_table`; also empty or duplicate ids, scores that are no number or out of range, and empty
+        Fb3Error: see `read_table`; also empty or duplicate ids, targets that are no number or out of range, and empty
             cells in a column of the split.
     """
     path = Path(path)
-    targets = list(data.target_columns) if task else []
+    targets = list(target.labels) if target else []
     mend = "; data.id_column, data.text_column and data.target_columns say what they are called"
     further = folds.columns() if folds else ()
     if further:
@@ -41,9 +41,10 @@ def read_essays(
     table = read_table(path, [data.id_column, *data.text_columns(), *targets, *further], mend)
     check_ids(table[data.id_column], path)
     essays = table[[data.id_column, *data.text_columns()]].copy()
-    if task:
-        essays[targets] = parse_numbers(table, data.id_column, targets, path).astype(np.float32)
-        _check_range(essays, data, task, path)
+    if target:
+        numbers = parse_numbers(table, data.id_column, targets, path).astype(np.float32) if target.numeric else None
+        essays[targets] = table[targets] if numbers is None else numbers
+        target.check(essays, path)
         if FOLD_COLUMN in table.columns:
             essays[FOLD_COLUMN] = _fold_numbers(table, data, path)
     for column in further:
@@ -68,18 +69,6 @@ def _refuse_empty_cells(table: pd.DataFrame, column: str, data: DataSettings, pa
             f"{path}: {len(empty)} cells of column {column} are empty, first in row {empty[0] + 1} ({data.id_column} "
             f"{table[data.id_column].iloc[empty[0]]}); the split needs them: fill them in, or leave the column out of "
             "folds.group_column and folds.stratify_columns"
-        )
-
-
-def _check_range(essays: pd.DataFrame, data: DataSettings, task: BaseTaskSettings, path: Path) -> None:
-    scores = essays[list(data.target_columns)].to_numpy()
-    bad = np.argwhere((scores < task.minimum) | (scores > task.maximum))
-    if len(bad):
-        row, column = bad[0]
-        raise Fb3Error(
-            f"{path}: {len(bad)} scores outside {task.minimum}-{task.maximum}, first {scores[row, column]} in row "
-            f"{row + 1} ({data.id_column} {essays[data.id_column].iloc[row]}), column {data.target_columns[column]}; "
-            f"they go from {scores.min()} to {scores.max()}: mend the file or set task.minimum and task.maximum"
         )
 
 

@@ -17,6 +17,7 @@ from fb3.runs.run_folder import Member
 from fb3.system.devices import Precision, cpu_has_int8, emulates_bf16, keep_freed_memory, pick_precision
 from fb3.system.file_names import ENCODER, INT8
 from fb3.system.progress import say
+from fb3.targets.build import target_of
 from fb3.tasks.build import build_task
 
 
@@ -53,7 +54,7 @@ def predict_fold(
     wanted = precision or _precision(member, place, name)
     rows = np.arange(len(ids)) if rows is None else rows
     position = {identifier: row for row, identifier in enumerate(ids)}
-    values = np.full((len(ids), len(member.recipe.data.target_columns)), np.nan, np.float32)
+    values = np.full((len(ids), len(target_of(member.recipe).columns)), np.nan, np.float32)
     left = rows
     backend, _ = pick_backend(member.recipe.predict.backend, place)
     scales = None if precision or backend != "torch" else _scales(member, folder, place, name)

@@ -88,7 +88,7 @@ def predict(
     rows = np.arange(len(encoded.rows)) if rows is None else np.asarray(rows)
     device = next(scorer.parameters()).device
     budget = open_budget(scorer, device, precision, int(encoded.total_lengths[rows].max(initial=0)), token_budget)
-    values = np.full((len(encoded.rows), len(task.columns)), np.nan, np.float32)
+    values = np.full((len(encoded.rows), len(task.target.columns)), np.nan, np.float32)
     reached = np.zeros(len(encoded.rows), bool)
     was_training, title, left = scorer.training, name or "predict", rows
     scorer.eval()
@@ -106,7 +106,7 @@ def predict(
     scorer.train(was_training)
     _limit_windows(scorer, None)
     rows = rows[reached[rows]]
-    return Predictions(np.asarray(ids)[rows], values[rows], task.columns, name)
+    return Predictions(np.asarray(ids)[rows], values[rows], task.target.columns, name)
 
 
 def _limit_windows(scorer: Scorer, tokens: int | None) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fb3.recipe.augmentation import AugmentSettings
-from fb3.recipe.settings import Count, Probability, Rate, Settings, read_kind
+from fb3.recipe.settings import Count, Listed, Probability, Rate, Settings, read_kind
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
 # Losses that are no mean over essays: their mean over parts of a batch is not the batch's loss.
@@ -62,14 +62,10 @@ class UdaSettings(Settings):
 
 
 class BaseTaskSettings(Settings):
-    """Settings of every task on a scale of scores."""
+    """Settings of every task."""
 
     kind: str
     """The kind of task."""
-    minimum: float = 1.0
-    """Lowest score; predictions are clipped to it."""
-    maximum: float = 5.0
-    """Highest score."""
     weighting: Literal["fixed", "uncertainty"] = "fixed"
     """How losses are added: fixed: columns alike, terms by their weights; uncertainty: by learned weights (Kendall et
     al. 2018, arXiv:1705.07115), one for each of loss and terms or, without terms, for each column. They train at
@@ -78,12 +74,6 @@ class BaseTaskSettings(Settings):
     """Two passes a step that should agree: twice the time; none: off. Wants some dropout."""
     uda: UdaSettings | None = None
     """Consistency on essays without scores: more than twice the time; none: off."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "BaseTaskSettings":
-        if self.minimum >= self.maximum:
-            raise ValueError(f"minimum {self.minimum} must lie below maximum {self.maximum}")
-        return self
 
     def losses(self) -> list[str]:
         """Names of the losses, where there is a choice."""
@@ -102,7 +92,22 @@ class BaseTaskSettings(Settings):
         return columns
 
 
-class RegressionSettings(BaseTaskSettings):
+class ScaleSettings(BaseTaskSettings):
+    """Settings of the tasks whose targets are numbers on a scale."""
+
+    minimum: float | None = 1.0
+    """Lowest score; predictions are clipped to it. none: the range is open below."""
+    maximum: float | None = 5.0
+    """Highest score; none: the range is open above."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ScaleSettings":
+        if self.minimum is not None and self.maximum is not None and self.minimum >= self.maximum:
+            raise ValueError(f"minimum {self.minimum} must lie below maximum {self.maximum}")
+        return self
+
+
+class RegressionSettings(ScaleSettings):
     """Scores on a continuous scale."""
 
     kind: Literal["regression"] = "regression"
@@ -140,7 +145,7 @@ class RegressionSettings(BaseTaskSettings):
         return len(self.losses()) if self.terms else columns
 
 
-class ClassesSettings(BaseTaskSettings):
+class ClassesSettings(ScaleSettings):
     """Classes at equal distances on the scale of scores."""
 
     step: Annotated[float, Field(ge=1e-3)] = 0.5
@@ -151,6 +156,8 @@ class ClassesSettings(BaseTaskSettings):
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "ClassesSettings":
+        if self.minimum is None or self.maximum is None:
+            raise ValueError("classes at equal distances want a minimum and a maximum; give both, or take regression")
         steps = (self.maximum - self.minimum) / self.step
         if steps < 0.5 or not min(steps % 1.0, 1.0 - steps % 1.0) < 1e-6:  # NaN, of an infinite range, is refused too
             raise ValueError(f"step {self.step} does not divide the range from {self.minimum} to {self.maximum}")
@@ -188,5 +195,32 @@ class OrdinalSettings(ClassesSettings):
         return columns * (self.classes() - 1)
 
 
-_Task = RegressionSettings | BinnedSettings | OrdinalSettings
+class ClassificationSettings(BaseTaskSettings):
+    """A label a row, one of several classes: a softmax over them, cross-entropy."""
+
+    kind: Literal["classification"]
+    """The one target column holds a label: any text, numbers included."""
+    classes: Annotated[tuple[str, ...], Field(min_length=2), Listed] | None = None
+    """The labels, in the order of the outputs. none: read from train.csv, sorted, as numbers where all are, and stored
+    in the run's recipe."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "ClassificationSettings":
+        if self.classes and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes must differ, got {list(self.classes)}")
+        return self
+
+    def outputs(self, columns: int) -> int:
+        """A logit for each class."""
+        return len(self.classes or ())
+
+
+class MultilabelSettings(BaseTaskSettings):
+    """Labels that are true or not, each by itself: a sigmoid for each column, binary cross-entropy."""
+
+    kind: Literal["multilabel"]
+    """Each target column holds 0 or 1, or a share between them."""
+
+
+_Task = RegressionSettings | BinnedSettings | OrdinalSettings | ClassificationSettings | MultilabelSettings
 TaskSettings = Annotated[_Task, Field(discriminator="kind"), read_kind(_Task, "regression", {})]

@@ -10,6 +10,7 @@ from fb3.data.tables import read_table
 from fb3.recipe import Recipe
 from fb3.system.files import write_csv
 from fb3.system.kaggle import COMPETITION_MARKER, TEST
+from fb3.targets.build import target_of
 
 _COPIES = 10  # essays that occur twice
 ODD = {
@@ -44,11 +45,11 @@ def public_files(data: Path) -> PublicFiles | None:
 
 def invented_files(recipe: Recipe) -> PublicFiles:
     """Public files that fit a recipe: two ids of FB3's form, and the middle of the range for every score."""
-    settings, task = recipe.data, recipe.task
+    settings, target = recipe.data, target_of(recipe)
     ids = pd.DataFrame({settings.id_column: ["0123456789AB", "FEDCBA987654"]}, dtype=object)
     test = ids.assign(**dict.fromkeys(settings.text_columns(), ""))
-    middle = str((task.minimum + task.maximum) / 2)
-    return PublicFiles(test, ids.assign(**dict.fromkeys(settings.target_columns, middle)))
+    cells = target.render(np.stack([target.middle()] * len(ids)), target.forms()[0])
+    return PublicFiles(test, pd.concat([ids, cells.astype(str)], axis=1))
 
 
 def write_hidden_test(

@@ -12,20 +12,21 @@ import numpy as np
 from fb3.bundles.bundle import verify_bundle
 from fb3.bundles.images import Image, differing_versions
 from fb3.bundles.tolerance import tolerance
-from fb3.data.tables import parse_numbers, read_table
+from fb3.data.tables import read_table
 from fb3.errors import Fb3Error
 from fb3.rehearsal.hidden_rows import invented_files, public_files, write_hidden_test
 from fb3.rehearsal.notebooks import find_notebook
 from fb3.rehearsal.report import PUBLIC, RehearsalReport, pass_name, projection
 from fb3.rehearsal.sandbox import importable, namespace_command, run_in_sandbox
 from fb3.runs.run_folder import Member
-from fb3.submission.form import check_form
-from fb3.submission.submission_file import check_values
+from fb3.submission.form import check_same_ids, submitted_columns
+from fb3.submission.submission_file import check_frame
 from fb3.system.devices import pick_device, pick_devices
 from fb3.system.disk_space import raises_disk_full
 from fb3.system.files import read_json
 from fb3.system.kaggle import COMMIT_VARIABLES, COMPETITION_MARKER, MOUNTS, RERUN_VARIABLES, TEST
 from fb3.system.progress import say
+from fb3.targets.build import target_of
 
 _FEW = 40  # rows in the old mount layout, enough to see that it works
 
@@ -149,18 +150,17 @@ def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[s
     Raises:
         Fb3Error: the submission is not valid.
     """
-    settings, task = member.recipe.data, member.recipe.task
-    columns = list(settings.target_columns)
-    written = read_table(path, [settings.id_column, *columns])
+    settings, target = member.recipe.data, target_of(member.recipe)
     wanted = read_table(sample, [settings.id_column])
-    check_form(written[settings.id_column], wanted, columns, path)
+    columns = submitted_columns(wanted, target)
+    written = read_table(path, [settings.id_column, *columns])
+    check_same_ids(written[settings.id_column], wanted[settings.id_column], path)
     if written[settings.id_column].tolist() != wanted[settings.id_column].tolist():
         raise Fb3Error(f"{path}: its rows are in another order than the sample submission's")
-    written[columns] = parse_numbers(written, settings.id_column, columns, path)
-    check_values(written[[settings.id_column, *columns]], task.minimum, task.maximum)
-    values = written.set_index(settings.id_column)[columns]
+    check_frame(written, target)
     if not copies:
         return
+    values = target.values(written.set_index(settings.id_column)[columns])
     apart = np.abs(values.loc[list(copies)].to_numpy() - values.loc[list(copies.values())].to_numpy())
     # Copies in different batches are rounded differently, most in bf16.
     if tolerance(member, "bf16").exceeded(apart, float(values.std(ddof=0).mean())):

@@ -15,6 +15,7 @@ from fb3.runs.fold_json import is_finished
 from fb3.system.file_names import OOF, RECIPE, fold_folder
 from fb3.system.files import read_json
 from fb3.system.kaggle import COMPETITION_MARKER
+from fb3.targets.build import target_of
 from fb3.targets.metrics import METRICS
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
@@ -146,12 +147,13 @@ def named_score(score: float, metric: str, found: list[str]) -> str:
 
 def scores_of(run: Path, recipe: Recipe) -> dict:
     """The content of scores.json, from oof.csv alone: the score of all rows, and of each fold."""
-    columns = list(recipe.data.target_columns)
+    target = target_of(recipe)
+    columns = list(target.columns)
     table = read_numbers(run / OOF, recipe.data.id_column, [TRUTH + column for column in columns] + columns)
 
     def score(rows: pd.DataFrame) -> dict:
         truth, predicted = rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy()
-        each = METRICS[recipe.metric].score(truth, predicted, columns)
+        each = target.score(truth, predicted)
         return {"score": each.overall, "columns": each.columns, "essays": len(rows)}
 
     folds = {str(n): score(rows) for n, rows in table.groupby("fold")}

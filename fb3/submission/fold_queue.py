@@ -156,9 +156,7 @@ class FoldQueue:
         self.summary.left_out(name, reached, "cut off")
 
     def _write(self, predictions: Predictions) -> None:
-        """Puts predictions into the submission, whose columns may be in another order."""
-        order = [predictions.columns.index(name) for name in self.submission.columns]
-        self.submission.update(predictions.ids, predictions.values[:, order])
+        self.submission.update(predictions.ids, predictions.values)
 
 
 class FoldTimes:

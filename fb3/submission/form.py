@@ -16,6 +16,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.system.kaggle import COMPETITION_MARKER
 from fb3.system.progress import say
+from fb3.targets.target import Target
 
 
 @dataclass
@@ -23,32 +24,36 @@ class SubmissionForm:
     """The form of a submission, and the essays to predict.
 
     ids: one a row, in order, named as the id column; none until a file gives them. columns: the targets, in order.
-    essays: ids and texts; none where they cannot be read. error: why nothing may be predicted. warnings: faults of the
-    files that a rerun tolerates.
+    cells: the sample's own, where there is no recipe. essays: ids and texts; none where they cannot be read. error: why
+    nothing may be predicted. warnings: faults of the files that a rerun tolerates.
     """
 
     ids: pd.Series | None = None
     columns: list[str] = field(default_factory=list)
+    cells: pd.DataFrame | None = None
     essays: pd.DataFrame | None = None
     error: Exception | None = None
     warnings: list[str] = field(default_factory=list)
 
 
-def read_sample(path: Path | None, recipe: Recipe | None, *, rerun: bool) -> SubmissionForm:
+def read_sample(path: Path | None, recipe: Recipe | None, target: Target | None, *, rerun: bool) -> SubmissionForm:
     """The form of the sample submission, before test.csv is read, which may be large.
 
     Args:
         path: sample_submission.csv; none: test.csv gives rows and order.
-        recipe: names the columns; none: the sample does, and its first column holds the ids.
+        recipe: names the id column; none: it is the sample's first one.
+        target: the recipe's, which says what columns the sample may have; none: any.
         rerun: this is the run on the hidden rows, which goes on without a sample where it has a recipe.
 
     Raises:
         Fb3Error: the sample cannot be read.
     """
-    form = SubmissionForm(columns=list(recipe.data.target_columns) if recipe else [])
+    form = SubmissionForm(columns=list(target.forms()[0]) if target else [])
     if path is None:
         return form
-    wanted = [recipe.data.id_column, *form.columns] if recipe else []
+    wanted = [recipe.data.id_column] if recipe else []
+    if target and len(target.forms()) == 1:
+        wanted += form.columns
     sample, fault = _read(path, wanted, rerun, form.warnings)
     if sample is None:
         if not (rerun and recipe):
@@ -56,12 +61,11 @@ def read_sample(path: Path | None, recipe: Recipe | None, *, rerun: bool) -> Sub
         form.warnings.append(str(fault))
         return form
     form.ids = sample[recipe.data.id_column if recipe else sample.columns[0]]
-    targets = [column for column in sample.columns if column != form.ids.name]
     try:
-        check_columns(sample, [form.ids.name, *(form.columns if recipe else targets)])
-        form.columns = targets
+        form.columns = submitted_columns(sample, target)
     except Fb3Error as error:
         form.error = error
+    form.cells = None if recipe else sample
     return form
 
 
@@ -130,29 +134,21 @@ def _read(
         return None, error
 
 
-def check_form(ids: pd.Series, sample: pd.DataFrame, targets: list[str], source: Path) -> None:
-    """Compares a file's ids and columns with the sample submission's.
-
-    Args:
-        ids: the file's, named as the id column.
-        sample: the sample submission; only its ids and columns are looked at.
-        targets: the columns that are predicted.
-        source: the file, named in the errors.
+def submitted_columns(sample: pd.DataFrame, target: Target | None) -> list[str]:
+    """The columns of a sample submission beside its ids, in its order; without a target all but the first.
 
     Raises:
-        Fb3Error: the ids or the columns differ; gives counts and examples.
+        Fb3Error: they are none of the target's forms.
     """
-    check_columns(sample, [ids.name, *targets])
-    check_same_ids(ids, sample[ids.name], source)
-
-
-def check_columns(sample: pd.DataFrame, columns: list[str]) -> None:
-    """Refuses a sample submission whose columns are not the id column and the predicted ones."""
-    if set(columns) != set(sample.columns):
+    identifier = target.id_column if target else sample.columns[0]
+    columns = [column for column in sample.columns if column != identifier]
+    if target and not any(set(columns) == set(form) for form in target.forms()):
+        forms = " or ".join(str([identifier, *form]) for form in target.forms())
         raise Fb3Error(
-            f"{COMPETITION_MARKER} has the columns {list(sample.columns)}, the predictions {columns}; "
+            f"{COMPETITION_MARKER} has the columns {list(sample.columns)}, the predictions {forms}; "
             "set data.id_column and data.target_columns to the sample's when training"
         )
+    return columns
 
 
 def check_same_ids(ids: pd.Series, sample_ids: pd.Series, source: Path) -> None:

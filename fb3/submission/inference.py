@@ -23,6 +23,7 @@ from fb3.system.file_names import ENCODER, RECIPE, SECOND, encoder_files
 from fb3.system.files import check_output_path
 from fb3.system.kaggle import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
+from fb3.targets.build import target_of
 
 _MARGIN = 0.05  # share of the limit that is kept free
 _LIMIT_HOURS = 9.0  # the limit where no recipe can be read
@@ -68,20 +69,21 @@ def infer(
     summary = Summary(out.with_suffix(".report.json"), start)
     members = _usable_runs(packed, summary, strict)
     recipe = members[0].recipe if members else None
+    target = target_of(recipe) if recipe else None
     data = find_competition() if data is None and test is None else data
     ends = start + _seconds(deadline, members)
     source, sample = _sources(data, test)
     rerun, submission = hidden_rerun(), None
     try:
-        form = read_sample(sample, recipe, rerun=rerun)
+        form = read_sample(sample, recipe, target, rerun=rerun)
         if recipe is None and form.ids is None:
             raise _no_run(packed, summary)
         if test is None and form.ids is not None:  # before test.csv is read, which may take long
-            submission = write_first_file(form, packed, recipe, out, summary)
+            submission = write_first_file(form, packed, target, out, summary)
         first = form.ids
         read_test(form, source, recipe, own_order=test is not None, rerun=rerun)
         if submission is None or form.ids is not first:
-            submission = write_first_file(form, packed, recipe, out, summary)
+            submission = write_first_file(form, packed, target, out, summary)
         summary.warn(form.warnings)
         if recipe is None:
             raise _no_run(packed, summary)
@@ -96,8 +98,8 @@ def infer(
         say(f"ERROR, but this is the run on the hidden rows: {out} stays as it stands ({error})")
     finally:
         if submission is not None:
-            summary.finish(out, len(submission.table))
-    return submission.table.reset_index()
+            summary.finish(out, len(submission.frame))
+    return submission.frame
 
 
 def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ import pandas as pd
 from fb3.bundles.bundle import Bundle
 from fb3.data.ids import check_unique
 from fb3.errors import Fb3Error
-from fb3.recipe import Recipe
 from fb3.submission.form import SubmissionForm
 from fb3.submission.summary import Summary
 from fb3.system.file_names import FOLD_JSON
 from fb3.system.files import read_json, write_csv
 from fb3.system.progress import say
+from fb3.targets.target import Target
 
 
 class SubmissionFile:
@@ -24,66 +24,82 @@ class SubmissionFile:
 
     Args:
         ids: one a row, in order; named as the id column.
-        means: the value that every row holds at first, by target, in the order of the columns.
-        bounds: lowest and highest value.
+        first: the outputs that every row holds at first, (K,).
+        target: turns outputs into a submission's cells.
+        columns: the submission's, one of the target's `forms`.
         out: the file.
     """
 
-    def __init__(self, ids: pd.Series, means: Mapping[str, float], bounds: tuple[float, float], out: Path) -> None:
-        self.out, self.bounds = out, bounds
-        self.columns = list(means)
-        rows = np.tile(np.clip(np.array([*means.values()], np.float32), *bounds), (len(ids), 1))
-        self.table = pd.DataFrame(rows, columns=self.columns, index=pd.Index(ids, name=ids.name))
+    def __init__(self, ids: pd.Series, first: np.ndarray, target: Target, columns: list[str], out: Path) -> None:
+        self.out, self.target, self.columns = out, target, columns
+        rows = np.tile(np.asarray(first, np.float32), (len(ids), 1))
+        self.values = pd.DataFrame(rows, columns=list(target.columns), index=pd.Index(ids, name=ids.name))
         self.update(ids.iloc[:0], rows[:0])
 
     def update(self, ids: np.ndarray | pd.Series, values: np.ndarray) -> None:
-        """Puts in values (N, K), in the order of `means`, clipped to the bounds, and writes the file anew.
+        """Puts in predictions (N, K) and writes the file anew.
 
         Raises:
             Fb3Error: a value that no submission may hold; the file stays as it was.
         """
-        table = self.table.copy()
-        table.loc[list(ids), self.columns] = np.clip(values, *self.bounds).astype(np.float32)
-        submission = table.reset_index()
-        check_values(submission, *self.bounds)
-        write_csv(submission, self.out)
-        self.table = table
+        table = self.values.copy()
+        table.loc[list(ids)] = np.asarray(values, np.float32)
+        frame = self.target.render(table.to_numpy(), self.columns)
+        frame.insert(0, table.index.name, table.index)
+        check_frame(frame, self.target)
+        write_csv(frame, self.out)
+        self.values, self.frame = table, frame
 
 
-def check_values(submission: pd.DataFrame, minimum: float, maximum: float) -> None:
-    """Refuses values that the competition would refuse or score badly.
+def check_frame(submission: pd.DataFrame, target: Target) -> None:
+    """Refuses a submission that the competition would refuse or score badly.
 
     Raises:
-        Fb3Error: an empty table, duplicate ids, a NaN, or a value outside [minimum, maximum]; names the row.
+        Fb3Error: an empty table, duplicate ids, or a cell that the target cannot hold; names the row.
     """
-    ids = submission.iloc[:, 0]
     if submission.empty:
         raise Fb3Error("the submission has no row")
-    check_unique(ids, "the submission")
-    values = submission.iloc[:, 1:].to_numpy(np.float32)  # float32, so that the bounds round like the values
-    bad = ~np.isfinite(values) | (values < np.float32(minimum)) | (values > np.float32(maximum))
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise Fb3Error(
-            f"the submission has {bad.sum()} values that are not between {minimum} and {maximum}, first "
-            f"{values[row, column]} at {ids.name} {ids.iloc[row]}, column {submission.columns[column + 1]}"
-        )
+    check_unique(submission.iloc[:, 0], "the submission")
+    target.check_cells(submission)
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """A submission that stands where no recipe can be read, so that nothing can be predicted."""
+
+    frame: pd.DataFrame
 
 
 def write_first_file(
-    form: SubmissionForm, bundle: Bundle, recipe: Recipe | None, out: Path, summary: Summary
-) -> SubmissionFile:
-    """Writes the training means, averaged over all folds that can be read, into every row that the form asks for."""
-    bounds = (recipe.task.minimum, recipe.task.maximum) if recipe else (-np.inf, np.inf)
-    found = _training_means(bundle, form.columns)
-    if not found:
-        say(f"{bundle.path}: no fold tells its training means; the middle of the range stands in")
-        found = [dict.fromkeys(form.columns, sum(bounds) / 2 if recipe else 0.0)]
-    means = {column: float(np.mean([fold[column] for fold in found])) for column in form.columns}
-    submission = SubmissionFile(form.ids, means, bounds, out)
+    form: SubmissionForm, bundle: Bundle, target: Target | None, out: Path, summary: Summary
+) -> SubmissionFile | SampleFile:
+    """Writes the training means, averaged over all folds that can be read, into every row that the form asks for.
+
+    Where no fold tells its means, the middle of the range stands in, and without a target the sample's own cells.
+    """
+    columns = list(target.columns if target else form.columns)
+    found = _training_means(bundle, columns)
+    means = np.mean([[fold[column] for column in columns] for fold in found], axis=0) if found else None
+    if target is None:
+        submission = SampleFile(_sample_cells(form, means))
+        write_csv(submission.frame, out)
+    else:
+        if means is None:
+            say(f"{bundle.path}: no fold tells its training means; the middle of the range stands in")
+        submission = SubmissionFile(form.ids, target.middle() if means is None else means, target, form.columns, out)
     summary.phase("first file")
     say(f"{out}: {len(form.ids)} rows of training means stand after {time.monotonic() - summary.start:.1f} s")
     return submission
+
+
+def _sample_cells(form: SubmissionForm, means: np.ndarray | None) -> pd.DataFrame:
+    """The form's rows with means, or the sample's cells; an id that the sample lacks gets the cells of its first row."""
+    if means is not None:
+        frame = pd.DataFrame(np.tile(means.astype(np.float32), (len(form.ids), 1)), columns=form.columns)
+        frame.insert(0, form.ids.name, form.ids.to_numpy())
+        return frame
+    cells = form.cells.drop_duplicates(form.ids.name).set_index(form.ids.name)
+    return cells.reindex(form.ids).fillna(cells.iloc[0]).reset_index()
 
 
 def _training_means(bundle: Bundle, columns: list[str]) -> list[dict[str, float]]:

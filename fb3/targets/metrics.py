@@ -42,6 +42,7 @@ class Metric:
     overall: Callable[[np.ndarray], float] = np.mean
     lower_is_better: bool = False
     in_units: bool = False
+    needs: str = "values"
 
     def score(self, truth: np.ndarray, predicted: np.ndarray, columns: Sequence[str]) -> Score:
         """The score of predictions (N, K), already clipped, against truths (N, K).

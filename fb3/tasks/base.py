@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fb3.models.scorer import ModelOutput
-from fb3.recipe.task import BaseTaskSettings
-from fb3.targets.metrics import METRICS, Metric, Score
+from fb3.targets.metrics import Score
+from fb3.targets.target import Target
 
 Model = Callable[[Mapping[str, Tensor]], ModelOutput]
 
@@ -22,24 +22,21 @@ class StepOutput(NamedTuple):
 
 
 class Task(Protocol):
-    """How targets are learned, predicted and scored. Wrappers around a task change the loss, never the loop."""
+    """How a target is learned and predicted. Wrappers around a task change the loss, never the loop."""
 
-    columns: tuple[str, ...]
+    target: Target
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         """The training loss of a batch with `targets` (B, K) and, in the loop, `progress` (), 0-1."""
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B, K) on the submission's scale, not yet clipped: folds are averaged first."""
+        """The target's K outputs, (B, K), not yet clipped: folds are averaged first."""
 
     def first_bias(self, targets: Tensor) -> Tensor:
         """The head's bias (outputs,) with which it predicts the means of the training targets (N, K)."""
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
         """Distance between the outputs (B, outputs) of two passes: a scalar, 0 where they agree."""
-
-    def clip(self, values: np.ndarray) -> np.ndarray:
-        """Predictions brought into the range that a submission may hold."""
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         """The competition's metric of clipped predictions, and the mean validation loss of the plain ones."""
@@ -57,21 +54,15 @@ class Task(Protocol):
         """Puts back what `state_dict` gave."""
 
 
-class ScoreTask(nn.Module):
-    """Base of tasks on a scale of scores, for K `columns` in the order of the model's outputs; scored by `metric`."""
+class BaseTask(nn.Module):
+    """Base of tasks, with the target that they learn."""
 
-    def __init__(
-        self, settings: BaseTaskSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]
-    ) -> None:
+    def __init__(self, target: Target) -> None:
         super().__init__()
-        self.columns, self.metric = columns, metric
-        self._range = (settings.minimum, settings.maximum)
-
-    def clip(self, values: np.ndarray) -> np.ndarray:
-        return np.clip(values, *self._range)
+        self.target = target
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
-        return self.metric.score(truth, self.clip(predicted), self.columns)
+        return self.target.score(truth, predicted)
 
 
 class Wrapper(nn.Module):
@@ -80,7 +71,7 @@ class Wrapper(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
-        self.columns = task.columns
+        self.target = task.target
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         return self.task.loss(model, batch)
@@ -93,9 +84,6 @@ class Wrapper(nn.Module):
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
         return self.task.distance(one, two)
-
-    def clip(self, values: np.ndarray) -> np.ndarray:
-        return self.task.clip(values)
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         return self.task.score(truth, predicted)

@@ -11,23 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fb3.recipe.task import BinnedSettings, OrdinalSettings
-from fb3.targets.metrics import METRICS, Metric
-from fb3.tasks.base import Model, Recorder, ScoreTask, StepOutput, Task, Wrapper, with_term
+from fb3.targets.target import Target
+from fb3.tasks.base import BaseTask, Model, Recorder, StepOutput, Task, Wrapper, with_term
 from fb3.tasks.losses import Uncertainty
 
 _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
 
 
-class _Classes(ScoreTask, ABC):
+class _Classes(BaseTask, ABC):
     """Base of both. K target columns, in the order of the model's outputs; C classes; L logits a target."""
 
-    def __init__(
-        self, settings: BinnedSettings | OrdinalSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]
-    ) -> None:
-        super().__init__(settings, columns, metric)
-        self._step, self._top = settings.step, settings.classes() - 1
+    def __init__(self, settings: BinnedSettings | OrdinalSettings, target: Target) -> None:
+        super().__init__(target)
+        self._lowest, self._step, self._top = settings.minimum, settings.step, settings.classes() - 1
         learned = settings.weighting == "uncertainty"
-        self._together = Uncertainty(settings.weighed(len(columns))) if learned else torch.mean
+        self._together = Uncertainty(settings.weighed(len(target.columns))) if learned else torch.mean
 
     @abstractmethod
     def labels(self, targets: Tensor) -> Tensor:
@@ -44,25 +42,29 @@ class _Classes(ScoreTask, ABC):
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         logits = self._by_column(model(batch).scores)
         losses = self.column_losses(logits, self.labels(batch["targets"]))
-        logs = dict(zip(self.columns, losses.detach(), strict=True)) if isinstance(self._together, Uncertainty) else {}
+        logs = (
+            dict(zip(self.target.columns, losses.detach(), strict=True))
+            if isinstance(self._together, Uncertainty)
+            else {}
+        )
         return StepOutput(self._together(losses), logs)
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
-        return self._range[0] + self._step * self.expected(self._by_column(model(batch).scores))  # (B, K)
+        return self._lowest + self._step * self.expected(self._by_column(model(batch).scores))  # (B, K)
 
     def _position(self, targets: Tensor) -> Tensor:
         """Scores as numbers of classes, 0 to C - 1, fractions in between."""
-        return ((targets - self._range[0]) / self._step).clamp(0, self._top)
+        return ((targets - self._lowest) / self._step).clamp(0, self._top)
 
     def _by_column(self, outputs: Tensor) -> Tensor:
-        return outputs.unflatten(-1, (len(self.columns), -1))  # (B, K * L) -> (B, K, L)
+        return outputs.unflatten(-1, (len(self.target.columns), -1))  # (B, K * L) -> (B, K, L)
 
 
 class Binned(_Classes):
     """A softmax over the C classes of each target, cross-entropy with soft labels."""
 
-    def __init__(self, settings: BinnedSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]) -> None:
-        super().__init__(settings, columns, metric)
+    def __init__(self, settings: BinnedSettings, target: Target) -> None:
+        super().__init__(settings, target)
         self._smoothing, self._focal = settings.smoothing, settings.focal
 
     def labels(self, targets: Tensor) -> Tensor:

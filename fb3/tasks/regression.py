@@ -8,20 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fb3.recipe.task import RegressionSettings
-from fb3.targets.metrics import METRICS, Metric, Score
-from fb3.tasks.base import Model, ScoreTask, StepOutput
+from fb3.targets.metrics import Score
+from fb3.targets.target import Target
+from fb3.tasks.base import BaseTask, Model, StepOutput
 from fb3.tasks.losses import Criterion
 
 
-class Regression(ScoreTask):
-    """The task of FB3, for K target `columns` in the order of the model's outputs."""
+class Regression(BaseTask):
+    """The task of FB3: one output a target column."""
 
-    def __init__(
-        self, settings: RegressionSettings, columns: tuple[str, ...], metric: Metric = METRICS["mcrmse"]
-    ) -> None:
-        super().__init__(settings, columns, metric)
-        self._criterion = Criterion(settings, len(columns))
-        self._terms = settings.losses() if settings.terms else columns
+    def __init__(self, settings: RegressionSettings, target: Target) -> None:
+        super().__init__(target)
+        self._criterion = Criterion(settings, len(target.columns))
+        self._terms = settings.losses() if settings.terms else target.columns
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         scores = model(batch).scores  # (B, K)

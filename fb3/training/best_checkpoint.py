@@ -15,7 +15,7 @@ from fb3.runs.checkpoint import save_fold
 from fb3.runs.fold_json import ids_hash
 from fb3.runs.save_folder import Tree
 from fb3.system.file_names import fold_folder
-from fb3.targets.metrics import METRICS, Score
+from fb3.targets.metrics import Score
 from fb3.tasks.base import Task
 from fb3.training.session import Evaluation, Session, versions
 from fb3.training.soup import Soup
@@ -61,7 +61,7 @@ class BestCheckpoint:
         self.start = time.monotonic() - state["elapsed"]
         if state["values"] is not None:
             ids = self.session.ids[self.split.valid_rows]
-            self.best = Predictions(ids, state["values"].numpy(), self.task.columns, self.name)
+            self.best = Predictions(ids, state["values"].numpy(), self.task.target.columns, self.name)
         if self.soup:
             self.soup.load_state_dict(state["soup"])
 
@@ -72,7 +72,7 @@ class BestCheckpoint:
         score = step.score = self.task.score(truth, predictions.values)
         best = score.better_than(self.best_score)
         elapsed = time.monotonic() - self.start
-        title = METRICS[session.recipe.metric].title
+        title = session.target.metric.title
         session.log.evaluation(fold, step.epoch + 1, step.number, title, score, best, elapsed)
         _warn_of_collapse(session, fold, predictions.values, truth)
         if best:
@@ -94,7 +94,7 @@ class BestCheckpoint:
             "epoch": step.epoch + 1,
             "step": step.number,
             "seed": self.seed,
-            "target_means": dict(zip(self.task.columns, means, strict=True)),
+            "target_means": dict(zip(self.task.target.columns, means, strict=True)),
             "valid_ids_sha256": ids_hash(session.ids[split.valid_rows]),
             "versions": versions(),
         }

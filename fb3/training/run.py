@@ -29,7 +29,7 @@ from fb3.system.files import delete_partial_files, sha256, write_csv, write_json
 from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
-from fb3.targets.metrics import METRICS
+from fb3.targets.build import resolve, target_of
 from fb3.training.run_start import continued_splits, folds_to_train, refuse_foreign_folder, write_first_files
 from fb3.training.stop_request import StopRequest
 
@@ -78,7 +78,7 @@ def train(
     check_backbone(recipe.model.backbone)
     if recipe.model.stitch:
         check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
-    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task, recipe.folds), recipe)
+    recipe, essays = _read_training(recipe, data)
     unlabelled = _read_unlabelled(recipe, data)
     refuse_foreign_folder(out)
     digests = {key: sha256(file) for key, file in training_files(recipe, data).items()}
@@ -113,11 +113,11 @@ def train(
 
 def _check_metric(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit]) -> None:
     """Refuses validation essays whose truths give the metric no value, before hours of training."""
-    columns = list(recipe.data.target_columns)
+    target = target_of(recipe)
+    truths = target.truths(essays)
     for split in splits:
-        truth = essays[columns].to_numpy()[split.valid_rows]
         try:
-            METRICS[recipe.metric].score(truth, truth, columns)
+            target.score(truths[split.valid_rows], truths[split.valid_rows])
         except Fb3Error as error:
             raise Fb3Error(f"fold {split.fold}: {error}") from None
 
@@ -153,7 +153,7 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     from fb3.training.fold import run_fold
     from fb3.training.session import close_session, open_accelerator, open_session
 
-    out, unlabelled = Path(out), _read_unlabelled(recipe, None)
+    recipe, out, unlabelled = resolve(recipe, essays), Path(out), _read_unlabelled(recipe, None)
     session = open_session(recipe, essays, out, *open_accelerator(recipe, out), unlabelled)
     predictions = run_fold(session, split)
     close_session(session)
@@ -166,8 +166,15 @@ def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
     Raises:
         Fb3Error: a train.csv that cannot be read, or that the recipe cannot split.
     """
-    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task, recipe.folds), recipe)
+    recipe, essays = _read_training(recipe, data)
     return [split.fold for split in make_folds(essays, recipe)]
+
+
+def _read_training(recipe: Recipe, data: Path) -> tuple[Recipe, pd.DataFrame]:
+    """The essays that a recipe trains on, and the recipe as its run stores it."""
+    essays = read_essays(data / "train.csv", recipe.data, target_of(recipe), recipe.folds)
+    recipe = resolve(recipe, essays)
+    return recipe, take_sample(essays, recipe)
 
 
 def _read_unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
@@ -186,8 +193,8 @@ def _read_unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
 def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predictions) -> None:
     """Adds a fold to oof.csv (id, fold, truths, clipped predictions) and computes scores.json anew from it."""
     recipe, path = session.recipe, session.out / OOF
-    columns, identifier = list(recipe.data.target_columns), recipe.data.id_column
-    table = pd.DataFrame(session.task.clip(predictions.values), columns=columns)
+    columns, identifier = list(session.target.columns), recipe.data.id_column
+    table = pd.DataFrame(session.target.clip(predictions.values), columns=columns)
     truth = pd.DataFrame(session.targets[split.valid_rows], columns=columns).add_prefix(TRUTH)
     table = pd.concat([truth, table], axis=1).astype(np.float64)  # float64, as the file's folds are read
     table.insert(0, identifier, predictions.ids)

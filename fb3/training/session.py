@@ -34,6 +34,7 @@ from fb3.system.files import atomic_folder, read_json, write_json
 from fb3.system.kaggle import secret
 from fb3.system.progress import say
 from fb3.targets.metrics import Score
+from fb3.targets.target import Target
 from fb3.tasks.base import Task
 from fb3.tasks.build import build_task
 from fb3.training.run_log import RunLog
@@ -85,6 +86,11 @@ class Session:
     on_evaluation: OnEvaluation | None = None
     digests: dict[str, str] | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def target(self) -> Target:
+        """The target that the task learns."""
+        return self.task.target
 
     @property
     def ids(self) -> np.ndarray:
@@ -159,17 +165,18 @@ def open_session(
         return input_texts(table, recipe.data), encode_essays(table, out / ENCODER, recipe.data)
 
     texts, encoded = tokenised(essays)
+    task = build_task(recipe)
     return Session(
         recipe=recipe,
         essays=essays,
         out=out,
         accelerator=accelerator,
         precision=precision,
-        task=build_task(recipe),
+        task=task,
         tokenizer=load_tokenizer(out / ENCODER)[0],
         texts=texts,
         encoded=encoded,
-        targets=essays[list(recipe.data.target_columns)].to_numpy(np.float32),
+        targets=task.target.truths(essays),
         unlabelled=None if unlabelled is None else Unlabelled(*tokenised(unlabelled)),
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
     )

@@ -14,6 +14,7 @@ from fb3.runs.fold_json import ids_hash
 from fb3.runs.scores import TRUTH
 from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, OOF
 from fb3.system.files import read_json, sha256
+from fb3.targets.build import target_of
 from fb3.verification.findings import RunCheck
 
 
@@ -36,7 +37,7 @@ def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: d
     with run.check(f"folds.csv and the truths in {OOF}: as in train.csv"):
         from fb3.data.folds import take_sample
 
-        essays = take_sample(read_essays(run.data / "train.csv", recipe.data, recipe.task, recipe.folds), recipe)
+        essays = take_sample(read_essays(run.data / "train.csv", recipe.data, target_of(recipe), recipe.folds), recipe)
         _check_split(run, recipe, essays, table, finished)
         if (run.path / OOF).is_file():
             _check_truths(run, recipe, essays)
@@ -76,12 +77,13 @@ def _folds_confirm(table: pd.DataFrame, identifier: str, finished: dict[int, Pat
 
 
 def _check_truths(run: RunCheck, recipe: Recipe, essays: pd.DataFrame) -> None:
-    path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
+    path, identifier, target = run.path / OOF, recipe.data.id_column, target_of(recipe)
+    columns = target.columns
     truths = [TRUTH + column for column in columns]
     found = read_numbers(path, identifier, truths)
     found = found[found[identifier].isin(set(essays[identifier]))]  # `_check_split` names the other ids
     said = found[truths].to_numpy()
-    true = essays.set_index(identifier).loc[found[identifier], columns].to_numpy(np.float64)
+    true = target.truths(essays.set_index(identifier).loc[found[identifier]]).astype(np.float64)
     wrong = np.argwhere(said != true)  # exactly, since both hold float32 numbers
     if len(wrong):
         row, column = wrong[0]

@@ -26,6 +26,7 @@ from fb3.system.file_names import (
     fold_number,
 )
 from fb3.system.files import read_json
+from fb3.targets.build import target_of
 from fb3.verification.check_data import check_essays
 from fb3.verification.findings import RunCheck
 
@@ -162,7 +163,7 @@ def _check_saves(run: RunCheck, folder: Path) -> None:
 
 
 def _check_out_of_fold(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
-    path, identifier, columns = run.path / OOF, recipe.data.id_column, list(recipe.data.target_columns)
+    path, identifier, columns = run.path / OOF, recipe.data.id_column, list(target_of(recipe).columns)
     found = read_numbers(path, identifier, [*[TRUTH + column for column in columns], *columns])
     rows = table[table[FOLD_COLUMN].isin(list(finished))]
     have, want = (list(zip(each[identifier], each[FOLD_COLUMN], strict=True)) for each in (found, rows))

@@ -13,6 +13,7 @@ from fb3.recipe.data import DataSettings, FoldsSettings
 from fb3.recipe.task import RegressionSettings
 from fb3.submission.inference import infer
 from fb3.system.files import write_csv
+from fb3.targets.target import Scores
 from tests.data.test_tables import IDS
 
 DATA = DataSettings(target_columns=("a", "b"))
@@ -28,7 +29,7 @@ def write(tmp_path, content):
 
 def test_texts_come_as_they_stand(tmp_path):
     path = write(tmp_path, HEAD + '007,NA,1,2\n1e5,"line\n\nline, ""quoted""",3.5,5\nnull,,1,1\n')
-    essays = read_essays(path, DATA, RegressionSettings())
+    essays = read_essays(path, DATA, Scores(DATA, RegressionSettings()))
     assert essays["text_id"].tolist() == ["007", "1e5", "null"]
     assert essays["full_text"].tolist() == ["NA", 'line\n\nline, "quoted"', ""]
     assert essays[["a", "b"]].to_numpy().dtype == np.float32
@@ -42,7 +43,7 @@ def test_a_file_for_its_folder_is_told(tmp_path):
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
     essays = read_essays(
-        write(tmp_path, "\ufeff" + HEAD.replace("\n", "\r\n") + "x,y,1,2\r\n"), DATA, RegressionSettings()
+        write(tmp_path, "\ufeff" + HEAD.replace("\n", "\r\n") + "x,y,1,2\r\n"), DATA, Scores(DATA, RegressionSettings())
     )
     assert essays["text_id"].tolist() == ["x"]
 
@@ -89,7 +90,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
 def test_bad_files_are_named_with_row_and_column(tmp_path, content, words):
     path = write(tmp_path, content)
     with pytest.raises(Fb3Error) as error:
-        read_essays(path, DATA, RegressionSettings())
+        read_essays(path, DATA, Scores(DATA, RegressionSettings()))
     for word in [*words, "train.csv"]:
         assert word in str(error.value)
 
@@ -100,16 +101,16 @@ SPLIT_HEAD = HEAD.replace("\n", ",prompt,length,source\n")
 
 def test_the_columns_of_the_split_are_read_and_only_where_they_are_wanted(tmp_path):
     path = write(tmp_path, SPLIT_HEAD + "x,y,1,2,07,1e2,3\nw,z,1,2,7,5,web\n")
-    essays = read_essays(path, DATA, RegressionSettings(), FOLDS)
+    essays = read_essays(path, DATA, Scores(DATA, RegressionSettings()), FOLDS)
     assert essays["prompt"].tolist() == ["07", "7"]
     assert essays["length"].tolist() == [100, 5]
     assert essays["source"].tolist() == ["3", "web"]
-    assert list(read_essays(path, DATA, RegressionSettings())) == ["text_id", "full_text", "a", "b"]
+    assert list(read_essays(path, DATA, Scores(DATA, RegressionSettings()))) == ["text_id", "full_text", "a", "b"]
 
 
 def test_a_column_of_the_split_may_be_a_text_or_a_target(tmp_path):
     folds = FoldsSettings(group_column="full_text", stratify_columns=("a",))
-    essays = read_essays(write(tmp_path, HEAD + "x,1,1,2\nw,2,1,2\n"), DATA, RegressionSettings(), folds)
+    essays = read_essays(write(tmp_path, HEAD + "x,1,1,2\nw,2,1,2\n"), DATA, Scores(DATA, RegressionSettings()), folds)
     assert essays["full_text"].tolist() == ["1", "2"]
     assert essays["a"].dtype == np.float32
 
@@ -127,7 +128,7 @@ def test_a_column_of_the_split_may_be_a_text_or_a_target(tmp_path):
 )
 def test_bad_columns_of_the_split_are_named(tmp_path, content, words):
     with pytest.raises(Fb3Error) as error:
-        read_essays(write(tmp_path, content), DATA, RegressionSettings(), FOLDS)
+        read_essays(write(tmp_path, content), DATA, Scores(DATA, RegressionSettings()), FOLDS)
     for word in [*words, "train.csv"]:
         assert word in str(error.value)
 
@@ -135,13 +136,13 @@ def test_bad_columns_of_the_split_are_named(tmp_path, content, words):
 def test_a_missing_file_names_what_is_there(tmp_path):
     (tmp_path / "trian.csv").write_text("")
     with pytest.raises(Fb3Error, match=r"train\.csv: no such file.*trian\.csv"):
-        read_essays(tmp_path / "train.csv", DATA, RegressionSettings())
+        read_essays(tmp_path / "train.csv", DATA, Scores(DATA, RegressionSettings()))
 
 
 def test_ids_of_every_form_are_never_changed(tmp_path):
     essays = pd.DataFrame({"text_id": IDS, "full_text": IDS[::-1], "a": 1.5, "b": 2})
     write_csv(essays, tmp_path / "train.csv")
-    found = read_essays(tmp_path / "train.csv", DATA, RegressionSettings())
+    found = read_essays(tmp_path / "train.csv", DATA, Scores(DATA, RegressionSettings()))
     assert found["text_id"].tolist() == IDS
     assert found["full_text"].tolist() == IDS[::-1]
 

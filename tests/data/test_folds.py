@@ -15,6 +15,7 @@ from fb3.data.stratification import assign_groups
 from fb3.demo.synthetic import make_essays
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
+from fb3.targets.build import target_of
 from tests.conftest import ROOT
 
 
@@ -175,7 +176,7 @@ REAL = Path(os.environ.get("FB3_DATA", ROOT.parent / "shared" / "data" / "fb3"))
 )
 def test_the_real_essays_are_split_as_ever(overrides, wanted):
     chosen = load_recipe("minilm-l6", overrides)
-    assert rows_hash(make_folds(read_essays(REAL, chosen.data, chosen.task), chosen)) == wanted
+    assert rows_hash(make_folds(read_essays(REAL, chosen.data, target_of(chosen)), chosen)) == wanted
 
 
 def grouped(groups, seed=0):

@@ -151,7 +151,7 @@ def test_a_wrong_override_is_refused_by_name(override, words):
         ("model.qqq=1", "known: backbone, scratch, "),
         ("folds.n=5", "known: count, seed, holdout"),
         ("optimizer.lr=1", "known: kind, encoder_rate, "),
-        ("task.low=-4", "known: kind, minimum, maximum, "),
+        ("task.low=-4", "known: kind, weighting, r_drop, uda, minimum, maximum, "),
         ("task.min=-4", "did you mean 'task.minimum'?"),
         ("task.max=4", "did you mean 'task.maximum'?"),
         ("model.pool=mean", "did you mean 'model.pooling'?"),

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,16 +5,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
-from fb3.submission.form import check_form
-from fb3.submission.submission_file import SubmissionFile, check_values
+from fb3.recipe.data import DataSettings
+from fb3.recipe.task import RegressionSettings
+from fb3.submission.form import submitted_columns
+from fb3.submission.submission_file import SubmissionFile, check_frame
+from fb3.targets.target import Scores
 
+
+def target(*columns, **more):
+    return Scores(DataSettings(target_columns=columns), RegressionSettings(**more))
+
+
+TARGET = target("b", "a")
 SAMPLE = pd.DataFrame({"text_id": ["x", "y", "z"], "b": 3.0, "a": 3.0})
 
 
 @given(st.lists(st.sampled_from(["x", "y", "z"]), unique=True))
 def test_predictions_replace_the_means_by_id(tmp_path_factory, known):
     out = tmp_path_factory.mktemp("s") / "s.csv"
-    submission = SubmissionFile(SAMPLE["text_id"], {"b": 2.5, "a": 7.0}, (1.0, 5.0), out)
+    submission = SubmissionFile(SAMPLE["text_id"], [2.5, 7.0], TARGET, ["b", "a"], out)
     assert pd.read_csv(out).values.tolist() == [[i, 2.5, 5.0] for i in "xyz"]
     value = {"x": 1.0, "y": 2.0, "z": 9.0}
     submission.update(np.array(known, object), np.array([[value[i], 0.0] for i in known]).reshape(-1, 2))
@@ -25,7 +32,7 @@ def test_predictions_replace_the_means_by_id(tmp_path_factory, known):
 
 
 def test_a_value_that_is_none_leaves_the_file_as_it_was(tmp_path):
-    submission = SubmissionFile(SAMPLE["text_id"], {"b": 3.0, "a": 3.0}, (1.0, 5.0), tmp_path / "s.csv")
+    submission = SubmissionFile(SAMPLE["text_id"], [3.0, 3.0], TARGET, ["b", "a"], tmp_path / "s.csv")
     before = (tmp_path / "s.csv").read_text()
     with pytest.raises(Fb3Error, match="text_id x, column a"):
         submission.update(np.array(["x"], object), np.array([[2.0, np.nan]]))
@@ -36,7 +43,7 @@ def test_a_value_that_is_none_leaves_the_file_as_it_was(tmp_path):
 
 def test_other_columns_are_refused():
     with pytest.raises(Fb3Error, match="target_columns"):
-        check_form(SAMPLE["text_id"], SAMPLE, ["b", "c"], Path("test.csv"))
+        submitted_columns(SAMPLE, target("b", "c"))
 
 
 @pytest.mark.parametrize(
@@ -47,14 +54,14 @@ def test_a_bad_submission_is_refused(column, value, words):
     bad = SAMPLE.copy()
     bad.loc[1, column] = value
     with pytest.raises(Fb3Error, match=words):
-        check_values(bad, 1, 5)
+        check_frame(bad, TARGET)
 
 
 def test_bounds_that_float32_rounds_are_met_by_clipped_values():
     clipped = SAMPLE.assign(a=np.float32(0.3), b=np.float32(0.3))
-    check_values(clipped, 0.0, 0.3)
+    check_frame(clipped, target("b", "a", minimum=0.0, maximum=0.3))
 
 
 def test_an_empty_submission_is_refused():
     with pytest.raises(Fb3Error, match="no row"):
-        check_values(SAMPLE.iloc[:0], 1, 5)
+        check_frame(SAMPLE.iloc[:0], TARGET)

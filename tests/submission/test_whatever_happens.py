@@ -20,13 +20,18 @@ from fb3.prediction import fold_prediction
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction import token_budget as budget
 from fb3.prediction.predictions import Predictions
+from fb3.recipe.data import DataSettings
+from fb3.recipe.task import RegressionSettings
 from fb3.submission import background, device_pool, fold_queue, form, inference
 from fb3.submission.device_pool import DevicePool, share_by_tokens
 from fb3.submission.inference import infer
 from fb3.submission.submission_file import SubmissionFile
 from fb3.system import kaggle as runtime
 from fb3.system.files import read_json, write_json
+from fb3.targets.target import Scores
 from tests.conftest import ROOT, copied
+
+TARGET = Scores(DataSettings(target_columns=("a",)), RegressionSettings())
 
 
 @pytest.fixture
@@ -169,7 +174,7 @@ def test_each_of_three_folds_and_each_run_weighs_alike(tmp_path):
     ids = np.array(["x", "y"], object)
     queue = fold_queue.FoldQueue.__new__(fold_queue.FoldQueue)
     queue.means, queue.counts = {}, {"one": 0, "two": 0}
-    queue.submission = SubmissionFile(pd.Series(ids, name="id"), {"a": 3.0}, (1.0, 5.0), tmp_path / "s.csv")
+    queue.submission = SubmissionFile(pd.Series(ids, name="id"), [3.0], TARGET, ["a"], tmp_path / "s.csv")
     for run, value in (("one", 1.0), ("two", 5.0), ("one", 2.0), ("one", 4.5)):
         queue._add(run, Predictions(ids, np.full((2, 1), value, np.float32), ("a",), run))
     assert pd.read_csv(tmp_path / "s.csv")["a"].tolist() == pytest.approx([(2.5 + 5.0) / 2] * 2)

@@ -20,14 +20,19 @@ from fb3.bundles.wheels import fetch_wheels
 from fb3.errors import DiskFull, Fb3Error, Stopped
 from fb3.models.from_scratch import train_tokenizer
 from fb3.recipe import load_recipe
+from fb3.recipe.data import DataSettings
+from fb3.recipe.task import RegressionSettings
 from fb3.runs.checkpoint import write_weights
 from fb3.runs.joining import merge
 from fb3.submission.submission_file import SubmissionFile
 from fb3.system.disk_space import check_free_space, disk_full_errors
 from fb3.system.files import atomic_folder, write_csv, write_json, write_text
+from fb3.targets.target import Scores
 from fb3.training.run import train
 from fb3.tuning.search import tune
 from tests.conftest import TINY
+
+TARGET = Scores(DataSettings(target_columns=("a",)), RegressionSettings())
 
 
 @contextmanager
@@ -179,7 +184,7 @@ def test_room_is_asked_for_what_is_written_and_where_it_is_known(run, tmp_path, 
 
 def test_a_submission_that_stands_is_not_lost(tmp_path):
     ids = pd.Series([f"{n:06}" for n in range(2000)], name="text_id")
-    standing = SubmissionFile(ids, {"a": 3.0}, (1.0, 5.0), tmp_path / "submission.csv")
+    standing = SubmissionFile(ids, [3.0], TARGET, ["a"], tmp_path / "submission.csv")
     before = standing.out.read_bytes()
     with pytest.raises(DiskFull, match=r"submission\.csv: cannot be written"), little_room():
         standing.update(ids, np.full((2000, 1), 3.14159, np.float32))

@@ -17,17 +17,18 @@ from fb3.tasks.build import build_task
 from fb3.tasks.classes import Binned, LogitSqueezing, Ordinal
 from fb3.tasks.losses import Uncertainty
 from fb3.tasks.r_drop import RDrop
+from tests.conftest import task_of
 
 COLUMNS = ("a", "b", "c")
 TRUTHS = arrays(np.float32, (5, 3), elements=st.floats(1, 5, width=32)).map(torch.from_numpy)
 
 
 def binned(**more):
-    return Binned(BinnedSettings(kind="binned", **more), COLUMNS)
+    return task_of(Binned, BinnedSettings(kind="binned", **more), *COLUMNS)
 
 
 def ordinal(**more):
-    return Ordinal(OrdinalSettings(kind="ordinal", **more), COLUMNS)
+    return task_of(Ordinal, OrdinalSettings(kind="ordinal", **more), *COLUMNS)
 
 
 def logits(width, rows=5):
@@ -177,7 +178,7 @@ def test_wrappers_add_squared_logits_and_the_tasks_distance(task):
     torch.testing.assert_close(out.loss, wanted)
     torch.testing.assert_close(both.predict(answer(one), {}), task.predict(answer(one), {}))
     torch.testing.assert_close(both.first_bias(truth), task.first_bias(truth))
-    assert both.columns == COLUMNS
+    assert both.target.columns == COLUMNS
 
 
 @pytest.mark.parametrize("kind", ["binned", "ordinal"])

@@ -25,7 +25,7 @@ from fb3.training import fold, session
 from fb3.training import loop as loop_module
 from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
-from tests.conftest import TINY
+from tests.conftest import TINY, task_of
 
 TERMS = [{"kind": "pearson", "weight": 0.0, "end_weight": 0.5}, {"kind": "rank", "weight": 0.2}]
 
@@ -37,7 +37,7 @@ def test_every_loss_and_every_task_has_a_line_in_its_table():
 
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.25, 0.125), (1.0, 0.5), (None, 0.5)])
 def test_a_weight_goes_linearly_and_its_end_counts_without_progress(progress, weight):
-    task = Regression(RegressionSettings(loss="mse", terms=TERMS), ("a", "b", "c"))
+    task = task_of(Regression, RegressionSettings(loss="mse", terms=TERMS), "a", "b", "c")
     predicted, truth = torch.rand(4, 3), torch.rand(4, 3)
     batch = {"targets": truth} | ({} if progress is None else {"progress": torch.tensor(progress)})
     wanted = losses.F.mse_loss(predicted, truth) + weight * losses.pearson(predicted, truth)
@@ -104,7 +104,7 @@ def test_one_loss_is_weighed_by_column_and_terms_by_loss():
 
 
 def test_the_optimizer_has_a_group_of_the_task_through_its_wrappers(run, tiny):
-    task = RDrop(Regression(RegressionSettings(weighting="uncertainty"), ("a", "b")), 1.0)
+    task = RDrop(task_of(Regression, RegressionSettings(weighting="uncertainty"), "a", "b"), 1.0)
     scorer = build_scorer(tiny, run / "encoder", init="config")
     optimizer = build_optimizer(scorer, AdamWSettings(head_rate=1e-3), scaled=False, of_task=task.parameters())
     (group,) = [group for group in optimizer.param_groups if group["name"] == "task"]

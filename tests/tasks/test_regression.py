@@ -14,6 +14,7 @@ from fb3.tasks import losses
 from fb3.tasks.losses import Criterion
 from fb3.tasks.r_drop import RDrop
 from fb3.tasks.regression import Regression
+from tests.conftest import task_of
 
 
 def test_rmse_is_a_root_of_a_mean_and_has_a_gradient_at_zero():
@@ -26,12 +27,12 @@ def test_rmse_is_a_root_of_a_mean_and_has_a_gradient_at_zero():
 
 
 def test_scores_are_of_clipped_predictions_and_the_loss_of_plain_ones():
-    task = Regression(RegressionSettings(loss="mse"), ("a", "b"))
+    task = task_of(Regression, RegressionSettings(loss="mse"), "a", "b")
     truth, predicted = np.array([[5.0, 1.0]], np.float32), np.array([[7.0, 0.0]], np.float32)
     score = task.score(truth, predicted)
     assert score.overall == mcrmse(truth, np.array([[5.0, 1.0]])) == 0
     assert score.loss == pytest.approx(2.5)
-    assert task.clip(predicted).tolist() == [[5.0, 1.0]]
+    assert task.target.clip(predicted).tolist() == [[5.0, 1.0]]
     assert score.columns == {"a": 0.0, "b": 0.0}
 
 
@@ -101,7 +102,7 @@ def test_terms_are_added_with_their_weights():
 
 
 def test_r_drop_is_the_mean_of_two_passes_and_their_distance():
-    task = Regression(RegressionSettings(loss="mse"), ("a", "b"))
+    task = task_of(Regression, RegressionSettings(loss="mse"), "a", "b")
     outputs = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]])]
     turns = iter(outputs)
     truth = torch.tensor([[1.0, 1.0]])
@@ -109,4 +110,4 @@ def test_r_drop_is_the_mean_of_two_passes_and_their_distance():
     losses_of = [((o - truth) ** 2).mean().item() for o in outputs]
     assert out.loss.item() == pytest.approx(sum(losses_of) / 2 + 0.5 * 2.0)
     assert out.logs["r_drop"].item() == pytest.approx(2.0)
-    assert RDrop(task, 0.5).columns == ("a", "b")
+    assert RDrop(task, 0.5).target.columns == ("a", "b")

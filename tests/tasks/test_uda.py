@@ -19,6 +19,7 @@ from fb3.recipe import load_recipe
 from fb3.recipe.augmentation import AugmentSettings
 from fb3.recipe.task import UdaSettings
 from fb3.submission.inference import infer
+from fb3.targets.build import target_of
 from fb3.tasks.build import build_task
 from fb3.tasks.uda import UDA
 from fb3.training import session
@@ -255,7 +256,7 @@ def test_the_essays_are_tokenised_once_a_run_and_the_folds_draw_apart(competitio
 
 def test_training_essays_will_do_and_one_fold_alone_wants_a_whole_path(competition, tmp_path):
     recipe = load_recipe("tiny", [*SMALL_RUN, uda(competition / "train.csv")])
-    essays = read_essays(competition / "train.csv", recipe.data, recipe.task).iloc[:20].reset_index(drop=True)
+    essays = read_essays(competition / "train.csv", recipe.data, target_of(recipe)).iloc[:20].reset_index(drop=True)
     split = make_folds(essays, recipe)[0]
     assert np.isfinite(train_fold(recipe, essays, split, tmp_path / "run").values).all()
     recipe = load_recipe("tiny", [*SMALL_RUN, uda("train.csv")])

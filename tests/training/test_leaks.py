@@ -16,6 +16,7 @@ from fb3.demo.synthetic import make_essays
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
 from fb3.system.files import read_json
+from fb3.targets.build import target_of
 from fb3.training.loop import Loop
 from fb3.training.run import train, train_fold
 from tests.conftest import TINY
@@ -75,7 +76,7 @@ def test_other_validation_essays_change_nothing_that_is_fitted(kind, run, compet
     chosen = [re.sub("|".join(places), lambda found: places[found[0]], text) for text in [*few, *KINDS[kind]]]
     recipe = load_recipe("tiny", [*TINY, *chosen])
     columns = list(recipe.data.target_columns)
-    essays = read_essays(competition / "train.csv", recipe.data, recipe.task).iloc[:36].reset_index(drop=True)
+    essays = read_essays(competition / "train.csv", recipe.data, target_of(recipe)).iloc[:36].reset_index(drop=True)
     split = FoldSplit(0, TRAIN, VALID)
     one = train_fold(recipe, essays, split, tmp_path / "one")
     two = train_fold(recipe, others(essays, columns), split, tmp_path / "two")

@@ -18,6 +18,7 @@ from fb3.models.layer_stack import layer_stack
 from fb3.models.scorer import Scorer
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import read_weights
+from fb3.targets.build import target_of
 from fb3.training import loop as loop_module
 from fb3.training.micro_batching import MicroBatching
 from fb3.training.optimizer import build_optimizer
@@ -290,9 +291,8 @@ def test_evaluation_every_so_many_steps_and_keeping_all(competition, tmp_path):
     recipe = load_recipe("tiny", [*BASE, "train.batch_size=2", "train.evaluate_every_steps=4", "train.keep=all"])
     run = train(recipe, competition, tmp_path / "run", folds=[0])
     marks = [event["step"] for event in events(run.path, "evaluation")]
-    last = len(
-        make_folds(read_essays(competition / "train.csv", recipe.data, recipe.task).iloc[:24], recipe)[0].train_rows
-    )
+    essays = read_essays(competition / "train.csv", recipe.data, target_of(recipe)).iloc[:24]
+    last = len(make_folds(essays, recipe)[0].train_rows)
     assert marks[0] == 4
     assert marks == sorted(set(marks))
     assert abs(marks[-1] - last // 2) <= 1

@@ -18,6 +18,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256
+from fb3.targets.build import target_of
 from fb3.targets.metrics import mcrmse
 from fb3.training import loop, session
 from fb3.training.run import scores_of, train, train_fold
@@ -202,7 +203,7 @@ def test_a_fold_column_of_the_file_decides(competition, tmp_path):
 
 def test_train_fold_stands_alone(competition, tmp_path):
     recipe = load_recipe("tiny", SMALL)
-    essays = read_essays(competition / "train.csv", recipe.data, recipe.task).iloc[:20].reset_index(drop=True)
+    essays = read_essays(competition / "train.csv", recipe.data, target_of(recipe)).iloc[:20].reset_index(drop=True)
     split = make_folds(essays, recipe)[0]
     predictions = train_fold(recipe, essays, split, tmp_path / "run")
     assert predictions.ids.tolist() == essays["text_id"].to_numpy()[split.valid_rows].tolist()

@@ -1,0 +1,50 @@
+"""The table of targets."""
+
+from typing import Any
+
+import pandas as pd
+
+from fb3.errors import Fb3Error
+from fb3.recipe.recipe import Recipe
+from fb3.targets.target import Classes, Probabilities, Scores, Target
+
+# Keyed by task.kind.
+TARGETS: dict[str, type[Target]] = {
+    "regression": Scores,
+    "binned": Scores,
+    "ordinal": Scores,
+    "classification": Classes,
+    "multilabel": Probabilities,
+}
+
+
+def target_of(recipe: Recipe) -> Target:
+    """The target of a recipe; its classes are those of `resolve`, where the recipe was trained."""
+    return TARGETS[recipe.task.kind](recipe.data, recipe.task, recipe.metric)
+
+
+def resolve(recipe: Recipe, essays: pd.DataFrame) -> Recipe:
+    """The recipe with everything that the training essays decide about the target, as a run stores it.
+
+    Raises:
+        Fb3Error: classes that no output can stand for.
+    """
+    changes: dict[str, Any] = {}
+    task = recipe.task
+    if task.kind == "classification" and task.classes is None:
+        changes["classes"] = _classes(essays[recipe.data.target_columns[0]], recipe)
+    if not changes:
+        return recipe
+    settings = recipe.model_dump(mode="json")
+    settings["task"] |= changes
+    return Recipe.from_mapping(settings, "the recipe with train.csv's classes")
+
+
+def _classes(labels: pd.Series, recipe: Recipe) -> list[str]:
+    """The labels that occur, sorted; as numbers where all are whole numbers."""
+    found = sorted(set(labels))
+    if all(label.lstrip("-").isdecimal() for label in found):
+        found.sort(key=int)
+    if len(found) < 2:
+        raise Fb3Error(f"data.target_columns: {labels.name} holds the label {found[0]!r} alone; name the right column")
+    return found
