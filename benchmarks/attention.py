@@ -7,7 +7,7 @@ Each row is the median of R repeats of one encoder's pass (or training step: for
 batch of N tokens without padding. "apart" is the largest difference from transformers' own in fp32, relative to the
 largest number: of the last states, or for a training step of the gradient of the first layer's query weights. An
 encoder that fails, or is further apart than `TIMES` the rounding of transformers' own in that precision, gets no
-figure. On a GPU with `pip install 'fb3[flash]' flashdeberta`, fb3 is timed with the optional kernels and without.
+figure. On a GPU with `pip install flashdeberta`, that is timed too.
 """
 
 import argparse
@@ -18,13 +18,11 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fb3.models.kernels import flash_attention as flash
 from fb3.models.kernels.deberta import precompute_position_tables, use_fused_disentangled_attention
 
 V3_BASE = {
@@ -44,12 +42,11 @@ V3_BASE = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-PEERS = {"flashdeberta": "flashdeberta", "disentangled-flash": "disentangled_flash"}
+PEER = "flashdeberta"
 TIMES, LEAST = 3, 1e-4
-WITHOUT = "fb3, torch's kernel"
 
 
-def encoders(layers: int, length: int, kind: str, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
+def encoders(layers: int, kind: str, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
     """The encoders to compare, with the same weights."""
     torch.manual_seed(0)
     eager = AutoModel.from_config(AutoConfig.for_model("deberta-v2", num_hidden_layers=layers, **V3_BASE))
@@ -61,27 +58,12 @@ def encoders(layers: int, length: int, kind: str, device: torch.device, dtype: t
     if kind == "forward":  # inference computes with them, see `lower_weights`
         precompute_position_tables(fused)
     found = {"eager": eager, "fb3": fused}
-    if device.type != "cuda":
-        return found
-    if installed("disentangled_flash"):
-        import disentangled_flash
-
-        found[WITHOUT] = fused
-        found["disentangled-flash"] = theirs = copy.deepcopy(eager)
-        if kind == "train":
-            disentangled_flash.optimize_deberta_training(theirs)
-        else:  # last, since moving it or changing its precision drops what it prepares here
-            disentangled_flash.optimize_deberta(theirs, sequence_lengths=[length])
-    if installed("flashdeberta"):
+    if device.type == "cuda" and importlib.util.find_spec(PEER):
         from flashdeberta import FlashDebertaV2Model
 
-        found["flashdeberta"] = FlashDebertaV2Model(copy.deepcopy(eager.config)).to(device, dtype).eval()
-        found["flashdeberta"].load_state_dict(eager.state_dict())
+        found[PEER] = FlashDebertaV2Model(copy.deepcopy(eager.config)).to(device, dtype).eval()
+        found[PEER].load_state_dict(eager.state_dict())
     return found
-
-
-def installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def passes(kind: str, encoder: nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -99,16 +81,6 @@ def passes(kind: str, encoder: nn.Module, ids: torch.Tensor) -> Callable[[], tor
         return encoder.encoder.layer[0].attention.self.query_proj.weight.grad
 
     return train if kind == "train" else forward
-
-
-def without_flash(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """The same pass with torch's kernel, which fb3 takes where the optional one is missing."""
-
-    def inner() -> torch.Tensor:
-        with mock.patch.object(flash, "_DEVICES", ()):
-            return call()
-
-    return inner
 
 
 def timed(call: Callable[[], torch.Tensor], device: torch.device) -> tuple[float, torch.Tensor]:
@@ -130,15 +102,13 @@ def race(layers: int, length: int, kind: str, tokens: int, repeats: int, device:
     )
     rows, exact = [], None
     for dtype in (torch.float32, torch.bfloat16):
-        contestants = {n: passes(kind, e, ids) for n, e in encoders(layers, length, kind, device, dtype).items()}
-        if WITHOUT in contestants:
-            contestants[WITHOUT] = without_flash(contestants[WITHOUT])
+        contestants = {n: passes(kind, e, ids) for n, e in encoders(layers, kind, device, dtype).items()}
         apart, failed = {}, {}
         for name, call in contestants.items():
             try:
                 out = timed(call, device)[1]
             except Exception as error:  # a peer may fail, fb3 and transformers may not
-                if name not in PEERS:
+                if name != PEER:
                     raise
                 failed[name] = f"{type(error).__name__}: {error}"
                 continue
@@ -175,11 +145,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20 if gpu else 5, help="the median is taken")
     parser.add_argument("--json", type=Path, help="writes all times there")
     options = parser.parse_args()
-    for name, module in PEERS.items():
-        if not gpu:
-            print(f"{name}: left out, it needs CUDA")
-        elif not installed(module):
-            print(f"{name}: left out, pip install {name}")
+    if not gpu:
+        print(f"{PEER}: left out, it needs CUDA")
+    elif not importlib.util.find_spec(PEER):
+        print(f"{PEER}: left out, pip install {PEER}")
     print(f"{torch.cuda.get_device_name() if gpu else 'cpu'}, {torch.get_num_threads()} thread(s), {torch.__version__}")
     print("layers length essays kind     precision who                         ms  ratio     apart")
     rows = []

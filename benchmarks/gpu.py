@@ -5,13 +5,13 @@
 
 Needs this repository (nothing of it has to be installed), no data and no network, and these packages: torch with CUDA,
 transformers, tokenizers, safetensors, accelerate, numpy, pandas, scikit-learn, iterative-stratification, pydantic (with
-pydantic-core, annotated-types, typing-inspection), PyYAML, typer, rich, packaging, pytest, hypothesis. On GPUs from
-sm_80 on also triton (it comes with torch) and disentangled-flash; without that torch's kernel is measured.
+pydantic-core, annotated-types, typing-inspection), PyYAML, typer, rich, packaging, pytest, hypothesis.
 
 Steps, in order of worth: the device and what its products and memory reach; the tests that need CUDA; inference and
 training of DeBERTa-v3's shapes with random weights, by the notebooks' loop, transformers' Trainer and fb3; start-up.
 Each is a process under its own clock: a hang, a crash or a lack of memory costs that step alone. FILE.json is written
-whole after each. --small, and any machine without CUDA, takes seconds: tiny shapes, on the CPU, to see that it runs.
+whole after each, with the end of the step's output; all of it stands beside, in FILE.STEP.txt. --small, and any machine
+without CUDA, takes seconds: tiny shapes, on the CPU, to see that it runs.
 """
 
 import argparse
@@ -39,7 +39,6 @@ STEPS = {
     ("train", BASE, 512): 60,
     ("infer", LARGE, 512): 75,
     ("infer", BASE, 1024): 60,
-    ("tests", "tests/models/kernels/test_flash_attention.py"): 120,
     ("train", LARGE, 512): 75,
     ("infer", LARGE, 1024): 75,
     ("train", BASE, 1024): 60,
@@ -57,10 +56,10 @@ def name_of(step: tuple) -> str:
     return "-".join(Path(str(part)).stem.removeprefix("deberta-") for part in step)
 
 
-def in_process(step: tuple, work: Path, small: bool) -> None:
-    """Runs a step in a process of its own; its output goes to one file, its results to another as they come."""
+def in_process(step: tuple, work: Path, log: Path, small: bool) -> None:
+    """Runs a step in a process of its own; its output goes to the file `log`, its results to another as they come."""
     os.setsid()  # a process group, so that its children can be killed with it
-    said = os.open(work / f"{name_of(step)}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
@@ -78,9 +77,9 @@ def in_process(step: tuple, work: Path, small: bool) -> None:
     gpu_steps.run(step, work, work / f"{name_of(step)}.json", small)
 
 
-def run(step: tuple, work: Path, small: bool, context: Any, seconds: float) -> dict[str, Any]:
-    """A step's status, its results, even partial ones, and the end of its output."""
-    process, start = context.Process(target=in_process, args=(step, work, small)), time.monotonic()
+def run(step: tuple, work: Path, log: Path, small: bool, context: Any, seconds: float) -> dict[str, Any]:
+    """A step's status, its results, even partial ones, and the end of its output, all of which goes to `log`."""
+    process, start = context.Process(target=in_process, args=(step, work, log, small)), time.monotonic()
     process.start()
     process.join(seconds)
     status = "done"
@@ -91,12 +90,12 @@ def run(step: tuple, work: Path, small: bool, context: Any, seconds: float) -> d
     elif process.exitcode:
         code = process.exitcode
         status = f"ended by {signal.Signals(-code).name}" if code < 0 else "failed"
-    said, found = work / f"{name_of(step)}.txt", work / f"{name_of(step)}.json"
+    found = work / f"{name_of(step)}.json"
     return {
         "status": status,
         "seconds": round(time.monotonic() - start, 1),
         "found": json.loads(found.read_text()) if found.is_file() else None,
-        "said": said.read_text(errors="replace")[-4000:] if said.is_file() else "",
+        "said": log.read_text(errors="replace")[-4000:] if log.is_file() else "",
     }
 
 
@@ -164,7 +163,8 @@ def main() -> None:
             left = ends - time.monotonic()
             result = {"status": f"no time: {max(left, 0):.0f} s left", "seconds": 0.0, "found": None, "said": ""}
             if left > LEAST:
-                result = run(step, Path(folder), small, context, min(table[step], left))
+                log = arguments.out.resolve().with_suffix(f".{name}.txt")
+                result = run(step, Path(folder), log, small, context, min(table[step], left))
             results["steps"][name] = result
             write(results, arguments.out)
             print("\n".join(lines_of(name, json.loads(json.dumps(result)))), flush=True)

@@ -36,7 +36,7 @@ from fb3.system.seeds import seed_everything
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 128_100  # DeBERTa-v3's: its embeddings are half of the weights that training moves
-ROUNDS, SHARE = 5, 25.0  # rounds of measuring at most; seconds after which no further one is begun
+ROUNDS, SHARE = 4, 8.0  # rounds at most, the first to warm up; seconds after which no further one is begun
 EXACT = 16  # essays whose scores are compared with those in fp32
 TIMES, LEAST = 3, 1e-4  # how far off the scores may be: times what transformers' own rounds off in that precision
 LOSSES_APART = 0.05  # share by which two mean losses over the same essays, in another order, may differ
@@ -71,8 +71,8 @@ def device(work: Path, small: bool, write: Write) -> None:
     import importlib.util
 
     on, found = place(), {}
-    for package in ("torch", "transformers", "triton", "disentangled-flash", "accelerate"):
-        there = importlib.util.find_spec(package.replace("-", "_"))
+    for package in ("torch", "transformers", "accelerate"):
+        there = importlib.util.find_spec(package)
         found[package] = importlib.metadata.version(package) if there else None
     if on.type == "cuda":
         told = torch.cuda.get_device_properties(on)

@@ -11,11 +11,6 @@ import pytest
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; what a test starts inherits it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does
-
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.bundles.packing import write_bundle

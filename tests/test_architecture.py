@@ -115,7 +115,6 @@ def test_no_circles():
         ("openvino", {"prediction.backends.openvino"}),
         ("onnx", {"prediction.backends.onnx"}),
         ("onnxruntime", {"prediction.backends.onnx"}),
-        ("disentangled_flash", {"models.kernels.flash_attention"}),
     ],
 )
 def test_a_package_is_known_in_one_place(package, places):

@@ -55,7 +55,12 @@ def test_all_steps_end_and_each_is_in_the_file_at_once(tmp_path):
 def test_a_step_that_crashes_fails_or_hangs_costs_itself_alone(tmp_path, monkeypatch, capsys):
     """Processes that are forked, so that the steps take no time."""
     monkeypatch.setattr(gpu, "SMALL", {("a",): 60, ("b",): 60, ("c",): 1, ("d", "x/e.py"): 60, ("last",): 60})
-    monkeypatch.setattr(gpu_steps, "run", lambda step, work, out, small: out.write_text('{"answer": 0.5}'))
+
+    def long(step, work, out, small):
+        print("begun" + 5000 * ".")
+        out.write_text('{"answer": 0.5}')
+
+    monkeypatch.setattr(gpu_steps, "run", long)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--out", str(tmp_path / "gpu.json")])
     monkeypatch.setenv(gpu.BREAK, "a=crash,b=raise,c=hang")
     with pytest.raises(SystemExit) as ended:
@@ -72,6 +77,9 @@ def test_a_step_that_crashes_fails_or_hangs_costs_itself_alone(tmp_path, monkeyp
     assert list(steps) == ["a", "b", "c", "d-e", "last"]
     assert "RuntimeError: FB3_GPU_BREAK wishes so" in steps["b"]["said"]
     assert [step["found"] for step in steps.values()] == [None, None, None, {"answer": 0.5}, {"answer": 0.5}]
+    assert len(steps["last"]["said"]) < 5000
+    assert (tmp_path / "gpu.last.txt").read_text().startswith("begun")
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == [f"gpu.{name}.txt" for name in steps]
     said = capsys.readouterr().out
     assert "RuntimeError: FB3_GPU_BREAK wishes so" in said
     assert "answer: 0.5" in said

@@ -1,7 +1,6 @@
 """Both notebooks in a real kernel, with the network cut."""
 
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
@@ -83,10 +82,9 @@ def session(tmp_path, without_network):
     working folder and the error.
     """
     modules, prefix = importable(find_image("py312")), namespace_command()
-    kept = {name: os.environ[name] for name in ("TRITON_INTERPRET",) if name in os.environ}
 
     def run(notebook, inputs, name="working", **variables):
-        variables = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", **kept, **variables}
+        variables = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", **variables}
         folder = tmp_path / name
         result = run_in_sandbox(find_notebook(notebook), inputs, ".", folder, modules, prefix, variables)
         return folder / "working", result["error"]

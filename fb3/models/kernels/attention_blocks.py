@@ -52,8 +52,9 @@ def hidden_keys(hidden: Tensor | None, essays: int) -> list[Hidden]:
 
 
 def skewed(products: Tensor, tokens: int) -> Tensor:
-    """A view (N, n, T) of products (N, n, n + T − 1): n neighbouring tokens by a table with one row for each distance.
+    """A view (N, n, T) of products (N, n, W): n neighbouring tokens by a table with one row for each distance.
 
+    The distances take n + T − 1 of the W columns; any columns behind them only pad, and no view reaches them.
     Each token is one further from every key than the token before it. So its T products begin one column earlier, token
     i's at n − 1 − i. A view whose row stride is one less than the width reads them all, without a copy.
     """

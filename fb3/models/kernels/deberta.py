@@ -20,7 +20,6 @@ from fb3.models.kernels.disentangled_attention import (
     make_log_bucket_position,
     rows_by_distance,
 )
-from fb3.models.kernels.flash_attention import flash_attention, flash_runs
 from fb3.system.progress import say
 
 try:
@@ -186,10 +185,6 @@ class FusedAttention(DisentangledSelfAttention):
         scale = 1 / math.sqrt(self.attention_head_size * (1 + len(set(self.pos_att_type))))
         span = (self.pos_ebd_size, self.position_buckets, self.max_relative_positions)
         dropout = self.dropout.p if self.training else 0.0
-        if flash_runs(query, tables, scale, dropout):
-            out = flash_attention(query, key, value, tables, span, attention_mask, scale, dropout)
-            if out is not None:
-                return out, None
         rows = rows_by_distance(query.shape[2], *span, query.device)
         out = disentangled_attention(query, key, value, tables, rows, attention_mask[:, 0, 0], scale, dropout)
         return out.transpose(1, 2).flatten(2), None

@@ -31,7 +31,9 @@ except ImportError:  # another version of transformers; `use_fused_disentangled_
     make_log_bucket_position = None
 
 _BLOCKED = ("cpu",)  # devices whose cache sets the speed; others take torch's fused kernel, the bias as its mask
-_ALIGNED = 8  # torch's memory-efficient kernel copies a mask whose row length is no multiple of it
+# A GPU reads rows that begin at multiples of 16 bytes, eight numbers in low precision: torch's memory-efficient kernel
+# copies other masks, and products with an odd number of columns, such as 2T − 1, go through slow kernels.
+_ALIGNED = 8
 
 
 def disentangled_attention(
@@ -80,26 +82,28 @@ def rows_by_distance(
 
 
 class _PositionBias(torch.autograd.Function):
-    """Products with the tables, (H, B · T, 2T − 1) each or none, to the bias on the logits, (B, H, T, T)."""
+    """Products with the tables, (H, B · T, W ≥ 2T − 1) each or none, to the bias on the logits, (B, H, T, T).
+
+    The gradient of columns from 2T − 1 on is zero: they only pad.
+    """
 
     @staticmethod
     def forward(ctx: Any, to_keys: Tensor | None, to_queries: Tensor | None, hidden: Tensor) -> Tensor:
         essays, tokens = hidden.shape
         like = to_queries if to_keys is None else to_keys
-        rows = -(-tokens // _ALIGNED) * _ALIGNED
-        out = like.new_empty(essays, len(like), tokens, rows)[..., :tokens]
+        out = like.new_empty(essays, len(like), tokens, _aligned(tokens))[..., :tokens]
         if to_keys is None:
             out.copy_(_PositionBias.view(to_queries, essays).mT)
         elif to_queries is None:
             out.copy_(_PositionBias.view(to_keys, essays))
         else:
             torch.add(_PositionBias.view(to_keys, essays), _PositionBias.view(to_queries, essays).mT, out=out)
-        ctx.shape = (len(like), essays * tokens, 2 * tokens - 1)
+        ctx.shape = like.shape
         return out.masked_fill_(hidden[:, None, None], torch.finfo(out.dtype).min)
 
     @staticmethod
     def view(products: Tensor, essays: int) -> Tensor:
-        """(H, B · T, 2T − 1) to (B, H, T, T), without a copy."""
+        """(H, B · T, W) to (B, H, T, T), without a copy."""
         tokens = products.shape[1] // essays
         by_essay = skewed(products.view(-1, tokens, products.shape[2]), tokens)
         return by_essay.unflatten(0, (len(products), essays)).transpose(0, 1)
@@ -119,11 +123,21 @@ def _at_once(
 ) -> Tensor:
     """Computes all in torch's fused kernel: states (B, H, T, D), tables (2T − 1, H, D), hidden keys (B, T)."""
     products = [
-        None if table is None else states.transpose(0, 1).flatten(1, 2) @ table.permute(1, 2, 0)
-        for states, table in zip((query, key), tables, strict=True)
+        None if table is None else _products(states, table) for states, table in zip((query, key), tables, strict=True)
     ]
     bias = _PositionBias.apply(*products, hidden)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+
+
+def _products(states: Tensor, table: Tensor) -> Tensor:
+    """States (B, H, T, D) by a table (R, H, D) to (H, B · T, W); the columns from R on are zero and only align."""
+    padded = F.pad(table, (0, 0, 0, 0, 0, _aligned(len(table)) - len(table)))
+    return states.transpose(0, 1).flatten(1, 2) @ padded.permute(1, 2, 0)
+
+
+def _aligned(length: int) -> int:
+    """The next multiple of `_ALIGNED`, or the length itself where it is one."""
+    return -(-length // _ALIGNED) * _ALIGNED
 
 
 def _by_blocks(

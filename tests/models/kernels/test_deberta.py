@@ -204,10 +204,29 @@ def attend(leaves, mask, dropout, seed):
     return disentangled_attention(query, key, value, tuple(tables), rows, mask, 0.4, dropout)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_its_gradient_is_that_of_its_values(dropout, way):
-    leaves, mask = operands()
+@pytest.mark.parametrize(("dropout", "tokens"), [(0.0, 6), (0.4, 6), (0.0, 5), (0.0, 3)])
+def test_its_gradient_is_that_of_its_values(dropout, tokens, way):
+    leaves, mask = operands(tokens)
     assert torch.autograd.gradcheck(lambda *given: attend(given, mask, dropout, 0), leaves)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 5, 8, 9])
+def test_at_once_the_products_rows_are_aligned_and_their_padding_is_never_read(tokens):
+    leaves, mask = operands(tokens)
+    query, real = leaves[0].detach(), 2 * tokens - 1
+    products = disentangled._products(query, torch.randn(real, 3, 4, dtype=query.dtype))
+    assert products.shape[2] % 8 == 0
+    assert products.shape[2] - real < 8
+    plain, padded = products[..., :real].contiguous().requires_grad_(), products.clone()
+    padded[..., real:] = torch.nan
+    bias, expected = (
+        disentangled._PositionBias.apply(given.requires_grad_(), None, mask == 0) for given in (padded, plain)
+    )
+    assert torch.equal(bias, expected)
+    slope = torch.randn_like(bias)
+    found, exact = torch.autograd.grad(bias, padded, slope)[0], torch.autograd.grad(expected, plain, slope)[0]
+    assert torch.equal(found[..., :real], exact)
+    assert not found[..., real:].any()
 
 
 def test_values_of_another_width(way):
