@@ -93,7 +93,7 @@ def write_first_file(
 
 
 def _sample_cells(form: SubmissionForm, means: np.ndarray | None) -> pd.DataFrame:
-    """The form's rows with means, or the sample's cells; an id that the sample lacks gets the cells of its first row."""
+    """The form's rows with means, or the sample's cells; an id that the sample lacks gets its first row's cells."""
     if means is not None:
         frame = pd.DataFrame(np.tile(means.astype(np.float32), (len(form.ids), 1)), columns=form.columns)
         frame.insert(0, form.ids.name, form.ids.to_numpy())
