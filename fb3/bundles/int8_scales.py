@@ -22,7 +22,7 @@ from fb3.runs.scores import TRUTH
 from fb3.system.devices import Precision, cpu_has_int8, pick_precision
 from fb3.system.file_names import ENCODER, OOF, fold_number
 from fb3.system.progress import say
-from fb3.targets.metrics import METRICS
+from fb3.targets.metrics import metric_of
 from fb3.tasks.build import build_task
 
 ESSAYS = 32  # on which a fold's scales are measured
@@ -81,7 +81,7 @@ def _calibrate_fold(member: Member, position: int, texts: pd.DataFrame, essays: 
     others = texts[~texts.index.isin(own[identifier])]
     save_scales(folder, measure_scales(member, folder, others.sample(min(essays, len(others)), random_state=0)))
     ids, truth = own[identifier], own[truths].to_numpy()
-    metric = METRICS[member.recipe.metric]
+    metric = metric_of(member.recipe.metric)
     before = metric.score(truth, own[columns].to_numpy(), columns).overall
     after = metric.score(truth, predict_again(member, position, ids, texts, "cpu"), columns).overall
     worse = after - before if metric.lower_is_better else before - after

@@ -13,7 +13,7 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.runs.scores import read_scores
 from fb3.system.file_names import ENVIRONMENT, OOF, RECIPE
 from fb3.system.files import read_json
-from fb3.targets.metrics import METRICS, Score
+from fb3.targets.metrics import Score, metric_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Run:
 def run_of(out: Path) -> Run:
     """A run folder with a trained fold, as `train` returns it."""
     scores = read_scores(out / "scores.json")
-    lower_is_better = METRICS[load_recipe(out / RECIPE).metric].lower_is_better
+    lower_is_better = metric_of(load_recipe(out / RECIPE).metric).lower_is_better
     return Run(out, Score(scores["score"], scores["columns"], lower_is_better), sorted(map(int, scores["folds"])))
 
 

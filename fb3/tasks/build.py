@@ -1,7 +1,7 @@
 """The table of tasks. Each gives a loss, a prediction on the submission's scale, and a score."""
 
 from fb3.recipe import Recipe
-from fb3.targets.metrics import METRICS
+from fb3.targets.metrics import metric_of
 from fb3.tasks.base import StepOutput, Task
 from fb3.tasks.classes import Binned, LogitSqueezing, Ordinal
 from fb3.tasks.r_drop import RDrop
@@ -16,7 +16,7 @@ TASKS = {"regression": Regression, "binned": Binned, "ordinal": Ordinal}
 def build_task(recipe: Recipe) -> Task:
     """The task of a recipe, in its wrappers, on the CPU; without UDA, whose unlabelled essays only training reads."""
     settings = recipe.task
-    task: Task = TASKS[settings.kind](settings, recipe.data.target_columns, METRICS[recipe.metric])
+    task: Task = TASKS[settings.kind](settings, recipe.data.target_columns, metric_of(recipe.metric))
     if settings.kind != "regression" and settings.squeeze:
         task = LogitSqueezing(task, settings.squeeze)
     if settings.r_drop:

@@ -15,7 +15,7 @@ from fb3.runs.checkpoint import save_fold
 from fb3.runs.fold_json import ids_hash
 from fb3.runs.save_folder import Tree
 from fb3.system.file_names import fold_folder
-from fb3.targets.metrics import METRICS, Score
+from fb3.targets.metrics import Score, metric_of
 from fb3.tasks.base import Task
 from fb3.training.session import Evaluation, Session, versions
 from fb3.training.soup import Soup
@@ -72,7 +72,7 @@ class BestCheckpoint:
         score = step.score = self.task.score(truth, predictions.values)
         best = score.better_than(self.best_score)
         elapsed = time.monotonic() - self.start
-        title = METRICS[session.recipe.metric].title
+        title = metric_of(session.recipe.metric).title
         session.log.evaluation(fold, step.epoch + 1, step.number, title, score, best, elapsed)
         _warn_of_collapse(session, fold, predictions.values, truth)
         if best:

@@ -29,7 +29,7 @@ from fb3.system.files import delete_partial_files, sha256, write_csv, write_json
 from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
-from fb3.targets.metrics import METRICS
+from fb3.targets.metrics import metric_of
 from fb3.training.run_start import continued_splits, folds_to_train, refuse_foreign_folder, write_first_files
 from fb3.training.stop_request import StopRequest
 
@@ -117,7 +117,7 @@ def _check_metric(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit])
     for split in splits:
         truth = essays[columns].to_numpy()[split.valid_rows]
         try:
-            METRICS[recipe.metric].score(truth, truth, columns)
+            metric_of(recipe.metric).score(truth, truth, columns)
         except Fb3Error as error:
             raise Fb3Error(f"fold {split.fold}: {error}") from None
 

@@ -27,7 +27,7 @@ from fb3.system.file_names import ENCODER, LOCK, RECIPE, RESUME, fold_folders
 from fb3.system.files import write_text
 from fb3.system.folder_lock import lock_folder
 from fb3.system.progress import say
-from fb3.targets.metrics import METRICS
+from fb3.targets.metrics import metric_of
 from fb3.training.run import fold_numbers, train
 from fb3.tuning.space import Space, read_space, refuse_fixed
 from fb3.tuning.study import DATABASE, SHARES, check_study, load_optuna, open_study, suggest
@@ -93,7 +93,7 @@ def tune(
     out.mkdir(parents=True, exist_ok=True)
     limit = None if minutes is None else start + 60 * minutes
     with lock_folder(out, "fb3 tune"):
-        study = open_study(out, drawn_from, recipe.train.seed, METRICS[recipe.metric].lower_is_better)
+        study = open_study(out, drawn_from, recipe.train.seed, metric_of(recipe.metric).lower_is_better)
         check_study(study, recipe, drawn_from, data, folds, out)
         write_text(recipe.to_yaml(), out / "base.yaml")
         write_text(drawn_from.text, out / "space.yaml")
@@ -144,10 +144,10 @@ class _Search:
 
     def ranked(self) -> list[Row]:
         """The trials with a score of the first fold, best first."""
-        return ranked(self.rows(), self.folds[:1], METRICS[self.recipe.metric].lower_is_better)
+        return ranked(self.rows(), self.folds[:1], metric_of(self.recipe.metric).lower_is_better)
 
     def outcome(self, interrupted: bool = False) -> Outcome:
-        lower_is_better = METRICS[self.recipe.metric].lower_is_better
+        lower_is_better = metric_of(self.recipe.metric).lower_is_better
         return Outcome(self.out, self.data, self.rows(), self.folds, interrupted, lower_is_better)
 
     def settle(self, interrupted: bool = False) -> Outcome:
