@@ -126,18 +126,19 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     subset: Annotated[bool, typer.Option("--subset", help="Score the predicted ids; ignore other truths.")] = False,
     metric: Annotated[
-        str | None, typer.Option(help="The metric; default: the run's, for a run's oof.csv, else mcrmse.")
+        str | None,
+        typer.Option(help="A name or FILE.py:FUNCTION; default: the run's, for a run's oof.csv, else mcrmse."),
     ] = None,
 ) -> None:
     """Score predictions against truths, matched by id."""
     from fb3.runs.scores import score_files
-    from fb3.targets.metrics import METRICS
+    from fb3.targets.metrics import metric_of
 
     result = score_files(predictions, truth, subset=subset, metric=metric)
     if as_json:
         print(json.dumps({"score": result.overall, **{k: v for k, v in result._asdict().items() if k != "overall"}}))
         return
-    print(f"{METRICS[result.metric].title} {result.overall:.6f}")
+    print(f"{metric_of(result.metric).title} {result.overall:.6f}")
     for name, value in result.columns.items():
         print(f"  {name:<14}{value:.6f}")
     if result.left_out:

@@ -45,7 +45,8 @@ def _follow(model: type[Settings], path: Sequence[str | int]) -> tuple[list[type
 
 
 def _kinds(member: type[Settings]) -> tuple[str, ...]:
-    return get_args(member.model_fields["kind"].annotation) if "kind" in member.model_fields else ()
+    """The names by which a path may call a class: its kinds, or its own name in a union with plain values."""
+    return get_args(member.model_fields["kind"].annotation) if "kind" in member.model_fields else (member.__name__,)
 
 
 def _groups_in(annotation: Any, lists: bool = True) -> Iterator[type[Settings]]:

@@ -1,7 +1,7 @@
 """`Recipe`: all groups of settings together."""
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -9,6 +9,7 @@ from pydantic import ValidationError, model_validator
 from fb3.errors import Fb3Error, RuleError
 from fb3.recipe.data import DataSettings, FoldsSettings
 from fb3.recipe.hints import explain, is_rule
+from fb3.recipe.metric import MetricSettings
 from fb3.recipe.model import ModelSettings
 from fb3.recipe.prediction import PredictSettings
 from fb3.recipe.rules import RULES
@@ -30,9 +31,6 @@ DEBUG: dict[str, dict[str, int | None]] = {
 }
 
 
-Metric = Literal["mcrmse", "rmse", "mae", "pearson", "spearman", "qwk", "auc"]
-
-
 class Recipe(Settings):
     """Everything that decides a run. Inference reads no other recipe than the one saved in the run folder."""
 
@@ -50,11 +48,14 @@ class Recipe(Settings):
     """The rate over time."""
     task: TaskSettings = RegressionSettings()
     """How targets are learned and scored."""
-    metric: Metric = "mcrmse"
+    metric: MetricSettings = "mcrmse"
     """The competition's metric, by which evaluations, soups and searches are compared. mcrmse: the mean of the columns'
     root mean squared errors; rmse: of all cells; mae: mean absolute error; pearson, spearman: correlation; qwk:
-    quadratic weighted kappa of rounded predictions (Cohen 1968); auc: area under the ROC curve of targets that are 0
-    or 1. Of several columns all but rmse take the mean."""
+    quadratic weighted kappa of decided predictions (Cohen 1968); auc, mean_column_auc: area under the ROC curve, of
+    classes one against the rest; log_loss: cross-entropy; accuracy, of several labels all of them right;
+    balanced_accuracy: mean recall; macro_f1, micro_f1, f1_mean: F1 of the classes or labels, their mean, of all
+    decisions together, and the mean of both; map_at_k: mean average precision of the first 3 classes, map_at_5 of 5.
+    Of several columns mcrmse to log_loss take the mean, except rmse. {file: mine.py, function: name}: one's own."""
     predict: PredictSettings = PredictSettings()
     """Inference."""
     tricks: tuple[TrickSettings, ...] = ()

@@ -11,12 +11,13 @@ from fb3.data.ids import check_ids, match_ids
 from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_numbers, read_table, to_floats, whole_numbers
 from fb3.errors import Fb3Error, nearest
 from fb3.recipe import Recipe, load_recipe
+from fb3.recipe.metric import FileMetricSettings
 from fb3.runs.fold_json import is_finished
 from fb3.system.file_names import OOF, RECIPE, fold_folder
 from fb3.system.files import read_json
 from fb3.system.kaggle import COMPETITION_MARKER
 from fb3.targets.build import target_of
-from fb3.targets.metrics import METRICS
+from fb3.targets.metrics import METRICS, metric_of
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 
@@ -24,8 +25,9 @@ TRUTH = "true_"  # prefix of the truths' columns in oof.csv
 class FileScore(NamedTuple):
     """The score of a file of predictions.
 
-    metric: its name in `METRICS`. overall: its value. columns: its value for each. left_out: numeric columns of the
-    truth that were not scored. caveats: reasons why the score of a run's oof.csv is no CV, see `caveats`.
+    metric: its name in `METRICS`, or FILE.py:FUNCTION. overall: its value. columns: its value for each. left_out:
+    numeric columns of the truth that were not scored. caveats: reasons why the score of a run's oof.csv is no CV, see
+    `caveats`.
     """
 
     metric: str
@@ -48,13 +50,14 @@ def score_files(
         predictions: ids and one column a target; other columns are ignored.
         truth: ids, targets, perhaps texts and further columns.
         subset: score the predicted ids only, where the truth has more.
-        metric: a name in `METRICS`; None: the metric of the run whose oof.csv `predictions` is, else mcrmse.
+        metric: a name in `METRICS`, or FILE.py:FUNCTION; None: the metric of the run whose oof.csv `predictions` is,
+            else mcrmse.
 
     Raises:
         Fb3Error: a missing column, duplicate or empty ids, ids that do not match, a cell that is no number.
     """
-    if metric is not None and metric not in METRICS:
-        raise Fb3Error(f"--metric {metric}: no such metric; {nearest(metric, METRICS)}")
+    if metric is not None and metric not in METRICS and not re.fullmatch(r".+\.py:\w+", metric):
+        raise Fb3Error(f"--metric {metric}: no such metric; {nearest(metric, METRICS)}; or give FILE.py:FUNCTION")
     predictions, truth = Path(predictions), Path(truth)
     predicted = read_table(predictions, [])
     identifier = predicted.columns[0]
@@ -73,14 +76,14 @@ def score_files(
     more = set(predicted[identifier]) <= set(true[identifier])
     mend = f"; --subset scores without the ids only in {truth}" if more and not subset else ""
     rows = match_ids(true[identifier], predicted[identifier], truth, predictions, mend, subset=subset)
-    metric = metric or (recipe.metric if recipe else "mcrmse")
-    score = METRICS[metric].score(
+    wanted = metric or (recipe.metric if recipe else "mcrmse")
+    score = metric_of(wanted).score(
         parse_numbers(true.iloc[rows], identifier, columns, truth),
         parse_numbers(predicted, identifier, columns, predictions),
         columns,
     )
     return FileScore(
-        metric,
+        str(wanted),
         score.overall,
         score.columns,
         [column for column in numeric if column not in columns],
@@ -139,9 +142,9 @@ def caveats(run: Path, recipe: Recipe) -> list[str]:
     return found
 
 
-def named_score(score: float, metric: str, found: list[str]) -> str:
+def named_score(score: float, metric: str | FileMetricSettings, found: list[str]) -> str:
     """A run's score by its right name: a CV only where `caveats` found nothing."""
-    named = f"{METRICS[metric].title} {score:.4f}"
+    named = f"{metric_of(metric).title} {score:.4f}"
     return f"out-of-fold {named} (no CV: {'; '.join(found)})" if found else f"CV {named}"
 
 

@@ -130,9 +130,10 @@ def hand_over(run: str | Path, out: str | Path, *, source: str | Path | None = N
         return f"NOT PACKED: {error}\n{run}: is whole; download it, and pack it with build_dataset.py"
     _slim(run, complete)
     scores, packed = read_scores(run / "scores.json"), bundle.manifest["runs"][0]
+    named = named_score(scores["score"], load_recipe(run / RECIPE).metric, packed.get("caveats", []))
     columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     lines = [
-        f"{named_score(scores['score'], load_recipe(run / RECIPE).metric, packed.get('caveats', []))} | {columns}",
+        f"{named} | {columns}" if columns else named,
         f"{out}: the bundle, folds {packed['folds']}, {_size(out)}; {run}: {_size(run)}",
         f"to predict: {'' if complete else 'it can be used already. '}{_NEXT}",
     ]

@@ -12,8 +12,9 @@ import pandas as pd
 
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
+from fb3.recipe.metric import FileMetricSettings
 from fb3.recipe.task import BaseTaskSettings, ClassificationSettings, ScaleSettings
-from fb3.targets.metrics import METRICS, Metric, Score
+from fb3.targets.metrics import Metric, Score, metric_of
 
 _SURE = 1e-7  # distance of a probability from 0 and 1: the log loss of a wrong 0 would be infinite
 
@@ -30,14 +31,14 @@ class Target(ABC):
     exclusive = False
     width = 1.0
 
-    def __init__(self, data: DataSettings, task: BaseTaskSettings, metric: str = "mcrmse") -> None:
+    def __init__(self, data: DataSettings, task: BaseTaskSettings, metric: str | FileMetricSettings = "mcrmse") -> None:
         self.id_column, self.labels, self.columns = data.id_column, data.target_columns, data.target_columns
         self._metric = metric
 
     @property
     def metric(self) -> Metric:
         """The competition's metric."""
-        return METRICS[self._metric]
+        return metric_of(self._metric)
 
     def truths(self, essays: pd.DataFrame) -> np.ndarray:
         """The outputs that would be right, (N, K) float32, for a table of `read_essays`."""
@@ -45,7 +46,7 @@ class Target(ABC):
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         """The metric of predictions (N, K), which are clipped first, against truths (N, K)."""
-        return self.metric.score(truth, self.clip(predicted), self.columns)
+        return self.metric.score(truth, self.clip(predicted), self.columns, self.exclusive)
 
     @abstractmethod
     def check(self, essays: pd.DataFrame, path: Path) -> None:
@@ -103,7 +104,7 @@ class Target(ABC):
 class Scores(Target):
     """Numbers on a scale: regression, binned, ordinal."""
 
-    def __init__(self, data: DataSettings, task: ScaleSettings, metric: str = "mcrmse") -> None:
+    def __init__(self, data: DataSettings, task: ScaleSettings, metric: str | FileMetricSettings = "mcrmse") -> None:
         super().__init__(data, task, metric)
         self.minimum = -np.inf if task.minimum is None else task.minimum
         self.maximum = np.inf if task.maximum is None else task.maximum
@@ -154,7 +155,9 @@ class Classes(Probabilities):
     numeric = False
     exclusive = True
 
-    def __init__(self, data: DataSettings, task: ClassificationSettings, metric: str = "mcrmse") -> None:
+    def __init__(
+        self, data: DataSettings, task: ClassificationSettings, metric: str | FileMetricSettings = "mcrmse"
+    ) -> None:
         super().__init__(data, task, metric)
         self.columns = task.classes or ()
 

@@ -11,6 +11,8 @@ from fb3.system.disk_space import cannot_write
 from fb3.system.files import atomic_file
 from fb3.system.progress import Advance, say
 
+_MOST_SHOWN = 12  # columns in the screen's line of an evaluation; log.jsonl has all
+
 
 class RunLog:
     """Writes events of one run; silent on all but the main process.
@@ -96,12 +98,13 @@ class RunLog:
 
     def evaluation(self, fold: int, epoch: int, step: int, metric: str, score: Any, best: bool, elapsed: float) -> None:
         """Logs an evaluation: validation loss, score, score of each column."""
-        columns = " ".join(f"{name} {value:.4f}" for name, value in score.columns.items())
+        few = score.columns if len(score.columns) <= _MOST_SHOWN else {}
+        columns = f" | {' '.join(f'{name} {value:.4f}' for name, value in few.items())}" if few else ""
         loss = "" if math.isnan(score.loss) else f" loss {score.loss:.4f}"
         self.event(
             "evaluation",
             f"fold {fold} epoch {epoch} step {step}: {metric} {score.overall:.4f}{' (best)' if best else ''}"
-            f"{loss} | {columns} | {elapsed / 60:.1f} min",
+            f"{loss}{columns} | {elapsed / 60:.1f} min",
             fold=fold,
             epoch=epoch,
             step=step,

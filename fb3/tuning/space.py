@@ -37,6 +37,7 @@ _FIXED = (
     "data.sample",
     "data.target_columns",
     "data.text_column",
+    "decision",
     "folds",
     "metric",
     "task.maximum",
