@@ -18,8 +18,10 @@ app = typer.Typer(
 )
 
 _STOPPED = 75  # EX_TEMPFAIL in sysexits.h: run it again
-COMPETITION = "feedback-prize-english-language-learning"
 Data = Annotated[Path | None, typer.Option(help="Folder with train.csv, test.csv and sample_submission.csv.")]
+Competition = Annotated[str | None, typer.Option(help="Lay these defaults under the recipe (see `fb3 competitions`).")]
+Slug = Annotated[str | None, typer.Option(help="The competition, by Kaggle's name or a built-in one.")]
+Packed = Annotated[Path | None, typer.Option(help="The bundle's folder, which names data set and competition.")]
 
 
 @app.command()
@@ -27,6 +29,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file or a built-in name (see `fb3 recipes`).")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value ...]")] = None,
     data: Data = None,
+    competition: Competition = None,
     out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
     folds: Annotated[str | None, typer.Option(help="Fold numbers, such as 0,1; default: all.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="A hundred essays, two folds, two epochs.")] = False,
@@ -40,7 +43,7 @@ def train(
     from fb3.system.kaggle import find_competition
 
     chosen = _fold_numbers(folds)
-    settings = load_recipe(recipe, overrides or [])
+    settings = load_recipe(recipe, overrides or [], competition)
     out = _required(out, "--out RUN")
     from fb3.training.run import train as run
 
@@ -69,6 +72,7 @@ def tune(
     recipe: Annotated[str, typer.Argument(help="The base: a YAML file or a built-in name.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value ...]")] = None,
     data: Data = None,
+    competition: Competition = None,
     out: Annotated[Path | None, typer.Option(help="The study's folder; an existing study is continued.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="All trials, the base included.")] = 30,
     minutes: Annotated[float | None, typer.Option(help="Time limit of this run; default: none.")] = None,
@@ -84,7 +88,7 @@ def tune(
     from fb3.system.kaggle import find_competition
 
     chosen = _fold_numbers(folds)
-    settings = load_recipe(recipe, overrides or [])
+    settings = load_recipe(recipe, overrides or [], competition)
     out = _required(out, "--out STUDY")
     from fb3.tuning.search import tune as run
 
@@ -180,6 +184,20 @@ def recipes(
 
 
 @app.command()
+def competitions(
+    name: Annotated[str | None, typer.Argument(help="The competition to print.")] = None,
+) -> None:
+    """List the built-in competitions, or print the defaults that one lays under a recipe."""
+    from fb3.recipe import builtin_names, builtin_text
+
+    if name:
+        print(builtin_text(name, "competition"), end="")
+        return
+    for each in builtin_names("competition"):
+        print(f"{each:<24}{builtin_text(each, 'competition').splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="A new folder for everything the demo makes.")] = Path("fb3-demo"),
 ) -> None:
@@ -235,15 +253,18 @@ def rehearse(
 @app.command("push-notebook")
 def push_notebook(
     kernel: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="The notebook on Kaggle.")],
-    dataset: Annotated[str, typer.Option(help="The bundle's data set, owner/slug.")],
-    competition: Annotated[str, typer.Option(help="The competition's slug.")] = COMPETITION,
+    bundle: Packed = None,
+    dataset: Annotated[str | None, typer.Option(help="The bundle's data set, owner/slug.")] = None,
+    competition: Slug = None,
     pinning: Annotated[str, typer.Option(help="The image to run on: original or latest.")] = "original",
     title: Annotated[str | None, typer.Option(help="The notebook's title; it must give the slug.")] = None,
 ) -> None:
     """Push the inference notebook: internet off, two T4s, data set and competition attached."""
     from fb3.rehearsal.notebooks import find_notebook
+    from fb3.upload.bundle_names import competition_name, dataset_name
     from fb3.upload.notebook import push_notebook as push
 
+    dataset, competition = dataset_name(bundle, dataset), competition_name(bundle, competition)
     version = push(
         find_notebook("inference"), kernel, dataset=dataset, competition=competition, pinning=pinning, title=title
     )
@@ -253,13 +274,16 @@ def push_notebook(
 @app.command()
 def submit(
     kernel: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="The notebook on Kaggle.")],
-    competition: Annotated[str, typer.Option(help="The competition's slug.")] = COMPETITION,
+    bundle: Packed = None,
+    competition: Slug = None,
     version: Annotated[int | None, typer.Option(help="The notebook's version; default: the latest.")] = None,
     message: Annotated[str, typer.Option(help="Describes the submission.")] = "",
 ) -> None:
     """Wait until a pushed notebook has run, show the end of its log, and submit it."""
+    from fb3.upload.bundle_names import competition_name
     from fb3.upload.notebook import submit_notebook
 
+    competition = competition_name(bundle, competition) if bundle or competition else None
     print(submit_notebook(kernel, competition, version=version, message=message))
 
 

@@ -83,6 +83,7 @@ def write_bundle(
     if bool(runs) == source_only:
         raise Fb3Error(f"{out}: give either the run folders to pack, or source_only (--source-only)")
     members = _read_runs([Path(run) for run in runs])
+    competition = _competition(members)
     metadata = dataset_metadata(id or f"your-name/{default_slug(out.name)}", title)
     wheels = list(wheels)  # an iterator may download them, so only once the runs are known to be good
     temporary, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
@@ -102,6 +103,7 @@ def write_bundle(
             "format": FORMAT,
             "fb3": __version__,
             "weights": weights,
+            **({"competition": competition} if competition else {}),
             **added,
             "parity": check(members, temporary) if check else {"skipped": "not asked for"},
             "runs": [_manifest_entry(member) for member in members],
@@ -158,6 +160,15 @@ def _read_runs(paths: list[Path]) -> list[Member]:
                     f"{member.path}: {what} is {other}, in {members[0].path} it is {first}; pack them separately"
                 )
     return members
+
+
+def _competition(members: list[Member]) -> str | None:
+    """Kaggle's name of the competition, as far as the runs' recipes say it; refuses two of them."""
+    named = {member.recipe.competition: member.path for member in members if member.recipe.competition}
+    if len(named) > 1:
+        places = " and ".join(f"{path} for {slug}" for slug, path in named.items())
+        raise Fb3Error(f"the runs were trained for several competitions: {places}; pack them separately")
+    return next(iter(named), None)
 
 
 def _manifest_entry(member: Member) -> dict[str, Any]:

@@ -1,63 +1,69 @@
-"""Recipes from files, built-in names and `a.b=value` overrides."""
+"""Recipes from files, built-in names and `a.b=value` overrides, laid over the defaults of a competition."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fb3.errors import Fb3Error, RuleError, nearest
+from fb3.errors import Fb3Error, RuleError
 from fb3.recipe.hints import key_hint
 from fb3.recipe.keys import below, dotted_keys
 from fb3.recipe.recipe import Recipe
-from fb3.recipe.safe_yaml import LARGEST, parse
+from fb3.recipe.safe_yaml import parse
 from fb3.recipe.settings import kinds
+from fb3.recipe.sources import competition_slug, read_source
 from fb3.recipe.training import FORMER_DEFAULTS
-from fb3.system.files import read_utf8
 from fb3.system.progress import as_command
 
-_BUILTIN = files("fb3.recipe") / "builtin"
 _BEGIN = re.compile(r"(?:^|\s)([A-Za-z_][\w.]*)\s*([=:])")  # an override's key
 
 
-def builtin_names() -> list[str]:
-    """The names of the built-in recipes."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _BUILTIN.iterdir() if entry.name.endswith(".yaml"))
-
-
-def builtin_text(name: str) -> str:
-    """The YAML of a built-in recipe, with its comments; for an unknown name, an Fb3Error names the nearest."""
-    if name not in builtin_names():
-        raise Fb3Error(f"no built-in recipe {name!r}; {nearest(name, builtin_names())}")
-    return (_BUILTIN / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Reads a recipe.
+def load_recipe(source: str | Path, overrides: Iterable[str] = (), competition: str | Path | None = None) -> Recipe:
+    """Reads a recipe: overrides over the recipe, over the competition, over the defaults.
 
     Args:
         source: a YAML file or the name of a built-in recipe.
         overrides: `key.sub=value` texts; the value is read as YAML and checked by the field's type.
+        competition: a YAML file, or the name of a built-in competition, for the settings that the recipe leaves out;
+            none: the defaults. A group of another `kind` in the recipe replaces the competition's.
 
     Raises:
-        Fb3Error: no such file or name, not YAML, an unknown key, a wrong value.
+        Fb3Error: no such file or name, not YAML, an unknown key, a wrong value, a competition that changes nothing.
     """
-    path = Path(source)
-    if str(source) in builtin_names():
-        text, name = builtin_text(str(source)), f"built-in recipe {source}"
-    elif os.path.isfile(path):  # noqa: PTH113 - Path's raises for impossible names
-        text, name = read_utf8(path, LARGEST), str(path)
-    elif path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
-        raise Fb3Error(f"{path}: no such recipe file")
-    else:
-        builtin_text(str(source))
-        raise AssertionError("builtin_text raises for an unknown name")
-    settings = parse(text, name)
-    recipe = Recipe.from_mapping({} if settings is None else settings, name)
+    settings, name = read_source(source, "recipe")
+    if competition is not None and isinstance(settings, dict):
+        settings, name = _laid_over(settings, name, competition)
+    recipe = Recipe.from_mapping(settings, name)
     overrides = list(overrides)
-    return overridden(recipe, overrides) if overrides else recipe
+    recipe = overridden(recipe, overrides) if overrides else recipe
+    if recipe.competition and (slug := competition_slug(recipe.competition)) != recipe.competition:
+        raise Fb3Error(
+            f"{name}: competition: this key holds Kaggle's name, {slug}; to lay that competition's settings under the "
+            f"recipe, give --competition {recipe.competition} and leave the key out"
+        )
+    return recipe
+
+
+def load_competition(source: str | Path) -> Recipe:
+    """A competition's settings over the defaults, from a YAML file, or built in, by its name or Kaggle's.
+
+    Raises:
+        Fb3Error: see `load_recipe`.
+    """
+    return Recipe.from_mapping(*read_source(source, "competition"))
+
+
+def _laid_over(settings: dict, name: str, competition: str | Path) -> tuple[dict, str]:
+    """A recipe's own settings over a competition's, and a name for the errors."""
+    below, defaults = (each.model_dump(mode="json") for each in (load_competition(competition), Recipe()))
+    own, slug = settings.get("competition"), below["competition"]
+    if own and slug and own != slug:
+        raise Fb3Error(f"{name}: is a recipe for the competition {own}; leave --competition {competition} out")
+    merged = _merged(below, settings)
+    if merged == _merged(defaults, settings) and below != defaults:
+        raise Fb3Error(f"{name}: gives every setting of --competition {competition} itself; leave that out")
+    return merged, f"{name} on competition {competition}"
 
 
 def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:

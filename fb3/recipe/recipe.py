@@ -1,10 +1,11 @@
 """`Recipe`: all groups of settings together."""
 
 import json
-from typing import Any
+import re
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import AfterValidator, ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
 from fb3.recipe.data import DataSettings, FoldsSettings
@@ -29,6 +30,12 @@ DEBUG: dict[str, dict[str, int | None]] = {
     "folds": {"count": 2, "holdout": None},
     "train": {"epochs": 2},
 }
+
+
+def _slug(name: str) -> str:
+    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError("want the end of its address on Kaggle, such as feedback-prize-effectiveness")
+    return name
 
 
 class Recipe(Settings):
@@ -60,6 +67,9 @@ class Recipe(Settings):
     """Inference."""
     tricks: tuple[TrickSettings, ...] = ()
     """Tricks around the training step, each by its kind; their order here does not matter."""
+    competition: Annotated[str, AfterValidator(_slug)] | None = None
+    """Kaggle's name of the competition, such as feedback-prize-effectiveness, for `fb3 push-notebook` and `fb3 submit`.
+    none: they ask for it."""
 
     @model_validator(mode="after")
     def _follows_the_rules(self) -> "Recipe":

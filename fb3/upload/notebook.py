@@ -94,7 +94,7 @@ def kernel_metadata(
 
 def submit_notebook(
     kernel: str,
-    competition: str,
+    competition: str | None,
     *,
     version: int | None = None,
     message: str = "",
@@ -106,7 +106,7 @@ def submit_notebook(
 
     Args:
         kernel: the notebook's name on Kaggle, owner/slug.
-        competition: the competition's slug.
+        competition: the competition's slug; None: the one that is attached to the notebook.
         version: the notebook's version, which must be its latest; None: the latest.
         message: describes the submission.
         file: the file that the notebook wrote.
@@ -121,7 +121,9 @@ def submit_notebook(
     """
     api = open_client()
     ends = time.monotonic() + wait_seconds
-    latest = retry_while_busy(lambda: _latest_version(api, kernel), f"look at {kernel}", ends, poll_seconds)
+    metadata = retry_while_busy(lambda: _metadata(api, kernel), f"look at {kernel}", ends, poll_seconds)
+    latest = int(metadata.current_version_number)
+    competition = competition or _attached(metadata, kernel)
     if version is not None and version != latest:
         raise Fb3Error(f"{kernel}: version {version} is not its latest, {latest}; Kaggle tells the status of that only")
     status = _wait_complete(api, kernel, ends, poll_seconds)
@@ -134,13 +136,22 @@ def submit_notebook(
     return str(answer.message)
 
 
-def _latest_version(api: Any, kernel: str) -> int:
+def _metadata(api: Any, kernel: str) -> Any:
+    """The notebook's metadata, as Kaggle's client gives it."""
     from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
 
     request = ApiGetKernelRequest()
     request.user_name, request.kernel_slug = kernel.split("/")
     with api.build_kaggle_client() as client:
-        return int(client.kernels.kernels_api_client.get_kernel(request).metadata.current_version_number)
+        return client.kernels.kernels_api_client.get_kernel(request).metadata
+
+
+def _attached(metadata: Any, kernel: str) -> str:
+    """The one competition among the notebook's inputs."""
+    attached = list(metadata.competition_data_sources or [])
+    if len(attached) != 1:
+        raise Fb3Error(f"{kernel}: has {attached or 'no competition'} attached; say which with --competition NAME")
+    return attached[0]
 
 
 def _wait_complete(api: Any, kernel: str, ends: float, poll: float) -> str:

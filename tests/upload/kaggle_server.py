@@ -25,6 +25,7 @@ class Kaggle:
     faults: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[str, dict]] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)
+    attached: list[str] = field(default_factory=lambda: ["the-competition"])
     kernel_states: list[str] = field(default_factory=lambda: ["RUNNING", "COMPLETE"])
 
     def fault(self, name: str) -> bool:
@@ -88,7 +89,7 @@ def answer(state: Kaggle, method: str, body: dict, base: str) -> tuple[int, dict
             wrong = [s for s in body.get("datasetDataSources", []) if s not in state.versions]
             return 200, {"ref": body["slug"], "versionNumber": 3, "invalidDatasetSources": wrong}
         case "GetKernel":
-            return 200, {"metadata": {"currentVersionNumber": 3}, "blob": {}}
+            return 200, {"metadata": {"currentVersionNumber": 3, "competitionDataSources": state.attached}, "blob": {}}
         case "GetKernelSessionStatus":
             if state.fault("kernel_busy"):
                 return 503, {"message": "busy"}

@@ -7,7 +7,10 @@ import pytest
 
 from fb3.errors import Fb3Error
 from fb3.rehearsal.notebooks import find_notebook
+from fb3.system.files import read_json, write_json
+from fb3.upload.bundle_names import competition_name, dataset_name
 from fb3.upload.notebook import kernel_metadata, log_tail, push_notebook, submit_notebook
+from tests.conftest import copied
 
 pytestmark = pytest.mark.skipif(find_spec("kaggle") is None, reason="the upload extra is not installed")
 
@@ -80,3 +83,33 @@ def test_bad_kernel_names(arguments, words):
 def test_a_log_that_is_no_json_is_shown_as_it_is():
     assert log_tail("plain\ntext") == "plain\ntext"
     assert log_tail(json.dumps([{"data": "a\n"}, {"data": "b"}])) == "a\nb"
+
+
+def test_the_competition_that_is_attached_is_submitted_to(state):
+    assert submit_notebook("someone/fb3-infer", None, poll_seconds=0.01) == "Successfully submitted"
+    body = next(body for method, body in state.calls if method == "CreateCodeSubmission")
+    assert body["competitionName"] == "the-competition"
+    state.attached = ["one", "two"]
+    with pytest.raises(Fb3Error, match=r"has \['one', 'two'\] attached; say which with --competition NAME"):
+        submit_notebook("someone/fb3-infer", None, poll_seconds=0.01)
+
+
+def test_the_bundle_names_data_set_and_competition(bundle, tmp_path):
+    packed = copied(bundle, tmp_path / "bundle")
+    for name, change in (
+        ("dataset-metadata.json", {"id": "me/fb3-mine"}),
+        ("manifest.json", {"competition": "slug-2"}),
+    ):
+        write_json({**read_json(packed / name), **change}, packed / name)
+    assert dataset_name(packed, None) == "me/fb3-mine"
+    assert competition_name(packed, None) == competition_name(None, "slug-2") == "slug-2"
+    assert competition_name(None, "aes2") == "learning-agency-lab-automated-essay-scoring-2"
+    for names, words in [
+        ((packed, "aes2"), "was made for slug-2, --competition says learning-agency"),
+        ((bundle, None), "names no competition, because its recipes do not; give --competition NAME"),
+        ((None, None), "--competition NAME is missing; or give --bundle DIR"),
+    ]:
+        with pytest.raises(Fb3Error, match=words):
+            competition_name(*names)
+    with pytest.raises(Fb3Error, match="--dataset OWNER/SLUG is missing; or give --bundle DIR"):
+        dataset_name(None, None)
