@@ -131,7 +131,7 @@ def score(
     ] = None,
 ) -> None:
     """Score predictions against truths, matched by id."""
-    from fb3.runs.scores import score_files
+    from fb3.runs.file_score import score_files
     from fb3.targets.metrics import metric_of
 
     result = score_files(predictions, truth, subset=subset, metric=metric)
