@@ -148,6 +148,23 @@ def score(
 
 
 @app.command()
+def decide(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="none, rounding, quantiles, search, argmax, class_scaling or thresholds; default: the recipe's, else "
+            "by metric and task."
+        ),
+    ] = None,
+) -> None:
+    """Fit the decision, such as cut points, on the out-of-fold predictions anew, and score it honestly."""
+    from fb3.runs.decide import decide_run
+
+    print(decide_run(run, method).text())
+
+
+@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run folder or a bundle.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the run's train.csv, if it has moved.")] = None,
