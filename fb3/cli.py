@@ -135,7 +135,7 @@ def score(
     ] = None,
 ) -> None:
     """Score predictions against truths, matched by id."""
-    from fb3.runs.scores import score_files
+    from fb3.runs.file_score import score_files
     from fb3.targets.metrics import metric_of
 
     result = score_files(predictions, truth, subset=subset, metric=metric)
@@ -149,6 +149,23 @@ def score(
         print(f"not scored: {', '.join(result.left_out)}, in {truth} and no target of {predictions}")
     for caveat in result.caveats:
         print(f"no CV: {caveat}")
+
+
+@app.command()
+def decide(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="none, rounding, quantiles, search, argmax, class_scaling or thresholds; default: the recipe's, else "
+            "by metric and task."
+        ),
+    ] = None,
+) -> None:
+    """Fit the decision, such as cut points, on the out-of-fold predictions anew, and score it honestly."""
+    from fb3.runs.decide import decide_run
+
+    print(decide_run(run, method).text())
 
 
 @app.command()

@@ -46,6 +46,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {likely[0]!r}?" if likely else f"known: {', '.join(known)}"
 
 
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Names for a message, in brackets, at most so many of them."""
+    names = list(names)
+    return f"{names[:most]}" + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def one_line(error: object, longest: int = 200) -> str:
     """An exception's own words in one line of at most `longest` characters; its class's name where it has none."""
     return " ".join(str(error).split())[:longest] or type(error).__name__

@@ -22,7 +22,8 @@ from fb3.recipe.data import DataSettings
 from fb3.recipe.safe_yaml import LARGEST as LARGEST_YAML
 from fb3.recipe.task import RegressionSettings
 from fb3.rehearsal.notebooks import run_notebook
-from fb3.runs.scores import read_scores, score_files
+from fb3.runs.file_score import score_files
+from fb3.runs.scores import read_scores
 from fb3.system.files import LARGEST, read_json
 from fb3.system.folder_lock import lock_folder
 from fb3.targets.target import Scores

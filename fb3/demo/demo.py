@@ -10,7 +10,7 @@ from fb3.demo.synthetic import ID, TARGETS, write_competition
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.rehearsal.notebooks import find_notebook, run_notebook
-from fb3.runs.scores import score_files
+from fb3.runs.file_score import score_files
 from fb3.system.disk_space import raises_disk_full
 from fb3.system.progress import as_command, escape_output, say
 from fb3.targets.metrics import mcrmse

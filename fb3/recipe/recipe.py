@@ -9,6 +9,7 @@ from pydantic import AfterValidator, ValidationError, model_validator
 
 from fb3.errors import Fb3Error, RuleError
 from fb3.recipe.data import DataSettings, FoldsSettings
+from fb3.recipe.decision import DecisionSettings
 from fb3.recipe.hints import explain, is_rule
 from fb3.recipe.metric import MetricSettings
 from fb3.recipe.model import ModelSettings
@@ -63,6 +64,10 @@ class Recipe(Settings):
     balanced_accuracy: mean recall; macro_f1, micro_f1, f1_mean: F1 of the classes or labels, their mean, of all
     decisions together, and the mean of both; map_at_k: mean average precision of the first 3 classes, map_at_5 of 5.
     Of several columns mcrmse to log_loss take the mean, except rmse. {file: mine.py, function: name}: one's own."""
+    decision: DecisionSettings | None = None
+    """How averaged predictions become whole numbers, labels or a class, fitted on out-of-fold predictions. none: by the
+    metric and the task: of metrics that read decisions, qwk takes cut_points; macro_f1, f1_mean and balanced_accuracy
+    of classes class_scaling; F1 of several labels thresholds; the others rounding or argmax."""
     predict: PredictSettings = PredictSettings()
     """Inference."""
     tricks: tuple[TrickSettings, ...] = ()

@@ -6,6 +6,7 @@ imports this one.
 
 from typing import Any
 
+from fb3.recipe.decision import METHODS, methods_for
 from fb3.recipe.task import COMPARISONS
 
 
@@ -121,6 +122,15 @@ def folds_have_columns_to_split_by(recipe: Any) -> None:
         raise ValueError("folds.stratify=label_sets combines columns, and there is one; take labels")
 
 
+def decision_suits_the_task(recipe: Any) -> None:
+    fitting = {"none", *(METHODS[name].kind for name in methods_for(recipe.task.kind))}
+    if recipe.decision and recipe.decision.kind not in fitting:
+        raise ValueError(
+            f"decision.kind={recipe.decision.kind} does not suit task.kind={recipe.task.kind}; take one of "
+            f"{', '.join(sorted(fitting))}"
+        )
+
+
 # The first broken rule raises a ValueError that names the keys and the mend.
 RULES = (
     tricks_fit,
@@ -133,4 +143,5 @@ RULES = (
     r_drop_has_dropout,
     learned_weights_have_gradients,
     folds_have_columns_to_split_by,
+    decision_suits_the_task,
 )

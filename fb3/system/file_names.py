@@ -10,6 +10,7 @@ CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in the encoder folder
 PADDED = "fb3_padded_to"  # key of config.json: tokens to which every input is padded, where states depend on padding
 SECOND = "second"  # in the encoder folder: the folder of a stitched model's second encoder
 OOF = "oof.csv"
+DECISION = "decision.json"  # fitted on oof.csv
 ENVIRONMENT = "environment.json"
 LOCK = "lock"  # held by the process that writes the folder
 

@@ -1,5 +1,7 @@
 """The table of targets."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -32,7 +34,7 @@ def resolve(recipe: Recipe, essays: pd.DataFrame) -> Recipe:
     changes: dict[str, Any] = {}
     task = recipe.task
     if task.kind == "classification" and task.classes is None:
-        changes["classes"] = _classes(essays[recipe.data.target_columns[0]], recipe)
+        changes["classes"] = _classes(essays[recipe.data.target_columns[0]])
     if not changes:
         return recipe
     settings = recipe.model_dump(mode="json")
@@ -40,11 +42,14 @@ def resolve(recipe: Recipe, essays: pd.DataFrame) -> Recipe:
     return Recipe.from_mapping(settings, "the recipe with train.csv's classes")
 
 
-def _classes(labels: pd.Series, recipe: Recipe) -> list[str]:
-    """The labels that occur, sorted; as numbers where all are whole numbers."""
+def sorted_classes(labels: Iterable[str]) -> list[str]:
+    """The different labels, sorted; as numbers where all are whole numbers."""
     found = sorted(set(labels))
-    if all(label.lstrip("-").isdecimal() for label in found):
-        found.sort(key=int)
+    return sorted(found, key=int) if all(re.fullmatch("-?[0-9]+", label) for label in found) else found
+
+
+def _classes(labels: pd.Series) -> list[str]:
+    found = sorted_classes(labels)
     if len(found) < 2:
         raise Fb3Error(f"data.target_columns: {labels.name} holds the label {found[0]!r} alone; name the right column")
     return found

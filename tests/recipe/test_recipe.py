@@ -139,7 +139,7 @@ def test_a_wrong_override_is_refused_by_name(override, words):
     ("override", "hint"),
     [
         ("loss=mse", "did you mean 'task.loss'"),
-        ("quality=3", "known: model, data, folds, train, optimizer, schedule, task, metric, predict, tricks"),
+        ("quality=3", "known: model, data, folds, train, optimizer, schedule, task, metric, decision, predict, tricks"),
         ("data.template={x}", "did you mean 'data.text.template'?"),
         ("epochs=3", "did you mean 'train.epochs'?"),
         ("epoch=3", "did you mean 'train.epochs'?"),

@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from fb3.cli import app
+from fb3.errors import Fb3Error
+from fb3.recipe import load_recipe
+from fb3.runs.decide import decide_run, read_decision
+from fb3.targets.decisions import decide
+from fb3.targets.metrics import METRICS
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A run folder's recipe and oof.csv for one target of whole numbers, scored by kappa."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(load_recipe("tiny", ["metric=qwk", "data.target_columns=[score]"]).to_yaml())
+    draw = np.random.default_rng(0)
+    truth = np.minimum(draw.poisson(1.5, 200) + 1, 6)
+    table = pd.DataFrame({"text_id": [f"t{k}" for k in range(200)], "fold": np.arange(200) % 4, "true_score": truth})
+    table["score"] = (2.5 + 0.5 * (truth - 2.5) + draw.normal(0, 0.4, 200)).astype(np.float32)
+    table.to_csv(run / "oof.csv", index=False)
+    return run
+
+
+def test_a_decision_is_fitted_scored_written_and_read(whole):
+    assert read_decision(whole) is None
+    done = CliRunner().invoke(app, ["decide", str(whole)])
+    assert done.exit_code == 0, done.output
+    assert "QWK, fitted on             same essays   other folds\n  rounding " in done.output
+    assert "  quantiles (taken) " in done.output
+    assert done.output.endswith(f"{whole / 'decision.json'}: written\n")
+    content = json.loads((whole / "decision.json").read_text())
+    assert content.keys() == {"fitted_on", "metric", "method", "columns", "score", "kind", "labels", "cuts"}
+    oof = pd.read_csv(whole / "oof.csv")
+    decided = decide(read_decision(whole), oof[["score"]].to_numpy())
+    assert content["score"]["same"] == METRICS["qwk"].score(oof[["true_score"]], decided, ["score"]).overall
+    first = (whole / "decision.json").read_bytes()
+    fitted = decide_run(whole)
+    assert (whole / "decision.json").read_bytes() == first
+    assert list(fitted.scores) == ["rounding", "quantiles", "search"]
+    assert fitted.scores["quantiles"][1] > fitted.scores["rounding"][1] + 0.02
+    assert decide_run(whole, "search").method == "search"
+    assert json.loads((whole / "decision.json").read_text())["method"] == "search"
+
+
+def test_a_decision_of_another_oof_csv_is_refused_with_the_mend(whole):
+    decide_run(whole)
+    with (whole / "oof.csv").open("a") as file:
+        file.write("t200,0,1,1.5\n")
+    with pytest.raises(Fb3Error, match=r"^.*decision.json: was fitted on another oof.csv .*; run `fb3 decide .*run`$"):
+        read_decision(whole)
+    decide_run(whole)
+    assert read_decision(whole)
+
+
+def test_a_method_that_does_not_suit_is_refused(whole):
+    with pytest.raises(Fb3Error, match=r"--method argmax: no decision for task.kind=regression; known: none, rounding"):
+        decide_run(whole, "argmax")
+    with pytest.raises(Fb3Error, match="did you mean 'quantiles'"):
+        decide_run(whole, "quantile")
+
+
+def test_one_fold_is_scored_by_halves(whole):
+    table = pd.read_csv(whole / "oof.csv", dtype=str)
+    table.assign(fold=0).to_csv(whole / "oof.csv", index=False)
+    fitted = decide_run(whole)
+    assert "other half" in fitted.text()
+    assert fitted.scores["quantiles"][0] != fitted.scores["quantiles"][1]
+
+
+def test_a_metric_of_values_leaves_predictions_as_they_are(run, tmp_path):
+    from tests.conftest import copied
+
+    mine = copied(run, tmp_path / "run")
+    assert decide_run(mine).method == "none"
+    values = np.array([[1.5, 2.25]], np.float32)
+    assert np.array_equal(decide(read_decision(mine), values), values)
