@@ -133,11 +133,16 @@ def score(
         str | None,
         typer.Option(help="A name or FILE.py:FUNCTION; default: the run's, for a run's oof.csv, else mcrmse."),
     ] = None,
+    competition: Annotated[str | None, typer.Option(help="Take this competition's metric.")] = None,
 ) -> None:
     """Score predictions against truths, matched by id."""
     from fb3.runs.file_score import score_files
     from fb3.targets.metrics import metric_of
 
+    if competition:
+        from fb3.recipe import load_competition
+
+        metric = metric or str(load_competition(competition).metric)
     result = score_files(predictions, truth, subset=subset, metric=metric)
     if as_json:
         print(json.dumps({"score": result.overall, **{k: v for k, v in result._asdict().items() if k != "overall"}}))
@@ -212,6 +217,19 @@ def competitions(
         return
     for each in builtin_names("competition"):
         print(f"{each:<24}{builtin_text(each, 'competition').splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def init(
+    data: Annotated[Path | None, typer.Option(help="Folder of the competition's files.")] = None,
+    competition: Annotated[str | None, typer.Option(help="A built-in competition; default: found, or guessed.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The YAML to write.")] = Path("mine.yaml"),
+) -> None:
+    """Write a first recipe from the competition's files, and say why it is so."""
+    from fb3.initial_recipe.recipe_yaml import write_initial_recipe
+
+    for line in write_initial_recipe(_required(data, "--data DIR"), out, competition):
+        print(line)
 
 
 @app.command()

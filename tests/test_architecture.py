@@ -22,7 +22,7 @@ STATIONS = [
     {"tasks", "runs"},
     {"prediction"},
     {"training", "bundles"},
-    {"tuning", "submission", "verification", "upload", "sessions"},
+    {"tuning", "submission", "verification", "upload", "sessions", "initial_recipe"},
     {"rehearsal"},
     {"demo"},
     {"cli"},

@@ -1,0 +1,92 @@
+"""The tables in a competition's folder, told apart by their names and columns."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from fb3.data.tables import read_table
+from fb3.errors import Fb3Error
+
+_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+_COMPRESSED = (".zip", ".gz")
+
+
+class CompetitionTable(NamedTuple):
+    """A table and its file's name, without the suffix of its compression."""
+
+    name: str
+    table: pd.DataFrame
+
+
+class CompetitionTables(NamedTuple):
+    """The tables of a folder, and further tables whose rows could be joined to the training essays."""
+
+    train: CompetitionTable
+    test: CompetitionTable
+    sample: CompetitionTable | None
+    further: list[CompetitionTable]
+
+    def sample_columns(self) -> list[str]:
+        """The sample submission's columns; empty where there is none."""
+        return list(self.sample.table.columns) if self.sample else []
+
+
+def read_tables(folder: Path) -> CompetitionTables:
+    """Reads the tables with `train`, `test` and `sample` in their names.
+
+    Of several the one is taken whose columns fit: train has the sample's, test those of train that are no targets.
+
+    Raises:
+        Fb3Error: no such folder, no table of that sort, or one that cannot be read.
+    """
+    names = _table_names(folder)
+    roles = {word: [name for name in names if word in name.lower()] for word in ("sample", "train", "test")}
+    if not roles["sample"]:
+        roles["sample"] = [name for name in names if "submission" in name.lower()]
+    for word in ("train", "test"):
+        roles[word] = [name for name in roles[word] if name not in roles["sample"]]
+        if not roles[word]:
+            raise Fb3Error(f"{folder}: no table with '{word}' in its name; there are {names or 'none'}{_mend(folder)}")
+    tables = {
+        name: CompetitionTable(name, read_table(folder / names[name], [])) for each in roles.values() for name in each
+    }
+    of = {word: [tables[name] for name in each] for word, each in roles.items()}
+    sample = min(of["sample"], key=lambda each: len(each.name), default=None)
+    wanted = [*sample.table.columns] if sample else []
+    train = _best(of["train"], lambda columns: sum(name in columns for name in wanted))
+    kept = [name for name in train.table.columns if name not in wanted[1:]]
+    test = _best(of["test"], lambda columns: sum(name in columns for name in kept))
+    further = [each for each in of["train"] if each.name != train.name]
+    return CompetitionTables(train, test, sample, further)
+
+
+def _best(tables: Sequence[CompetitionTable], fit: Callable[[list[str]], int]) -> CompetitionTable:
+    """The table that fits best; of equals the one with the shortest name."""
+    return max(tables, key=lambda each: (fit(list(each.table.columns)), -len(each.name)))
+
+
+def _table_names(folder: Path) -> dict[str, str]:
+    """The files that hold tables, by their names without the suffix of their compression."""
+    if not folder.is_dir():
+        raise Fb3Error(f"{folder}: no such folder; give the folder of the competition's files with --data")
+    found = {}
+    for file in sorted(folder.iterdir()):
+        name = file.stem if file.suffix.lower() in _COMPRESSED else file.name
+        if file.is_file() and name.lower().endswith(_SUFFIXES):
+            found.setdefault(name, file.name)
+    return found
+
+
+def _mend(folder: Path) -> str:
+    """The end of a message about a missing table: where the files may be."""
+    archives = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() == ".zip"]
+    below = [each.name for each in sorted(folder.iterdir()) if each.is_dir() and any(_trains(each))]
+    if below:
+        return f"; did you mean --data {folder / below[0]}?"
+    return f"; unpack {archives[0]}: unzip -d {folder} {folder / archives[0]}" if archives else ""
+
+
+def _trains(folder: Path) -> Iterator[str]:
+    return (name for name in _table_names(folder) if "train" in name.lower() and not name.lower().endswith(".txt"))

@@ -1,0 +1,192 @@
+"""Guesses at a recipe's settings from a competition's tables, each with its reason."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fb3.data.column_guess import guess_columns
+from fb3.data.tables import FOLD_COLUMN, to_floats
+from fb3.errors import Fb3Error
+from fb3.initial_recipe.competition_tables import CompetitionTables
+
+_LABEL = re.compile("label|class|categor|type|emotion|sentiment|topic|lang|target$", re.IGNORECASE)
+_GROUP = re.compile(r"(id|prompt|group|author|user|essay|document|source|topic|anchor|question)s?$", re.IGNORECASE)
+_STEPS = 20  # most different values of a scale with steps; folds are cut from more by their quantiles
+_WHOLE = 12  # most different whole numbers that are taken for grades
+
+
+class Setting(NamedTuple):
+    """A setting, the reason for it, whether that is sure, and whether it is only suggested, in a comment."""
+
+    key: str
+    value: Any
+    why: str
+    sure: bool = True
+    suggested: bool = False
+
+
+def guess_settings(tables: CompetitionTables) -> list[Setting]:
+    """Guesses the names of the files, the columns, the kind of the target, and the metric.
+
+    Raises:
+        Fb3Error: no column can be the id, the text or the target.
+    """
+    train, test, sample = tables.train.table, tables.test.table, tables.sample_columns()
+    shared = train[[name for name in train.columns if name in test.columns]]
+    first = [name for name in sample[:1] if name in shared and shared[name].is_unique]
+    identifier = first[0] if first else guess_columns(shared).id
+    text = guess_columns(shared.drop(columns=identifier or [])).text  # ids may be longer than phrases
+    for what, name in (("another id in each row", identifier), ("texts", text)):
+        if name is None:
+            raise Fb3Error(
+                f"{tables.train.name} and {tables.test.name} share the columns {list(shared)}, of which none holds {what}; "
+                "add one to both files, or write a recipe that names the column"
+            )
+    return [
+        *_files(tables),
+        _identifier(identifier, tables),
+        *_texts(identifier, text, shared),
+        *_target([name for name in train.columns if name not in (identifier, text)], tables),
+        *_groups(train, {identifier, text, *sample}, tables),
+    ]
+
+
+def _files(tables: CompetitionTables) -> list[Setting]:
+    names = {"train": tables.train.name, "test": tables.test.name}
+    names["sample"] = tables.sample.name if tables.sample else None
+    usual = {"train": "train.csv", "test": "test.csv", "sample": "sample_submission.csv"}
+    rows = f"{len(tables.train.table)} rows to train on, {len(tables.test.table)} to predict"
+    return [] if names == usual else [Setting("data.files", names, f"the names in the folder; {rows}")]
+
+
+def _identifier(name: str, tables: CompetitionTables) -> Setting:
+    first = name in tables.sample_columns()[:1]
+    why = f"another value in each row{', and the first column of the sample submission' if first else ''}"
+    return Setting("data.id_column", name, why, sure=first)
+
+
+def _texts(identifier: str, text: str, shared: pd.DataFrame) -> list[Setting]:
+    """The column of the longest texts, and a template where further columns may belong to the text."""
+    length = shared[text].str.len().mean()
+    others = {name: shared[name].str.len().mean() for name in shared if name not in (identifier, text, FOLD_COLUMN)}
+    others = {name: size for name, size in others.items() if _is_text(name, shared[name])}
+    alike = [name for name, size in others.items() if size > length / 3]
+    why = f"the longest texts, {length:.0f} characters in the mean"
+    found = [Setting("data.text_column", text, why, sure=not alike)]
+    if others and text.isidentifier():
+        names = [name for name in shared if name in others or name == text]
+        template = "; ".join(f"{{{name}}}" for name in names)
+        why = f"the texts in {', '.join(others)} may tell something too"
+        found.append(Setting("data.text", {"template": template}, why, sure=False, suggested=not alike))
+    return found
+
+
+def _is_text(name: str, cells: pd.Series) -> bool:
+    """Whether most cells of a column hold words, which are no ids, no numbers and no addresses."""
+    if not name.isidentifier() or name.lower().endswith("id") or cells.str.contains("://", regex=False).any():
+        return False
+    return (cells == "").mean() < 0.5 and np.isfinite(to_floats(cells)).mean() < 0.5
+
+
+def _target(others: Sequence[str], tables: CompetitionTables) -> list[Setting]:
+    """The target's columns and kind, and the metric: by the sample's columns, else by what test lacks."""
+    train, given = tables.train.table, tables.sample_columns()[1:]
+    new = [name for name in others if name not in tables.test.table.columns and name != FOLD_COLUMN]
+    if given and {*given} <= {*others}:
+        why = f"the columns of {tables.sample.name}, which {tables.train.name} has too"
+        return [Setting("data.target_columns", given, why), *_kind(given, tables)]
+    for name in new if len(given) > 1 else ():
+        if {*train[name]} <= {*given}:
+            why = f"its labels are the columns of {tables.sample.name}"
+            kind = [Setting("task.kind", "classification", why), Setting("task.classes", given, why)]
+            metric = Setting("metric", "log_loss", "a probability for each class is asked for", sure=False)
+            return [Setting("data.target_columns", [name], why), *kind, metric]
+    if not new:
+        raise Fb3Error(
+            f"{tables.train.name}: all its columns are in {tables.test.name} too, so none is the target; is it train?"
+        )
+    numeric = [name for name in new if _numbers(train[name]) is not None]
+    chosen = numeric or new[-1:]
+    why = f"{tables.test.name} lacks it"
+    if given:
+        why += f". {tables.sample.name} wants {given}, which {tables.train.name} lacks: rename the column there"
+    return [Setting("data.target_columns", chosen, why, sure=False), *_kind(chosen, tables)]
+
+
+def _numbers(cells: pd.Series) -> np.ndarray | None:
+    """The different numbers in a column, sorted; none where a cell holds something else."""
+    numbers = np.unique(to_floats(cells))
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def _kind(columns: Sequence[str], tables: CompetitionTables) -> list[Setting]:
+    """The kind of task and the metric, by the values in the target's columns."""
+    each = [_numbers(tables.train.table[name]) for name in columns]
+    if any(values is None for values in each):
+        return _of_labels(columns, tables)
+    found, fractions = np.unique(np.concatenate(each)), _wants_fractions(columns, tables)
+    whole = (found == np.rint(found)).all()
+    if {*found} <= {0.0, 1.0}:
+        if len(columns) == 1 and not fractions:
+            return _of_labels(columns, tables)
+        why = f"0 and 1 {'in each column' if columns[1:] else ', and the sample submission holds fractions'}"
+        metric = Setting("metric", "mean_column_auc" if columns[1:] else "auc", "probabilities", sure=False)
+        return [Setting("task.kind", "multilabel", why.replace(" ,", ",")), metric]
+    if whole and len(columns) == 1 and len(found) <= _WHOLE and _LABEL.search(columns[0]) and not fractions:
+        return _of_labels(columns, tables)
+    several = "mcrmse" if columns[1:] else "rmse"
+    kind = Setting("task.kind", "regression", f"{len(found)} different numbers from {found[0]:g} to {found[-1]:g}")
+    if whole and len(found) <= _WHOLE and not fractions:
+        why = "few whole numbers, taken for grades; where they are names of classes, set task.kind=classification"
+        return [
+            kind._replace(why=why, sure=False),
+            *_range(found, True),
+            Setting("metric", "qwk", "grades", sure=False),
+        ]
+    bounded = len(found) <= _STEPS or (found[0], found[-1]) == (0.0, 1.0)
+    why = "numbers on a scale; read the competition's page for the metric"
+    return [kind, *_range(found, bounded), Setting("metric", several, why, sure=False)]
+
+
+def _of_labels(columns: Sequence[str], tables: CompetitionTables) -> list[Setting]:
+    labels = {*tables.train.table[columns[0]]}
+    if len(columns) > 1 or len(labels) > len(tables.train.table) / 2:
+        raise Fb3Error(
+            f"{tables.train.name}: {list(columns)} hold words, and not the labels of classes; "
+            "write a recipe that names the target in data.target_columns"
+        )
+    shown = ", ".join(map(repr, sorted(labels)[:5])) + (", …" if len(labels) > 5 else "")
+    why = "where the share of right labels counts, set accuracy"
+    return [
+        Setting("task.kind", "classification", f"{len(labels)} labels: {shown}"),
+        Setting("metric", "macro_f1", why, sure=False),
+    ]
+
+
+def _wants_fractions(columns: Sequence[str], tables: CompetitionTables) -> bool:
+    if tables.sample is None or not {*columns} <= {*tables.sample.table.columns}:
+        return False
+    numbers = np.concatenate([to_floats(tables.sample.table[name]) for name in columns])
+    return bool((numbers != np.rint(numbers)).any())
+
+
+def _range(found: np.ndarray, bounded: bool) -> list[Setting]:
+    low, high = (float(end) if bounded else None for end in (found[0], found[-1]))
+    why = "the lowest and the highest in train" if bounded else "an open range: predictions are not clipped"
+    return [Setting("task.minimum", low, why, sure=False), Setting("task.maximum", high, why, sure=False)]
+
+
+def _groups(train: pd.DataFrame, taken: set[str], tables: CompetitionTables) -> list[Setting]:
+    """Columns whose equal cells may belong into one fold."""
+    found = []
+    for name in train.columns:
+        count = train[name].nunique()
+        if name not in taken and _GROUP.search(name) and 2 <= count <= len(train) / 2 and (train[name] != "").all():
+            hidden = name in tables.test.table.columns and not {*tables.test.table[name]} & {*train[name]}
+            why = f"{count} different values; keep each in one fold where the hidden rows have others"
+            why += ", as those of test have" if hidden else ""
+            found.append(Setting("folds.group_column", name, why, sure=False, suggested=True))
+    return found
