@@ -10,11 +10,13 @@ from fb3.bundles.bundle import FORMAT, Bundle, read_bundle
 from fb3.bundles.kaggle_names import dataset_metadata, default_slug, safe_file_name
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
+from fb3.runs.decide import ensemble_decision
 from fb3.runs.fold_json import check_weights, is_finished
 from fb3.runs.run_folder import Member
 from fb3.runs.scores import caveats
 from fb3.system.disk_space import cannot_write, check_free_space, raises_disk_full
 from fb3.system.file_names import (
+    DECISION,
     ENCODER,
     FOLD_JSON,
     MANIFEST,
@@ -98,6 +100,8 @@ def write_bundle(
             (temporary / "wheels").mkdir(exist_ok=True)
             shutil.copyfile(wheel, temporary / "wheels" / wheel.name)
         write_json(metadata, temporary / METADATA)
+        if decision := ensemble_decision({member.path: member.recipe for member in members}) if members else None:
+            write_json(decision, temporary / DECISION)
         added = {"int8": int8(members, temporary)} if int8 else {}
         manifest = {
             "format": FORMAT,

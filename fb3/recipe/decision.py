@@ -37,6 +37,11 @@ METHODS: dict[str, PlainDecisionSettings | CutPointsSettings] = {
 """Every decision by the name that `fb3 decide --method` takes."""
 
 
+def method_name(settings: DecisionSettings) -> str:
+    """The name of a decision in `METHODS`."""
+    return next(name for name, each in METHODS.items() if each == settings)
+
+
 def methods_for(task: str) -> tuple[str, ...]:
     """The names of the decisions that suit a kind of task, none aside."""
     by_task = {"classification": ("argmax", "class_scaling"), "multilabel": ("rounding", "thresholds")}

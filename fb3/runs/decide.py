@@ -1,18 +1,20 @@
 """A run's decision.json: the decision fitted on its oof.csv, bound to it by a hash."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table
 from fb3.errors import Fb3Error, nearest
-from fb3.recipe import load_recipe
-from fb3.recipe.decision import METHODS, methods_for
-from fb3.runs.scores import TRUTH
+from fb3.recipe import Recipe, load_recipe
+from fb3.recipe.decision import METHODS, method_name, methods_for
+from fb3.runs.scores import decision_method, read_out_of_fold, scores_of
 from fb3.system.file_names import DECISION, OOF, RECIPE
 from fb3.system.files import read_json, sha256, write_json
-from fb3.targets.decisions import Decision, compare_decisions, decision_of, fit_decision
+from fb3.targets.build import target_of
+from fb3.targets.decisions import FITTED, Decision, compare_decisions, decision_of, fit_decision
 from fb3.targets.metrics import metric_of
 
 
@@ -53,22 +55,65 @@ def decide_run(run: Path, method: str | None = None) -> FittedDecision:
     if method is not None and method not in ("none", *fitting):
         hint = nearest(method, ("none", *fitting))
         raise Fb3Error(f"--method {method}: no decision for task.kind={recipe.task.kind}; {hint}")
-    settings = METHODS[method] if method else decision_of(recipe)
-    name = next(name for name, each in METHODS.items() if each == settings)
-    header = read_table(run / OOF, [FOLD_COLUMN]).columns
-    columns = [column.removeprefix(TRUTH) for column in header if column.startswith(TRUTH)]
-    table = read_numbers(run / OOF, recipe.data.id_column, [TRUTH + column for column in columns] + columns)
-    truth, predicted = table[[TRUTH + column for column in columns]].to_numpy(), table[columns].to_numpy()
+    name = method or method_name(decision_of(recipe))
+    target, oof = target_of(recipe), read_out_of_fold(run, recipe)
     tried = dict.fromkeys([*(fitting if metric.needs == "decisions" else []), name])
-    folds, exclusive = table[FOLD_COLUMN].to_numpy(), recipe.task.kind == "classification"
     scores = compare_decisions(
-        {each: METHODS[each] for each in tried}, metric, truth, predicted, folds, columns, exclusive
+        {each: METHODS[each] for each in tried},
+        metric,
+        oof.truth,
+        oof.predicted,
+        oof.folds,
+        target.columns,
+        target.exclusive,
     )
-    decision = fit_decision(settings, metric, truth, predicted, columns)
-    content = {"fitted_on": sha256(run / OOF), "metric": str(recipe.metric), "method": name, "columns": columns}
-    same, other = scores[name]
-    write_json({**content, "score": {"same": same, "other": other}, **decision.to_json()}, run / DECISION)
-    return FittedDecision(run / DECISION, name, metric.title, scores, len(np.unique(folds)))
+    _write_decision(run, recipe, name)
+    write_json(scores_of(run, recipe), run / "scores.json")
+    return FittedDecision(run / DECISION, name, metric.title, scores, len(np.unique(oof.folds)))
+
+
+def write_scores(run: Path, recipe: Recipe) -> None:
+    """Writes scores.json anew from oof.csv, and decision.json where the decision is a fitted one."""
+    name = decision_method(run, recipe)
+    if METHODS[name].kind in FITTED:
+        _write_decision(run, recipe, name)
+    write_json(scores_of(run, recipe), run / "scores.json")
+
+
+def _write_decision(run: Path, recipe: Recipe, name: str) -> None:
+    target, oof = target_of(recipe), read_out_of_fold(run, recipe)
+    decision = fit_decision(METHODS[name], target.metric, oof.truth, oof.predicted, target.columns)
+    content = {"fitted_on": sha256(run / OOF), "metric": target.metric.title, "method": name}
+    write_json({**content, "columns": list(target.columns), **decision.to_json()}, run / DECISION)
+
+
+def ensemble_decision(runs: Mapping[Path, Recipe]) -> dict[str, Any] | None:
+    """The content of a bundle's decision.json: fitted on the mean of its runs' out-of-fold predictions.
+
+    Args:
+        runs: folders and recipes, of one target; the first one's method is taken. Essays that not all runs predicted
+            are left out.
+
+    Returns:
+        None where the decision is not a fitted one.
+
+    Raises:
+        Fb3Error: the runs have no essay in common, or a decision.json is broken.
+    """
+    (first, recipe), *_ = runs.items()
+    method = decision_method(first, recipe)
+    if METHODS[method].kind not in FITTED:
+        return None
+    parts = [read_out_of_fold(run, of_run) for run, of_run in runs.items()]
+    tables = [pd.DataFrame(part.predicted, index=part.ids) for part in parts]
+    common = tables[0].index[np.all([tables[0].index.isin(table.index) for table in tables], axis=0)]
+    if common.empty:
+        raise Fb3Error(f"{', '.join(map(str, runs))}: no essay has predictions of all; train the same folds of each")
+    truth = pd.DataFrame(parts[0].truth, index=parts[0].ids).loc[common].to_numpy()
+    mean, target = np.mean([table.loc[common].to_numpy() for table in tables], axis=0), target_of(recipe)
+    decision = fit_decision(METHODS[method], target.metric, truth, mean, target.columns)
+    hashes = [sha256(run / OOF) for run in runs]
+    return {"fitted_on": hashes, "method": method, "columns": list(target.columns), **decision.to_json()}
 
 
 def read_decision(run: Path) -> Decision | None:

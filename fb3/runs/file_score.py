@@ -11,10 +11,12 @@ from fb3.data.ids import check_ids, match_ids
 from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_table, to_floats
 from fb3.errors import Fb3Error, listed, nearest
 from fb3.recipe import Recipe, load_recipe
-from fb3.runs.scores import TRUTH, caveats
+from fb3.recipe.decision import METHODS
+from fb3.runs.scores import TRUTH, caveats, decision_method
 from fb3.system.file_names import OOF, RECIPE
 from fb3.system.kaggle import COMPETITION_MARKER
 from fb3.targets.build import sorted_classes, target_of
+from fb3.targets.decisions import FITTED, honest_decisions
 from fb3.targets.metrics import METRICS, metric_of
 
 
@@ -113,6 +115,10 @@ def _by_recipe(recipe: Recipe, predictions: Path, predicted: pd.DataFrame, truth
         essays[list(target.labels)] = parse_numbers(true, identifier, list(target.labels), truth)
     target.check(essays, truth)
     values = parse_numbers(predicted, identifier, list(target.columns), predictions)
+    method = METHODS[decision_method(predictions.parent, recipe)]
+    if method.kind in FITTED and target.metric.needs == "decisions":
+        folds = predicted[FOLD_COLUMN].to_numpy()
+        values = honest_decisions(method, target.metric, target.truths(essays), values, folds, target.columns)
     return _Pairs(list(target.columns), target.truths(essays), values, target.exclusive)
 
 
@@ -157,6 +163,8 @@ def _by_labels(
     cells, truths = predicted[columns[0]], true[columns[0]]
     wanted = metric_of(metric) if metric else None
     decided = wanted is None or wanted.needs == "decisions"
+    if not set(cells) & set(truths):
+        return None
     if _is_numeric(truths) and (metric in (None, "qwk") or not decided or not set(cells) <= set(truths)):
         return None
     if not decided:

@@ -10,10 +10,10 @@ from fb3.data.ids import check_ids, match_ids
 from fb3.data.tables import FOLD_COLUMN, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
+from fb3.runs.decide import write_scores
 from fb3.runs.fold_json import check_weights, digest_of, ids_hash, is_finished
 from fb3.runs.identity import Identity, recorded
 from fb3.runs.run_folder import Run, run_of
-from fb3.runs.scores import scores_of
 from fb3.system.disk_space import raises_disk_full
 from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, SECOND, fold_folder
 from fb3.system.files import atomic_folder, link_or_copy, read_json, write_csv, write_json
@@ -54,7 +54,7 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
         parts = [_out_of_fold(run, recipe, [f for f, home in homes.items() if home == run]) for run in runs]
         joined = pd.concat(parts).astype({FOLD_COLUMN: int}).sort_values([FOLD_COLUMN, recipe.data.id_column])
         write_csv(joined, aside / OOF)
-        write_json(scores_of(aside, recipe), aside / "scores.json")
+        write_scores(aside, recipe)
         environments = [read_json(run / ENVIRONMENT) for run in runs]
         write_json({**environments[0], "merged": environments}, aside / ENVIRONMENT)
         logs = [(run / "log.jsonl").read_bytes() for run in runs if (run / "log.jsonl").is_file()]

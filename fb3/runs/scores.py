@@ -2,17 +2,20 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-import pandas as pd
+import numpy as np
 
 from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table, whole_numbers
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, nearest
 from fb3.recipe import Recipe
+from fb3.recipe.decision import METHODS, method_name
 from fb3.recipe.metric import FileMetricSettings
 from fb3.runs.fold_json import is_finished
-from fb3.system.file_names import OOF, fold_folder
+from fb3.system.file_names import DECISION, OOF, fold_folder
 from fb3.system.files import read_json
 from fb3.targets.build import target_of
+from fb3.targets.decisions import FITTED, decision_of, honest_decisions
 from fb3.targets.metrics import metric_of
 
 TRUTH = "true_"  # prefix of the truths' columns in oof.csv
@@ -44,20 +47,56 @@ def named_score(score: float, metric: str | FileMetricSettings, found: list[str]
     return f"out-of-fold {named} (no CV: {'; '.join(found)})" if found else f"CV {named}"
 
 
+class OutOfFold(NamedTuple):
+    """The content of a run's oof.csv, N rows: ids and folds (N,), truths and predictions (N, K), not decided."""
+
+    ids: np.ndarray
+    folds: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+
+
+def read_out_of_fold(run: Path, recipe: Recipe) -> OutOfFold:
+    """Reads a run's oof.csv."""
+    columns = list(target_of(recipe).columns)
+    truths = [TRUTH + column for column in columns]
+    table = read_numbers(run / OOF, recipe.data.id_column, truths + columns)
+    ids, folds = (table[name].to_numpy() for name in (recipe.data.id_column, FOLD_COLUMN))
+    return OutOfFold(ids, folds, table[truths].to_numpy(), table[columns].to_numpy())
+
+
+def decision_method(run: Path, recipe: Recipe) -> str:
+    """The name in `METHODS` of a run's decision: the one of its decision.json, else the recipe's."""
+    if (run / DECISION).is_file():
+        method = read_json(run / DECISION, {"method": str})["method"]
+        if method not in METHODS:
+            raise Fb3Error(f"{run / DECISION}: method {method!r}; {nearest(method, METHODS)}; run `fb3 decide {run}`")
+        return method
+    return method_name(decision_of(recipe))
+
+
 def scores_of(run: Path, recipe: Recipe) -> dict:
-    """The content of scores.json, from oof.csv alone: the score of all rows, and of each fold."""
-    target = target_of(recipe)
-    columns = list(target.columns)
-    table = read_numbers(run / OOF, recipe.data.id_column, [TRUTH + column for column in columns] + columns)
+    """The content of scores.json, from oof.csv: the score of all rows, and of each fold.
 
-    def score(rows: pd.DataFrame) -> dict:
-        truth, predicted = rows[[TRUTH + c for c in columns]].to_numpy(), rows[columns].to_numpy()
+    A fitted decision is fitted on other folds than the scored one. The folds' own scores are the ones of their
+    evaluations, which know no other fold: rounded, or of the likeliest class.
+    """
+    target, oof = target_of(recipe), read_out_of_fold(run, recipe)
+
+    def score(truth: np.ndarray, predicted: np.ndarray) -> dict:
         each = target.score(truth, predicted)
-        return {"score": each.overall, "columns": each.columns, "essays": len(rows)}
+        return {"score": each.overall, "columns": each.columns, "essays": len(truth)}
 
-    folds = {str(n): score(rows) for n, rows in table.groupby("fold")}
+    numbers = np.unique(oof.folds).tolist()
+    folds = {str(n): score(oof.truth[oof.folds == n], oof.predicted[oof.folds == n]) for n in numbers}
     total = int((read_table(run / "folds.csv", [FOLD_COLUMN])[FOLD_COLUMN] != "-1").sum())
-    return {**score(table), "complete": len(table) == total, "folds": folds}
+    whole, method = score(oof.truth, oof.predicted), decision_method(run, recipe)
+    decided: dict = {}
+    if METHODS[method].kind in FITTED:
+        values = honest_decisions(METHODS[method], target.metric, oof.truth, oof.predicted, oof.folds, target.columns)
+        decided = {"decision": {"method": method, "score_without": whole["score"]}}
+        whole = score(oof.truth, values)
+    return {**whole, "complete": len(oof.ids) == total, "folds": folds, **decided}
 
 
 def read_scores(path: Path) -> dict:

@@ -19,11 +19,12 @@ from fb3.runs.scores import caveats
 from fb3.submission.form import SubmissionForm, read_sample, read_test
 from fb3.submission.submission_file import SubmissionFile, write_first_file
 from fb3.submission.summary import Summary
-from fb3.system.file_names import ENCODER, RECIPE, SECOND, encoder_files
-from fb3.system.files import check_output_path
+from fb3.system.file_names import DECISION, ENCODER, RECIPE, SECOND, encoder_files
+from fb3.system.files import check_output_path, read_json
 from fb3.system.kaggle import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
 from fb3.targets.build import target_of
+from fb3.targets.decisions import Decision
 
 _MARGIN = 0.05  # share of the limit that is kept free
 _LIMIT_HOURS = 9.0  # the limit where no recipe can be read
@@ -69,7 +70,7 @@ def infer(
     summary = Summary(out.with_suffix(".report.json"), start)
     members = _usable_runs(packed, summary, strict)
     recipe = members[0].recipe if members else None
-    target = target_of(recipe) if recipe else None
+    target = target_of(recipe, _decision(packed, strict)) if recipe else None
     data = find_competition() if data is None and test is None else data
     ends = start + _seconds(deadline, members)
     source, sample = _sources(data, test)
@@ -100,6 +101,20 @@ def infer(
         if submission is not None:
             summary.finish(out, len(submission.frame))
     return submission.frame
+
+
+def _decision(packed: Bundle, strict: bool) -> Decision | None:
+    """The bundle's fitted decision; none where it has none, or it cannot be read: rounding then stands in."""
+    if DECISION not in packed.manifest["files"]:
+        return None
+    try:
+        packed.check(DECISION)
+        return Decision.from_json(read_json(packed.path / DECISION), packed.path / DECISION)
+    except Exception as error:
+        if strict:
+            raise
+        say(f"WARNING: {error}: rounding, the likeliest class or 0.5 stand in for it")
+        return None
 
 
 def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from fb3.errors import Fb3Error
 from fb3.recipe.recipe import Recipe
+from fb3.targets.decisions import Decision, decision_of, unfitted
 from fb3.targets.target import Classes, Probabilities, Scores, Target
 
 # Keyed by task.kind.
@@ -20,9 +21,19 @@ TARGETS: dict[str, type[Target]] = {
 }
 
 
-def target_of(recipe: Recipe) -> Target:
-    """The target of a recipe; its classes are those of `resolve`, where the recipe was trained."""
-    return TARGETS[recipe.task.kind](recipe.data, recipe.task, recipe.metric)
+def target_of(recipe: Recipe, decision: Decision | None = None) -> Target:
+    """The target of a recipe.
+
+    Args:
+        recipe: a recipe; its classes are those of `resolve`, where it was trained.
+        decision: the fitted decision; none: rounding, the likeliest class or 0.5 stand in where the recipe wants one.
+    """
+    target = TARGETS[recipe.task.kind](recipe.data, recipe.task, recipe.metric)
+    if decision is None:
+        lowest, highest = (getattr(target, name, 0.0) for name in ("minimum", "maximum"))
+        decision = unfitted(decision_of(recipe), len(target.columns), lowest, highest)
+    target.decision = decision
+    return target
 
 
 def resolve(recipe: Recipe, essays: pd.DataFrame) -> Recipe:

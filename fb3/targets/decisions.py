@@ -18,6 +18,7 @@ from fb3.targets.metrics import Metric, metric_of, one_hot
 _HALVES = 10  # random halves over which fits are averaged: on one set of essays the best cut is partly luck
 _SCALES = 40  # values of c that class scaling tries, beside 0
 
+FITTED = ("cut_points", "class_scaling", "thresholds")  # kinds that learn from predictions
 KINDS = tuple(dict.fromkeys(settings.kind for settings in METHODS.values()))
 
 
@@ -117,6 +118,18 @@ def decision_of(recipe: Recipe) -> DecisionSettings:
     if task == "multilabel":
         return METHODS["thresholds" if by_f1 or metric == "micro_f1" else "rounding"]
     return METHODS["quantiles" if metric == "qwk" else "rounding"]
+
+
+def unfitted(settings: DecisionSettings, columns: int, lowest: float, highest: float) -> Decision:
+    """The decision that stands in where none was fitted: rounding, the likeliest class, or 0.5 as threshold.
+
+    lowest, highest: the range of whole numbers, which may be infinite.
+    """
+    if settings.kind in ("rounding", "cut_points"):
+        return Decision("rounding", ((lowest, highest),) * columns)
+    if settings.kind == "thresholds":
+        return Decision("thresholds", ((0.0, 1.0),) * columns, ((0.5,),) * columns)
+    return Decision("argmax" if settings.kind == "class_scaling" else settings.kind)
 
 
 def fit_decision(
@@ -267,6 +280,34 @@ def _scaled(metric: Metric, truth: np.ndarray, predicted: np.ndarray, names: Seq
     return scaled(max([0.0, *np.geomspace(0.1, 10 * len(truth), _SCALES).tolist()], key=goodness))
 
 
+def honest_decisions(
+    settings: DecisionSettings,
+    metric: Metric,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    folds: np.ndarray,
+    columns: Sequence[str],
+) -> np.ndarray:
+    """Decided values, (N, K), each row's by a fit on the other folds; of one fold alone by a fit on its other half.
+
+    Args:
+        settings: the decision's kind and method.
+        metric: the competition's metric.
+        truth: (N, K).
+        predicted: (N, K), averaged predictions, not decided.
+        folds: (N,) numbers of the folds.
+        columns: K names.
+    """
+    if len(np.unique(folds)) == 1:
+        folds = np.random.default_rng(0).permutation(len(folds)) % 2
+    decided = np.empty(np.shape(predicted), np.float32)
+    for fold in np.unique(folds):
+        rows = folds == fold
+        decision = fit_decision(settings, metric, truth[~rows], predicted[~rows], columns)
+        decided[rows] = decide(decision, predicted[rows])
+    return decided
+
+
 def honest_score(
     settings: DecisionSettings,
     metric: Metric,
@@ -276,24 +317,8 @@ def honest_score(
     columns: Sequence[str],
     exclusive: bool = False,
 ) -> float:
-    """The metric over all rows, each decided by a fit on the other folds; of one fold alone on its other half.
-
-    Args:
-        settings: the decision's kind and method.
-        metric: the competition's metric.
-        truth: (N, K).
-        predicted: (N, K), averaged predictions, not decided.
-        folds: (N,) numbers of the folds.
-        columns: K names.
-        exclusive: the columns are classes of one label.
-    """
-    if len(np.unique(folds)) == 1:
-        folds = np.random.default_rng(0).permutation(len(folds)) % 2
-    decided = np.empty(np.shape(predicted), np.float32)
-    for fold in np.unique(folds):
-        rows = folds == fold
-        decision = fit_decision(settings, metric, truth[~rows], predicted[~rows], columns)
-        decided[rows] = decide(decision, predicted[rows])
+    """The metric of `honest_decisions` over all rows; `exclusive` where the columns are classes of one label."""
+    decided = honest_decisions(settings, metric, truth, predicted, folds, columns)
     return metric.score(truth, decided, columns, exclusive).overall
 
 

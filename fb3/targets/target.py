@@ -14,6 +14,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
 from fb3.recipe.metric import FileMetricSettings
 from fb3.recipe.task import BaseTaskSettings, ClassificationSettings, ScaleSettings
+from fb3.targets.decisions import Decision, decide
 from fb3.targets.metrics import Metric, Score, metric_of
 
 _SURE = 1e-7  # distance of a probability from 0 and 1: the log loss of a wrong 0 would be infinite
@@ -24,7 +25,8 @@ class Target(ABC):
 
     labels: the columns of train.csv that hold it. columns: its outputs, which name the columns of oof.csv. width: the
     distance from the lowest value to the highest one, which tolerances grow with. numeric: whether its cells are
-    numbers. exclusive: whether the outputs are classes of which one is true.
+    numbers. exclusive: whether the outputs are classes of which one is true. decision: how averaged predictions become
+    the submission's cells.
     """
 
     numeric = True
@@ -34,6 +36,7 @@ class Target(ABC):
     def __init__(self, data: DataSettings, task: BaseTaskSettings, metric: str | FileMetricSettings = "mcrmse") -> None:
         self.id_column, self.labels, self.columns = data.id_column, data.target_columns, data.target_columns
         self._metric = metric
+        self.decision = Decision("none")
 
     @property
     def metric(self) -> Metric:
@@ -65,8 +68,14 @@ class Target(ABC):
         return [self.labels]
 
     def render(self, values: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
-        """Predictions (N, K) as a submission holds them, in the order of `columns`, which are one of `forms`."""
-        return pd.DataFrame(self.clip(values).astype(np.float32), columns=list(self.columns))[list(columns)]
+        """Predictions (N, K) as a submission holds them, in the order of `columns`, which are one of `forms`.
+
+        Decided values are whole numbers, others have a fraction.
+        """
+        cells = self.clip(values).astype(np.float32)
+        if self.decision.kind != "none" and np.isfinite(cells).all():
+            cells = decide(self.decision, cells).astype(int)
+        return pd.DataFrame(cells, columns=list(self.columns))[list(columns)]
 
     def values(self, cells: pd.DataFrame) -> np.ndarray:
         """A submission's cells as numbers, (N, columns), which tell whether two rows say the same."""
@@ -77,7 +86,7 @@ class Target(ABC):
         number. An Fb3Error names the row.
         """
         values = self.values(submission.iloc[:, 1:]).astype(np.float32)
-        bad = ~np.isfinite(values) | (values != self.clip(values))
+        bad = ~np.isfinite(values) | ((values != self.clip(values)) & ~self._decided(values))
         if bad.any():
             row, column = np.argwhere(bad)[0]
             raise Fb3Error(
@@ -85,6 +94,10 @@ class Target(ABC):
                 f"{submission.iloc[row, column + 1]} at {submission.columns[0]} {submission.iloc[row, 0]}, column "
                 f"{submission.columns[column + 1]}"
             )
+
+    def _decided(self, values: np.ndarray) -> np.ndarray:
+        """Tells the values (N, K) that a decision gives, although the range is open there."""
+        return np.zeros(values.shape, bool)
 
     @abstractmethod
     def _allowed(self) -> str:
@@ -145,6 +158,9 @@ class Probabilities(Target):
     def middle(self) -> np.ndarray:
         return np.full(len(self.columns), 0.5)
 
+    def _decided(self, values: np.ndarray) -> np.ndarray:
+        return (values == np.rint(values)) & (self.decision.kind != "none")
+
     def _allowed(self) -> str:
         return "probabilities above 0 and below 1"
 
@@ -182,10 +198,11 @@ class Classes(Probabilities):
 
     def render(self, values: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
         if tuple(columns) != self.labels:
-            return super().render(values, columns)
+            return pd.DataFrame(self.clip(values).astype(np.float32), columns=list(self.columns))[list(columns)]
         if not np.isfinite(values).all():
             raise Fb3Error(f"{(~np.isfinite(values)).any(1).sum()} rows have no probability that is a number")
-        return pd.DataFrame({self.labels[0]: np.array(self.columns, object)[values.argmax(1)]})
+        decided = decide(self.decision, values) if self.decision.kind != "none" else values
+        return pd.DataFrame({self.labels[0]: np.array(self.columns, object)[decided.argmax(1)]})
 
     def values(self, cells: pd.DataFrame) -> np.ndarray:
         return self.truths(cells) if tuple(cells.columns) == self.labels else super().values(cells)

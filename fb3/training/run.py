@@ -20,12 +20,13 @@ from fb3.errors import Fb3Error, Stopped
 from fb3.models.backbone_files import SECOND_KEY, check_backbone
 from fb3.prediction.predictions import Predictions
 from fb3.recipe import Recipe, load_recipe
+from fb3.runs.decide import write_scores
 from fb3.runs.fold_json import is_begun, mark_finished
 from fb3.runs.run_folder import Run, run_of
-from fb3.runs.scores import TRUTH, caveats, named_score, read_scores, scores_of
+from fb3.runs.scores import TRUTH, caveats, named_score, read_scores
 from fb3.system.disk_space import raises_disk_full
 from fb3.system.file_names import OOF, fold_folder
-from fb3.system.files import delete_partial_files, sha256, write_csv, write_json
+from fb3.system.files import delete_partial_files, sha256, write_csv
 from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
@@ -204,7 +205,7 @@ def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predicti
         others = others.query("fold != @split.fold")
         table = pd.concat([others, table])
     write_csv(table.sort_values(["fold", identifier]), path)
-    write_json(scores_of(session.out, recipe), session.out / "scores.json")
+    write_scores(session.out, recipe)
 
 
 def _finish(session: "Session") -> Run:

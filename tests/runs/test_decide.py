@@ -9,6 +9,7 @@ from fb3.cli import app
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.decide import decide_run, read_decision
+from fb3.runs.file_score import score_files
 from fb3.targets.decisions import decide
 from fb3.targets.metrics import METRICS
 
@@ -24,6 +25,7 @@ def whole(tmp_path):
     table = pd.DataFrame({"text_id": [f"t{k}" for k in range(200)], "fold": np.arange(200) % 4, "true_score": truth})
     table["score"] = (2.5 + 0.5 * (truth - 2.5) + draw.normal(0, 0.4, 200)).astype(np.float32)
     table.to_csv(run / "oof.csv", index=False)
+    table[["text_id", "fold"]].to_csv(run / "folds.csv", index=False)
     return run
 
 
@@ -35,14 +37,22 @@ def test_a_decision_is_fitted_scored_written_and_read(whole):
     assert "  quantiles (taken) " in done.output
     assert done.output.endswith(f"{whole / 'decision.json'}: written\n")
     content = json.loads((whole / "decision.json").read_text())
-    assert content.keys() == {"fitted_on", "metric", "method", "columns", "score", "kind", "labels", "cuts"}
+    assert content.keys() == {"fitted_on", "metric", "method", "columns", "kind", "labels", "cuts"}
     oof = pd.read_csv(whole / "oof.csv")
     decided = decide(read_decision(whole), oof[["score"]].to_numpy())
-    assert content["score"]["same"] == METRICS["qwk"].score(oof[["true_score"]], decided, ["score"]).overall
+    same = METRICS["qwk"].score(oof[["true_score"]], decided, ["score"]).overall
     first = (whole / "decision.json").read_bytes()
     fitted = decide_run(whole)
     assert (whole / "decision.json").read_bytes() == first
     assert list(fitted.scores) == ["rounding", "quantiles", "search"]
+    assert fitted.scores["quantiles"][0] == same
+    scores = json.loads((whole / "scores.json").read_text())
+    assert scores["score"] == fitted.scores["quantiles"][1]  # the CV is the honest one, and files are scored alike
+    assert scores["decision"] == {"method": "quantiles", "score_without": fitted.scores["rounding"][0]}
+    oof.rename(columns={"score": "raw"}).rename(columns={"true_score": "score"}).to_csv(
+        whole / "train.csv", index=False
+    )
+    assert score_files(whole / "oof.csv", whole / "train.csv").overall == scores["score"]
     assert fitted.scores["quantiles"][1] > fitted.scores["rounding"][1] + 0.02
     assert decide_run(whole, "search").method == "search"
     assert json.loads((whole / "decision.json").read_text())["method"] == "search"
