@@ -21,7 +21,7 @@ class CompetitionTable(NamedTuple):
 
 
 class CompetitionTables(NamedTuple):
-    """The tables of a folder, and further tables whose rows could be joined to the training essays."""
+    """The tables of a folder; `further` holds other tables of train that have their counterpart for test."""
 
     train: CompetitionTable
     test: CompetitionTable
@@ -58,7 +58,7 @@ def read_tables(folder: Path) -> CompetitionTables:
     train = _best(of["train"], lambda columns: sum(name in columns for name in wanted))
     kept = [name for name in train.table.columns if name not in wanted[1:]]
     test = _best(of["test"], lambda columns: sum(name in columns for name in kept))
-    further = [each for each in of["train"] if each.name != train.name]
+    further = [each for each in of["train"] if each != train and each.name.replace("train", "test") in roles["test"]]
     return CompetitionTables(train, test, sample, further)
 
 

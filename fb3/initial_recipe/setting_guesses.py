@@ -1,7 +1,7 @@
 """Guesses at a recipe's settings from a competition's tables, each with its reason."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 from fb3.data.column_guess import guess_columns
 from fb3.data.tables import FOLD_COLUMN, to_floats
 from fb3.errors import Fb3Error
-from fb3.initial_recipe.competition_tables import CompetitionTables
+from fb3.initial_recipe.competition_tables import CompetitionTable, CompetitionTables
 
 _LABEL = re.compile("label|class|categor|type|emotion|sentiment|topic|lang|target$", re.IGNORECASE)
 _GROUP = re.compile(r"(id|prompt|group|author|user|essay|document|source|topic|anchor|question)s?$", re.IGNORECASE)
@@ -42,13 +42,13 @@ def guess_settings(tables: CompetitionTables) -> list[Setting]:
     for what, name in (("another id in each row", identifier), ("texts", text)):
         if name is None:
             raise Fb3Error(
-                f"{tables.train.name} and {tables.test.name} share the columns {list(shared)}, of which none holds {what}; "
+                f"{tables.train.name} and {tables.test.name} share the columns {list(shared)}, none with {what}; "
                 "add one to both files, or write a recipe that names the column"
             )
     return [
         *_files(tables),
         _identifier(identifier, tables),
-        *_texts(identifier, text, shared),
+        *_texts(identifier, text, shared, tables),
         *_target([name for name in train.columns if name not in (identifier, text)], tables),
         *_groups(train, {identifier, text, *sample}, tables),
     ]
@@ -59,7 +59,18 @@ def _files(tables: CompetitionTables) -> list[Setting]:
     names["sample"] = tables.sample.name if tables.sample else None
     usual = {"train": "train.csv", "test": "test.csv", "sample": "sample_submission.csv"}
     rows = f"{len(tables.train.table)} rows to train on, {len(tables.test.table)} to predict"
+    if joins := [{"file": each.name.replace("train", "{split}"), "on": key} for each, key in _joined(tables)]:
+        names["joins"] = joins
     return [] if names == usual else [Setting("data.files", names, f"the names in the folder; {rows}")]
+
+
+def _joined(tables: CompetitionTables) -> Iterator[tuple[CompetitionTable, str]]:
+    """The further tables with one row for each value of a column of train, and that column."""
+    train = tables.train.table
+    for each in tables.further:
+        keys = [name for name in each.table if name in train and each.table[name].is_unique]
+        for key in [name for name in keys if {*train[name]} <= {*each.table[name]}][:1]:
+            yield each, key
 
 
 def _identifier(name: str, tables: CompetitionTables) -> Setting:
@@ -68,7 +79,7 @@ def _identifier(name: str, tables: CompetitionTables) -> Setting:
     return Setting("data.id_column", name, why, sure=first)
 
 
-def _texts(identifier: str, text: str, shared: pd.DataFrame) -> list[Setting]:
+def _texts(identifier: str, text: str, shared: pd.DataFrame, tables: CompetitionTables) -> list[Setting]:
     """The column of the longest texts, and a template where further columns may belong to the text."""
     length = shared[text].str.len().mean()
     others = {name: shared[name].str.len().mean() for name in shared if name not in (identifier, text, FOLD_COLUMN)}
@@ -76,8 +87,10 @@ def _texts(identifier: str, text: str, shared: pd.DataFrame) -> list[Setting]:
     alike = [name for name, size in others.items() if size > length / 3]
     why = f"the longest texts, {length:.0f} characters in the mean"
     found = [Setting("data.text_column", text, why, sure=not alike)]
+    further = [name for each, _ in _joined(tables) for name in each.table if _is_text(name, each.table[name])]
+    others |= dict.fromkeys(name for name in further if name not in shared)
     if others and text.isidentifier():
-        names = [name for name in shared if name in others or name == text]
+        names = [*(name for name in further if name not in shared), *(n for n in shared if n in others or n == text)]
         template = "; ".join(f"{{{name}}}" for name in names)
         why = f"the texts in {', '.join(others)} may tell something too"
         found.append(Setting("data.text", {"template": template}, why, sure=False, suggested=not alike))

@@ -1,0 +1,77 @@
+"""Every built-in competition on small files of its form: train, pack, predict, score; and its commonest mistake."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics
+
+from fb3.bundles.packing import write_bundle
+from fb3.recipe import load_competition, load_recipe
+from fb3.runs.file_score import score_files
+from fb3.submission.inference import infer
+from fb3.training.run import train
+from tests.conftest import TINY
+from tests.initial_recipe.forms import FORMS, write_form
+
+SMALL = [*TINY, "data.max_length=48", "train.batch_size=16"]
+
+
+def rmse(truth, predicted):
+    return np.sqrt(((truth - predicted) ** 2).mean(0)).mean()
+
+
+def pearson(truth, predicted):
+    return np.corrcoef(truth[:, 0], predicted[:, 0])[0, 1]
+
+
+def auc(truth, predicted):
+    return np.mean([metrics.roc_auc_score(*column) for column in zip(truth.T, predicted.T, strict=True)])
+
+
+def qwk(truth, predicted):
+    return metrics.cohen_kappa_score(truth[:, 0].astype(int), predicted[:, 0].astype(int), weights="quadratic")
+
+
+INDEPENDENT = {
+    "aes2": qwk,
+    "commonlit-readability": rmse,
+    "commonlit-summaries": rmse,
+    "detect-ai-text": auc,
+    "feedback-ell": rmse,
+    "jigsaw-toxicity": auc,
+    "us-patent": pearson,
+}
+
+
+def scored(name, submission, truth):
+    """The competition's score of a submission, computed without fb3."""
+    columns = [column for column in truth if column in submission]
+    if name == "feedback-effectiveness":
+        classes = sorted(submission.columns)
+        return metrics.log_loss(truth.iloc[:, 0], submission[classes].astype(float), labels=classes)
+    if name == "text-classification":
+        labels = sorted({*truth["label"]} | {*submission["label"]})
+        return metrics.f1_score(truth["label"], submission["label"], labels=labels, average="macro", zero_division=0)
+    return INDEPENDENT[name](truth[columns].astype(float).to_numpy(), submission[columns].astype(float).to_numpy())
+
+
+def read(path):
+    return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=0)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_train_pack_predict_and_score(name, tmp_path):
+    data, out = write_form(name, tmp_path / "data"), tmp_path / "submission.csv"
+    competition = load_competition(name)
+    run = train(load_recipe("tiny", SMALL, competition=name), data, tmp_path / "run").path
+    assert load_recipe(run / "recipe.yaml").competition == competition.competition
+    bundle = write_bundle([run], tmp_path / "bundle")
+    assert bundle.manifest.get("competition") == competition.competition
+    infer(bundle.path, data, out, strict=True)
+    sample = next(data.glob("sample_submission*"))
+    submission, wanted, truth = read(out), read(sample), read(tmp_path / "truth.csv")
+    assert list(submission.columns) == list(wanted.columns)
+    assert list(submission.index) == list(wanted.index)
+    metric = str(competition.metric)
+    found = score_files(out, tmp_path / "truth.csv", metric=metric)
+    assert found.overall == pytest.approx(scored(name, submission, truth.loc[submission.index]), abs=1e-5)
