@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablation
 import compare
+import decisions
 import gpu
 import gpu_steps
 
@@ -171,3 +173,24 @@ def test_the_bootstrap_gives_the_error_of_a_difference():
     assert found.mean() == pytest.approx(other.mean() ** 0.5 - one.mean() ** 0.5, abs=0.002)
     assert columns.shape == (1000, 1)
     assert not compare.bootstrap(one, one, 5, seed=0)[0].any(), "the same draws for both"
+
+
+def test_decisions_are_scored_on_the_essays_that_they_were_not_fitted_on():
+    draw = np.random.default_rng(0)
+    truth = draw.integers(1, 7, (300, 1)).astype(float)
+    found = decisions.kappas(truth, 3.5 + 0.5 * (truth - 3.5) + draw.normal(0, 0.3, truth.shape), "quantiles", 3, 0.5)
+    assert found.shape == (3, 2)
+    assert len(np.unique(found)) == 6
+
+
+AES2 = Path(os.environ.get("FB3_AES2", ROOT.parent / "shared" / "data" / "aes2-oof"))
+
+
+@pytest.mark.skipif(not (AES2 / "oof.csv").is_file(), reason="FB3_AES2 names no folder with AES 2.0's oof.csv")
+def test_cut_points_on_real_predictions_have_their_known_kappa():
+    table = decisions.read(AES2)
+    rounding, quantiles, search = (
+        decisions.kappas(*table, method, 20, 0.5)[:, 1].mean() for method in ("rounding", "quantiles", "search")
+    )
+    assert (rounding, quantiles) == (pytest.approx(0.8041, abs=5e-4), pytest.approx(0.8229, abs=5e-4))
+    assert search == pytest.approx(quantiles, abs=1e-3)

@@ -53,7 +53,7 @@ class Decision:
         try:
             labels, cuts = (tuple(map(_numbers, content.get(name, []))) for name in ("labels", "cuts"))
             factors = _numbers(content.get("factors", []))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise Fb3Error(f"{source}: labels, cuts or factors hold no numbers; fit it again") from None
         decision = cls(kind, labels, cuts, factors)
         if problem := decision._problem():
@@ -66,6 +66,8 @@ class Decision:
         held = {field.name for field in fields(self) if field.name != "kind" and getattr(self, field.name)}
         if held != needed.get(self.kind, {"factors"} if self.kind == "class_scaling" else set()):
             return f"{self.kind} does not go with {sorted(held) or 'nothing'}"
+        if not all(self.labels):
+            return "a column has no labels"
         if not all(np.isfinite(row).all() and (np.diff(row) > 0).all() for row in (*self.labels, *self.cuts)):
             return "labels and cuts must increase"
         if self.cuts and [len(row) for row in self.labels] != [len(row) + 1 for row in self.cuts]:

@@ -19,7 +19,9 @@ def whole(tmp_path):
     """A run folder's recipe and oof.csv for one target of whole numbers, scored by kappa."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / "recipe.yaml").write_text(load_recipe("tiny", ["metric=qwk", "data.target_columns=[score]"]).to_yaml())
+    (run / "recipe.yaml").write_text(
+        load_recipe("tiny", ["metric=qwk", "data.target_columns=[score]", "task.maximum=6"]).to_yaml()
+    )
     draw = np.random.default_rng(0)
     truth = np.minimum(draw.poisson(1.5, 200) + 1, 6)
     table = pd.DataFrame({"text_id": [f"t{k}" for k in range(200)], "fold": np.arange(200) % 4, "true_score": truth})

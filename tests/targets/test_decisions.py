@@ -172,6 +172,8 @@ def test_decisions_that_do_not_fit_are_refused():
         ({"kind": "argmax", "factors": [1]}, r"argmax does not go with \['factors'\]"),
         ({"kind": "cut_points", "labels": [[1, 2, 3]], "cuts": [[1.5]]}, "one cut less than labels"),
         ({"kind": "cut_points", "labels": [[1, 2, 3]], "cuts": [[2.5, 1.5]]}, "must increase"),
+        ({"kind": "rounding", "labels": [[]]}, "a column has no labels"),
+        ({"kind": "rounding", "labels": [[10**400]]}, "hold no numbers"),
         ({"kind": "rounding", "labels": [[1, float("nan")]]}, "must increase"),
         ({"kind": "class_scaling", "factors": [1, 0]}, "factors must be above 0"),
         ({"kind": "class_scaling", "factors": ["1", 2]}, "hold no numbers"),

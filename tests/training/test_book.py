@@ -110,6 +110,9 @@ SMALL = {"layers": 2, "width": 8, "samples": 3}
 # No row shows these, by the start of the name, and why.
 EXEMPT = {
     "Recipe.metric": "chooses among evaluations; tests/training/test_run.py trains by another one",
+    "FileMetricSettings": "chooses among evaluations too",
+    "PlainDecisionSettings": "changes no weight; tests/targets/test_decisions.py",
+    "CutPointsSettings": "changes no weight; tests/targets/test_decisions.py",
     "FoldsSettings.stratify": "changes the split; tests/data/test_folds.py",
     "AdamSettings.kind=adamw_8bit": "wants a GPU",
     "TrainSettings.precision": "bf16 has a row; fp16 wants a GPU, auto is one of the others",

@@ -16,12 +16,14 @@ from fb3.data.essays import read_essays
 from fb3.data.folds import make_folds
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
+from fb3.runs.scores import scores_of
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256
+from fb3.targets import metric_file
 from fb3.targets.build import target_of
 from fb3.targets.metrics import mcrmse
 from fb3.training import loop, session
-from fb3.training.run import scores_of, train, train_fold
+from fb3.training.run import train, train_fold
 from fb3.verification.check import verify
 from tests.conftest import TINY, copied
 
@@ -285,6 +287,26 @@ def test_another_metric_decides_and_is_named(competition, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("MAE ")
     assert command("score", str(run.path / "oof.csv"), str(competition / "train.csv"), "--metric", "spearmann") == 1
     assert "did you mean 'spearman'?" in capsys.readouterr().err
+
+
+def test_a_metric_of_ones_own_trains_and_scores_and_is_not_wanted_at_inference(competition, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("def worst_column(truth, predicted):\n    return ((truth - predicted) ** 2).mean(0).max()\n")
+    overrides = [*SMALL, f"metric={{file: {json.dumps(str(file))}, function: worst_column, lower_is_better: true}}"]
+    run = train(load_recipe("tiny", overrides), competition, tmp_path / "run", folds=[0])
+    oof = pd.read_csv(run.path / "oof.csv")
+    columns = load_recipe(run.path / "recipe.yaml").data.target_columns
+    assert run.score.overall == pytest.approx(max(((oof[c] - oof["true_" + c]) ** 2).mean() for c in columns))
+    assert f"out-of-fold worst_column {run.score.overall:.4f}" in capsys.readouterr().err
+    assert verify(run.path).passed
+    assert command("score", str(run.path / "oof.csv"), str(competition / "train.csv"), "--subset") == 0
+    assert capsys.readouterr().out.startswith(f"worst_column {run.score.overall:.6f}")
+    bundle = write_bundle([run.path], tmp_path / "bundle").path
+    file.unlink()
+    metric_file._load.cache_clear()
+    assert len(infer(bundle, competition, tmp_path / "submission.csv"))
+    assert command("score", str(run.path / "oof.csv"), str(competition / "train.csv"), "--subset") == 1
+    assert "mine.py:worst_column: no such file" in capsys.readouterr().err
 
 
 def test_a_metric_that_the_targets_cannot_have_is_refused_in_words(competition, tmp_path):
