@@ -11,6 +11,10 @@ from fb3.recipe.safe_yaml import LARGEST, parse
 from fb3.system.files import read_utf8
 
 _FOLDERS = {"recipe": "builtin", "competition": "competitions"}  # by the word for what is in them
+_MENDS = {
+    "recipe": "that is a competition: name a recipe, such as tiny, and give --competition beside it",
+    "competition": "that is a recipe: it stands first, and --competition names one of `fb3 competitions`",
+}
 _SLUG = re.compile(r"^competition: (\S+)", re.MULTILINE)
 
 
@@ -29,7 +33,8 @@ def builtin_text(name: str, what: str = "recipe") -> str:
     if name not in known:
         shorts = (each for each in known if what == "competition" and competition_slug(each) == name)
         if (short := next(shorts, None)) is None:
-            raise Fb3Error(f"no built-in {what} {name!r}; {nearest(name, known)}")
+            mend = _MENDS[what] if any(name in builtin_names(other) for other in _FOLDERS) else nearest(name, known)
+            raise Fb3Error(f"no built-in {what} {name!r}; {mend}")
         name = short
     return (files("fb3.recipe") / _FOLDERS[what] / f"{name}.yaml").read_text(encoding="utf-8")
 

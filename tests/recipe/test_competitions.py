@@ -66,6 +66,7 @@ def test_the_order_is_defaults_competition_recipe_overrides(tmp_path):
     ("competition", "recipe", "words"),
     [
         ("aes", "", "no built-in competition 'aes'; did you mean 'aes2'"),
+        ("tiny", "", "no built-in competition 'tiny'; that is a recipe: it stands first, and --competition names"),
         ("nowhere/mine.yaml", "", "nowhere/mine.yaml: no such competition file"),
         ("data: {id_colum: x}", "", "c.yaml: unknown key data.id_colum; did you mean 'data.id_column'"),
         ("aes2", "metrics: qwk", "r.yaml on competition aes2: unknown key metrics; did you mean 'metric'"),
@@ -83,3 +84,8 @@ def test_mistakes_name_their_source_and_the_mend(tmp_path, competition, recipe, 
     with pytest.raises(Fb3Error) as error:
         load_recipe(written(tmp_path / "r.yaml", recipe), competition=below)
     assert words in str(error.value)
+
+
+def test_a_competition_in_the_place_of_a_recipe_is_told():
+    with pytest.raises(Fb3Error, match="no built-in recipe 'aes2'; that is a competition: name a recipe, such as tiny"):
+        load_recipe("aes2")
