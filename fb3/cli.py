@@ -136,13 +136,11 @@ def score(
     competition: Annotated[str | None, typer.Option(help="Take this competition's metric.")] = None,
 ) -> None:
     """Score predictions against truths, matched by id."""
+    from fb3.recipe import load_competition
     from fb3.runs.file_score import score_files
     from fb3.targets.metrics import metric_of
 
-    if competition:
-        from fb3.recipe import load_competition
-
-        metric = metric or str(load_competition(competition).metric)
+    metric = metric or (str(load_competition(competition).metric) if competition else None)
     result = score_files(predictions, truth, subset=subset, metric=metric)
     if as_json:
         print(json.dumps({"score": result.overall, **{k: v for k, v in result._asdict().items() if k != "overall"}}))
@@ -206,17 +204,11 @@ def recipes(
 
 
 @app.command()
-def competitions(
-    name: Annotated[str | None, typer.Argument(help="The competition to print.")] = None,
-) -> None:
+def competitions(name: Annotated[str | None, typer.Argument(help="The competition to print.")] = None) -> None:
     """List the built-in competitions, or print the defaults that one lays under a recipe."""
-    from fb3.recipe import builtin_names, builtin_text
+    from fb3.recipe.sources import builtin_text, competition_list
 
-    if name:
-        print(builtin_text(name, "competition"), end="")
-        return
-    for each in builtin_names("competition"):
-        print(f"{each:<24}{builtin_text(each, 'competition').splitlines()[0].removeprefix('# ')}")
+    print(builtin_text(name, "competition") if name else competition_list(), end="")
 
 
 @app.command()
@@ -228,8 +220,7 @@ def init(
     """Write a first recipe from the competition's files, and say why it is so."""
     from fb3.initial_recipe.recipe_yaml import write_initial_recipe
 
-    for line in write_initial_recipe(_required(data, "--data DIR"), out, competition):
-        print(line)
+    print("\n".join(write_initial_recipe(_required(data, "--data DIR"), out, competition)))
 
 
 @app.command()
@@ -299,10 +290,8 @@ def push_notebook(
     from fb3.upload.bundle_names import competition_name, dataset_name
     from fb3.upload.notebook import push_notebook as push
 
-    dataset, competition = dataset_name(bundle, dataset), competition_name(bundle, competition)
-    version = push(
-        find_notebook("inference"), kernel, dataset=dataset, competition=competition, pinning=pinning, title=title
-    )
+    names = {"dataset": dataset_name(bundle, dataset), "competition": competition_name(bundle, competition)}
+    version = push(find_notebook("inference"), kernel, **names, pinning=pinning, title=title)
     print(f"{kernel}: version {version} pushed; next: fb3 submit {kernel} --version {version}")
 
 

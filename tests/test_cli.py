@@ -10,6 +10,7 @@ import pytest
 
 from fb3.system.files import write_csv
 from tests.conftest import ROOT, TINY
+from tests.initial_recipe.forms import write_form
 
 
 def fb3(*arguments, **variables):
@@ -25,6 +26,23 @@ def test_recipes_lists_prints_and_refuses():
     wrong = fb3("recipes", "minilm")
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "did you mean 'minilm-l6'" in wrong.stderr
+
+
+def test_competitions_are_listed_printed_laid_under_a_recipe_and_read_from_files(tmp_path):
+    listed = fb3("competitions").stdout.splitlines()
+    assert any(line.startswith("aes2 ") and "quadratic weighted kappa" in line for line in listed)
+    assert "\nmetric: qwk\n" in fb3("competitions", "aes2").stdout
+    data = write_form("aes2", tmp_path / "data")
+    done = fb3("init", "--data", data, "--out", tmp_path / "mine.yaml")
+    assert done.stdout.startswith("these are the files of aes2; ")
+    small = ["--folds", "0", "data.max_length=32", "train.batch_size=16", *TINY]
+    done = fb3("train", "tiny", "--competition", "aes2", "--data", data, "--out", tmp_path / "run", *small)
+    assert done.returncode == 0, done.stderr
+    assert "QWK" in done.stderr
+    truth = tmp_path / "truth.csv"
+    assert fb3("score", truth, truth, "--competition", "aes2").stdout.startswith("QWK 1.000000")
+    wrong = fb3("submit", "me/it", "--bundle", tmp_path)
+    assert "no bundle" in wrong.stderr
 
 
 def test_train_infer_score(competition, tmp_path, bundle):
@@ -50,6 +68,9 @@ def test_train_infer_score(competition, tmp_path, bundle):
     [
         (["train", "tiny", "--data", "nowhere", "--out", "x"], "nowhere/train.csv: no such file"),
         (["train", "tiny", "--data", "nowhere"], "--out RUN is missing"),
+        (["train", "aes2", "--data", "nowhere", "--out", "x"], "that is a competition: name a recipe, such as tiny"),
+        (["init"], "--data DIR is missing"),
+        (["push-notebook", "me/it", "--dataset", "me/that"], "--competition NAME is missing; or give --bundle DIR"),
         (["train", "tiny", "train.epoch=1", "--data", "nowhere", "--out", "x"], "did you mean 'train.epochs'"),
         (["train", "tiny", "--data", "nowhere", "--out", "x", "--folds", "a"], "want numbers such as 0,1"),
         (["infer", "nowhere"], "nowhere: no bundle"),

@@ -39,6 +39,12 @@ def builtin_text(name: str, what: str = "recipe") -> str:
     return (files("fb3.recipe") / _FOLDERS[what] / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+def competition_list() -> str:
+    """The built-in competitions, a line each: the name, and the first comment of its YAML."""
+    names = builtin_names("competition")
+    return "".join(f"{each:<24}{builtin_text(each, 'competition').splitlines()[0][2:]}\n" for each in names)
+
+
 def competition_slug(name: str) -> str:
     """Kaggle's name of a built-in competition; any other name, and one that Kaggle does not know, stays as it is."""
     found = _SLUG.search(builtin_text(name, "competition")) if name in builtin_names("competition") else None
