@@ -14,7 +14,7 @@ from fb3.data.ids import check_ids
 from fb3.data.parquet import read_parquet
 from fb3.errors import Fb3Error, likeliest
 from fb3.system.compressed_files import COMPRESSED, stored_file
-from fb3.system.files import reading_utf8
+from fb3.system.files import reading_utf8, write_csv
 
 FOLD_COLUMN = "fold"
 LARGEST = 4 * 2**30  # bytes of a table's file, unpacked; in memory its cells are up to four times as large
@@ -50,10 +50,17 @@ def read_table(
     else:
         with reading_utf8(path, LARGEST) as lines:
             table = _parse(lines, path)
+    check_columns_there(table, wanted, path, mend)
+    return table
+
+
+def check_columns_there(
+    table: pd.DataFrame, wanted: Iterable[str], path: Path, mend: str | Callable[[pd.DataFrame], str]
+) -> None:
+    """Refuses a table that lacks a column; for the arguments see `read_table`."""
     if missing := [column for column in wanted if column not in table.columns]:
         end = mend if isinstance(mend, str) else mend(table)
         raise Fb3Error(f"{path}: no column {missing}; it has {list(table.columns)}, wanted {list(wanted)}{end}")
-    return table
 
 
 def _no_such_file(path: Path, key: str) -> Fb3Error:
@@ -95,6 +102,16 @@ def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
     except csv.Error as error:
         raise rows.fault(path, f"makes it not a CSV table: {error}") from None
     return pd.DataFrame(table, columns=names, dtype=object)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Writes a table of texts in the form that its suffix names, as `read_table` reads it."""
+    if path.suffix.lower() == ".csv":
+        write_csv(table, path)
+    elif path.suffix.lower() == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False, sep=_separator(path, "\t"), quoting=csv.QUOTE_ALL, lineterminator="\n")
 
 
 class _Rows:

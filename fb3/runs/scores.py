@@ -12,6 +12,7 @@ from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_numbers, read_table
 from fb3.errors import Fb3Error, nearest
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.fold_json import is_finished
+from fb3.system.compressed_files import stored_file
 from fb3.system.file_names import OOF, RECIPE, fold_folder
 from fb3.system.files import read_json
 from fb3.system.kaggle import COMPETITION_MARKER
@@ -104,7 +105,7 @@ def _targets(
     elif held:
         named, source = held, predictions
     else:
-        named, source = _of_sample(truth.with_name(COMPETITION_MARKER), predicted.columns[0], true)
+        named, source = _of_sample(stored_file(truth.with_name(COMPETITION_MARKER)), predicted.columns[0], true)
     for path, table in ((predictions, predicted), (truth, true)):
         if missing := [column for column in named if column not in table.columns]:
             raise Fb3Error(f"{path}: no column {missing}, a target by {source}; it has {list(table.columns)}")

@@ -4,13 +4,15 @@ Where the two files differ, a user gets an error that names both. Nobody reads a
 rows (a rerun), and test.csv's rows are scored: there the submission has these rows, each id once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from fb3.data.ids import check_ids, match_ids
+from fb3.data.joins import read_split
 from fb3.data.tables import read_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
@@ -22,12 +24,13 @@ from fb3.system.progress import say
 class SubmissionForm:
     """The form of a submission, and the essays to predict.
 
-    ids: one a row, in order, named as the id column; none until a file gives them. columns: the targets, in order.
-    essays: ids and texts; none where they cannot be read. error: why nothing may be predicted. warnings: faults of the
-    files that a rerun tolerates.
+    ids: one a row, in order, named as the id column; none until a file gives them. sample: the sample's name.
+    columns: the targets, in order. essays: ids and texts; none where they cannot be read. error: why nothing may be
+    predicted. warnings: faults of the files that a rerun tolerates.
     """
 
     ids: pd.Series | None = None
+    sample: str = COMPETITION_MARKER
     columns: list[str] = field(default_factory=list)
     essays: pd.DataFrame | None = None
     error: Exception | None = None
@@ -48,6 +51,7 @@ def read_sample(path: Path | None, recipe: Recipe | None, *, rerun: bool) -> Sub
     form = SubmissionForm(columns=list(recipe.data.target_columns) if recipe else [])
     if path is None:
         return form
+    form.sample = path.name
     wanted = [recipe.data.id_column, *form.columns] if recipe else []
     sample, fault = _read(path, wanted, rerun, form.warnings)
     if sample is None:
@@ -58,14 +62,22 @@ def read_sample(path: Path | None, recipe: Recipe | None, *, rerun: bool) -> Sub
     form.ids = sample[recipe.data.id_column if recipe else sample.columns[0]]
     targets = [column for column in sample.columns if column != form.ids.name]
     try:
-        check_columns(sample, [form.ids.name, *(form.columns if recipe else targets)])
+        check_columns(sample, [form.ids.name, *(form.columns if recipe else targets)], form.sample)
         form.columns = targets
     except Fb3Error as error:
         form.error = error
     return form
 
 
-def read_test(form: SubmissionForm, path: Path, recipe: Recipe | None, *, own_order: bool, rerun: bool) -> None:
+def read_test(
+    form: SubmissionForm,
+    path: Path,
+    recipe: Recipe | None,
+    *,
+    own_order: bool,
+    rerun: bool,
+    folder: str | Path | None = None,
+) -> None:
     """Reads the essays into the form, and decides whether the submission has their rows or the sample's.
 
     Args:
@@ -73,14 +85,19 @@ def read_test(form: SubmissionForm, path: Path, recipe: Recipe | None, *, own_or
         path: test.csv, or the file in its place.
         recipe: names the columns of ids and texts; none: only ids are read.
         own_order: where the file has none of the sample's ids, the submission gets the file's rows.
-        rerun: this is the run on the hidden rows.
+        rerun: this is the run on the hidden rows, where a key that a joined file lacks leaves its cells empty.
+        folder: where the files of data.files.joins are; none: beside `path`.
 
     Raises:
         Fb3Error: neither file gives ids.
     """
     identifier = recipe.data.id_column if recipe else form.ids.name
     texts = recipe.data.text_columns() if recipe else ()
-    table, fault = _read(path, [identifier, *texts], rerun, form.warnings)
+    read = read_table
+    if recipe and recipe.data.files.joins:
+        faults, place = form.warnings if rerun else None, None if folder is None else Path(folder)
+        read = partial(read_split, data=recipe.data, split="test", folder=place, faults=faults)
+    table, fault = _read(path, [identifier, *texts], rerun, form.warnings, read)
     form.essays, form.error = table, fault or form.error
     if fault and rerun:
         table, _ = _read(path, [identifier], rerun, [])
@@ -96,7 +113,7 @@ def _choose_rows(form: SubmissionForm, ids: pd.Series, path: Path, own_order: bo
         form.ids = ids
         return
     try:
-        check_same_ids(ids, form.ids, path)
+        check_same_ids(ids, form.ids, path, form.sample)
     except Fb3Error as error:
         if own_order and not set(ids) & set(form.ids):
             say(f"{path}: other ids than the sample's; the rows keep the order of {path.name}")
@@ -109,14 +126,18 @@ def _choose_rows(form: SubmissionForm, ids: pd.Series, path: Path, own_order: bo
 
 
 def _read(
-    path: Path, wanted: Sequence[str], rerun: bool, warnings: list[str]
+    path: Path,
+    wanted: Sequence[str],
+    rerun: bool,
+    warnings: list[str],
+    read: Callable[..., pd.DataFrame] | None = None,
 ) -> tuple[pd.DataFrame | None, Exception | None]:
     """A table of unique ids, or the error that stands against it. A rerun leaves rows of bad ids out instead.
 
     wanted: columns, the ids' first; none: the table's first column holds the ids.
     """
     try:
-        table = read_table(path, wanted)
+        table = (read or read_table)(path, wanted=wanted)
         ids = table[wanted[0] if wanted else table.columns[0]]
         try:
             check_ids(ids, path)
@@ -130,31 +151,33 @@ def _read(
         return None, error
 
 
-def check_form(ids: pd.Series, sample: pd.DataFrame, targets: list[str], source: Path) -> None:
+def check_form(
+    ids: pd.Series, sample: pd.DataFrame, targets: list[str], source: Path, sample_name: str = COMPETITION_MARKER
+) -> None:
     """Compares a file's ids and columns with the sample submission's.
 
     Args:
         ids: the file's, named as the id column.
         sample: the sample submission; only its ids and columns are looked at.
         targets: the columns that are predicted.
-        source: the file, named in the errors.
+        source, sample_name: the two files, named in the errors.
 
     Raises:
         Fb3Error: the ids or the columns differ; gives counts and examples.
     """
-    check_columns(sample, [ids.name, *targets])
-    check_same_ids(ids, sample[ids.name], source)
+    check_columns(sample, [ids.name, *targets], sample_name)
+    check_same_ids(ids, sample[ids.name], source, sample_name)
 
 
-def check_columns(sample: pd.DataFrame, columns: list[str]) -> None:
+def check_columns(sample: pd.DataFrame, columns: list[str], sample_name: str) -> None:
     """Refuses a sample submission whose columns are not the id column and the predicted ones."""
     if set(columns) != set(sample.columns):
         raise Fb3Error(
-            f"{COMPETITION_MARKER} has the columns {list(sample.columns)}, the predictions {columns}; "
+            f"{sample_name} has the columns {list(sample.columns)}, the predictions {columns}; "
             "set data.id_column and data.target_columns to the sample's when training"
         )
 
 
-def check_same_ids(ids: pd.Series, sample_ids: pd.Series, source: Path) -> None:
+def check_same_ids(ids: pd.Series, sample_ids: pd.Series, source: Path, sample_name: str) -> None:
     """Compares a file's ids with the sample submission's; see `match_ids` for the error."""
-    match_ids(ids, sample_ids, source, COMPETITION_MARKER, "; take both from the same download")
+    match_ids(ids, sample_ids, source, sample_name, "; take both from the same download")

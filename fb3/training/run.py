@@ -49,14 +49,14 @@ def train(
     resume: bool = False,
     stop_after: str | float | None = None,
 ) -> Run:
-    """Trains folds on `data`/train.csv into the run folder `out`.
+    """Trains folds on the training essays in `data` into the run folder `out`.
 
     A run folder of the same recipe takes further folds; a fold that is there already is never overwritten, one that was
     stopped goes on from its last save. SIGTERM and SIGINT save and stop.
 
     Args:
         recipe: a recipe, a YAML file or a built-in name.
-        data: the folder with train.csv.
+        data: the folder with train.csv, or the file that data.files.train names.
         out: the run folder.
         folds: numbers of the folds to train; none: all.
         debug: a hundred essays, two folds, two epochs.
@@ -78,7 +78,7 @@ def train(
     check_backbone(recipe.model.backbone)
     if recipe.model.stitch:
         check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
-    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task, recipe.folds), recipe)
+    essays = take_sample(_read_training_essays(recipe, data), recipe)
     unlabelled = _read_unlabelled(recipe, data)
     refuse_foreign_folder(out)
     digests = {key: sha256(file) for key, file in training_files(recipe, data).items()}
@@ -161,13 +161,17 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
 
 
 def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
-    """The folds into which a recipe splits `data`/train.csv.
+    """The folds into which a recipe splits the training essays in `data`.
 
     Raises:
-        Fb3Error: a train.csv that cannot be read, or that the recipe cannot split.
+        Fb3Error: the essays cannot be read, or the recipe cannot split them.
     """
-    essays = take_sample(read_essays(data / "train.csv", recipe.data, recipe.task, recipe.folds), recipe)
+    essays = take_sample(_read_training_essays(recipe, data), recipe)
     return [split.fold for split in make_folds(essays, recipe)]
+
+
+def _read_training_essays(recipe: Recipe, data: Path) -> pd.DataFrame:
+    return read_essays(data / recipe.data.files.train, recipe.data, recipe.task, recipe.folds)
 
 
 def _read_unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
@@ -178,7 +182,8 @@ def _read_unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
     if data is None and not Path(file).is_absolute():
         raise Fb3Error(f"task.uda.file={file}: train_fold knows no data folder; give an absolute path")
     try:
-        return read_essays(Path(data or "") / file, recipe.data)
+        split = "test" if file == recipe.data.files.test else "train"
+        return read_essays(Path(data or "") / file, recipe.data, split=split, folder=data)
     except Fb3Error as error:
         raise Fb3Error(f"task.uda.file: {error}") from None
 
