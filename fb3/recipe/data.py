@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fb3.recipe.augmentation import AugmentSettings
-from fb3.recipe.settings import Count, Listed, Seed, Settings
+from fb3.recipe.settings import Count, Listed, Rate, Seed, Settings
 
 Split = Literal["train", "test"]
 _LONGEST_TEMPLATE = 2000  # characters: a column may be named in it any number of times
@@ -30,7 +30,7 @@ class JoinSettings(Settings):
     """
 
     file: FileName | None = None
-    """A table with one row a key. {split} in its name stands for train or test: prompts_{split}.csv."""
+    """A table with one row a key. {split} in its name stands for train or test: "prompts_{split}.csv", in quotes."""
     folder: FileName | None = None
     """A folder of texts instead, one file KEY.txt for each key; it may have {split} in it too."""
     on: str
@@ -88,11 +88,24 @@ class FilesSettings(Settings):
         return (*([self.sample] if self.sample else []), self.test)
 
 
+class TextPartSettings(Settings):
+    """One of several texts that the encoder reads side by side."""
+
+    column: str
+    """The column of the text."""
+    share: Rate = 1.0
+    """The text's share of max_length beside the other texts' shares: where they do not fit together, it keeps this
+    share at least, and more where others need less."""
+
+
 class TextSettings(Settings):
     """Changes of a text before the tokenizer, in training and at inference alike."""
 
     template: str | None = None
     """Several columns joined, each named in braces: "{title}\\n{full_text}"; none: text_column alone."""
+    parts: Annotated[tuple[TextPartSettings, ...], Field(min_length=2)] | None = None
+    """Several texts, with the encoder's own separator between them, each truncated by itself: a prompt and an essay.
+    The encoder gets no token types, which few encoders know; its separators tell the texts apart. none: one text."""
     repair: bool = False
     """Undo UTF-8 that was read as Windows-1252, and drop control characters."""
     newlines: bool = False
@@ -121,8 +134,19 @@ class TextSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_way_to_join(self) -> "TextSettings":
+        if self.parts and self.template:
+            raise ValueError("template and parts both join columns; give one of them")
+        names = [part.column for part in self.parts or ()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"parts: each column once, got {names}")
+        return self
+
     def columns(self) -> tuple[str, ...]:
-        """The columns that the template names, each once."""
+        """The columns that template or parts name, each once."""
+        if self.parts:
+            return tuple(part.column for part in self.parts)
         return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(self.template or "") if name))
 
 
@@ -159,8 +183,10 @@ class DataSettings(Settings):
     max_length: Annotated[int, Field(ge=8)] = 512
     """Most tokens of an essay, special tokens included; longer ones are truncated. Without windows, the encoder's
     longest input."""
-    truncation: Literal["head", "tail", "head_tail"] = "head"
-    """Tokens of a long essay that stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583)."""
+    truncation: Literal["head", "tail", "head_tail", "paragraphs"] = "head"
+    """Tokens of a long essay that stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583).
+    paragraphs: the last paragraph, and as much from the beginning as fits; blank lines, else line breaks, separate
+    them."""
     windows: WindowsSettings | None = None
     """Sliding windows over essays of up to max_length tokens; none: off."""
     text: TextSettings = TextSettings()
@@ -177,12 +203,23 @@ class DataSettings(Settings):
             raise ValueError(f"id_column, text_column and target_columns must differ, got {names}")
         if reserved := [n for n in names if n == "fold" or n.startswith("true_")]:
             raise ValueError(f"{reserved}: these names belong to oof.csv; rename the columns")
-        if self.text.template and self.text_column not in self.text.columns():
-            raise ValueError(f"text.template leaves text_column {self.text_column!r} out; name it in the template")
+        way = "text.parts" if self.text.parts else "text.template"
+        if self.text.columns() and self.text_column not in self.text.columns():
+            raise ValueError(f"{way} leaves text_column {self.text_column!r} out; name it there")
         if self.text.template == f"{{{self.text_column}}}":
             raise ValueError("text.template of text_column alone does nothing; leave it out")
         if self.id_column in self.text.columns():
-            raise ValueError("text.template names the id column; an id says nothing about an essay")
+            raise ValueError(f"{way} names the id column; an id says nothing about an essay")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_stay_apart(self) -> "DataSettings":
+        if self.text.parts and self.windows:
+            raise ValueError("windows cut one text; leave them or text.parts out, or join the columns by text.template")
+        if self.text.parts and self.augment:
+            raise ValueError(
+                "augment changes one text; leave it or text.parts out, or join the columns by text.template"
+            )
         return self
 
     @model_validator(mode="after")

@@ -91,6 +91,7 @@ SPECIAL = {
     # --- data ---
     "tail": ["data.truncation=tail"],
     "head_tail": ["data.truncation=head_tail"],
+    "paragraphs": ["data.truncation=paragraphs"],
     "windows": ["data.windows={length: 32}"],
     "windows/stride": ["data.windows.stride=12"],
     "windows/pool_max": ["data.windows.pool=max"],
@@ -99,6 +100,7 @@ SPECIAL = {
     "bert/capitals": ["data.text.capitals=true"],
     "repair": ["data.text.repair=true"],
     "statistics": ["data.text.statistics=true"],
+    "parts": ["data.text.parts=[{column: topic, share: 0.2}, {column: full_text, share: 0.8}]"],
     "template": ["data.text.template='On {topic}: {full_text}'"],
     "names": ["data.text.prompt=names"],
     "tokens": ["data.text.prompt=tokens"],
@@ -110,6 +112,9 @@ SMALL = {"layers": 2, "width": 8, "samples": 3}
 # No row shows these, by the start of the name, and why.
 EXEMPT = {
     "Recipe.metric": "chooses among evaluations; tests/training/test_run.py trains by another one",
+    "FilesSettings": "names files; tests/data/test_joins.py trains with others",
+    "JoinSettings": "names files; tests/data/test_joins.py trains with others",
+    "TextPartSettings": "the row parts has both",
     "FoldsSettings.stratify": "changes the split; tests/data/test_folds.py",
     "AdamSettings.kind=adamw_8bit": "wants a GPU",
     "TrainSettings.precision": "bf16 has a row; fp16 wants a GPU, auto is one of the others",
