@@ -6,15 +6,23 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.ids import check_ids
-from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_table, to_floats
+from fb3.data.joins import joined_files, read_split
+from fb3.data.tables import FOLD_COLUMN, parse_numbers, to_floats
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
-from fb3.recipe.data import DataSettings, FoldsSettings
+from fb3.recipe.data import DataSettings, FoldsSettings, Split
+from fb3.system.compressed_files import stored_file
 from fb3.targets.target import Target
 
 
 def read_essays(
-    path: str | Path, data: DataSettings, target: Target | None = None, folds: FoldsSettings | None = None
+    path: str | Path,
+    data: DataSettings,
+    target: Target | None = None,
+    folds: FoldsSettings | None = None,
+    *,
+    split: Split = "train",
+    folder: Path | None = None,
 ) -> pd.DataFrame:
     """Reads essays, with their targets where one is given, and a `fold` column where the file has one.
 
@@ -23,13 +31,14 @@ def read_essays(
         data: names the columns.
         target: says what its columns may hold; none: no targets are read.
         folds: names further columns that the split needs; none: no such columns are read.
+        split, folder: the split whose files data.files.joins means, and their folder; none: beside `path`.
 
     Returns:
         Id and text as str, targets as float32 or, where they are labels, as str, `fold` as int, groups as str, a column
         to stratify by as float64 where it holds numbers alone and as str otherwise; other columns are left out.
 
     Raises:
-        Fb3Error: see `read_table`; also empty or duplicate ids, targets that are no number or out of range, and empty
+        Fb3Error: see `read_split`; also empty or duplicate ids, targets that are no number or out of range, and empty
             cells in a column of the split.
     """
     path = Path(path)
@@ -38,7 +47,8 @@ def read_essays(
     further = folds.columns() if folds else ()
     if further:
         mend += ", folds.group_column and folds.stratify_columns which columns the split takes"
-    table = read_table(path, [data.id_column, *data.text_columns(), *targets, *further], mend)
+    wanted = [data.id_column, *data.text_columns(), *targets, *further]
+    table = read_split(path, data, split, wanted, mend, folder=folder)
     check_ids(table[data.id_column], path)
     essays = table[[data.id_column, *data.text_columns()]].copy()
     if target:
@@ -58,8 +68,10 @@ def read_essays(
 
 def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
     """The files that a run trains on, each by the name of its hash in environment.json."""
-    uda = recipe.task.uda
-    return {"train_sha256": data / "train.csv"} | ({"unlabelled_sha256": data / uda.file} if uda else {})
+    uda, joined = recipe.task.uda, joined_files(recipe.data, data, "train")
+    files = {"train_sha256": data / recipe.data.files.train} | ({"unlabelled_sha256": data / uda.file} if uda else {})
+    further = {f"{name}_sha256": path for name, path in joined.items() if path.exists()}
+    return {key: stored_file(path) for key, path in files.items()} | further
 
 
 def _refuse_empty_cells(table: pd.DataFrame, column: str, data: DataSettings, path: Path) -> None:

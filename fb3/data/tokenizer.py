@@ -91,6 +91,18 @@ def prefix_and_suffix(tokenizer: Tokenizer, data: DataSettings) -> tuple[list[in
     return [*prefix, *prompt_ids(tokenizer, data)], suffix
 
 
+def separator(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens that the tokenizer puts between two texts; an Fb3Error where it has none."""
+    pair = tokenizer.encode("a", "a")
+    texts = [[place for place, text in enumerate(pair.sequence_ids) if text == number] for number in (0, 1)]
+    found = pair.ids[texts[0][-1] + 1 : texts[1][0]] if all(texts) else []
+    if not found:
+        raise Fb3Error(
+            "data.text.parts: this tokenizer puts no separator between two texts; take data.text.template in its place"
+        )
+    return found
+
+
 def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
     marked = tokenizer.encode("a")

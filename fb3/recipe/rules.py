@@ -42,6 +42,11 @@ def mix_joins_whole_essays(recipe: Any) -> None:
         raise ValueError("data.text.statistics describe whole essays; leave them or data.augment.mix out")
 
 
+def unlabelled_essays_are_one_text(recipe: Any) -> None:
+    if recipe.task.uda and recipe.data.text.parts:
+        raise ValueError("task.uda.augment changes one text; leave uda or data.text.parts out, or take text.template")
+
+
 def second_encoder_fits(recipe: Any) -> None:
     stitch = recipe.model.stitch
     if stitch and recipe.data.augment:
@@ -136,6 +141,7 @@ RULES = (
     tricks_fit,
     target_tokens_are_there,
     mix_joins_whole_essays,
+    unlabelled_essays_are_one_text,
     second_encoder_fits,
     frozen_encoders_stay_as_they_are,
     embeddings_rate_has_embeddings,
