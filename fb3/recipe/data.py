@@ -23,6 +23,10 @@ class TextSettings(Settings):
     capitals: bool = False
     """[CAP] before a capitalised word, [UP] before one all in capitals (inline casing, Etchegoyhen & Gete 2020, LREC):
     for tokenizers that make everything lower case."""
+    new_tokens: Count | None = None
+    """A token of its own for each character that the tokenizer does not know and that so many training texts hold, of
+    validation too; none: off. For texts partly in another script, such as Chinese keywords before an English encoder.
+    The tokens start at the mean embedding, and want some epochs and an optimizer.embeddings_rate of their own."""
     statistics: bool = False
     """Lengths, richness of words, punctuation and capitals, counted in the original text, beside the encoder's vector
     (Uto et al. 2020, COLING 2020): tokens may lose capitals, whole words, and all text beyond max_length."""
