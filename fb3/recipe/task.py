@@ -1,11 +1,11 @@
 """Settings of tasks: how targets are learned, and their losses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fb3.recipe.augmentation import AugmentSettings
-from fb3.recipe.settings import Count, Listed, Probability, Rate, Settings, read_kind
+from fb3.recipe.settings import Count, Probability, Rate, Settings, read_kind
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
 # Losses that are no mean over essays: their mean over parts of a batch is not the batch's loss.
@@ -195,12 +195,79 @@ class OrdinalSettings(ClassesSettings):
         return columns * (self.classes() - 1)
 
 
-class ClassificationSettings(BaseTaskSettings):
+class BaseClassWeights(Settings):
+    """Weights of rare labels, from the counts n of a fold's training essays."""
+
+    kind: str
+    """The way from a count to a weight."""
+    most: Annotated[float, Field(gt=1)] | None = None
+    """Largest weight, as a multiple of the commonest label's; none: no limit."""
+
+
+class BalancedClassWeights(BaseClassWeights):
+    """All labels count alike in the sum."""
+
+    kind: Literal["balanced"]
+    """1 / n. Steep where counts are very unequal: give `most`, or take power."""
+
+
+class PowerClassWeights(BaseClassWeights):
+    """Between equal weights and balanced ones."""
+
+    kind: Literal["power"]
+    """1 / n^power."""
+    power: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The exponent; 1 would be balanced."""
+
+
+class EffectiveClassWeights(BaseClassWeights):
+    """By the effective number of essays (Cui et al. 2019, arXiv:1901.05555)."""
+
+    kind: Literal["effective"]
+    """(1 - beta) / (1 - beta^n): hardly grows above 1 / (1 - beta) essays."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """0 would weigh all labels alike, 1 would be balanced."""
+
+
+ClassWeightsSettings = Annotated[
+    BalancedClassWeights | PowerClassWeights | EffectiveClassWeights, Field(discriminator="kind")
+]
+
+
+class LabelsSettings(BaseTaskSettings):
+    """Settings of the tasks whose targets are labels. The validation loss has none of them: it is the log loss."""
+
+    class_weights: ClassWeightsSettings | None = None
+    """Factors of each essay's loss, by its label, with a mean of 1 over the training essays; a batch's loss is the
+    plain mean, so that no batch's mixture of labels shifts them. Of several labels each has a factor where it is true
+    and one where it is not. none: off."""
+    smoothing: Probability = 0.0
+    """Share of the truth that all classes get alike, the right one too (Szegedy et al. 2015, arXiv:1512.00567); of
+    several labels, both answers to each. 0: off."""
+    focal: Annotated[float, Field(ge=0)] = 0.0
+    """Exponent of the focal loss, (1 - p)^focal times the cross-entropy (Lin et al. 2017, arXiv:1708.02002). 0: off;
+    2 in the paper."""
+    poly: Annotated[float, Field(ge=-1)] = 0.0
+    """Poly-1 loss (Leng et al. 2022, arXiv:2204.12511): adds poly times 1 - p, with focal (1 - p)^(1 + focal). 0: off;
+    the paper's best are 1 to 2 for classes, -1 where rare ones matter."""
+    squeeze: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean squared logit (Kannan et al. 2018, arXiv:1803.06373). 0: off."""
+
+
+def _as_texts(classes: Any) -> Any:
+    """Whole numbers as texts, which YAML reads as numbers."""
+    return [str(each) if type(each) is int else each for each in classes] if isinstance(classes, list) else classes
+
+
+class ClassificationSettings(LabelsSettings):
     """A label a row, one of several classes: a softmax over them, cross-entropy."""
 
     kind: Literal["classification"]
     """The one target column holds a label: any text, numbers included."""
-    classes: Annotated[tuple[str, ...], Field(min_length=2), Listed] | None = None
+    classes: (
+        Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2), BeforeValidator(_as_texts)]
+        | None
+    ) = None
     """The labels, in the order of the outputs. none: read from train.csv, sorted, as numbers where all are, and stored
     in the run's recipe."""
 
@@ -210,12 +277,16 @@ class ClassificationSettings(BaseTaskSettings):
             raise ValueError(f"classes must differ, got {list(self.classes)}")
         return self
 
+    def weighed(self, columns: int) -> int:
+        """One loss, of all classes together."""
+        return 1
+
     def outputs(self, columns: int) -> int:
         """A logit for each class."""
         return len(self.classes or ())
 
 
-class MultilabelSettings(BaseTaskSettings):
+class MultilabelSettings(LabelsSettings):
     """Labels that are true or not, each by itself: a sigmoid for each column, binary cross-entropy."""
 
     kind: Literal["multilabel"]

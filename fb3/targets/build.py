@@ -6,8 +6,10 @@ import pandas as pd
 
 from fb3.errors import Fb3Error
 from fb3.recipe.recipe import Recipe
+from fb3.system.progress import say
 from fb3.targets.target import Classes, Probabilities, Scores, Target
 
+_MANY_CLASSES, _MOST_CLASSES = 1000, 5000
 # Keyed by task.kind.
 TARGETS: dict[str, type[Target]] = {
     "regression": Scores,
@@ -32,7 +34,7 @@ def resolve(recipe: Recipe, essays: pd.DataFrame) -> Recipe:
     changes: dict[str, Any] = {}
     task = recipe.task
     if task.kind == "classification" and task.classes is None:
-        changes["classes"] = _classes(essays[recipe.data.target_columns[0]], recipe)
+        changes["classes"] = _classes(essays[recipe.data.target_columns[0]])
     if not changes:
         return recipe
     settings = recipe.model_dump(mode="json")
@@ -40,11 +42,17 @@ def resolve(recipe: Recipe, essays: pd.DataFrame) -> Recipe:
     return Recipe.from_mapping(settings, "the recipe with train.csv's classes")
 
 
-def _classes(labels: pd.Series, recipe: Recipe) -> list[str]:
+def _classes(labels: pd.Series) -> list[str]:
     """The labels that occur, sorted; as numbers where all are whole numbers."""
     found = sorted(set(labels))
     if all(label.lstrip("-").isdecimal() for label in found):
-        found.sort(key=int)
+        found.sort(key=lambda label: (int(label), label))
     if len(found) < 2:
         raise Fb3Error(f"data.target_columns: {labels.name} holds the label {found[0]!r} alone; name the right column")
+    many = f"column {labels.name} holds {len(found):,} different labels in {len(labels):,} rows"
+    mend = "is it a column of numbers? Then take task.kind=regression"
+    if len(found) > _MOST_CLASSES:
+        raise Fb3Error(f"data.target_columns: {many}, and at most {_MOST_CLASSES:,} classes can be told apart; {mend}")
+    if len(found) > _MANY_CLASSES:
+        say(f"warning: {many}; {mend}")
     return found

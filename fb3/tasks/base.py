@@ -32,6 +32,9 @@ class Task(Protocol):
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         """The target's K outputs, (B, K), not yet clipped: folds are averaged first."""
 
+    def fit(self, targets: Tensor) -> None:
+        """Takes what the loss needs to know of the training targets (N, K), such as how frequent a class is."""
+
     def first_bias(self, targets: Tensor) -> Tensor:
         """The head's bias (outputs,) with which it predicts the means of the training targets (N, K)."""
 
@@ -61,6 +64,9 @@ class BaseTask(nn.Module):
         super().__init__()
         self.target = target
 
+    def fit(self, targets: Tensor) -> None:
+        """Most losses need to know nothing."""
+
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         return self.target.score(truth, predicted)
 
@@ -78,6 +84,9 @@ class Wrapper(nn.Module):
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         return self.task.predict(model, batch)
+
+    def fit(self, targets: Tensor) -> None:
+        self.task.fit(targets)
 
     def first_bias(self, targets: Tensor) -> Tensor:
         return self.task.first_bias(targets)

@@ -18,6 +18,24 @@ from fb3.tasks.losses import Uncertainty
 _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
 
 
+def soft_cross_entropy(logs: Tensor, labels: Tensor, smoothing: float, focal: float, poly: float = 0.0) -> Tensor:
+    """Cross-entropy of log probabilities against labels that sum to 1: (..., C), (..., C) -> (...).
+
+    Smoothing gives a share of the labels to all classes alike; the focal loss weighs each class by (1 - p)^focal; the
+    poly loss adds poly times 1 - p to -log p.
+    """
+    labels = (1.0 - smoothing) * labels + smoothing / labels.shape[-1]
+    wrong = (-torch.expm1(logs)).clamp_min(_SURE) if focal or poly else None  # 1 - p
+    if focal:
+        labels = labels * wrong**focal
+    return -(labels * (logs - poly * wrong if poly else logs)).sum(-1)
+
+
+def symmetric_kl(one: Tensor, two: Tensor) -> Tensor:
+    """Mean of half the sum of both KL divergences, as in R-Drop's paper, of log probabilities (..., C)."""
+    return 0.5 * ((one.exp() - two.exp()) * (one - two)).sum(-1).mean()
+
+
 class _Classes(BaseTask, ABC):
     """Base of both. K target columns, in the order of the model's outputs; C classes; L logits a target."""
 
@@ -73,11 +91,7 @@ class Binned(_Classes):
         return (1.0 - (self._position(targets)[..., None] - numbers).abs()).clamp_min(0.0)  # (N, K, C)
 
     def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        labels = (1.0 - self._smoothing) * labels + self._smoothing / labels.shape[-1]
-        logs = logits.log_softmax(-1)
-        if self._focal:
-            labels = labels * (-torch.expm1(logs)).clamp_min(_SURE) ** self._focal  # (1 - p)^gamma
-        return -(labels * logs).sum(-1).mean(0)
+        return soft_cross_entropy(logits.log_softmax(-1), labels, self._smoothing, self._focal).mean(0)
 
     def expected(self, logits: Tensor) -> Tensor:
         return (logits.softmax(-1) * torch.arange(self._top + 1, device=logits.device)).sum(-1)
@@ -87,9 +101,7 @@ class Binned(_Classes):
         return torch.log(counts / counts.sum(-1, keepdim=True)).flatten()  # (K * C,)
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
-        """Half the sum of both KL divergences, as in R-Drop's paper."""
-        a, b = self._by_column(one).log_softmax(-1), self._by_column(two).log_softmax(-1)
-        return 0.5 * ((a.exp() - b.exp()) * (a - b)).sum(-1).mean()
+        return symmetric_kl(self._by_column(one).log_softmax(-1), self._by_column(two).log_softmax(-1))
 
 
 class Ordinal(_Classes):

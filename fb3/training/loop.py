@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fb3.data.batches import Batch, collate, on_device, training_batches
+from fb3.data.batches import Batch, Sampling, collate, on_device, training_batches
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
@@ -48,7 +48,7 @@ class TrainingData:
     """The essays of a fold, and how long it trains on them.
 
     fold: its number. rows: the training essays' positions among the N encoded ones. targets: (N, K). steps: optimizer
-    steps in all. seed: decides the order of the batches.
+    steps in all. seed: decides the order of the batches. sampling: see `training_batches`.
     """
 
     fold: int
@@ -57,6 +57,7 @@ class TrainingData:
     targets: np.ndarray
     steps: int
     seed: int
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,8 @@ class Loop:
             while step.number < data.steps:
                 step.epoch, place = divmod(step.number, per_epoch)
                 if batches is None or place == 0:
-                    batches = training_batches(
-                        data.encoded.total_lengths, data.rows, self.settings.batch_size, data.seed, step.epoch
-                    )
+                    lengths, count = data.encoded.total_lengths, self.settings.batch_size
+                    batches = training_batches(lengths, data.rows, count, data.seed, step.epoch, data.sampling)
                 self.optimizer_step(step, batches[place * size : (place + 1) * size])
                 step.number += 1
                 step.progress = step.number / data.steps
