@@ -81,6 +81,13 @@ class DataSettings(Settings):
         "conventions",
     )
     """Columns of the scores, in the order of the submission."""
+    weight_column: str | None = None
+    """A column of train.csv by which each essay's training loss is weighed, at a mean of 1 over a fold's training
+    essays; the validation loss and the metric are not. An essay that data.augment.mix goes on with another keeps its
+    own weight. none: all alike."""
+    weight_form: Literal["weight", "standard_error"] = "weight"
+    """The numbers of weight_column: weight: from 0 up; standard_error: of the score, whose weight is 1 / its square, an
+    error below half the median counting as that half, so that an error of 0 has a weight too."""
     max_length: Annotated[int, Field(ge=8)] = 512
     """Most tokens of an essay, special tokens included; longer ones are truncated. Without windows, the encoder's
     longest input."""
@@ -102,6 +109,10 @@ class DataSettings(Settings):
             raise ValueError(f"id_column, text_column and target_columns must differ, got {names}")
         if reserved := [n for n in names if n == "fold" or n.startswith("true_")]:
             raise ValueError(f"{reserved}: these names belong to oof.csv; rename the columns")
+        if self.weight_column in names:
+            raise ValueError(f"weight_column {self.weight_column!r} is a column of ids, texts or targets; name another")
+        if self.weight_form != "weight" and not self.weight_column:
+            raise ValueError("weight_form does nothing without weight_column; leave it out")
         if self.text.template and self.text_column not in self.text.columns():
             raise ValueError(f"text.template leaves text_column {self.text_column!r} out; name it in the template")
         if self.text.template == f"{{{self.text_column}}}":

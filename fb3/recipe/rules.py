@@ -93,6 +93,24 @@ def losses_suit_the_batches(recipe: Any) -> None:
         )
 
 
+def weights_reach_each_essay(recipe: Any) -> None:
+    if recipe.data.weight_column and recipe.task.of_batches():
+        raise ValueError(
+            f"data.weight_column weighs each essay's loss, and task: {recipe.task.of_batches()[0]} is one of the whole "
+            "batch; take mse, or leave the weights out"
+        )
+
+
+def units_fit_the_columns(recipe: Any) -> None:
+    columns = len(recipe.data.target_columns)
+    for name in ("location", "scale"):
+        numbers = getattr(recipe.task, name, None)
+        if numbers is not None and len(numbers) != columns:
+            raise ValueError(
+                f"task.{name} holds {len(numbers)} numbers for {columns} target columns; give one for each"
+            )
+
+
 def r_drop_has_dropout(recipe: Any) -> None:
     model = recipe.model
     dropouts = (model.dropout, model.attention_dropout, model.layer_drop, model.mixout)
@@ -171,6 +189,8 @@ RULES = (
     frozen_encoders_stay_as_they_are,
     embeddings_rate_has_embeddings,
     losses_suit_the_batches,
+    weights_reach_each_essay,
+    units_fit_the_columns,
     r_drop_has_dropout,
     learned_weights_have_gradients,
     folds_have_columns_to_split_by,

@@ -118,11 +118,18 @@ class RegressionSettings(ScaleSettings):
     correlation of the columns, an addition rather than a loss of its own; quantile: the pinball loss of `quantile`
     (Koenker & Bassett 1978); rank: RankNet on the batch's pairs (Burges et al. 2005), an addition too."""
     delta: Rate = 0.5
-    """Error, in scores, at which the parabola of huber becomes a line."""
+    """Error, in scores or, with standardise, in standard deviations, at which huber's parabola becomes a line."""
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share that the quantile loss aims at; 0.5 is the absolute error."""
     terms: tuple[LossTermSettings, ...] = ()
     """Further losses, weighted and added."""
+    standardise: bool = False
+    """Learn (score - location) / scale, so that one recipe trains alike on any scale, such as 0 to 100; losses are in
+    these units then, predictions and the metric in scores."""
+    location: tuple[float, ...] | None = None
+    """With standardise: a number for each target column. none: the means in train.csv, stored in the run's recipe."""
+    scale: tuple[Rate, ...] | None = None
+    """The same: the standard deviations."""
 
     @model_validator(mode="after")
     def _losses_fit(self) -> "RegressionSettings":
@@ -132,6 +139,8 @@ class RegressionSettings(ScaleSettings):
         for name, loss in (("delta", "huber"), ("quantile", "quantile")):  # shared by loss and terms, so beside both
             if loss not in losses and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} does nothing without a {loss} loss; leave it out")
+        if not self.standardise and (self.location or self.scale):
+            raise ValueError("location and scale do nothing without standardise; leave them out or set it")
         if self.weighting == "uncertainty" and any(t.weight != 1 or t.end_weight is not None for t in self.terms):
             raise ValueError("weighting: uncertainty learns the terms' weights; leave weight and end_weight out")
         return self

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
@@ -35,11 +36,29 @@ def resolve(recipe: Recipe, essays: pd.DataFrame) -> Recipe:
     task = recipe.task
     if task.kind == "classification" and task.classes is None:
         changes["classes"] = _classes(essays[recipe.data.target_columns[0]])
+    if task.kind == "regression" and task.standardise:
+        location, scale = _units(essays[list(recipe.data.target_columns)])
+        changes = {"location": task.location or location, "scale": task.scale or scale}
     if not changes:
         return recipe
     settings = recipe.model_dump(mode="json")
     settings["task"] |= changes
-    return Recipe.from_mapping(settings, "the recipe with train.csv's classes")
+    return Recipe.from_mapping(settings, "the recipe with what train.csv says of its targets")
+
+
+def _units(targets: pd.DataFrame) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each column.
+
+    Rounded to six digits: another machine may add up in another order, and would then go on with another recipe.
+    """
+    values = targets.to_numpy(np.float64)
+    means, deviations = ([float(f"{value:.6g}") for value in each] for each in (values.mean(0), values.std(0)))
+    if 0.0 in deviations:
+        raise Fb3Error(
+            f"task.standardise: column {targets.columns[deviations.index(0.0)]} holds the same score in every row, so "
+            "there is no scale to learn; leave the column out of data.target_columns"
+        )
+    return means, deviations
 
 
 def _classes(labels: pd.Series) -> list[str]:

@@ -27,7 +27,9 @@ class Task(Protocol):
     target: Target
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
-        """The training loss of a batch with `targets` (B, K) and, in the loop, `progress` (), 0-1."""
+        """The training loss of a batch with `targets` (B, K) and, in the loop, `progress` (), 0-1, and `weight` (B,)
+        where rows have weights.
+        """
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         """The target's K outputs, (B, K), not yet clipped: folds are averaged first."""
@@ -107,6 +109,15 @@ class Wrapper(nn.Module):
 def with_term(out: StepOutput, name: str, value: Tensor) -> dict[str, Tensor]:
     """The logs of a wrapper that adds a term to a task's loss; `task` is the loss without it."""
     return {"task": out.loss.detach(), **out.logs, name: value.detach()}
+
+
+def row_weighted(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Losses (B, ...), each times its row's weight (B,) where there are any.
+
+    Their plain mean is the batch's loss: the weights' mean is 1 over a fold, not over a batch, so that a row weighs the
+    same in any company.
+    """
+    return losses if weight is None else losses * weight.view(-1, *[1] * (losses.ndim - 1))
 
 
 class Recorder:

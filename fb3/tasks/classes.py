@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fb3.recipe.task import BinnedSettings, OrdinalSettings
 from fb3.targets.target import Target
-from fb3.tasks.base import BaseTask, Model, Recorder, StepOutput, Task, Wrapper, with_term
+from fb3.tasks.base import BaseTask, Model, Recorder, StepOutput, Task, Wrapper, row_weighted, with_term
 from fb3.tasks.losses import Uncertainty
 
 _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
@@ -50,8 +50,8 @@ class _Classes(BaseTask, ABC):
         """Truths (N, K) to the probabilities (N, K, L) that the logits should give."""
 
     @abstractmethod
-    def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits and labels, (B, K, L) both, to the mean loss of each column, (K,)."""
+    def column_losses(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Logits and labels, (B, K, L) both, and rows' weights (B,) to the mean loss of each column, (K,)."""
 
     @abstractmethod
     def expected(self, logits: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class _Classes(BaseTask, ABC):
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         logits = self._by_column(model(batch).scores)
-        losses = self.column_losses(logits, self.labels(batch["targets"]))
+        losses = self.column_losses(logits, self.labels(batch["targets"]), batch.get("weight"))
         logs = (
             dict(zip(self.target.columns, losses.detach(), strict=True))
             if isinstance(self._together, Uncertainty)
@@ -90,8 +90,9 @@ class Binned(_Classes):
         numbers = torch.arange(self._top + 1, device=targets.device)
         return (1.0 - (self._position(targets)[..., None] - numbers).abs()).clamp_min(0.0)  # (N, K, C)
 
-    def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return soft_cross_entropy(logits.log_softmax(-1), labels, self._smoothing, self._focal).mean(0)
+    def column_losses(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        losses = soft_cross_entropy(logits.log_softmax(-1), labels, self._smoothing, self._focal)
+        return row_weighted(losses, weight).mean(0)
 
     def expected(self, logits: Tensor) -> Tensor:
         return (logits.softmax(-1) * torch.arange(self._top + 1, device=logits.device)).sum(-1)
@@ -112,8 +113,9 @@ class Ordinal(_Classes):
         numbers = torch.arange(self._top, device=targets.device)
         return (self._position(targets)[..., None] - numbers).clamp(0.0, 1.0)  # (N, K, C - 1)
 
-    def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean((0, 2))
+    def column_losses(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return row_weighted(losses, weight).mean((0, 2))
 
     def expected(self, logits: Tensor) -> Tensor:
         return logits.sigmoid().sum(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fb3.recipe.task import ClassWeightsSettings, LabelsSettings
 from fb3.targets.metrics import Score
 from fb3.targets.target import Target
-from fb3.tasks.base import BaseTask, Model, StepOutput
+from fb3.tasks.base import BaseTask, Model, StepOutput, row_weighted
 from fb3.tasks.classes import soft_cross_entropy, symmetric_kl
 from fb3.tasks.losses import Uncertainty
 
@@ -61,7 +61,7 @@ class _Labels(BaseTask, ABC):
         losses = soft_cross_entropy(logs, answers, settings.smoothing, settings.focal, settings.poly)  # (B, M)
         if self._weights is not None:
             losses = losses * (answers * self._weights).sum(-1)
-        each = losses.mean(0)  # not divided by the batch's weights: then its other rows would decide a row's weight
+        each = row_weighted(losses, batch.get("weight")).mean(0)
         learned = isinstance(self._together, Uncertainty)
         return StepOutput(
             self._together(each), dict(zip(self.target.columns, each.detach(), strict=True)) if learned else {}

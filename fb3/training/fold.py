@@ -28,6 +28,7 @@ from fb3.training.tricks.build import build_tricks
 from fb3.training.tricks.trick import Step
 
 POWERS = {"balanced": 0.0, "sqrt": 0.5}  # a class comes in proportion to its count to this power
+_LEAST_ERROR = 0.5  # share of the median: an error of 0 would have an infinite weight, this one four times the median's
 # Seeds are below 2**31, so these offsets keep the draws of one fold apart from those of any other.
 _UNLABELLED = 2**31  # for essays without scores
 _NEXT_PROCESS = 2**32  # from one process's seed to the next one's; the first process has the recipe's
@@ -50,8 +51,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     per_epoch = steps_per_epoch(len(split.train_rows), recipe.train.batch_size, recipe.train.accumulation)
     steps = per_epoch * recipe.train.epochs
     learner = _build_learner(session, scorer, task, steps, seed)
-    essays, sampling = _training_essays(session, seed), _sampling(session, split)
-    data = TrainingData(split.fold, split.train_rows, essays, session.targets, steps, seed, sampling)
+    essays, drawn = _training_essays(session, seed), (_sampling(session, split), _weights(session, split))
+    data = TrainingData(split.fold, split.train_rows, essays, session.targets, steps, seed, *drawn)
     checkpoint = BestCheckpoint(session, split, task, seed)
     saves = Saves(session, split, checkpoint, steps)
     loop = Loop(accelerator, recipe, learner, data, Hooks(checkpoint.evaluate, saves.after_step), session.log)
@@ -74,9 +75,7 @@ def _warn_of_unseen_labels(session: Session, split: FoldSplit) -> None:
     if not isinstance(session.recipe.task, LabelsSettings):
         return
     trained, validated = (session.targets[rows].any(0) for rows in (split.train_rows, split.valid_rows))
-    if unseen := [
-        name for name, is_unseen in zip(session.target.columns, validated & ~trained, strict=True) if is_unseen
-    ]:
+    if unseen := [session.target.columns[place] for place in np.flatnonzero(validated & ~trained)]:
         names = ", ".join(map(repr, unseen[:8])) + (", ..." if unseen[8:] else "")
         session.log.event(
             "warning",
@@ -134,6 +133,20 @@ def _sampling(session: Session, split: FoldSplit) -> Sampling | None:
     """The way that training draws essays, where the recipe wants another than each once an epoch."""
     wanted = session.recipe.train.sampling
     return wanted and Sampling(rarest_labels(session.targets, split.train_rows), POWERS[wanted])
+
+
+def _weights(session: Session, split: FoldSplit) -> np.ndarray | None:
+    """The essays' weights, (N,) float32, with a mean of 1 over the training essays; None where all weigh alike."""
+    data = session.recipe.data
+    if not data.weight_column:
+        return None
+    weights = session.essays[data.weight_column].to_numpy(np.float64)
+    if data.weight_form == "standard_error":
+        weights = 1.0 / np.maximum(weights, _LEAST_ERROR * np.median(weights[weights > 0])) ** 2
+    mean = weights[split.train_rows].mean()
+    if not mean:
+        raise Fb3Error(f"data.weight_column={data.weight_column}: all training essays of fold {split.fold} have 0")
+    return (weights / mean).astype(np.float32)
 
 
 def _training_task(session: Session, task: Task, seed: int) -> Task:

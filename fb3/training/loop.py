@@ -49,6 +49,7 @@ class TrainingData:
 
     fold: its number. rows: the training essays' positions among the N encoded ones. targets: (N, K). steps: optimizer
     steps in all. seed: decides the order of the batches. sampling: see `training_batches`.
+    weights: of each essay's loss, (N,); none: all alike.
     """
 
     fold: int
@@ -58,6 +59,7 @@ class TrainingData:
     steps: int
     seed: int
     sampling: Sampling | None = None
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,11 @@ class Loop:
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         out = []
         for part in np.array_split(mine, min(self.micro_batching.count, len(mine))) if len(mine) else [mine]:
-            batch = collate(self.data.encoded, part if len(part) else rows[:1], self.data.targets)
+            drawn = part if len(part) else rows[:1]
+            batch = collate(self.data.encoded, drawn, self.data.targets)
             batch["progress"] = torch.tensor(done)
+            if self.data.weights is not None:
+                batch["weight"] = torch.from_numpy(self.data.weights[drawn])
             weight = len(part) * self.accelerator.num_processes / essays
             out.append((on_device(batch, self.accelerator.device), weight))
         return out
