@@ -34,7 +34,10 @@ class Regression(BaseTask):
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         scores = model(batch).scores  # (B, K)
-        return scores if self._units is None else self._units[0] + self._units[1] * scores
+        if self._units is None:
+            return scores
+        location, scale = self._units.to(scores.device)
+        return location + scale * scores
 
     def first_bias(self, targets: Tensor) -> Tensor:
         return self._standard(targets).mean(0)  # (K,)

@@ -1,5 +1,7 @@
 """Tasks on labels: losses against torch's and the papers' formulas, weights, sampling, wrappers, and rules."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -106,8 +108,7 @@ def test_gradients_of_a_weighted_batch_are_those_of_its_parts(kind, cuts):
     whole, parts = (torch.linspace(-2, 2, 21).view(7, 3).requires_grad_() for _ in range(2))
     weight = torch.tensor([0.0, 3.0, 1.0, 0.5, 0.5, 1.0, 1.0])
     loss(task, whole, LABELS, weight=weight).backward()
-    edges = [0, *cuts, 7]
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise([0, *cuts, 7]):
         part = loss(task, parts[start:end], LABELS[start:end], weight=weight[start:end])
         (part * (end - start) / 7).backward()
     torch.testing.assert_close(parts.grad, whole.grad)
