@@ -34,8 +34,9 @@ def read_essays(
         split, folder: the split whose files data.files.joins means, and their folder; none: beside `path`.
 
     Returns:
-        Id and text as str, targets as float32 or, where they are labels, as str, `fold` as int, groups as str, a column
-        to stratify by as float64 where it holds numbers alone and as str otherwise; other columns are left out.
+        Id and text as str, targets as float32 or, where they are labels, as str, weights as float64, `fold` as int,
+        groups as str, a column to stratify by as float64 where it holds numbers alone and as str otherwise; other
+        columns are left out.
 
     Raises:
         Fb3Error: see `read_split`; also empty or duplicate ids, targets that are no number or out of range, and empty
@@ -45,9 +46,10 @@ def read_essays(
     targets = list(target.labels) if target else []
     mend = "; data.id_column, data.text_column and data.target_columns say what they are called"
     further = folds.columns() if folds else ()
+    weights = [data.weight_column] if target and data.weight_column else []
     if further:
         mend += ", folds.group_column and folds.stratify_columns which columns the split takes"
-    wanted = [data.id_column, *data.text_columns(), *targets, *further]
+    wanted = [data.id_column, *data.text_columns(), *targets, *weights, *further]
     table = read_split(path, data, split, wanted, mend, folder=folder)
     check_ids(table[data.id_column], path)
     essays = table[[data.id_column, *data.text_columns()]].copy()
@@ -55,6 +57,8 @@ def read_essays(
         numbers = parse_numbers(table, data.id_column, targets, path).astype(np.float32) if target.numeric else None
         essays[targets] = table[targets] if numbers is None else numbers
         target.check(essays, path)
+        for column in weights:
+            essays[column] = _weights(table, data, path)
         if FOLD_COLUMN in table.columns:
             essays[FOLD_COLUMN] = _fold_numbers(table, data, path)
     for column in further:
@@ -82,6 +86,19 @@ def _refuse_empty_cells(table: pd.DataFrame, column: str, data: DataSettings, pa
             f"{table[data.id_column].iloc[empty[0]]}); the split needs them: fill them in, or leave the column out of "
             "folds.group_column and folds.stratify_columns"
         )
+
+
+def _weights(table: pd.DataFrame, data: DataSettings, path: Path) -> np.ndarray:
+    mend = "; data.weight_column names the weights: fill them in, or leave it out"
+    weights = parse_numbers(table, data.id_column, [data.weight_column], path, mend)[:, 0]
+    if len(bad := np.flatnonzero(weights < 0)):
+        raise Fb3Error(
+            f"{path}: {len(bad)} weights are below 0, first {weights[bad[0]]:g} in row {bad[0] + 1} ({data.id_column} "
+            f"{table[data.id_column].iloc[bad[0]]}), column {data.weight_column}{mend}"
+        )
+    if not weights.any():
+        raise Fb3Error(f"{path}: column {data.weight_column} holds nothing but 0{mend}")
+    return weights
 
 
 def _fold_numbers(table: pd.DataFrame, data: DataSettings, path: Path) -> np.ndarray:

@@ -1,5 +1,8 @@
 """The tokenizer of an encoder folder, its special tokens, and the tokens that a recipe adds. Without transformers."""
 
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import tokenizers
@@ -61,6 +64,14 @@ def added_tokens(data: DataSettings) -> list[str]:
     text = data.text
     added = [NEWLINE] * text.newlines + [CAPITAL, UPPER] * text.capitals
     return added + (target_tokens(data) if text.prompt == "tokens" else [])
+
+
+def frequent_characters(texts: Iterable[str], data: DataSettings) -> list[str]:
+    """The characters that data.text.new_tokens texts or more hold, in order; none where it is off."""
+    if data.text.new_tokens is None:
+        return []
+    counts = Counter(chain.from_iterable(map(set, texts)))
+    return sorted(each for each, count in counts.items() if count >= data.text.new_tokens and not each.isspace())
 
 
 def target_tokens(data: DataSettings) -> list[str]:

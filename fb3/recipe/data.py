@@ -113,6 +113,10 @@ class TextSettings(Settings):
     capitals: bool = False
     """[CAP] before a capitalised word, [UP] before one all in capitals (inline casing, Etchegoyhen & Gete 2020, LREC):
     for tokenizers that make everything lower case."""
+    new_tokens: Count | None = None
+    """A token of its own for each character that the tokenizer does not know and that so many training texts hold, of
+    validation too; none: off. For texts partly in another script, such as Chinese keywords before an English encoder.
+    The tokens start at the mean embedding, and want some epochs and an optimizer.embeddings_rate of their own."""
     statistics: bool = False
     """Lengths, richness of words, punctuation and capitals, counted in the original text, beside the encoder's vector
     (Uto et al. 2020, COLING 2020): tokens may lose capitals, whole words, and all text beyond max_length."""
@@ -180,6 +184,13 @@ class DataSettings(Settings):
         "conventions",
     )
     """Columns of the scores, in the order of the submission."""
+    weight_column: str | None = None
+    """A column of train.csv by which each essay's training loss is weighed, at a mean of 1 over a fold's training
+    essays; the validation loss and the metric are not. An essay that data.augment.mix goes on with another keeps its
+    own weight. none: all alike."""
+    weight_form: Literal["weight", "standard_error"] = "weight"
+    """The numbers of weight_column: weight: from 0 up; standard_error: of the score, whose weight is 1 / its square, an
+    error below half the median counting as that half, so that an error of 0 has a weight too."""
     max_length: Annotated[int, Field(ge=8)] = 512
     """Most tokens of an essay, special tokens included; longer ones are truncated. Without windows, the encoder's
     longest input."""
@@ -203,6 +214,10 @@ class DataSettings(Settings):
             raise ValueError(f"id_column, text_column and target_columns must differ, got {names}")
         if reserved := [n for n in names if n == "fold" or n.startswith("true_")]:
             raise ValueError(f"{reserved}: these names belong to oof.csv; rename the columns")
+        if self.weight_column in names:
+            raise ValueError(f"weight_column {self.weight_column!r} is a column of ids, texts or targets; name another")
+        if self.weight_form != "weight" and not self.weight_column:
+            raise ValueError("weight_form does nothing without weight_column; leave it out")
         way = "text.parts" if self.text.parts else "text.template"
         if self.text.columns() and self.text_column not in self.text.columns():
             raise ValueError(f"{way} leaves text_column {self.text_column!r} out; name it there")

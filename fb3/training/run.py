@@ -31,6 +31,7 @@ from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
 from fb3.targets.build import resolve, target_of
+from fb3.training.run_log import columns_in_words
 from fb3.training.run_start import continued_splits, folds_to_train, refuse_foreign_folder, write_first_files
 from fb3.training.stop_request import StopRequest
 
@@ -212,10 +213,9 @@ def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predicti
 def _finish(session: "Session") -> Run:
     scores, run = read_scores(session.out / "scores.json"), run_of(session.out)
     named = named_score(scores["score"], session.recipe.metric, caveats(session.out, session.recipe))
-    columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     session.log.event(
         "run",
-        f"{named} over {scores['essays']} essays | {columns} | {session.out}",
+        f"{named} over {scores['essays']} essays{columns_in_words(scores['columns'])} | {session.out}",
         **scores,
     )
     watched = session.on_evaluation is not None  # then the caller knows what comes next
