@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 _STOPPED = 75  # EX_TEMPFAIL in sysexits.h: run it again
-Data = Annotated[Path | None, typer.Option(help="Folder with train.csv, test.csv and sample_submission.csv.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the competition's files: train.csv, test.csv, …")]
 Competition = Annotated[str | None, typer.Option(help="Lay these defaults under the recipe (see `fb3 competitions`).")]
 Slug = Annotated[str | None, typer.Option(help="The competition, by Kaggle's name or a built-in one.")]
 Packed = Annotated[Path | None, typer.Option(help="The bundle's folder, which names data set and competition.")]
@@ -47,7 +47,8 @@ def train(
     out = _required(out, "--out RUN")
     from fb3.training.run import train as run
 
-    run(settings, data or find_competition(), out, folds=chosen, debug=debug, resume=resume, stop_after=stop_after)
+    data = data or find_competition(names=settings.data.files.markers())
+    run(settings, data, out, folds=chosen, debug=debug, resume=resume, stop_after=stop_after)
 
 
 @app.command()
@@ -94,7 +95,7 @@ def tune(
 
     outcome = run(
         settings,
-        data or find_competition(),
+        data or find_competition(names=settings.data.files.markers()),
         out,
         trials=trials,
         minutes=minutes,
@@ -266,11 +267,14 @@ def rehearse(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run the inference notebook as the competition would: no network, read-only inputs, odd hidden rows."""
+    from fb3.bundles.bundle import read_bundle
     from fb3.bundles.images import find_image
     from fb3.rehearsal.rehearsal import rehearse as run
     from fb3.system.kaggle import find_competition
 
-    report = run(bundle, data or find_competition(), find_image(image), rows=rows, keep=keep)
+    if data is None:
+        data = find_competition(names=read_bundle(bundle).members()[0].recipe.data.files.markers())
+    report = run(bundle, data, find_image(image), rows=rows, keep=keep)
     print(report.json() if as_json else report.text())
     if not report.passed:
         raise typer.Exit(1)

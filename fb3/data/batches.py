@@ -1,6 +1,7 @@
 """Batches: of similar length for training, within a token budget for inference; padded to their longest input."""
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,40 @@ SECOND_ = "second_"  # prefix of the names of a second encoder's tensors
 BUCKET_BATCHES = 16  # batches whose essays are sorted by length together: padding stays near 2 %, the order random
 
 
-def training_batches(lengths: np.ndarray, rows: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+@dataclass(frozen=True)
+class Sampling:
+    """Classes drawn in other shares than they have: each in proportion to its count to the `power`, 0 for all alike.
+
+    classes: the class of every essay, (N,).
+    """
+
+    classes: np.ndarray
+    power: float
+
+    def draw(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """As many rows as there are, each as often as its class wants: rounded down or up, so that luck decides little.
+
+        Systematic sampling: equal steps from a random start along a line on which each row has its chance as length.
+        Rows of a class lie side by side, in random order, so that its number is as even as theirs.
+        """
+        rows = rng.permutation(rows)
+        rows = rows[np.argsort(self.classes[rows], kind="stable")]
+        _, numbers, counts = np.unique(self.classes[rows], return_inverse=True, return_counts=True)
+        ends = np.cumsum(counts[numbers] ** (self.power - 1.0))
+        places = (rng.random() + np.arange(len(rows))) / len(rows) * ends[-1]
+        return rows[np.searchsorted(ends, places, side="right").clip(max=len(rows) - 1)]
+
+
+def rarest_labels(targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The class of each essay, (N,), from labels (N, K): of its labels the rarest among `rows`; K where it has none."""
+    true = targets > 0.5
+    rarest = np.where(true, true[rows].sum(0), np.inf).argmin(1)
+    return np.where(true.any(1), rarest, targets.shape[1])
+
+
+def training_batches(
+    lengths: np.ndarray, rows: np.ndarray, size: int, seed: int, epoch: int, sampling: Sampling | None = None
+) -> list[np.ndarray]:
     """Batches of `size` rows of similar length, in an order that is new for each epoch and fixed by the seed.
 
     Args:
@@ -25,9 +59,10 @@ def training_batches(lengths: np.ndarray, rows: np.ndarray, size: int, seed: int
         size: essays a batch; the last may be smaller.
         seed: with `epoch` decides the order.
         epoch: counted from 0.
+        sampling: the way that rows are drawn, with replacement; none: each once.
     """
     rng = np.random.default_rng([seed, epoch])
-    shuffled = rng.permutation(rows)
+    shuffled = rng.permutation(sampling.draw(rows, rng) if sampling else rows)
     batches = []
     for start in range(0, len(shuffled), size * BUCKET_BATCHES):
         bucket = shuffled[start : start + size * BUCKET_BATCHES]

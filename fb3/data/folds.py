@@ -48,7 +48,8 @@ def make_folds(essays: pd.DataFrame, recipe: Recipe) -> list[FoldSplit]:
         if folds.holdout is not None:
             raise Fb3Error("folds.holdout is set and the essays have a `fold` column; drop one of the two")
         numbers = essays[FOLD_COLUMN].to_numpy()
-        refuse_split_groups(essays, numbers, recipe, "train.csv's `fold` column", "mend it, or leave it out")
+        source = f"{recipe.data.files.train}'s `fold` column"
+        refuse_split_groups(essays, numbers, recipe, source, "mend it, or leave it out")
         return splits_from_numbers(numbers)
     if folds.holdout is None and folds.count > len(essays):
         raise Fb3Error(f"folds.count={folds.count}: more folds than essays ({len(essays)}); give at most {len(essays)}")

@@ -1,61 +1,97 @@
-"""CSV files, read exactly as they are; every fault is named by file, row and column."""
+"""Tables of a competition, read exactly as they are; every fault is named by file, row and column."""
 
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fb3.data.ids import check_ids
-from fb3.errors import Fb3Error
-from fb3.system.files import reading_utf8
+from fb3.data.parquet import read_parquet
+from fb3.errors import Fb3Error, likeliest
+from fb3.system.compressed_files import COMPRESSED, stored_file
+from fb3.system.files import reading_utf8, write_csv
 
 FOLD_COLUMN = "fold"
-LARGEST = 4 * 2**30  # bytes of a CSV; in memory its cells are up to four times as large
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+LARGEST = 4 * 2**30  # bytes of a table's file, unpacked; in memory its cells are up to four times as large
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+_SUFFIXES = {".csv", ".tsv", ".txt", ".parquet", *COMPRESSED}
 
 
-def read_table(path: str | Path, wanted: Iterable[str], mend: str = "") -> pd.DataFrame:
-    """Reads a CSV with every cell as text, exactly as it is: an essay that says "NA" stays an essay.
+def read_table(
+    path: str | Path, wanted: Iterable[str], mend: str | Callable[[pd.DataFrame], str] = "", *, key: str = ""
+) -> pd.DataFrame:
+    """Reads a table with every cell as text, exactly as it is: an essay that says "NA" stays an essay.
 
-    Empty columns without a name at the right end are left out.
+    The suffix names the form: .csv, or .tsv with tabs, either also compressed, as .gz or as the only table of a .zip;
+    .parquet; a file of another suffix has tabs where its header has one. Where the file is absent, its compressed form
+    beside it is read. Empty columns without a name at the right end are left out.
 
     Args:
         path: the file.
         wanted: columns that it must have.
-        mend: end of the message where one is missing.
+        mend: end of the message where one is missing, or a function that makes it from the table.
+        key: the recipe's key that names the file, which the message suggests to change where there is no such file.
 
     Raises:
         Fb3Error: no such file, not UTF-8 (names the byte), not a CSV (names row and lines), a column missing or there
             twice.
     """
-    path = Path(path)
+    path = stored_file(Path(path))
     if not path.exists():
-        if path.parent.is_file():
-            raise Fb3Error(f"{path.parent}: is a file; give the folder that it is in")
-        beside = sorted(p.name for p in path.parent.glob("*.csv")) if path.parent.is_dir() else []
-        raise Fb3Error(f"{path}: no such file; CSV files in {path.parent}: {beside or 'none'}")
-    with reading_utf8(path, LARGEST) as lines:
-        table = _parse(lines, path)
-    missing = [column for column in wanted if column not in table.columns]
-    if missing:
-        raise Fb3Error(f"{path}: no column {missing}; it has {list(table.columns)}, wanted {list(wanted)}{mend}")
+        raise _no_such_file(path, key)
+    if path.suffix.lower() == ".parquet":
+        table = read_parquet(path, LARGEST)
+        _checked_names(list(table.columns), path, "")
+    else:
+        with reading_utf8(path, LARGEST) as lines:
+            table = _parse(lines, path)
+    check_columns_there(table, wanted, path, mend)
     return table
+
+
+def check_columns_there(
+    table: pd.DataFrame, wanted: Iterable[str], path: Path, mend: str | Callable[[pd.DataFrame], str]
+) -> None:
+    """Refuses a table that lacks a column; for the arguments see `read_table`."""
+    if missing := [column for column in wanted if column not in table.columns]:
+        end = mend if isinstance(mend, str) else mend(table)
+        raise Fb3Error(f"{path}: no column {missing}; it has {list(table.columns)}, wanted {list(wanted)}{end}")
+
+
+def _no_such_file(path: Path, key: str) -> Fb3Error:
+    if path.parent.is_file():
+        return Fb3Error(f"{path.parent}: is a file; give the folder that it is in")
+    found = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    beside = [file.name for file in found if file.suffix.lower() in _SUFFIXES and file.is_file()]
+    meant = likeliest(path.name, beside) or [name for name in beside if name.startswith(path.stem)]
+    end = f"; {key}={meant[0]} would fit" if key and meant else ""
+    return Fb3Error(f"{path}: no such file; tables in {path.parent}: {beside or 'none'}{end}")
+
+
+def _separator(path: Path, header: str) -> str:
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    suffix = name.suffix.lower()
+    return "\t" if suffix == ".tsv" or (suffix != ".csv" and "\t" in header) else ","
 
 
 def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
     """Uses the csv module, because pandas fills short rows and cuts long ones without a word."""
     csv.field_size_limit(2**31 - 1)
-    rows = _Rows(lines)
+    lines = iter(lines)
+    first = next(lines, "")
+    separator = _separator(path, first)
+    rows = _Rows(chain([first], lines), separator)
     try:
         found = iter(rows)
         header = next(found, None)
         if header is None:
             raise Fb3Error(f"{path}: not a CSV table (the file is empty); download it again")
-        names = _checked_names(header, path)
+        names = _checked_names(header, path, separator)
         table = []
         for row in found:
             if not len(names) <= len(row) <= len(header):
@@ -68,15 +104,25 @@ def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
     return pd.DataFrame(table, columns=names, dtype=object)
 
 
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Writes a table of texts in the form that its suffix names, as `read_table` reads it."""
+    if path.suffix.lower() == ".csv":
+        write_csv(table, path)
+    elif path.suffix.lower() == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False, sep=_separator(path, "\t"), quoting=csv.QUOTE_ALL, lineterminator="\n")
+
+
 class _Rows:
     """The rows of a CSV without its blank lines. Unlike the csv module it knows on which lines a row stands."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines, self._line = lines, ""
+    def __init__(self, lines: Iterable[str], separator: str) -> None:
+        self._lines, self._separator, self._line = lines, separator, ""
         self._number, self._first, self._last = 0, 1, 0  # the row's number (header: 0), first and last line
 
     def __iter__(self) -> Iterator[list[str]]:
-        for row in csv.reader(self._counted(), strict=True):
+        for row in csv.reader(self._counted(), strict=True, delimiter=self._separator):
             if row:
                 yield row
                 self._number += 1
@@ -91,18 +137,20 @@ class _Rows:
         """The error for the current row, with its lines numbered as in an editor, and the mend."""
         row = f"row {self._number}" if self._number else "the header"
         place = f"line {self._last}" if self._first >= self._last else f"lines {self._first}-{self._last}"
-        mend = "a cell with a comma, a quote or a line end in it stands in quotes, with its own quotes doubled"
+        sign = _SEPARATORS[self._separator].removesuffix("s")
+        mend = f"a cell with a {sign}, a quote or a line end in it stands in quotes, with its own quotes doubled"
         if '\\"' in self._line:
             mend = r'a quote in a cell is written "", not \"; write the file anew'
         return Fb3Error(f"{path}: {row} {what} ({place}); {mend}")
 
 
-def _checked_names(header: list[str], path: Path) -> list[str]:
+def _checked_names(header: list[str], path: Path, separator: str) -> list[str]:
     """Drops empty names at the end, which spreadsheets leave where a column was deleted; refuses a broken header."""
     if "\0" in "".join(header):
         raise Fb3Error(f"{path}: has NULs in its header; is it UTF-16? Save it as UTF-8")
-    if other := next((words for mark, words in _SEPARATORS.items() if len(header) == 1 and mark in header[0]), None):
-        raise Fb3Error(f"{path}: its columns are separated by {other}; save it with commas")
+    others = (words for mark, words in _SEPARATORS.items() if mark != separator and mark in header[0])
+    if separator and len(header) == 1 and (other := next(others, None)):
+        raise Fb3Error(f"{path}: its columns are separated by {other}; save it with {_SEPARATORS[separator]}")
     names = header[: max((number for number, name in enumerate(header, 1) if name), default=len(header))]
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise Fb3Error(f"{path}: column {twice} stands there more than once")

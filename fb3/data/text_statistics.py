@@ -3,6 +3,9 @@
 They are the handcrafted features of automated essay scoring, which stand beside the encoder's vector (Uto et al. 2020,
 "Neural Automated Essay Scoring Incorporating Handcrafted Features", COLING 2020). All are plain counts in the raw text:
 they need no dictionary and no training, and an essay's do not depend on other essays.
+
+Scripts without spaces between words, such as Chinese, Japanese and Thai, have no words that a pattern could find: each
+letter of theirs counts as a word, and beside such letters full-width marks count as the Latin marks of their meaning.
 """
 
 import re
@@ -12,20 +15,34 @@ from functools import cached_property
 
 import numpy as np
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+# Thai, Lao, Myanmar, Khmer; kana and bopomofo; Han and its extensions.
+_SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_IS_SPACELESS = re.compile(rf"[{_SPACELESS}]")
+_SPACED_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_LETTER = rf"[^\W\d_{_SPACELESS}]"
+_ANY_WORD = re.compile(rf"[{_SPACELESS}](?<=[^\W\d_])|{_LETTER}+(?:['’]{_LETTER}+)*")
+_MARKS = str.maketrans("。｡．！？，、；「」『』", '...!?,,;""""')
 _SENTENCE_END = re.compile(r"[.!?]+")
 _LONG = 8  # letters of a long word
 
 
 @dataclass(frozen=True)
 class _Essay:
-    """A text, and counts in it that several statistics share."""
+    """A text, and counts in it that several statistics share.
+
+    text: its marks in their Latin form. plain: the text as it is. spaced: whether spaces alone separate its words.
+    """
 
     text: str
+    plain: str
+    spaced: bool
 
     @cached_property
     def words(self) -> list[str]:
-        return _WORD.findall(self.text)
+        return (_SPACED_WORD if self.spaced else _ANY_WORD).findall(self.text)
 
     @cached_property
     def letters(self) -> np.ndarray:
@@ -42,7 +59,8 @@ class _Essay:
 
     @cached_property
     def sentence_words(self) -> np.ndarray:
-        return np.array([len(sentence.split()) for sentence in self.sentences])
+        words = str.split if self.spaced else _ANY_WORD.findall
+        return np.array([len(words(sentence)) for sentence in self.sentences])
 
     def per_word(self, count: int) -> float:
         return count / max(1, len(self.words))
@@ -53,6 +71,10 @@ class _Essay:
     def found(self, pattern: str) -> float:
         """Matches of a pattern in the text, per word of the essay."""
         return self.per_word(len(re.findall(pattern, self.text)))
+
+    def spacing(self, pattern: str) -> float:
+        """The same in the text with its own marks: full-width ones need no space."""
+        return self.per_word(len(re.findall(pattern, self.plain)))
 
 
 _STATISTICS: dict[str, Callable[[_Essay], float]] = {
@@ -82,8 +104,8 @@ _STATISTICS: dict[str, Callable[[_Essay], float]] = {
     "question_marks": lambda e: e.found(r"\?"),
     "digits": lambda e: e.found(r"\d"),
     # spacing
-    "space_before_mark": lambda e: e.found(r" [,.!?]"),
-    "no_space_after_mark": lambda e: e.found(r"[,.!?][^\W\d_]"),
+    "space_before_mark": lambda e: e.spacing(r" [,.!?]"),
+    "no_space_after_mark": lambda e: e.spacing(rf"[,.!?]{_LETTER}"),
     "wide_spaces": lambda e: e.found(r"  +"),
     # capitals
     "capitals": lambda e: e.per_word(sum(map(str.isupper, e.text))),
@@ -102,6 +124,7 @@ def text_statistics(texts: Sequence[str]) -> np.ndarray:
     """
     table = np.empty((len(texts), len(NAMES)), np.float32)
     for row, text in enumerate(texts):
-        essay = _Essay(text)
+        spaced = text.isascii() or not _IS_SPACELESS.search(text)
+        essay = _Essay(text if spaced else text.translate(_MARKS), text, spaced)
         table[row] = [measure(essay) for measure in _STATISTICS.values()]
     return table

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 
-from fb3.recipe.data import DataSettings
+from fb3.recipe.data import DataSettings, TextSettings
 
 NEWLINE, CAPITAL, UPPER = "[BR]", "[CAP]", "[UP]"
 # Simple patterns, whose matches a function then tests: one pattern for all would be tried anew at every letter.
@@ -14,17 +14,27 @@ _WORD = re.compile(r"[^\W\d_]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
-def input_texts(essays: pd.DataFrame, data: DataSettings) -> list[str]:
+Text = str | tuple[str, ...]  # one text of an essay, or several where data.text.parts names several columns
+
+
+def input_texts(essays: pd.DataFrame, data: DataSettings) -> list[Text]:
     """The text that the tokenizer gets for each essay of `read_essays`, changed as `data.text` says."""
+    if data.text.parts:
+        columns = (_changed(essays[part.column].tolist(), data.text) for part in data.text.parts)
+        return list(zip(*columns, strict=True))
     texts = essays[data.text_column].tolist()
     if data.text.template:
         rows = essays[list(data.text.columns())].to_dict("records")
         texts = [data.text.template.format_map(row) for row in rows]
-    if data.text.repair:
+    return _changed(texts, data.text)
+
+
+def _changed(texts: list[str], settings: TextSettings) -> list[str]:
+    if settings.repair:
         texts = [repaired(text) for text in texts]
-    if data.text.capitals:
+    if settings.capitals:
         texts = [_WORD.sub(_marked, text) for text in texts]
-    if data.text.newlines:
+    if settings.newlines:
         texts = [_SPACES.sub(_broken, text.strip()) for text in texts]
     return texts
 

@@ -1,5 +1,8 @@
 """The tokenizer of an encoder folder, its special tokens, and the tokens that a recipe adds. Without transformers."""
 
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import tokenizers
@@ -63,6 +66,14 @@ def added_tokens(data: DataSettings) -> list[str]:
     return added + (target_tokens(data) if text.prompt == "tokens" else [])
 
 
+def frequent_characters(texts: Iterable[str], data: DataSettings) -> list[str]:
+    """The characters that data.text.new_tokens texts or more hold, in order; none where it is off."""
+    if data.text.new_tokens is None:
+        return []
+    counts = Counter(chain.from_iterable(map(set, texts)))
+    return sorted(each for each, count in counts.items() if count >= data.text.new_tokens and not each.isspace())
+
+
 def target_tokens(data: DataSettings) -> list[str]:
     """One token a target, such as [COHESION]."""
     return [f"[{column.upper()}]" for column in data.target_columns]
@@ -89,6 +100,18 @@ def prefix_and_suffix(tokenizer: Tokenizer, data: DataSettings) -> tuple[list[in
     """The tokens before each input, special ones and the prompt, and the special ones after it."""
     prefix, suffix = special_tokens(tokenizer)
     return [*prefix, *prompt_ids(tokenizer, data)], suffix
+
+
+def separator(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens that the tokenizer puts between two texts; an Fb3Error where it has none."""
+    pair = tokenizer.encode("a", "a")
+    texts = [[place for place, text in enumerate(pair.sequence_ids) if text == number] for number in (0, 1)]
+    found = pair.ids[texts[0][-1] + 1 : texts[1][0]] if all(texts) else []
+    if not found:
+        raise Fb3Error(
+            "data.text.parts: this tokenizer puts no separator between two texts; take data.text.template in its place"
+        )
+    return found
 
 
 def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

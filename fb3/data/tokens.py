@@ -1,6 +1,6 @@
 """Tokens: each text tokenised once, truncated, between special tokens and prompt. Without torch, beside its import."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ import pandas as pd
 from tokenizers import Tokenizer
 
 from fb3.data.text_statistics import text_statistics
-from fb3.data.texts import input_texts
-from fb3.data.tokenizer import check_tokenizer, load_tokenizer, padded_length, prefix_and_suffix
+from fb3.data.texts import Text, input_texts
+from fb3.data.tokenizer import check_tokenizer, load_tokenizer, padded_length, prefix_and_suffix, separator
+from fb3.data.truncation import end_paragraphs, share_room, truncate
 from fb3.data.windows import WindowSplitter
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
@@ -72,7 +73,7 @@ def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataSettings) 
     return replace(encoded, statistics=text_statistics(essays[data.text_column].tolist()))
 
 
-def encode_texts(texts: Sequence[str], folder: str | Path, data: DataSettings) -> Encoded:
+def encode_texts(texts: Sequence[Text], folder: str | Path, data: DataSettings) -> Encoded:
     """Encodes N texts in the tokens of an encoder folder, and of its second encoder where it has one.
 
     Raises:
@@ -86,7 +87,7 @@ def encode_texts(texts: Sequence[str], folder: str | Path, data: DataSettings) -
     return replace(encoded, second=encode_texts(texts, Path(folder) / SECOND, data))
 
 
-def tokenise(texts: Sequence[str], tokenizer: Tokenizer, pad_id: int, data: DataSettings, pad_to: int = 0) -> Encoded:
+def tokenise(texts: Sequence[Text], tokenizer: Tokenizer, pad_id: int, data: DataSettings, pad_to: int = 0) -> Encoded:
     """Tokenises every text once and truncates it.
 
     Args:
@@ -108,14 +109,20 @@ def tokenise(texts: Sequence[str], tokenizer: Tokenizer, pad_id: int, data: Data
 
 
 class RowEncoder:
-    """Turns a text into a row: prefix, the text as far as it fits, suffix. An Fb3Error where no text would fit."""
+    """Turns a text into a row: prefix, the text as far as it fits, suffix. An Fb3Error where no text would fit.
+
+    Of several texts each has its share of the room, and the tokenizer's own separator stands between them.
+    """
 
     def __init__(self, tokenizer: Tokenizer, pad_id: int, data: DataSettings) -> None:
         self.tokenizer, self.pad_id, self.truncation = tokenizer, pad_id, data.truncation
         self.prefix, self.suffix = prefix_and_suffix(tokenizer, data)
-        around, longest = len(self.prefix) + len(self.suffix), data.encoder_length()
+        self.shares = [part.share for part in data.text.parts or ()]
+        self.between = separator(tokenizer) if self.shares else []
+        gaps = max(0, len(self.shares) - 1)
+        around, longest = len(self.prefix) + len(self.suffix) + gaps * len(self.between), data.encoder_length()
         self.room = data.max_length - around
-        if longest <= around:
+        if longest <= around + gaps:
             raise Fb3Error(f"data: no room in {longest} tokens beside {around} of prompt and special tokens")
         self.splitter = None
         if windows := data.windows:
@@ -124,23 +131,29 @@ class RowEncoder:
                 raise Fb3Error(f"data.windows.stride={windows.stride} passes over text; at most {at_most}")
             self.splitter = WindowSplitter(windows.length, windows.stride, len(self.prefix), len(self.suffix))
 
-    def rows(self, texts: list[str]) -> list[np.ndarray]:
-        """One row of ids a text."""
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._row(encoding.ids) for encoding in encodings]
+    def rows(self, texts: Sequence[Text]) -> list[np.ndarray]:
+        """One row of ids for each text, or for each tuple of texts."""
+        if not self.shares:
+            return [self._row([self._cut(text, ids, self.room)]) for text, ids in self._encoded(texts)]
+        columns = [list(self._encoded(column)) for column in zip(*texts, strict=True)]
+        return [self._row(self._sharing(several)) for several in zip(*columns, strict=True)]
 
-    def _row(self, ids: list[int]) -> np.ndarray:
-        row = [*self.prefix, *truncate(ids, self.room, self.truncation), *self.suffix]
-        return np.array(row or [self.pad_id], np.int32)  # an encoder needs one token at least
+    def _encoded(self, texts: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return ((text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True))
 
+    def _sharing(self, several: Sequence[tuple[str, list[int]]]) -> list[list[int]]:
+        """The tokens that stay of several texts of one essay."""
+        rooms = share_room([len(ids) for _, ids in several], self.shares, self.room)
+        return [self._cut(text, ids, room) for (text, ids), room in zip(several, rooms, strict=True)]
 
-def truncate(ids: list[int], room: int, how: str) -> list[int]:
-    """Keeps `room` tokens: the first, the last, or half of each end (the head gets the odd one)."""
-    if len(ids) <= room:
-        return ids
-    if how == "head":
-        return ids[:room]
-    if how == "tail":
-        return ids[-room:]
-    tail = room // 2
-    return ids[: room - tail] + (ids[-tail:] if tail else [])
+    def _cut(self, text: str, ids: list[int], room: int) -> list[int]:
+        by_paragraphs = self.truncation == "paragraphs" and len(ids) > room
+        ends = end_paragraphs(text, self.tokenizer) if by_paragraphs else None
+        return truncate(ids, room, self.truncation, ends)
+
+    def _row(self, several: list[list[int]]) -> np.ndarray:
+        row = [*self.prefix, *several[0]]
+        for ids in several[1:]:
+            row += [*self.between, *ids]
+        return np.array(row + self.suffix or [self.pad_id], np.int32)  # an encoder needs one token at least

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, Pretra
 
 from fb3.errors import Fb3Error, one_line
 from fb3.models.backbone_files import KEY, Source, find_backbone
-from fb3.models.backbone_tokenizer import backbone_tokenizer, check_tokens
+from fb3.models.backbone_tokenizer import backbone_tokenizer, check_tokens, unknown_characters
 from fb3.recipe.model import ModelSettings
 from fb3.system.file_names import CONFIG
 from fb3.system.files import read_json
@@ -33,11 +33,14 @@ _PICKLE_MARKS = ("weights_only", "pytorch checkpoint", "PytorchStreamReader")  #
 _MOST_LAYERS, _LARGEST = 1000, 2**24
 
 
-def export_encoder(settings: ModelSettings, out: Path, added: Sequence[str] = (), key: str = KEY) -> None:
+def export_encoder(
+    settings: ModelSettings, out: Path, added: Sequence[str] = (), key: str = KEY, characters: Sequence[str] = ()
+) -> None:
     """Writes config and fast tokenizer of a backbone to `out`, so that training and inference read the same files.
 
-    Sets the recipe's dropouts and the padding id, and adds the `added` tokens. An Fb3Error where a file, a fast
-    tokenizer or a padding token is missing, the encoder lacks the dropout, or the hub cannot be reached.
+    Sets the recipe's dropouts and the padding id, and adds the `added` tokens and those of `characters` that the
+    tokenizer does not know. An Fb3Error where a file, a fast tokenizer or a padding token is missing, the encoder lacks
+    the dropout, the tokenizer knows all characters, or the hub cannot be reached.
     """
     source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
     with _explained(place, source):
@@ -65,6 +68,8 @@ def export_encoder(settings: ModelSettings, out: Path, added: Sequence[str] = ()
     tokenizer.add_tokens(
         [AddedToken(t, lstrip=True, normalized=False, special=True) for t in added], special_tokens=True
     )
+    if characters:
+        tokenizer.add_tokens(unknown_characters(tokenizer, characters, place))
     config.fb3_new_tokens = sorted(_ids(tokenizer) - known)
     config.vocab_size = max(config.vocab_size, max(_ids(tokenizer)) + 1)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """A backbone's tokenizer, complete: some versions of transformers leave out parts of its files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
-from tokenizers import models, processors
+from tokenizers import AddedToken, models, processors
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS
 from transformers.utils import cached_file
@@ -75,6 +76,19 @@ def _take_normaliser(tokenizer: PreTrainedTokenizerBase, source: Source, place: 
             f"{place}: transformers {transformers.__version__} leaves the normaliser of "
             f"{'tokenizer.json' if file else Path(tokenizer.vocab_file).name} out; fb3 takes it"
         )
+
+
+def unknown_characters(tokenizer: PreTrainedTokenizerBase, characters: Sequence[str], place: str) -> list[AddedToken]:
+    """A token for each character that becomes the unknown token; an Fb3Error where none does."""
+    encodings = tokenizer.backend_tokenizer.encode_batch(list(characters), add_special_tokens=False)
+    unknown = [c for c, e in zip(characters, encodings, strict=True) if tokenizer.unk_token_id in e.ids]
+    if not unknown:
+        raise Fb3Error(
+            f"data.text.new_tokens: the tokenizer of {place} knows all {len(characters)} characters that occur so "
+            "often; leave it out, or give a smaller number"
+        )
+    say(f"{place}: {len(unknown)} characters that its tokenizer does not know get a new token each")
+    return [AddedToken(each, normalized=False) for each in unknown]
 
 
 def check_frame(tokenizer: PreTrainedTokenizerBase, place: str) -> None:

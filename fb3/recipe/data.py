@@ -1,14 +1,101 @@
 """Settings of the competition's files, texts, tokens and folds."""
 
+from pathlib import PurePosixPath
 from string import Formatter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fb3.recipe.augmentation import AugmentSettings
-from fb3.recipe.settings import Count, Listed, Seed, Settings
+from fb3.recipe.settings import Count, Listed, Rate, Seed, Settings
 
+Split = Literal["train", "test"]
 _LONGEST_TEMPLATE = 2000  # characters: a column may be named in it any number of times
+
+
+def _within_the_folder(name: str) -> str:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or {"..", "~"} & {*path.parts} or "\\" in name or "\0" in name:
+        raise ValueError("want a name within the competition's folder, such as train.csv")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_within_the_folder)]
+
+
+class JoinSettings(Settings):
+    """Columns that stand in a further table, or texts in a folder, put beside each essay by a key.
+
+    A join is made only where one of its columns is used, so that a table of groups may be there for training alone.
+    """
+
+    file: FileName | None = None
+    """A table with one row a key. {split} in its name stands for train or test: "prompts_{split}.csv", in quotes."""
+    folder: FileName | None = None
+    """A folder of texts instead, one file KEY.txt for each key; it may have {split} in it too."""
+    on: str
+    """The column that holds the key, in the essays and in the further table."""
+    columns: Annotated[tuple[str, ...], Field(min_length=1), Listed] | None = None
+    """The columns of the further table that are taken; none: all."""
+    into: str | None = None
+    """The column that gets the folder's texts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yaml_key(cls, settings: Any) -> Any:
+        """YAML 1.1 reads the key `on` as true."""
+        return (
+            {"on" if key is True else key: v for key, v in settings.items()} if isinstance(settings, dict) else settings
+        )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "JoinSettings":
+        if (self.file is None) == (self.folder is None):
+            raise ValueError("joins: give either file, a table, or folder, a folder of texts")
+        if (self.folder is None) != (self.into is None):
+            raise ValueError("joins: into names the column of a folder's texts; it goes with folder, and only with it")
+        if self.folder and self.columns:
+            raise ValueError("joins: a folder has no columns; leave columns out")
+        if self.on in (self.columns or ()) or self.on == self.into:
+            raise ValueError(f"joins: {self.on!r} is the key, which the essays have; name other columns")
+        if [name for _, name, _, _ in Formatter().parse(self.file or self.folder) if name not in (None, "split")]:
+            raise ValueError("joins: only {split} may stand in braces in a file's or a folder's name")
+        return self
+
+    def name(self, split: Split) -> str:
+        """The name of the file or the folder for a split."""
+        return (self.file or self.folder).replace("{split}", split)
+
+
+class FilesSettings(Settings):
+    """The names of the competition's files, which fb3 looks for in the folder of --data.
+
+    Where a file is absent and its compressed form is there, such as train.csv.zip, that one is read. The suffix names
+    the form: .csv, .tsv, .txt with tabs, .parquet.
+    """
+
+    train: FileName = "train.csv"
+    """The essays with their scores."""
+    test: FileName = "test.csv"
+    """The essays to predict."""
+    sample: FileName | None = "sample_submission.csv"
+    """The sample submission; none: the competition has none, and test gives rows and columns."""
+    joins: tuple[JoinSettings, ...] = ()
+    """Further tables, or folders of texts, whose columns are joined to the essays, in this order."""
+
+    def markers(self) -> tuple[str, ...]:
+        """The names by which the competition's folder is found, the surest first."""
+        return (*([self.sample] if self.sample else []), self.test)
+
+
+class TextPartSettings(Settings):
+    """One of several texts that the encoder reads side by side."""
+
+    column: str
+    """The column of the text."""
+    share: Rate = 1.0
+    """The text's share of max_length beside the other texts' shares: where they do not fit together, it keeps this
+    share at least, and more where others need less."""
 
 
 class TextSettings(Settings):
@@ -16,6 +103,9 @@ class TextSettings(Settings):
 
     template: str | None = None
     """Several columns joined, each named in braces: "{title}\\n{full_text}"; none: text_column alone."""
+    parts: Annotated[tuple[TextPartSettings, ...], Field(min_length=2)] | None = None
+    """Several texts, with the encoder's own separator between them, each truncated by itself: a prompt and an essay.
+    The encoder gets no token types, which few encoders know; its separators tell the texts apart. none: one text."""
     repair: bool = False
     """Undo UTF-8 that was read as Windows-1252, and drop control characters."""
     newlines: bool = False
@@ -23,6 +113,10 @@ class TextSettings(Settings):
     capitals: bool = False
     """[CAP] before a capitalised word, [UP] before one all in capitals (inline casing, Etchegoyhen & Gete 2020, LREC):
     for tokenizers that make everything lower case."""
+    new_tokens: Count | None = None
+    """A token of its own for each character that the tokenizer does not know and that so many training texts hold, of
+    validation too; none: off. For texts partly in another script, such as Chinese keywords before an English encoder.
+    The tokens start at the mean embedding, and want some epochs and an optimizer.embeddings_rate of their own."""
     statistics: bool = False
     """Lengths, richness of words, punctuation and capitals, counted in the original text, beside the encoder's vector
     (Uto et al. 2020, COLING 2020): tokens may lose capitals, whole words, and all text beyond max_length."""
@@ -44,8 +138,19 @@ class TextSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_way_to_join(self) -> "TextSettings":
+        if self.parts and self.template:
+            raise ValueError("template and parts both join columns; give one of them")
+        names = [part.column for part in self.parts or ()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"parts: each column once, got {names}")
+        return self
+
     def columns(self) -> tuple[str, ...]:
-        """The columns that the template names, each once."""
+        """The columns that template or parts name, each once."""
+        if self.parts:
+            return tuple(part.column for part in self.parts)
         return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(self.template or "") if name))
 
 
@@ -64,6 +169,8 @@ class WindowsSettings(Settings):
 class DataSettings(Settings):
     """The competition's files and how a text becomes tokens."""
 
+    files: FilesSettings = FilesSettings()
+    """The files' names, and what is joined from further ones."""
     id_column: str = "text_id"
     """Column of the essay's id."""
     text_column: str = "full_text"
@@ -77,11 +184,20 @@ class DataSettings(Settings):
         "conventions",
     )
     """Columns of the scores, in the order of the submission."""
+    weight_column: str | None = None
+    """A column of train.csv by which each essay's training loss is weighed, at a mean of 1 over a fold's training
+    essays; the validation loss and the metric are not. An essay that data.augment.mix goes on with another keeps its
+    own weight. none: all alike."""
+    weight_form: Literal["weight", "standard_error"] = "weight"
+    """The numbers of weight_column: weight: from 0 up; standard_error: of the score, whose weight is 1 / its square, an
+    error below half the median counting as that half, so that an error of 0 has a weight too."""
     max_length: Annotated[int, Field(ge=8)] = 512
     """Most tokens of an essay, special tokens included; longer ones are truncated. Without windows, the encoder's
     longest input."""
-    truncation: Literal["head", "tail", "head_tail"] = "head"
-    """Tokens of a long essay that stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583)."""
+    truncation: Literal["head", "tail", "head_tail", "paragraphs"] = "head"
+    """Tokens of a long essay that stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583).
+    paragraphs: the last paragraph, and as much from the beginning as fits; blank lines, else line breaks, separate
+    them."""
     windows: WindowsSettings | None = None
     """Sliding windows over essays of up to max_length tokens; none: off."""
     text: TextSettings = TextSettings()
@@ -98,12 +214,27 @@ class DataSettings(Settings):
             raise ValueError(f"id_column, text_column and target_columns must differ, got {names}")
         if reserved := [n for n in names if n == "fold" or n.startswith("true_")]:
             raise ValueError(f"{reserved}: these names belong to oof.csv; rename the columns")
-        if self.text.template and self.text_column not in self.text.columns():
-            raise ValueError(f"text.template leaves text_column {self.text_column!r} out; name it in the template")
+        if self.weight_column in names:
+            raise ValueError(f"weight_column {self.weight_column!r} is a column of ids, texts or targets; name another")
+        if self.weight_form != "weight" and not self.weight_column:
+            raise ValueError("weight_form does nothing without weight_column; leave it out")
+        way = "text.parts" if self.text.parts else "text.template"
+        if self.text.columns() and self.text_column not in self.text.columns():
+            raise ValueError(f"{way} leaves text_column {self.text_column!r} out; name it there")
         if self.text.template == f"{{{self.text_column}}}":
             raise ValueError("text.template of text_column alone does nothing; leave it out")
         if self.id_column in self.text.columns():
-            raise ValueError("text.template names the id column; an id says nothing about an essay")
+            raise ValueError(f"{way} names the id column; an id says nothing about an essay")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_stay_apart(self) -> "DataSettings":
+        if self.text.parts and self.windows:
+            raise ValueError("windows cut one text; leave them or text.parts out, or join the columns by text.template")
+        if self.text.parts and self.augment:
+            raise ValueError(
+                "augment changes one text; leave it or text.parts out, or join the columns by text.template"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,12 @@ imports this one.
 from typing import Any
 
 from fb3.recipe.decision import METHODS, methods_for
-from fb3.recipe.task import COMPARISONS
+from fb3.recipe.task import COMPARISONS, LabelsSettings
+
+_OF_NUMBERS, _OF_ORDER = {"mcrmse", "rmse", "mae"}, {"pearson", "spearman"}
+_OF_LABELS = {"log_loss", "balanced_accuracy", "macro_f1", "micro_f1", "f1_mean"}
+_OF_LABELS |= {"map_at_k", "map_at_5", "map_at_10", "map_at_25"}
+_OTHER_KIND = {True: "regression", False: "classification or multilabel"}
 
 
 def tricks_fit(recipe: Any) -> None:
@@ -40,6 +45,11 @@ def mix_joins_whole_essays(recipe: Any) -> None:
         )
     if recipe.data.text.statistics:
         raise ValueError("data.text.statistics describe whole essays; leave them or data.augment.mix out")
+
+
+def unlabelled_essays_are_one_text(recipe: Any) -> None:
+    if recipe.task.uda and recipe.data.text.parts:
+        raise ValueError("task.uda.augment changes one text; leave uda or data.text.parts out, or take text.template")
 
 
 def second_encoder_fits(recipe: Any) -> None:
@@ -89,6 +99,24 @@ def losses_suit_the_batches(recipe: Any) -> None:
         )
 
 
+def weights_reach_each_essay(recipe: Any) -> None:
+    if recipe.data.weight_column and recipe.task.of_batches():
+        raise ValueError(
+            f"data.weight_column weighs each essay's loss, and task: {recipe.task.of_batches()[0]} is one of the whole "
+            "batch; take mse, or leave the weights out"
+        )
+
+
+def units_fit_the_columns(recipe: Any) -> None:
+    columns = len(recipe.data.target_columns)
+    for name in ("location", "scale"):
+        numbers = getattr(recipe.task, name, None)
+        if numbers is not None and len(numbers) != columns:
+            raise ValueError(
+                f"task.{name} holds {len(numbers)} numbers for {columns} target columns; give one for each"
+            )
+
+
 def r_drop_has_dropout(recipe: Any) -> None:
     model = recipe.model
     dropouts = (model.dropout, model.attention_dropout, model.layer_drop, model.mixout)
@@ -131,17 +159,59 @@ def decision_suits_the_task(recipe: Any) -> None:
         )
 
 
+def metric_suits_the_task(recipe: Any) -> None:
+    kind, metric = recipe.task.kind, recipe.metric
+    labels = isinstance(recipe.task, LabelsSettings)
+    unfit = {"classification": _OF_NUMBERS | _OF_ORDER, "multilabel": _OF_NUMBERS}.get(kind, _OF_LABELS)
+    if metric in unfit:
+        compares, mend = ("numbers", "metric=log_loss or another of labels") if labels else ("labels", "metric=rmse")
+        raise ValueError(
+            f"metric={metric} compares {compares}, and task.kind={kind} predicts "
+            f"{'probabilities' if labels else 'numbers'}; set {mend}, or task.kind={_OTHER_KIND[labels]}"
+        )
+
+
+def labels_stand_in_one_column(recipe: Any) -> None:
+    if recipe.task.kind != "classification":
+        return
+    data, classes = recipe.data, recipe.task.classes or ()
+    if len(data.target_columns) > 1:
+        raise ValueError(
+            f"task.kind=classification: data.target_columns names {len(data.target_columns)} columns, and one holds "
+            "the labels; name it alone, or take task.kind=multilabel where each column is 0 or 1"
+        )
+    if taken := [name for name in classes if name in {data.id_column, "fold"} or name.startswith("true_")]:
+        raise ValueError(
+            f"task.classes: {taken[0]!r} is the name of another column of oof.csv, where each class has one (the ids, "
+            "fold, and true_...); rename this label in train.csv, and in the submission again"
+        )
+
+
+def sampling_has_classes(recipe: Any) -> None:
+    if recipe.train.sampling and not isinstance(recipe.task, LabelsSettings):
+        raise ValueError(
+            f"train.sampling={recipe.train.sampling} draws essays by their label, and task.kind={recipe.task.kind} has "
+            "numbers; leave it out, or take task.kind=classification"
+        )
+
+
 # The first broken rule raises a ValueError that names the keys and the mend.
 RULES = (
     tricks_fit,
     target_tokens_are_there,
     mix_joins_whole_essays,
+    unlabelled_essays_are_one_text,
     second_encoder_fits,
     frozen_encoders_stay_as_they_are,
     embeddings_rate_has_embeddings,
     losses_suit_the_batches,
+    weights_reach_each_essay,
+    units_fit_the_columns,
     r_drop_has_dropout,
     learned_weights_have_gradients,
     folds_have_columns_to_split_by,
     decision_suits_the_task,
+    labels_stand_in_one_column,
+    metric_suits_the_task,
+    sampling_has_classes,
 )

@@ -1,11 +1,11 @@
 """Settings of tasks: how targets are learned, and their losses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fb3.recipe.augmentation import AugmentSettings
-from fb3.recipe.settings import Count, Listed, Probability, Rate, Settings, read_kind
+from fb3.recipe.settings import Count, Probability, Rate, Settings, read_kind
 
 LossKind = Literal["smooth_l1", "mse", "rmse", "mcrmse", "huber", "pearson", "quantile", "rank"]
 # Losses that are no mean over essays: their mean over parts of a batch is not the batch's loss.
@@ -118,11 +118,18 @@ class RegressionSettings(ScaleSettings):
     correlation of the columns, an addition rather than a loss of its own; quantile: the pinball loss of `quantile`
     (Koenker & Bassett 1978); rank: RankNet on the batch's pairs (Burges et al. 2005), an addition too."""
     delta: Rate = 0.5
-    """Error, in scores, at which the parabola of huber becomes a line."""
+    """Error, in scores or, with standardise, in standard deviations, at which huber's parabola becomes a line."""
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share that the quantile loss aims at; 0.5 is the absolute error."""
     terms: tuple[LossTermSettings, ...] = ()
     """Further losses, weighted and added."""
+    standardise: bool = False
+    """Learn (score - location) / scale, so that one recipe trains alike on any scale, such as 0 to 100; losses are in
+    these units then, predictions and the metric in scores."""
+    location: tuple[float, ...] | None = None
+    """With standardise: a number for each target column. none: the means in train.csv, stored in the run's recipe."""
+    scale: tuple[Rate, ...] | None = None
+    """The same: the standard deviations."""
 
     @model_validator(mode="after")
     def _losses_fit(self) -> "RegressionSettings":
@@ -132,6 +139,8 @@ class RegressionSettings(ScaleSettings):
         for name, loss in (("delta", "huber"), ("quantile", "quantile")):  # shared by loss and terms, so beside both
             if loss not in losses and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} does nothing without a {loss} loss; leave it out")
+        if not self.standardise and (self.location or self.scale):
+            raise ValueError("location and scale do nothing without standardise; leave them out or set it")
         if self.weighting == "uncertainty" and any(t.weight != 1 or t.end_weight is not None for t in self.terms):
             raise ValueError("weighting: uncertainty learns the terms' weights; leave weight and end_weight out")
         return self
@@ -195,12 +204,79 @@ class OrdinalSettings(ClassesSettings):
         return columns * (self.classes() - 1)
 
 
-class ClassificationSettings(BaseTaskSettings):
+class BaseClassWeights(Settings):
+    """Weights of rare labels, from the counts n of a fold's training essays."""
+
+    kind: str
+    """The way from a count to a weight."""
+    most: Annotated[float, Field(gt=1)] | None = None
+    """Largest weight, as a multiple of the commonest label's; none: no limit."""
+
+
+class BalancedClassWeights(BaseClassWeights):
+    """All labels count alike in the sum."""
+
+    kind: Literal["balanced"]
+    """1 / n. Steep where counts are very unequal: give `most`, or take power."""
+
+
+class PowerClassWeights(BaseClassWeights):
+    """Between equal weights and balanced ones."""
+
+    kind: Literal["power"]
+    """1 / n^power."""
+    power: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The exponent; 1 would be balanced."""
+
+
+class EffectiveClassWeights(BaseClassWeights):
+    """By the effective number of essays (Cui et al. 2019, arXiv:1901.05555)."""
+
+    kind: Literal["effective"]
+    """(1 - beta) / (1 - beta^n): hardly grows above 1 / (1 - beta) essays."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """0 would weigh all labels alike, 1 would be balanced."""
+
+
+ClassWeightsSettings = Annotated[
+    BalancedClassWeights | PowerClassWeights | EffectiveClassWeights, Field(discriminator="kind")
+]
+
+
+class LabelsSettings(BaseTaskSettings):
+    """Settings of the tasks whose targets are labels. The validation loss has none of them: it is the log loss."""
+
+    class_weights: ClassWeightsSettings | None = None
+    """Factors of each essay's loss, by its label, with a mean of 1 over the training essays; a batch's loss is the
+    plain mean, so that no batch's mixture of labels shifts them. Of several labels each has a factor where it is true
+    and one where it is not. none: off."""
+    smoothing: Probability = 0.0
+    """Share of the truth that all classes get alike, the right one too (Szegedy et al. 2015, arXiv:1512.00567); of
+    several labels, both answers to each. 0: off."""
+    focal: Annotated[float, Field(ge=0)] = 0.0
+    """Exponent of the focal loss, (1 - p)^focal times the cross-entropy (Lin et al. 2017, arXiv:1708.02002). 0: off;
+    2 in the paper."""
+    poly: Annotated[float, Field(ge=-1)] = 0.0
+    """Poly-1 loss (Leng et al. 2022, arXiv:2204.12511): adds poly times 1 - p, with focal (1 - p)^(1 + focal). 0: off;
+    the paper's best are 1 to 2 for classes, -1 where rare ones matter."""
+    squeeze: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean squared logit (Kannan et al. 2018, arXiv:1803.06373). 0: off."""
+
+
+def _as_texts(classes: Any) -> Any:
+    """Whole numbers as texts, which YAML reads as numbers."""
+    return [str(each) if type(each) is int else each for each in classes] if isinstance(classes, list) else classes
+
+
+class ClassificationSettings(LabelsSettings):
     """A label a row, one of several classes: a softmax over them, cross-entropy."""
 
     kind: Literal["classification"]
     """The one target column holds a label: any text, numbers included."""
-    classes: Annotated[tuple[str, ...], Field(min_length=2), Listed] | None = None
+    classes: (
+        Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2), BeforeValidator(_as_texts)]
+        | None
+    ) = None
     """The labels, in the order of the outputs. none: read from train.csv, sorted, as numbers where all are, and stored
     in the run's recipe."""
 
@@ -210,12 +286,16 @@ class ClassificationSettings(BaseTaskSettings):
             raise ValueError(f"classes must differ, got {list(self.classes)}")
         return self
 
+    def weighed(self, columns: int) -> int:
+        """One loss, of all classes together."""
+        return 1
+
     def outputs(self, columns: int) -> int:
         """A logit for each class."""
         return len(self.classes or ())
 
 
-class MultilabelSettings(BaseTaskSettings):
+class MultilabelSettings(LabelsSettings):
     """Labels that are true or not, each by itself: a sigmoid for each column, binary cross-entropy."""
 
     kind: Literal["multilabel"]

@@ -27,6 +27,10 @@ class TrainSettings(Settings):
     """Essays a batch, over all processes together."""
     accumulation: Count = 1
     """Batches whose gradients are added up before one optimizer step."""
+    sampling: Literal["balanced", "sqrt"] | None = None
+    """Draw training essays with replacement, as many as there are: balanced: each class equally often; sqrt: in
+    proportion to the root of its count (Mahajan et al. 2018, arXiv:1805.00932). An essay of several labels counts for
+    its rarest, one without a label for a class of its own. none: each essay once an epoch."""
     seed: Seed = 42
     """Seed of the weights, the dropout and the order of batches; fold f uses seed + f."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fb3.data.tables import read_table
+from fb3.data.joins import Joined, joined_files, read_joined
+from fb3.data.tables import read_table, write_table
 from fb3.recipe import Recipe
-from fb3.system.files import write_csv
-from fb3.system.kaggle import COMPETITION_MARKER, TEST
+from fb3.recipe.data import DataSettings, FilesSettings
+from fb3.system.compressed_files import stored_file
+from fb3.system.files import write_text
 from fb3.targets.build import target_of
 
 _COPIES = 10  # essays that occur twice
@@ -36,11 +38,18 @@ class PublicFiles:
     sample: pd.DataFrame
 
 
-def public_files(data: Path) -> PublicFiles | None:
+def public_files(data: Path, files: FilesSettings) -> PublicFiles | None:
     """The public files of a folder; None where one is missing, an Fb3Error where one cannot be read."""
-    if not all((data / name).is_file() for name in (TEST, COMPETITION_MARKER)):
+    if not all(stored_file(data / name).is_file() for name in files.markers()):
         return None
-    return PublicFiles(read_table(data / TEST, []), read_table(data / COMPETITION_MARKER, []))
+    test = read_table(data / files.test, [])
+    return PublicFiles(test, read_table(data / files.sample, []) if files.sample else test)
+
+
+def public_paths(data: Path, settings: DataSettings) -> list[Path]:
+    """The public files as they are stored, with the files and folders that are joined to them where those are there."""
+    joined = [path for path in joined_files(settings, data, "test").values() if path.exists()]
+    return list(dict.fromkeys([*(stored_file(data / name) for name in settings.files.markers()), *joined]))
 
 
 def invented_files(recipe: Recipe) -> PublicFiles:
@@ -57,6 +66,8 @@ def write_hidden_test(
 ) -> dict[str, str]:
     """Writes test.csv and sample_submission.csv with training rows, odd essays, copies, and ids in different orders.
 
+    The files that the recipe joins to test.csv are written too, from the columns joined to the same training rows.
+
     Args:
         data: the folder with train.csv. A hidden row takes all its cells from one row of it; cells of columns that only
             the public test.csv has come from one row of that file.
@@ -72,8 +83,10 @@ def write_hidden_test(
     Raises:
         Fb3Error: train.csv cannot be read, or lacks a text column.
     """
-    settings, columns = recipe.data, list(public.test.columns)
-    train = read_table(data / "train.csv", settings.text_columns())
+    settings, files = recipe.data, recipe.data.files
+    train, joined = read_joined(data / files.train, settings, "train", settings.text_columns())
+    columns = [name for name in public.test.columns if not any(name in join.columns for join in joined)]
+    columns += [join.settings.on for join in joined if join.settings.on not in columns]
     rng = np.random.default_rng(seed)
     test = train.iloc[rng.integers(0, len(train), rows)].reset_index(drop=True)
     others = public.test.iloc[rng.integers(0, len(public.test), rows)].reset_index(drop=True)
@@ -84,20 +97,46 @@ def write_hidden_test(
     for copy in range(min(_COPIES, (rows - len(odd)) // 2)):
         test.loc[rows - 1 - copy] = test.loc[len(odd) + copy]
     test.loc[: len(odd) - 1, settings.text_column] = odd
+    for join in joined:
+        if (
+            settings.text_column in join.columns and join.settings.on != settings.id_column
+        ):  # odd texts: keys of their own
+            keys = ids_like(train[join.settings.on].tolist(), 2 * len(train) + len(odd), rng)
+            new = [key for key in keys if key not in {*train[join.settings.on]}]
+            test.loc[: len(odd) - 1, join.settings.on] = new[: len(odd)]
     test = test.sample(frac=1, random_state=seed).reset_index(drop=True)
     identifier = settings.id_column
     test[identifier] = ids_like(public.sample[identifier].tolist(), rows, rng)
-    write_csv(test[columns], out / TEST)
+    write_table(test[columns], _new_file(out / files.test))
+    for join in joined:
+        _write_joined(test, join, out)
     sample = public.sample.iloc[rng.integers(0, len(public.sample), rows)].assign(
         **{identifier: test[identifier].values}
     )
-    write_csv(sample.sample(frac=1, random_state=seed + 1), out / COMPETITION_MARKER)
+    if files.sample:
+        write_table(sample.sample(frac=1, random_state=seed + 1), _new_file(out / files.sample))
     first: dict[tuple, str] = {}
     return {
         own: first[essay]
         for own, essay in zip(test[identifier], test[texts].itertuples(index=False, name=None), strict=True)
         if first.setdefault(essay, own) != own
     }
+
+
+def _new_file(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write_joined(test: pd.DataFrame, join: Joined, out: Path) -> None:
+    """Writes the file, or the folder of texts, that gives the hidden rows a join's columns."""
+    key, path = join.settings.on, out / join.settings.name("test")
+    rows = test[[key, *join.columns]].drop_duplicates(key)
+    if join.settings.file:
+        write_table(rows, _new_file(path))
+        return
+    for name, text in rows.itertuples(index=False, name=None):
+        write_text(text, path / f"{name}.txt")
 
 
 def ids_like(real: list[str], count: int, rng: np.random.Generator) -> list[str]:

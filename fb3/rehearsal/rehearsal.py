@@ -14,7 +14,7 @@ from fb3.bundles.images import Image, differing_versions
 from fb3.bundles.tolerance import tolerance
 from fb3.data.tables import read_table
 from fb3.errors import Fb3Error
-from fb3.rehearsal.hidden_rows import invented_files, public_files, write_hidden_test
+from fb3.rehearsal.hidden_rows import invented_files, public_files, public_paths, write_hidden_test
 from fb3.rehearsal.notebooks import find_notebook
 from fb3.rehearsal.report import PUBLIC, RehearsalReport, pass_name, projection
 from fb3.rehearsal.sandbox import importable, namespace_command, run_in_sandbox
@@ -24,7 +24,7 @@ from fb3.submission.submission_file import check_frame
 from fb3.system.devices import pick_device, pick_devices
 from fb3.system.disk_space import raises_disk_full
 from fb3.system.files import read_json
-from fb3.system.kaggle import COMMIT_VARIABLES, COMPETITION_MARKER, MOUNTS, RERUN_VARIABLES, TEST
+from fb3.system.kaggle import COMMIT_VARIABLES, MOUNTS, RERUN_VARIABLES
 from fb3.system.progress import say
 from fb3.targets.build import target_of
 
@@ -58,7 +58,10 @@ def rehearse(
     packed, data = verify_bundle(bundle), Path(data)
     members = packed.members()
     recipe = members[0].recipe
-    read_table(data / "train.csv", [])  # an error in it is raised before the first run, which may take long
+    files = recipe.data.files
+    read_table(
+        data / files.train, [], key="data.files.train"
+    )  # an error in it is raised before the first run, which may take long
     if keep and Path(keep).is_dir() and any(Path(keep).iterdir()):
         raise Fb3Error(f"{keep}: not empty; choose another --keep")
     report = RehearsalReport(versions=differing_versions(image))
@@ -76,15 +79,15 @@ def rehearse(
 
     with nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="fb3-rehearsal-") as place:
         folder = Path(place)
-        if public := public_files(data):
+        if public := public_files(data, files):
             say("rehearsal, the public files")
-            (folder / f"competition-{PUBLIC}").mkdir(parents=True)
-            for name in (TEST, COMPETITION_MARKER):
-                shutil.copyfile(data / name, folder / f"competition-{PUBLIC}" / name)
+            for path in public_paths(data, recipe.data):
+                _copy(path, folder / f"competition-{PUBLIC}" / path.relative_to(data))
             run(PUBLIC, MOUNTS["new"], COMMIT_VARIABLES, {})
         else:
+            absent = " or no ".join(files.markers()[::-1])
             report.notes.append(
-                f"{data} has no {TEST} or no {COMPETITION_MARKER}: hidden rows were invented from the recipe, and "
+                f"{data} has no {absent}: hidden rows were invented from the recipe, and "
                 "nothing shows whether its columns are the competition's"
             )
             public = invented_files(recipe)
@@ -100,6 +103,11 @@ def rehearse(
     if report.projection.get("share_t4", 0) > 1:
         report.failures.append("by its FLOPs it would exceed the limit on a T4: take fewer folds or smaller models")
     return report
+
+
+def _copy(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, to)
 
 
 def _two_devices() -> dict[str, str]:
@@ -131,7 +139,8 @@ def _judge(
         for fold in summary["folds"]:
             if fold["status"] != "used":
                 report.failures.append(f"{where}: {fold['fold']} {fold['status']}: {fold['reason']}")
-        check_submission(member, competition / COMPETITION_MARKER, working / "submission.csv", copies)
+        files = member.recipe.data.files
+        check_submission(member, competition / (files.sample or files.test), working / "submission.csv", copies)
     except (Fb3Error, KeyError) as error:
         report.failures.append(f"{where}: {error}")
         return
@@ -153,9 +162,11 @@ def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[s
     """
     settings, target = member.recipe.data, target_of(member.recipe)
     wanted = read_table(sample, [settings.id_column])
-    columns = submitted_columns(wanted, target)
+    columns = list(target.forms()[0])
+    if settings.files.sample:
+        columns = submitted_columns(wanted, target, sample.name)
     written = read_table(path, [settings.id_column, *columns])
-    check_same_ids(written[settings.id_column], wanted[settings.id_column], path)
+    check_same_ids(written[settings.id_column], wanted[settings.id_column], path, sample.name)
     if written[settings.id_column].tolist() != wanted[settings.id_column].tolist():
         raise Fb3Error(f"{path}: its rows are in another order than the sample submission's")
     check_frame(written, target)

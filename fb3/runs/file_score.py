@@ -13,6 +13,7 @@ from fb3.errors import Fb3Error, listed, nearest
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.decision import METHODS
 from fb3.runs.scores import TRUTH, caveats, decision_method
+from fb3.system.compressed_files import stored_file
 from fb3.system.file_names import OOF, RECIPE
 from fb3.system.kaggle import COMPETITION_MARKER
 from fb3.targets.build import sorted_classes, target_of
@@ -125,7 +126,7 @@ def _by_recipe(recipe: Recipe, predictions: Path, predicted: pd.DataFrame, truth
 def _targets(predictions: Path, predicted: pd.DataFrame, truth: Path, true: pd.DataFrame) -> list[str]:
     """The targets that a file names; empty where none does. Refuses a target without predictions or without truths."""
     held = [c.removeprefix(TRUTH) for c in predicted.columns if c.startswith(TRUTH)]
-    sample = truth.with_name(COMPETITION_MARKER)
+    sample = stored_file(truth.with_name(COMPETITION_MARKER))
     named, source = (held, predictions) if held else (_of_sample(sample, predicted.columns[0], true), sample)
     for path, table in ((predictions, predicted), (truth, true)):
         if missing := [column for column in named if column not in table.columns]:

@@ -11,8 +11,6 @@ from fb3.recipe.load import differences
 from fb3.system.file_names import ENVIRONMENT, RECIPE
 from fb3.system.files import read_json
 
-_FILES = {"train_sha256": "train.csv", "unlabelled_sha256": "task.uda.file"}
-
 
 @dataclass(frozen=True)
 class Identity:
@@ -28,14 +26,16 @@ class Identity:
         return ", ".join([f"recipe ({'; '.join(recipe)})", *names] if recipe else names)
 
 
-def named_files(digests: Mapping[str, str]) -> dict[str, str]:
+def named_files(digests: Mapping[str, str], recipe: Recipe) -> dict[str, str]:
     """Hashes by the names of the training files, from hashes by their keys in environment.json."""
-    return {_FILES.get(key, key): digest for key, digest in digests.items() if key.endswith("_sha256")}
+    names = {"train_sha256": recipe.data.files.train, "unlabelled_sha256": "task.uda.file"}
+    files = {key: digest for key, digest in digests.items() if key.endswith("_sha256")}
+    return {names.get(key, key.removesuffix("_sha256")): digest for key, digest in files.items()}
 
 
 def recorded(run: Path) -> Identity:
     """The recipe and files that a run folder says it was trained with; an Fb3Error where it does not say so."""
     recipe = load_recipe(run / RECIPE)
-    if not (files := named_files(read_json(run / ENVIRONMENT))):
+    if not (files := named_files(read_json(run / ENVIRONMENT), recipe)):
         raise Fb3Error(f"{run / ENVIRONMENT}: does not say what the run was trained on; train it again")
     return Identity(recipe, files)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from fb3.data.ids import match_ids
-from fb3.data.tables import read_table
+from fb3.data.joins import read_split
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
+from fb3.recipe.data import FilesSettings
 from fb3.runs.scores import read_scores
+from fb3.system.compressed_files import stored_file
 from fb3.system.file_names import ENVIRONMENT, OOF, RECIPE
 from fb3.system.files import read_json
 from fb3.targets.build import target_of
@@ -49,22 +51,32 @@ def run_of(out: Path) -> Run:
     return Run(out, Score(scores["score"], scores["columns"], lower_is_better), sorted(map(int, scores["folds"])))
 
 
+def training_file(run: Path, data: Path) -> Path:
+    """The file in `data` that holds a run's training essays; train.csv where the run's recipe cannot be read."""
+    try:
+        name = load_recipe(run / RECIPE).data.files.train
+    except Fb3Error:
+        name = FilesSettings().train
+    return stored_file(data / name)
+
+
 def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
-    """The training essays' texts by id; an Fb3Error where their folder is not known, or holds no train.csv."""
+    """The training essays' texts by id; an Fb3Error where their folder is not known, or lacks the file."""
     if data is None:
         recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
-        if not isinstance(recorded, str) or not (Path(recorded) / "train.csv").is_file():
+        if not isinstance(recorded, str) or not training_file(run, Path(recorded)).is_file():
             raise Fb3Error(
                 f"{run}: the essays it was trained on are not where {ENVIRONMENT} says ({recorded}), so its "
                 "predictions cannot be replayed; give their folder with --data DIR, or pack unproven with --no-parity"
             )
         data = Path(recorded)
     settings = member.recipe.data
-    table = read_table(data / "train.csv", [settings.id_column, *settings.text_columns()])
+    table = read_split(data / settings.files.train, settings, "train", [settings.id_column, *settings.text_columns()])
     return table.set_index(settings.id_column)[list(settings.text_columns())]
 
 
 def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:
     """Refuses texts that lack some of the ids in a run's oof.csv; the error names some."""
     mend = "; give the folder of the essays it was trained on with --data DIR"
-    match_ids(texts.index, ids, "train.csv", run / OOF, mend, subset=True)
+    name = load_recipe(run / RECIPE).data.files.train
+    match_ids(texts.index, ids, name, run / OOF, mend, subset=True)

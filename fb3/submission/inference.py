@@ -14,14 +14,16 @@ import pandas as pd
 from fb3.bundles.bundle import Bundle, read_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
+from fb3.recipe.data import FilesSettings
 from fb3.runs.run_folder import Member, in_turn
 from fb3.runs.scores import caveats
 from fb3.submission.form import SubmissionForm, read_sample, read_test
 from fb3.submission.submission_file import SubmissionFile, write_first_file
 from fb3.submission.summary import Summary
+from fb3.system.compressed_files import stored_file
 from fb3.system.file_names import DECISION, ENCODER, RECIPE, SECOND, encoder_files
 from fb3.system.files import check_output_path, read_json
-from fb3.system.kaggle import COMPETITION_MARKER, TEST, find_competition, hidden_rerun, parse_duration, session_seconds
+from fb3.system.kaggle import find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
 from fb3.targets.build import target_of
 from fb3.targets.decisions import Decision
@@ -71,9 +73,10 @@ def infer(
     members = _usable_runs(packed, summary, strict)
     recipe = members[0].recipe if members else None
     target = target_of(recipe, _decision(packed, strict)) if recipe else None
-    data = find_competition() if data is None and test is None else data
+    files = recipe.data.files if recipe else FilesSettings()
+    data = find_competition(names=files.markers()) if data is None and test is None else data
     ends = start + _seconds(deadline, members)
-    source, sample = _sources(data, test)
+    source, sample = _sources(data, test, files)
     rerun, submission = hidden_rerun(), None
     try:
         form = read_sample(sample, recipe, target, rerun=rerun)
@@ -82,7 +85,7 @@ def infer(
         if test is None and form.ids is not None:  # before test.csv is read, which may take long
             submission = write_first_file(form, packed, target, out, summary)
         first = form.ids
-        read_test(form, source, recipe, own_order=test is not None, rerun=rerun)
+        read_test(form, source, recipe, own_order=test is not None, rerun=rerun, folder=data)
         if submission is None or form.ids is not first:
             submission = write_first_file(form, packed, target, out, summary)
         summary.warn(form.warnings)
@@ -142,11 +145,11 @@ def _seconds(deadline: str | float | None, members: list[Member]) -> float:
     return limit * 3600 * (1 - _MARGIN) - session_seconds()
 
 
-def _sources(data: str | Path | None, test: str | Path | None) -> tuple[Path, Path | None]:
+def _sources(data: str | Path | None, test: str | Path | None, files: FilesSettings) -> tuple[Path, Path | None]:
     """The essays' file, and the sample submission, which gives the rows their order."""
-    sample = None if data is None else Path(data) / COMPETITION_MARKER
+    sample = None if data is None or files.sample is None else stored_file(Path(data) / files.sample)
     if test is None:
-        return Path(data) / TEST, sample
+        return stored_file(Path(data) / files.test), sample
     return Path(test), sample if sample and sample.is_file() else None
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fb3.errors import Fb3Error
+from fb3.system.compressed_files import COMPRESSED, unpacking
 from fb3.system.disk_space import cannot_write, format_bytes
 
 if TYPE_CHECKING:
@@ -34,11 +36,14 @@ _OTHER_FORMS = {
     b"\xfd7zXZ": "it is compressed (xz); unpack it",
     b"\x28\xb5\x2f\xfd": "it is compressed (zstd); unpack it",
 }
-_COMPRESSED = {".gz", ".bz2", ".xz", ".zip", ".zst"}
+_COMPRESSED = {*COMPRESSED, ".bz2", ".xz", ".zst"}
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+    """The SHA-256 of a file's bytes, in hex; for a folder, that of its files' names and hashes."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -204,6 +209,10 @@ def read_utf8(path: Path, largest: int = LARGEST) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from None
+    return _decoded(content, path)
+
+
+def _decoded(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -216,17 +225,21 @@ def read_utf8(path: Path, largest: int = LARGEST) -> str:
 def reading_utf8(path: Path, largest: int = LARGEST) -> Iterator[TextIO]:
     """Opens a UTF-8 file to be read line by line, line ends unchanged, so that it is never in memory as a whole.
 
+    A file with the suffix .gz or .zip is unpacked while it is read; `largest` counts its unpacked bytes.
+
     Raises:
-        Fb3Error: see `read_utf8`; also raised while the lines are read.
+        Fb3Error: see `read_utf8` and `unpacking`; also raised while the lines are read.
     """
     _check_regular(path, largest)
+    packed = path.suffix.lower() in COMPRESSED
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield file
+        with unpacking(path, largest) if packed else path.open("rb") as content:
+            yield io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
     except OSError as error:
         raise _unreadable(path, error) from None
     except UnicodeDecodeError:
-        read_utf8(path, largest)  # raises with the byte counted from the file's start
+        with unpacking(path, largest) if packed else path.open("rb") as content:
+            _decoded(content.read(), path)  # raises with the byte counted from the file's start
         raise
 
 

@@ -3,10 +3,11 @@
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fb3.errors import Fb3Error
+from fb3.system.compressed_files import COMPRESSED
 
 KAGGLE_INPUT = Path("/kaggle/input")
 # Folders below /kaggle/input where Kaggle mounts bundle and competition, for a rehearsal.
@@ -94,10 +95,17 @@ def find_bundle(root: str | Path | None = None) -> Path:
     return _single_folder(trained, "bundle", BUNDLE_MARKER, root, "the bundle's folder, the first argument")
 
 
-def find_competition(root: str | Path | None = None) -> Path:
-    """The one folder under `root` (default: `input_root()`) with a sample_submission.csv."""
-    found = folders_with(COMPETITION_MARKER, root)
-    return _single_folder(found, "competition's data", COMPETITION_MARKER, root, "--data")
+def find_competition(root: str | Path | None = None, names: Sequence[str] = (COMPETITION_MARKER, TEST)) -> Path:
+    """The one folder under `root` (default: `input_root()`) with the first of some files that is found, or its
+    compressed form.
+
+    Args:
+        root: the folder to look in.
+        names: a recipe's `data.files.markers()`; by default the usual sample_submission.csv, else test.csv.
+    """
+    searches = (folders_with(name + suffix, root) for name in names for suffix in ("", *COMPRESSED))
+    found = next(filter(None, searches), [])
+    return _single_folder(found, "competition's data", " and no ".join(names), root, "--data")
 
 
 def folders_with(marker: str, root: str | Path | None = None) -> list[Path]:

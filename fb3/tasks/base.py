@@ -27,10 +27,15 @@ class Task(Protocol):
     target: Target
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
-        """The training loss of a batch with `targets` (B, K) and, in the loop, `progress` (), 0-1."""
+        """The training loss of a batch with `targets` (B, K) and, in the loop, `progress` (), 0-1, and `weight` (B,)
+        where rows have weights.
+        """
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         """The target's K outputs, (B, K), not yet clipped: folds are averaged first."""
+
+    def fit(self, targets: Tensor) -> None:
+        """Takes what the loss needs to know of the training targets (N, K), such as how frequent a class is."""
 
     def first_bias(self, targets: Tensor) -> Tensor:
         """The head's bias (outputs,) with which it predicts the means of the training targets (N, K)."""
@@ -61,6 +66,9 @@ class BaseTask(nn.Module):
         super().__init__()
         self.target = target
 
+    def fit(self, targets: Tensor) -> None:
+        """Most losses need to know nothing."""
+
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> Score:
         return self.target.score(truth, predicted)
 
@@ -78,6 +86,9 @@ class Wrapper(nn.Module):
 
     def predict(self, model: Model, batch: Mapping[str, Tensor]) -> Tensor:
         return self.task.predict(model, batch)
+
+    def fit(self, targets: Tensor) -> None:
+        self.task.fit(targets)
 
     def first_bias(self, targets: Tensor) -> Tensor:
         return self.task.first_bias(targets)
@@ -98,6 +109,15 @@ class Wrapper(nn.Module):
 def with_term(out: StepOutput, name: str, value: Tensor) -> dict[str, Tensor]:
     """The logs of a wrapper that adds a term to a task's loss; `task` is the loss without it."""
     return {"task": out.loss.detach(), **out.logs, name: value.detach()}
+
+
+def row_weighted(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Losses (B, ...), each times its row's weight (B,) where there are any.
+
+    Their plain mean is the batch's loss: the weights' mean is 1 over a fold, not over a batch, so that a row weighs the
+    same in any company.
+    """
+    return losses if weight is None else losses * weight.view(-1, *[1] * (losses.ndim - 1))
 
 
 class Recorder:

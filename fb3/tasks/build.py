@@ -1,7 +1,7 @@
 """The table of tasks. Each gives a loss, a prediction on the submission's scale, and a score."""
 
 from fb3.recipe import Recipe
-from fb3.recipe.task import ClassesSettings
+from fb3.recipe.task import ClassesSettings, LabelsSettings
 from fb3.targets.build import target_of
 from fb3.tasks.base import StepOutput, Task
 from fb3.tasks.classes import Binned, LogitSqueezing, Ordinal
@@ -25,7 +25,7 @@ def build_task(recipe: Recipe) -> Task:
     """The task of a recipe, in its wrappers, on the CPU; without UDA, whose unlabelled essays only training reads."""
     settings = recipe.task
     task: Task = TASKS[settings.kind](settings, target_of(recipe))
-    if isinstance(settings, ClassesSettings) and settings.squeeze:
+    if isinstance(settings, ClassesSettings | LabelsSettings) and settings.squeeze:
         task = LogitSqueezing(task, settings.squeeze)
     if settings.r_drop:
         task = RDrop(task, settings.r_drop.alpha)

@@ -12,10 +12,28 @@ from torch import Tensor
 
 from fb3.recipe.task import BinnedSettings, OrdinalSettings
 from fb3.targets.target import Target
-from fb3.tasks.base import BaseTask, Model, Recorder, StepOutput, Task, Wrapper, with_term
+from fb3.tasks.base import BaseTask, Model, Recorder, StepOutput, Task, Wrapper, row_weighted, with_term
 from fb3.tasks.losses import Uncertainty
 
 _SURE = 1e-6  # the focal weight has no gradient at a probability of 1
+
+
+def soft_cross_entropy(logs: Tensor, labels: Tensor, smoothing: float, focal: float, poly: float = 0.0) -> Tensor:
+    """Cross-entropy of log probabilities against labels that sum to 1: (..., C), (..., C) -> (...).
+
+    Smoothing gives a share of the labels to all classes alike; the focal loss weighs each class by (1 - p)^focal; the
+    poly loss adds poly times 1 - p to -log p.
+    """
+    labels = (1.0 - smoothing) * labels + smoothing / labels.shape[-1]
+    wrong = (-torch.expm1(logs)).clamp_min(_SURE) if focal or poly else None  # 1 - p
+    if focal:
+        labels = labels * wrong**focal
+    return -(labels * (logs - poly * wrong if poly else logs)).sum(-1)
+
+
+def symmetric_kl(one: Tensor, two: Tensor) -> Tensor:
+    """Mean of half the sum of both KL divergences, as in R-Drop's paper, of log probabilities (..., C)."""
+    return 0.5 * ((one.exp() - two.exp()) * (one - two)).sum(-1).mean()
 
 
 class _Classes(BaseTask, ABC):
@@ -32,8 +50,8 @@ class _Classes(BaseTask, ABC):
         """Truths (N, K) to the probabilities (N, K, L) that the logits should give."""
 
     @abstractmethod
-    def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits and labels, (B, K, L) both, to the mean loss of each column, (K,)."""
+    def column_losses(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Logits and labels, (B, K, L) both, and rows' weights (B,) to the mean loss of each column, (K,)."""
 
     @abstractmethod
     def expected(self, logits: Tensor) -> Tensor:
@@ -41,7 +59,7 @@ class _Classes(BaseTask, ABC):
 
     def loss(self, model: Model, batch: Mapping[str, Tensor]) -> StepOutput:
         logits = self._by_column(model(batch).scores)
-        losses = self.column_losses(logits, self.labels(batch["targets"]))
+        losses = self.column_losses(logits, self.labels(batch["targets"]), batch.get("weight"))
         logs = (
             dict(zip(self.target.columns, losses.detach(), strict=True))
             if isinstance(self._together, Uncertainty)
@@ -72,12 +90,9 @@ class Binned(_Classes):
         numbers = torch.arange(self._top + 1, device=targets.device)
         return (1.0 - (self._position(targets)[..., None] - numbers).abs()).clamp_min(0.0)  # (N, K, C)
 
-    def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        labels = (1.0 - self._smoothing) * labels + self._smoothing / labels.shape[-1]
-        logs = logits.log_softmax(-1)
-        if self._focal:
-            labels = labels * (-torch.expm1(logs)).clamp_min(_SURE) ** self._focal  # (1 - p)^gamma
-        return -(labels * logs).sum(-1).mean(0)
+    def column_losses(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        losses = soft_cross_entropy(logits.log_softmax(-1), labels, self._smoothing, self._focal)
+        return row_weighted(losses, weight).mean(0)
 
     def expected(self, logits: Tensor) -> Tensor:
         return (logits.softmax(-1) * torch.arange(self._top + 1, device=logits.device)).sum(-1)
@@ -87,9 +102,7 @@ class Binned(_Classes):
         return torch.log(counts / counts.sum(-1, keepdim=True)).flatten()  # (K * C,)
 
     def distance(self, one: Tensor, two: Tensor) -> Tensor:
-        """Half the sum of both KL divergences, as in R-Drop's paper."""
-        a, b = self._by_column(one).log_softmax(-1), self._by_column(two).log_softmax(-1)
-        return 0.5 * ((a.exp() - b.exp()) * (a - b)).sum(-1).mean()
+        return symmetric_kl(self._by_column(one).log_softmax(-1), self._by_column(two).log_softmax(-1))
 
 
 class Ordinal(_Classes):
@@ -100,8 +113,9 @@ class Ordinal(_Classes):
         numbers = torch.arange(self._top, device=targets.device)
         return (self._position(targets)[..., None] - numbers).clamp(0.0, 1.0)  # (N, K, C - 1)
 
-    def column_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean((0, 2))
+    def column_losses(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return row_weighted(losses, weight).mean((0, 2))
 
     def expected(self, logits: Tensor) -> Tensor:
         return logits.sigmoid().sum(-1)

@@ -1,14 +1,17 @@
 """Losses of regression: each takes (B, K) predictions and truths to a scalar."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fb3.recipe.task import RegressionSettings
+from fb3.tasks.base import row_weighted
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+# Losses that are means over essays take reduction="none" too, as torch's do, for essays that have weights.
+Loss = Callable[..., Tensor]
 _TINY = 1e-9  # the root has no gradient at 0
 _ROWS = 256  # rows compared with all others at once: an evaluation has more, and all pairs at once would fill memory
 
@@ -46,16 +49,17 @@ def rank(predicted: Tensor, truth: Tensor) -> Tensor:
 def quantile(share: float) -> Loss:
     """The pinball loss, least where predictions are the `share` quantile (Koenker & Bassett 1978)."""
 
-    def loss(predicted: Tensor, truth: Tensor) -> Tensor:
+    def loss(predicted: Tensor, truth: Tensor, reduction: str = "mean") -> Tensor:
         error = truth - predicted
-        return torch.maximum(share * error, (share - 1.0) * error).mean()
+        losses = torch.maximum(share * error, (share - 1.0) * error)
+        return losses.mean() if reduction == "mean" else losses
 
     return loss
 
 
 def huber(delta: float) -> Loss:
     """A parabola within `delta` of the truth, a line beyond (Huber 1964)."""
-    return lambda predicted, truth: F.huber_loss(predicted, truth, delta=delta)
+    return partial(F.huber_loss, delta=delta)
 
 
 # The losses by their names in task.loss.
@@ -92,11 +96,14 @@ class Criterion(nn.Module):
         """(B, K) predictions and truths to the sum."""
         return self.together(self.parts(predicted, truth), progress)
 
-    def parts(self, predicted: Tensor, truth: Tensor) -> list[Tensor]:
-        """The losses that are added, a scalar each."""
+    def parts(self, predicted: Tensor, truth: Tensor, weight: Tensor | None = None) -> list[Tensor]:
+        """The losses that are added, a scalar each; with the rows' weights (B,) where there are any."""
         pairs = [(predicted, truth)]
         if self._by_column:
             pairs = list(zip(predicted.split(1, 1), truth.split(1, 1), strict=True))
+        if weight is not None:
+            each = (loss(*pair, reduction="none") for loss in self._losses for pair in pairs)
+            return [row_weighted(losses, weight).mean() for losses in each]
         return [loss(*pair) for loss in self._losses for pair in pairs]
 
     def together(self, parts: Sequence[Tensor], progress: Tensor | float = 1.0) -> Tensor:

@@ -11,6 +11,7 @@ from fb3.data.folds import FoldSplit
 from fb3.models.scorer import Scorer
 from fb3.prediction.inference_loop import predict
 from fb3.prediction.predictions import Predictions
+from fb3.recipe.task import LabelsSettings
 from fb3.runs.checkpoint import save_fold
 from fb3.runs.fold_json import ids_hash
 from fb3.runs.save_folder import Tree
@@ -129,11 +130,12 @@ def _predict_validation(session: Session, split: FoldSplit, task: Task, scorer: 
 
 def _warn_of_collapse(session: Session, fold: int, values: np.ndarray, truth: np.ndarray) -> None:
     """Warns where predictions, (N, K), hardly differ between essays although the truths do."""
+    learned = "the labels' shares" if isinstance(session.recipe.task, LabelsSettings) else "the mean"
     if len(truth) > 1 and (values.std(0) < 0.05 * truth.std(0)).all():
         session.log.event(
             "warning",
-            f"warning: fold {fold} predicts nearly the same for every essay; it has learned the mean or collapsed: try "
-            "a lower optimizer.encoder_rate, or more epochs",
+            f"warning: fold {fold} predicts nearly the same for every essay; it has learned {learned} or collapsed: "
+            "try a lower optimizer.encoder_rate, or more epochs",
             fold=fold,
             reason="predictions without spread",
         )

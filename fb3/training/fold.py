@@ -4,13 +4,14 @@ import numpy as np
 import torch
 
 from fb3.data.augmentation.augmented_essays import augment_essays
-from fb3.data.batches import collate, steps_per_epoch
+from fb3.data.batches import Sampling, collate, rarest_labels, steps_per_epoch
 from fb3.data.folds import FoldSplit
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.models.scorer import Scorer
 from fb3.prediction.predictions import Predictions
+from fb3.recipe.task import LabelsSettings
 from fb3.runs.checkpoint import check_reload
 from fb3.system.file_names import ENCODER
 from fb3.system.seeds import seed_everything
@@ -26,6 +27,8 @@ from fb3.training.session import Session, with_local_backbone
 from fb3.training.tricks.build import build_tricks
 from fb3.training.tricks.trick import Step
 
+POWERS = {"balanced": 0.0, "sqrt": 0.5}  # a class comes in proportion to its count to this power
+_LEAST_ERROR = 0.5  # share of the median: an error of 0 would have an infinite weight, this one four times the median's
 # Seeds are below 2**31, so these offsets keep the draws of one fold apart from those of any other.
 _UNLABELLED = 2**31  # for essays without scores
 _NEXT_PROCESS = 2**32  # from one process's seed to the next one's; the first process has the recipe's
@@ -48,7 +51,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     per_epoch = steps_per_epoch(len(split.train_rows), recipe.train.batch_size, recipe.train.accumulation)
     steps = per_epoch * recipe.train.epochs
     learner = _build_learner(session, scorer, task, steps, seed)
-    data = TrainingData(split.fold, split.train_rows, _training_essays(session, seed), session.targets, steps, seed)
+    essays, drawn = _training_essays(session, seed), (_sampling(session, split), _weights(session, split))
+    data = TrainingData(split.fold, split.train_rows, essays, session.targets, steps, seed, *drawn)
     checkpoint = BestCheckpoint(session, split, task, seed)
     saves = Saves(session, split, checkpoint, steps)
     loop = Loop(accelerator, recipe, learner, data, Hooks(checkpoint.evaluate, saves.after_step), session.log)
@@ -57,12 +61,30 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     done = saves.restore(loop)
     device = f"{accelerator.device.type} {session.precision}"
     session.log.fold(split.fold, len(split.train_rows), len(split.valid_rows), steps, device, done)
+    _warn_of_unseen_labels(session, split)
     loop.run()
     checkpoint.try_averages(Step(scorer, {}, recipe.train.epochs - 1, steps, 1.0))
     accelerator.free_memory()
     if checkpoint.best is None:
         raise Fb3Error(f"fold {split.fold}: no evaluation gave a score; nothing was kept. Try train.precision=fp32")
     return checkpoint.best
+
+
+def _warn_of_unseen_labels(session: Session, split: FoldSplit) -> None:
+    """Names the labels that validation essays have and training essays lack."""
+    if not isinstance(session.recipe.task, LabelsSettings):
+        return
+    trained, validated = (session.targets[rows].any(0) for rows in (split.train_rows, split.valid_rows))
+    if unseen := [session.target.columns[place] for place in np.flatnonzero(validated & ~trained)]:
+        names = ", ".join(map(repr, unseen[:8])) + (", ..." if unseen[8:] else "")
+        session.log.event(
+            "warning",
+            f"warning: fold {split.fold} validates {len(unseen)} labels that no essay of its training has, and cannot "
+            f"learn them: {names}",
+            fold=split.fold,
+            reason="labels without training essays",
+            labels=unseen,
+        )
 
 
 def _build_model(session: Session, split: FoldSplit) -> tuple[Scorer, Task]:
@@ -77,11 +99,12 @@ def _build_model(session: Session, split: FoldSplit) -> tuple[Scorer, Task]:
         tower.pooling.fit(encoded.rows[row] for row in split.train_rows)
     if essays.statistics is not None:
         scorer.beside.fit(essays.statistics[split.train_rows])
-    task = build_task(recipe).to(device)
-    scorer.head.start_at(task.first_bias(torch.from_numpy(session.targets[split.train_rows])))
+    task, targets = build_task(recipe), torch.from_numpy(session.targets[split.train_rows])
+    task.fit(targets)
+    scorer.head.start_at(task.first_bias(targets))
     shortest = split.train_rows[essays.total_lengths[split.train_rows].argmin()]
     check_reload(scorer, recipe, session.out / ENCODER, collate(essays, np.array([shortest])))
-    return scorer.to(device), task
+    return scorer.to(device), task.to(device)
 
 
 def _build_learner(session: Session, scorer: Scorer, task: Task, steps: int, seed: int) -> Learner:
@@ -104,6 +127,26 @@ def _training_essays(session: Session, seed: int) -> Encoded:
         return session.encoded
     own = _process_seed(session, seed)
     return augment_essays(session.encoded, session.texts, session.tokenizer, data, data.augment, own)
+
+
+def _sampling(session: Session, split: FoldSplit) -> Sampling | None:
+    """The way that training draws essays, where the recipe wants another than each once an epoch."""
+    wanted = session.recipe.train.sampling
+    return wanted and Sampling(rarest_labels(session.targets, split.train_rows), POWERS[wanted])
+
+
+def _weights(session: Session, split: FoldSplit) -> np.ndarray | None:
+    """The essays' weights, (N,) float32, with a mean of 1 over the training essays; None where all weigh alike."""
+    data = session.recipe.data
+    if not data.weight_column:
+        return None
+    weights = session.essays[data.weight_column].to_numpy(np.float64)
+    if data.weight_form == "standard_error":
+        weights = 1.0 / np.maximum(weights, _LEAST_ERROR * np.median(weights[weights > 0])) ** 2
+    mean = weights[split.train_rows].mean()
+    if not mean:
+        raise Fb3Error(f"data.weight_column={data.weight_column}: all training essays of fold {split.fold} have 0")
+    return (weights / mean).astype(np.float32)
 
 
 def _training_task(session: Session, task: Task, seed: int) -> Task:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fb3.data.batches import Batch, collate, on_device, training_batches
+from fb3.data.batches import Batch, Sampling, collate, on_device, training_batches
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models.scorer import Scorer
@@ -48,7 +48,8 @@ class TrainingData:
     """The essays of a fold, and how long it trains on them.
 
     fold: its number. rows: the training essays' positions among the N encoded ones. targets: (N, K). steps: optimizer
-    steps in all. seed: decides the order of the batches.
+    steps in all. seed: decides the order of the batches. sampling: see `training_batches`.
+    weights: of each essay's loss, (N,); none: all alike.
     """
 
     fold: int
@@ -57,6 +58,8 @@ class TrainingData:
     targets: np.ndarray
     steps: int
     seed: int
+    sampling: Sampling | None = None
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,8 @@ class Loop:
             while step.number < data.steps:
                 step.epoch, place = divmod(step.number, per_epoch)
                 if batches is None or place == 0:
-                    batches = training_batches(
-                        data.encoded.total_lengths, data.rows, self.settings.batch_size, data.seed, step.epoch
-                    )
+                    lengths, count = data.encoded.total_lengths, self.settings.batch_size
+                    batches = training_batches(lengths, data.rows, count, data.seed, step.epoch, data.sampling)
                 self.optimizer_step(step, batches[place * size : (place + 1) * size])
                 step.number += 1
                 step.progress = step.number / data.steps
@@ -192,8 +194,11 @@ class Loop:
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         out = []
         for part in np.array_split(mine, min(self.micro_batching.count, len(mine))) if len(mine) else [mine]:
-            batch = collate(self.data.encoded, part if len(part) else rows[:1], self.data.targets)
+            drawn = part if len(part) else rows[:1]
+            batch = collate(self.data.encoded, drawn, self.data.targets)
             batch["progress"] = torch.tensor(done)
+            if self.data.weights is not None:
+                batch["weight"] = torch.from_numpy(self.data.weights[drawn])
             weight = len(part) * self.accelerator.num_processes / essays
             out.append((on_device(batch, self.accelerator.device), weight))
         return out

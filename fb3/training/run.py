@@ -31,6 +31,7 @@ from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
 from fb3.targets.build import resolve, target_of
+from fb3.training.run_log import columns_in_words
 from fb3.training.run_start import continued_splits, folds_to_train, refuse_foreign_folder, write_first_files
 from fb3.training.stop_request import StopRequest
 
@@ -50,14 +51,14 @@ def train(
     resume: bool = False,
     stop_after: str | float | None = None,
 ) -> Run:
-    """Trains folds on `data`/train.csv into the run folder `out`.
+    """Trains folds on the training essays in `data` into the run folder `out`.
 
     A run folder of the same recipe takes further folds; a fold that is there already is never overwritten, one that was
     stopped goes on from its last save. SIGTERM and SIGINT save and stop.
 
     Args:
         recipe: a recipe, a YAML file or a built-in name.
-        data: the folder with train.csv.
+        data: the folder with train.csv, or the file that data.files.train names.
         out: the run folder.
         folds: numbers of the folds to train; none: all.
         debug: a hundred essays, two folds, two epochs.
@@ -162,10 +163,10 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
 
 
 def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
-    """The folds into which a recipe splits `data`/train.csv.
+    """The folds into which a recipe splits the training essays in `data`.
 
     Raises:
-        Fb3Error: a train.csv that cannot be read, or that the recipe cannot split.
+        Fb3Error: the essays cannot be read, or the recipe cannot split them.
     """
     recipe, essays = _read_training(recipe, data)
     return [split.fold for split in make_folds(essays, recipe)]
@@ -173,7 +174,7 @@ def fold_numbers(recipe: Recipe, data: Path) -> list[int]:
 
 def _read_training(recipe: Recipe, data: Path) -> tuple[Recipe, pd.DataFrame]:
     """The essays that a recipe trains on, and the recipe as its run stores it."""
-    essays = read_essays(data / "train.csv", recipe.data, target_of(recipe), recipe.folds)
+    essays = read_essays(data / recipe.data.files.train, recipe.data, target_of(recipe), recipe.folds)
     recipe = resolve(recipe, essays)
     return recipe, take_sample(essays, recipe)
 
@@ -186,7 +187,8 @@ def _read_unlabelled(recipe: Recipe, data: Path | None) -> pd.DataFrame | None:
     if data is None and not Path(file).is_absolute():
         raise Fb3Error(f"task.uda.file={file}: train_fold knows no data folder; give an absolute path")
     try:
-        return read_essays(Path(data or "") / file, recipe.data)
+        split = "test" if file == recipe.data.files.test else "train"
+        return read_essays(Path(data or "") / file, recipe.data, split=split, folder=data)
     except Fb3Error as error:
         raise Fb3Error(f"task.uda.file: {error}") from None
 
@@ -211,10 +213,9 @@ def _add_out_of_fold(session: "Session", split: FoldSplit, predictions: Predicti
 def _finish(session: "Session") -> Run:
     scores, run = read_scores(session.out / "scores.json"), run_of(session.out)
     named = named_score(scores["score"], session.recipe.metric, caveats(session.out, session.recipe))
-    columns = " ".join(f"{name} {value:.4f}" for name, value in scores["columns"].items())
     session.log.event(
         "run",
-        f"{named} over {scores['essays']} essays | {columns} | {session.out}",
+        f"{named} over {scores['essays']} essays{columns_in_words(scores['columns'])} | {session.out}",
         **scores,
     )
     watched = session.on_evaluation is not None  # then the caller knows what comes next

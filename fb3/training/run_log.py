@@ -11,7 +11,7 @@ from fb3.system.disk_space import cannot_write
 from fb3.system.files import atomic_file
 from fb3.system.progress import Advance, say
 
-_MOST_SHOWN = 12  # columns in the screen's line of an evaluation; log.jsonl has all
+_MOST_SHOWN = 8  # columns in a line on the screen; log.jsonl and scores.json have all
 
 
 class RunLog:
@@ -98,13 +98,11 @@ class RunLog:
 
     def evaluation(self, fold: int, epoch: int, step: int, metric: str, score: Any, best: bool, elapsed: float) -> None:
         """Logs an evaluation: validation loss, score, score of each column."""
-        few = score.columns if len(score.columns) <= _MOST_SHOWN else {}
-        columns = f" | {' '.join(f'{name} {value:.4f}' for name, value in few.items())}" if few else ""
         loss = "" if math.isnan(score.loss) else f" loss {score.loss:.4f}"
         self.event(
             "evaluation",
             f"fold {fold} epoch {epoch} step {step}: {metric} {score.overall:.4f}{' (best)' if best else ''}"
-            f"{loss}{columns} | {elapsed / 60:.1f} min",
+            f"{loss}{columns_in_words(score.columns)} | {elapsed / 60:.1f} min",
             fold=fold,
             epoch=epoch,
             step=step,
@@ -115,6 +113,14 @@ class RunLog:
             elapsed=round(elapsed, 1),
         )
         self._track({f"fold{fold}/valid_loss": score.loss, f"fold{fold}/score": score.overall}, self._offset + step)
+
+
+def columns_in_words(columns: dict[str, float]) -> str:
+    """The columns' scores, for a line on the screen; of many columns the lowest and the highest alone."""
+    names = sorted(columns, key=columns.get)
+    shown = list(columns) if len(columns) <= _MOST_SHOWN else [*names[:2], "...", *names[-2:]]
+    words = " ".join(f"{name} {columns[name]:.4f}" if name in columns else name for name in shown)
+    return f" | {words}" if words else ""
 
 
 def _fold_of(line: bytes) -> Any:

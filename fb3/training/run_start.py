@@ -43,7 +43,7 @@ def continued_splits(recipe: Recipe, essays: pd.DataFrame, digests: dict[str, st
     Raises:
         Fb3Error: the run was made with another recipe or other data.
     """
-    if differ := Identity(recipe, named_files(digests)).differences(recorded(out)):
+    if differ := Identity(recipe, named_files(digests, recipe)).differences(recorded(out)):
         raise Fb3Error(
             f"{out}: was trained with another {differ}; choose another --out, or give its own recipe and --data"
         )

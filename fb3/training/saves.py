@@ -211,7 +211,7 @@ class Saves:
         """Refuses a save that another training made; says which versions or devices differ."""
         now, recipe = self.made_of, Recipe.from_mapping(then["recipe"], str(path))
         here, there = (
-            Identity(each, {**named_files(made["files"]), "split into folds": made["fold"]})
+            Identity(each, {**named_files(made["files"], each), "split into folds": made["fold"]})
             for each, made in ((self.session.recipe, now), (recipe, then))
         )
         if differ := here.differences(there):

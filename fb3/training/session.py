@@ -17,7 +17,7 @@ from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
 from fb3.data.texts import input_texts
-from fb3.data.tokenizer import added_tokens, load_tokenizer
+from fb3.data.tokenizer import added_tokens, frequent_characters, load_tokenizer
 from fb3.data.tokens import Encoded, encode_essays
 from fb3.errors import Fb3Error
 from fb3.models.attached_backbone import local_backbone
@@ -152,7 +152,7 @@ def open_session(
     """
     # The encoder folder of a run that goes on stays as it is: its folds were trained on it, by whatever version.
     if writes := accelerator.is_main_process and not (is_begun(out) and (out / ENCODER / CONFIG).is_file()):
-        _write_encoder(recipe, essays[recipe.data.text_column], out)
+        _write_encoder(recipe, essays, out)
     accelerator.wait_for_everyone()
     accelerator, precision = _try_encoders(recipe, out, accelerator, precision, writes=writes)
     accelerator.wait_for_everyone()
@@ -210,14 +210,15 @@ def _prepare_wandb() -> None:
         os.environ.setdefault("WANDB_MODE", "offline")
 
 
-def _write_encoder(recipe: Recipe, texts: pd.Series, out: Path) -> None:
+def _write_encoder(recipe: Recipe, essays: pd.DataFrame, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
         with atomic_folder(out / "scratch") as aside:
-            build_backbone(recipe.model.scratch, texts, aside, recipe.train.seed)
+            build_backbone(recipe.model.scratch, essays[recipe.data.text_column], aside, recipe.train.seed)
+    characters = frequent_characters(input_texts(essays, recipe.data), recipe.data)
     added, model = added_tokens(recipe.data), with_local_backbone(recipe, out).model
-    export_encoder(model, out / ENCODER, added)
+    export_encoder(model, out / ENCODER, added, characters=characters)
     if model.stitch:
-        export_encoder(model.second(), out / ENCODER / SECOND, added, SECOND_KEY)
+        export_encoder(model.second(), out / ENCODER / SECOND, added, SECOND_KEY, characters)
 
 
 def _try_encoders(

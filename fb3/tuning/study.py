@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fb3.data.essays import training_files
 from fb3.errors import Fb3Error, one_line
 from fb3.recipe import Recipe
-from fb3.runs.identity import Identity
+from fb3.runs.identity import Identity, named_files
 from fb3.system.disk_space import is_disk_full
 from fb3.system.files import sha256
 from fb3.tuning.space import Choice, Entry, Space
@@ -118,7 +119,8 @@ def _distribution(optuna: ModuleType, entry: Entry) -> "BaseDistribution":
 def check_study(study: "Study", recipe: Recipe, space: Space, data: Path, folds: list[int], out: Path) -> None:
     """Writes into a new study what its trials are made of; refuses to go on with anything else, which it names."""
     space_now = {name: entry.model_dump(mode="json", exclude={"when"}) for name, entry in space.entries.items()}
-    here = Identity(recipe, {"space": space_now, "train.csv": sha256(data / "train.csv"), "folds": folds})
+    digests = {key: sha256(file) for key, file in training_files(recipe, data).items() if key != "unlabelled_sha256"}
+    here = Identity(recipe, {"space": space_now, **named_files(digests, recipe), "folds": folds})
     if _MADE_OF not in study.user_attrs:
         study.set_user_attr(_MADE_OF, {"recipe": recipe.model_dump(mode="json"), **here.ingredients})
         return

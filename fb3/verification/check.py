@@ -10,6 +10,7 @@ from fb3.bundles.bundle import SOURCE_ONLY, Bundle, read_bundle
 from fb3.bundles.wheels import locked
 from fb3.errors import Fb3Error
 from fb3.runs.fold_json import digest_of
+from fb3.runs.run_folder import training_file
 from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE, fold_folders
 from fb3.system.files import read_json
 from fb3.verification.check_run import check_run
@@ -28,27 +29,31 @@ def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0)
         The report; it passed where there is no fault. A check that was impossible is named in it, and is no fault.
 
     Raises:
-        Fb3Error: `path` is neither, or `data` has no train.csv.
+        Fb3Error: `path` is neither, or `data` lacks the run's training essays.
     """
     path, data = Path(path), None if data is None else Path(data)
-    if data and not (data / "train.csv").is_file():
-        raise Fb3Error(f"{data / 'train.csv'}: no such file; give the folder of the run's essays with --data DIR")
     if (path / MANIFEST).is_file():
         report = Report(path, "bundle")
         _check_bundle(report, read_bundle(path), data, essays)
     elif (path / RECIPE).is_file() or any((folder / FOLD_JSON).is_file() for folder in fold_folders(path)):
         report, recorded = Report(path, "run"), dict[str, Any]()
+        _check_data(data, path)
         with report.check(ENVIRONMENT):
             recorded = dict(read_json(path / ENVIRONMENT))
-        check_run(RunCheck(report, path, data or _recorded_folder(recorded), recorded, digest_of, essays))
+        check_run(RunCheck(report, path, data or _recorded_folder(recorded, path), recorded, digest_of, essays))
     else:
         raise Fb3Error(f"{path}: neither a run folder (no {RECIPE}) nor a bundle (no {MANIFEST})")
     return report
 
 
-def _recorded_folder(recorded: dict[str, Any]) -> Path | None:
+def _check_data(data: Path | None, run: Path) -> None:
+    if data and not (file := training_file(run, data)).is_file():
+        raise Fb3Error(f"{file}: no such file; give the folder of the run's essays with --data DIR")
+
+
+def _recorded_folder(recorded: dict[str, Any], run: Path) -> Path | None:
     folder = recorded.get("data")
-    return Path(folder) if isinstance(folder, str) and (Path(folder) / "train.csv").is_file() else None
+    return Path(folder) if isinstance(folder, str) and training_file(run, Path(folder)).is_file() else None
 
 
 def _check_bundle(report: Report, bundle: Bundle, data: Path | None, essays: int) -> None:
@@ -73,4 +78,5 @@ def _check_bundle(report: Report, bundle: Bundle, data: Path | None, essays: int
         report.add("note", f"runs: none; it {SOURCE_ONLY}")
     half = bundle.manifest.get("weights") == "fp16"
     for name, path, folds in runs:
+        _check_data(data, path)
         check_run(RunCheck(report, path, data, None, files.get, essays, f"runs/{name}/", folds, half))

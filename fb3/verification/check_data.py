@@ -19,7 +19,7 @@ from fb3.verification.findings import RunCheck
 
 
 def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: dict[int, Path]) -> None:
-    """Checks train.csv: its hash where environment.json has one, its split and targets against folds.csv and oof.csv.
+    """Checks the training files by their hashes, and the essays' split and targets against folds.csv and oof.csv.
 
     Args:
         run: the run; its data folder is known.
@@ -34,10 +34,11 @@ def check_essays(run: RunCheck, recipe: Recipe, table: pd.DataFrame, finished: d
                     f"{file}: not the file that the run was trained on (its hash is not {ENVIRONMENT}'s {key}); give "
                     "that one's folder with --data DIR"
                 )
-    with run.check(f"folds.csv and the truths in {OOF}: as in train.csv"):
+    train = recipe.data.files.train
+    with run.check(f"folds.csv and the truths in {OOF}: as in {train}"):
         from fb3.data.folds import take_sample
 
-        essays = take_sample(read_essays(run.data / "train.csv", recipe.data, target_of(recipe), recipe.folds), recipe)
+        essays = take_sample(read_essays(run.data / train, recipe.data, target_of(recipe), recipe.folds), recipe)
         _check_split(run, recipe, essays, table, finished)
         if (run.path / OOF).is_file():
             _check_truths(run, recipe, essays)
@@ -50,7 +51,7 @@ def _check_split(
 
     path, identifier = run.path / "folds.csv", recipe.data.id_column
     try:
-        match_ids(table[identifier], essays[identifier], path, run.data / "train.csv")
+        match_ids(table[identifier], essays[identifier], path, run.data / recipe.data.files.train)
     except Fb3Error as error:
         run.add("FAULT", str(error))
         return
@@ -88,7 +89,7 @@ def _check_truths(run: RunCheck, recipe: Recipe, essays: pd.DataFrame) -> None:
     if len(wrong):
         row, column = wrong[0]
         raise Fb3Error(
-            f"{path}: {len(wrong)} truths differ from {run.data / 'train.csv'}, first {columns[column]} of "
+            f"{path}: {len(wrong)} truths differ from {run.data / recipe.data.files.train}, first {columns[column]} of "
             f"{found[identifier].iloc[row]}: {said[row, column]}, there {true[row, column]}; {run.again}, or give the "
             "folder of the run's essays with --data DIR"
         )

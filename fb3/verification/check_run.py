@@ -63,9 +63,8 @@ def check_run(run: RunCheck) -> None:
     if run.data is None:
         where = f" ({ENVIRONMENT} says {run.recorded.get('data')})" if run.recorded else ""
         again = ", predictions made again" if run.essays else ""
-        run.add(
-            "not made", f"train.csv by hash, its folds and truths{again}: its folder is unknown{where}; give --data"
-        )
+        name = recipe.data.files.train
+        run.add("not made", f"{name} by hash, its folds and truths{again}: its folder is unknown{where}; give --data")
         return
     check_essays(run, recipe, table, finished)
     if run.essays:

@@ -1,5 +1,8 @@
+import gzip
 import re
+import sys
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -7,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fb3.data.tables
 from fb3.data.tables import parse_numbers, read_table
 from fb3.errors import Fb3Error
 from fb3.system.files import write_csv
@@ -97,3 +101,102 @@ def test_a_cell_that_is_no_number_is_named_by_row_and_column_also_in_a_part_of_t
         parse_numbers(table, "id", ["a", "b"], "t.csv", "; mend it")
     with pytest.raises(Fb3Error, match=words.format(1)):
         parse_numbers(table.iloc[[1, 0]], "id", ["a", "b"], "t.csv", "; mend it")
+
+
+ROWS = {"id": ["1", "NA", "007"], "text": ["a,b\tc", 'two\nlines, "quoted"', ""]}
+
+
+def packed(path, content, members=None):
+    """Writes bytes as they are, or in the compressed form that the suffix names."""
+    if path.suffix == ".gz":
+        content = gzip.compress(content)
+    if path.suffix != ".zip":
+        path.write_bytes(content)
+        return path
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in members or [path.stem, f"__MACOSX/._{path.stem}"]:
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("form", ["t.csv", "t.csv.gz", "t.csv.zip", "t.tsv", "t.txt", "t.tsv.zip", "t.txt.gz"])
+@pytest.mark.parametrize("asked", ["its own name", "without its compression"])
+def test_a_table_of_any_form_is_read_exactly_under_its_own_name_or_without_its_compression(tmp_path, form, asked):
+    table, separator = pd.DataFrame(ROWS), "," if ".csv" in form else "\t"
+    path = packed(tmp_path / form, table.to_csv(index=False, sep=separator).encode("utf-8-sig"))
+    plain = tmp_path / form.removesuffix(".gz").removesuffix(".zip")
+    found = read_table(path if asked == "its own name" else plain, ["id"])
+    assert found.to_dict("list") == ROWS
+
+
+def test_a_plain_file_goes_before_its_compressed_form(tmp_path):
+    packed(tmp_path / "t.csv.zip", b"id\n1\n")
+    assert read_table(tmp_path / "t.csv", [])["id"].tolist() == ["1"]
+    packed(tmp_path / "t.csv", b"id\n2\n")
+    assert read_table(tmp_path / "t.csv", [])["id"].tolist() == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv.zip", b"PK\x03\x04 no zip", "t.csv.zip: cannot be unpacked"),
+        ("t.csv.gz", b"no gzip", "t.csv.gz: cannot be unpacked"),
+        ("t.csv.gz", gzip.compress(b"id,text\n" + b"1,a\n" * 999)[:-12], "t.csv.gz: cannot be unpacked"),
+        ("t.csv.gz", gzip.compress(b"id,text\n1,a,b\n"), r"t.csv.gz: row 1 has 3 cells, the header 2 \(line 2\)"),
+        ("t.csv.gz", gzip.compress(b"id,text\n1,caf\xe9\n"), "t.csv.gz: not UTF-8 at byte 13"),
+        ("t.csv.gz", gzip.compress(b"id\n" + b"1\n" * 9999), "t.csv.gz: has more than the 0.0 MB that are read"),
+        ("t.tsv", b'id\ttext\n1\t"a\n', "t.tsv: row 1 makes it .*; a cell with a tab, a quote or"),
+        ("t.tsv", b"id,text\n1,a\n", "t.tsv: its columns are separated by commas; save it with tabs"),
+        (
+            "t.parquet",
+            b"no parquet",
+            "t.parquet: (cannot be read as parquet|reading parquet wants pyarrow; pip install)",
+        ),
+    ],
+)
+def test_a_broken_table_of_another_form_is_told(tmp_path, monkeypatch, name, content, words):
+    monkeypatch.setattr(fb3.data.tables, "LARGEST", 10_000)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Fb3Error, match=words):
+        read_table(tmp_path / name, [])
+
+
+def test_a_zip_holds_one_table_of_a_size_that_can_be_read(tmp_path, monkeypatch):
+    for tables, members in ((0, ["read.me"]), (2, ["a.csv", "b.tsv", "c.png"])):
+        packed(tmp_path / "t.csv.zip", b"id\n1\n", members)
+        with pytest.raises(Fb3Error, match=f"holds {tables} tables, want one; unpack it") as error:
+            read_table(tmp_path / "t.csv.zip", [])
+        assert str(error.value).endswith(f": {members}")
+    packed(tmp_path / "t.csv.zip", b"id\n" + b"1\n" * 9999)
+    monkeypatch.setattr(fb3.data.tables, "LARGEST", 10_000)
+    with pytest.raises(Fb3Error, match=r"more than the 0\.0 MB"):
+        read_table(tmp_path / "t.csv.zip", [])
+
+
+def test_parquet_comes_as_its_csv_would(tmp_path):
+    pytest.importorskip("pyarrow")
+    table = pd.DataFrame(
+        {"id": ["NA", "007", "é"], "n": [1, 2, 10**17], "x": [0.1, np.nan, 1e-9], "b": [True, False, True]}
+    )
+    table["f"], table["c"] = np.array([0.1, 2, np.nan], np.float32), pd.Categorical(["u", None, "v"])
+    table["whole"] = pd.array([1, None, 3], "Int64")
+    table.to_parquet(tmp_path / "t.parquet")
+    table.to_csv(tmp_path / "t.csv", index=False)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet", ["id"]), read_table(tmp_path / "t.csv", ["id"]))
+
+
+def test_parquet_without_pyarrow_names_the_mend(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(Fb3Error, match="reading parquet wants pyarrow; pip install pyarrow, or save the file as CSV"):
+        read_table(tmp_path / "t.parquet", [])
+
+
+@pytest.mark.parametrize(("there", "meant"), [("train_essays.csv", 1), ("train.parquet", 1), ("essays.csv", 0)])
+def test_a_missing_file_is_told_with_the_name_that_would_fit(tmp_path, there, meant):
+    packed(tmp_path / there, b"")
+    (tmp_path / "picture.png").write_bytes(b"")
+    with pytest.raises(Fb3Error) as error:
+        read_table(tmp_path / "train.csv", [], key="data.files.train")
+    end = f"; data.files.train={there} would fit" * meant
+    assert str(error.value) == f"{tmp_path / 'train.csv'}: no such file; tables in {tmp_path}: ['{there}']{end}"

@@ -52,6 +52,45 @@ def test_counts(name, wanted):
     assert of(TEXT)[name] == pytest.approx(wanted, rel=1e-5)
 
 
+CHINESE = "我喜欢学习，也喜欢「看书」。\n\n你呢？！我、他；都 OK。Really！"
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("words", 15 + 2),
+        ("sentences", 4),
+        ("paragraphs", 2),
+        ("vocabulary", 12 + 2),
+        ("word_letters", (15 + 2 + 6) / 17),
+        ("sentence_words", 17 / 4),
+        ("sentence_words_std", np.std([10, 2, 4, 1])),
+        ("commas", 2 / 17),
+        ("full_stops", 2 / 17),
+        ("quotation_marks", 2 / 17),
+        ("semicolons", 1 / 17),
+        ("exclamation_marks", 2 / 17),
+        ("question_marks", 1 / 17),
+        ("no_space_after_mark", 0),
+        ("capitalised_words", 2 / 17),
+    ],
+)
+def test_chinese_is_counted_by_its_letters_and_marks(name, wanted):
+    assert of(CHINESE)[name] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_full_width_marks_are_latin_ones_beside_letters_without_spaces():
+    chinese, mixed = (of(text) for text in ("他来了，我走了。真的？", "他来了,我走了.真的?"))
+    assert chinese == mixed
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("ฉันรักเธอ", 7), ("日本語です。はい！", 7), ("한국어 텍스트. 둘째", 3), ("Обычный текст", 2)]
+)
+def test_scripts_without_spaces_are_counted_by_letters_and_others_by_words(text, words):
+    assert of(text)["words"] == words
+
+
 def test_spread_is_that_of_words_and_sentences():
     found = of("One two three. Four five six. Seven eight nine.")
     assert found["sentence_words_std"] == 0

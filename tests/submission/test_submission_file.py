@@ -43,7 +43,7 @@ def test_a_value_that_is_none_leaves_the_file_as_it_was(tmp_path):
 
 def test_other_columns_are_refused():
     with pytest.raises(Fb3Error, match="target_columns"):
-        submitted_columns(SAMPLE, target("b", "c"))
+        submitted_columns(SAMPLE, target("b", "c"), "sample.csv")
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_the_head_is_as_wide_as_the_task_wants(overrides, width, run):
         ("task={kind: binned, step: 0.3}", "does not divide the range from 1.0 to 5.0"),
         ("task={kind: ordinal, step: 8}", "does not divide"),
         ("task={kind: ordinal, minimum: -1.0e+308, maximum: 1.0e+308}", "does not divide"),
-        ("task={kind: ordinal, smoothing: 0.1}", "task.smoothing: belongs to kind binned"),
+        ("task={kind: ordinal, smoothing: 0.1}", "task.smoothing: belongs to kinds binned, classification, multilabel"),
         ("task={kind: binned, loss: mse}", "task.loss: belongs to kind regression"),
         ("task={kind: bins}", "'regression', 'binned', 'ordinal'"),
         ("task={kind: binned, minimum: 5, maximum: 1}", "below"),

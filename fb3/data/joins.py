@@ -1,0 +1,157 @@
+"""A split's table with the columns that further tables and folders of texts give, joined by a key."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fb3.data.column_guess import fitting_overrides
+from fb3.data.tables import check_columns_there, read_table
+from fb3.errors import Fb3Error
+from fb3.recipe.data import DataSettings, JoinSettings, Split
+from fb3.system.compressed_files import stored_file
+from fb3.system.files import read_utf8
+
+
+class Joined(NamedTuple):
+    """A join that was made, and the columns that it gave."""
+
+    settings: JoinSettings
+    columns: list[str]
+
+
+def read_split(
+    path: str | Path,
+    data: DataSettings,
+    split: Split,
+    wanted: Sequence[str],
+    mend: str = "",
+    *,
+    folder: Path | None = None,
+    faults: list[str] | None = None,
+) -> pd.DataFrame:
+    """Reads a split's table, and joins the further columns that are wanted and that it lacks.
+
+    Args:
+        path: the table.
+        data: names the columns and the joins.
+        split: the split whose files are joined.
+        wanted: columns that the result must have.
+        mend: end of the message where one is missing; the overrides that would fit are added.
+        folder: where the joined files are; none: beside `path`.
+        faults: gets the messages about keys that the joined file lacks, whose cells then stay empty; none: these keys
+            are errors.
+
+    Returns:
+        The table of `read_table`, in its order, with the joined columns at its end.
+
+    Raises:
+        Fb3Error: see `read_table`; also a key that is missing in the joined file or there twice, a name that is a
+            column of both, a folder's key that is no plain file name.
+    """
+    return read_joined(path, data, split, wanted, mend, folder=folder, faults=faults)[0]
+
+
+def read_joined(
+    path: str | Path,
+    data: DataSettings,
+    split: Split,
+    wanted: Sequence[str],
+    mend: str = "",
+    *,
+    folder: Path | None = None,
+    faults: list[str] | None = None,
+) -> tuple[pd.DataFrame, list[Joined]]:
+    """The table of `read_split`, and the joins that were made."""
+    path, made = Path(path), []
+    folder = folder or path.parent
+    table = read_table(path, [], key=f"data.files.{split}")
+    keys = {join.on for join in data.files.joins}
+    for join in data.files.joins:
+        needed = {*wanted, *keys} - {*table.columns}
+        if joined := _given(table, join, folder / join.name(split), path, needed, faults):
+            made.append(Joined(join, list(joined)))
+            table = table.assign(**joined)
+    check_columns_there(table, wanted, path, partial(_mend, data=data, folder=folder, wanted=wanted, begin=mend))
+    return table, made
+
+
+def joined_files(data: DataSettings, folder: Path, split: Split) -> dict[str, Path]:
+    """The files and folders that joins name for a split, by their names in the recipe; some may be absent."""
+    return {join.name(split): stored_file(folder / join.name(split)) for join in data.files.joins}
+
+
+def _mend(table: pd.DataFrame, data: DataSettings, folder: Path, wanted: Sequence[str], begin: str) -> str:
+    try:
+        sample = list(read_table(folder / data.files.sample, []).columns) if data.files.sample else []
+    except Fb3Error:
+        sample = []
+    return begin + fitting_overrides(table, data, wanted, sample)
+
+
+def _given(
+    table: pd.DataFrame, join: JoinSettings, source: Path, path: Path, needed: set[str], faults: list[str] | None
+) -> Mapping[str, np.ndarray]:
+    """The columns that a join gives, one cell for each row of the table; none where no column of them is needed."""
+    known = [join.into] if join.folder else join.columns
+    if not needed or (known and not needed & {*known}):
+        return {}
+    further = None if join.folder else read_table(source, [join.on, *(join.columns or ())])
+    columns = list(known or [name for name in further.columns if name != join.on])
+    if not needed & {*columns}:
+        return {}
+    if join.on not in table.columns:
+        raise Fb3Error(
+            f"{path}: no column {join.on!r}, the key to {source}; it has {list(table.columns)}: change data.files.joins"
+        )
+    if twice := [name for name in columns if name in table.columns]:
+        mend = "another name for into" if join.folder else "the columns to take, without these, in columns"
+        raise Fb3Error(f"{source}: gives {twice}, which {path} has too; name {mend} (data.files.joins)")
+    if join.folder:
+        return {join.into: _texts(table[join.on], source, path, faults)}
+    rows = _rows(table[join.on], further[join.on], source, path, faults)
+    return {name: np.append(further[name].to_numpy(), "")[rows] for name in columns}  # row -1: the empty cell
+
+
+def _rows(keys: pd.Series, known: pd.Series, source: Path, path: Path, faults: list[str] | None) -> np.ndarray:
+    """The row of each essay's key in the joined file, (N,); -1 where it has none and `faults` takes the message."""
+    again = np.flatnonzero(known.duplicated())
+    if len(again):
+        raise Fb3Error(
+            f"{source}: {len(again)} keys of column {known.name} stand there again, first {known.iloc[again[0]]!r} in "
+            f"row {again[0] + 1}; leave one row a key, or join by another column (data.files.joins)"
+        )
+    row_of = {key: row for row, key in enumerate(known)}
+    rows = np.array([row_of.get(key, -1) for key in keys], np.int64)
+    _tell_missing(keys, np.flatnonzero(rows < 0), f"is no {known.name} of {source}", path, faults)
+    return rows
+
+
+def _texts(keys: pd.Series, source: Path, path: Path, faults: list[str] | None) -> np.ndarray:
+    """The text in the folder for each key, (N,), each file read once."""
+    texts: dict[str, str | None] = {}
+    for row, key in enumerate(keys):
+        if key in texts:
+            continue
+        if {key} != {PurePosixPath(key).name, PureWindowsPath(key).name} or key in ("", "..") or "\0" in key:
+            raise Fb3Error(f"{path}: {key!r} in row {row + 1}, column {keys.name}, is no name of a file in {source}")
+        file = source / f"{key}.txt"
+        texts[key] = read_utf8(file) if file.exists() else None
+    missing = np.flatnonzero([texts[key] is None for key in keys])
+    _tell_missing(keys, missing, f"has no file of its name (KEY.txt) in {source}", path, faults)
+    return np.array([texts[key] or "" for key in keys], object)
+
+
+def _tell_missing(keys: pd.Series, rows: np.ndarray, what: str, path: Path, faults: list[str] | None) -> None:
+    if not len(rows):
+        return
+    message = (
+        f"{path}: {keys.iloc[rows[0]]!r} in row {rows[0] + 1}, column {keys.name}, {what} ({len(rows)} such rows); "
+        "take both from the same download, or change data.files.joins"
+    )
+    if faults is None:
+        raise Fb3Error(message)
+    faults.append(f"{message}. These cells stay empty")
