@@ -66,7 +66,11 @@ def _known_competition(tables: CompetitionTables) -> str | None:
 def misfits(recipe: Recipe, tables: CompetitionTables) -> list[str]:
     """The differences between what a competition's recipe reads and the files' columns, in words."""
     target, data, sample = target_of(recipe), recipe.data, tables.sample_columns()
-    texts = [data.id_column, *data.text_columns()]
+    names = [each and each.name for each in (tables.train, tables.test, tables.sample)]
+    if names != (known := [data.files.train, data.files.test, data.files.sample]):
+        return [f"its files are {known}, there are {names}"]
+    joined = {*data.text_columns()[1:]} if data.files.joins else set()
+    texts = [data.id_column, *(name for name in data.text_columns() if name not in joined)]
     wanted = [
         (tables.train, [*texts, *data.target_columns, *recipe.folds.columns()]),
         (tables.test, texts),
@@ -77,9 +81,7 @@ def misfits(recipe: Recipe, tables: CompetitionTables) -> list[str]:
         if (missing := [name for name in columns if name not in each.table.columns])
     ]
     forms = [{data.id_column, *form} for form in target.forms()]
-    if tables.sample is None:
-        wrong.append("there is no sample submission")
-    elif {*sample} not in forms:
+    if tables.sample and {*sample} not in forms:
         wrong.append(
             f"{tables.sample.name} has the columns {sample}, not {data.id_column} and {list(target.forms()[0])}"
         )
