@@ -69,7 +69,10 @@ def _no_such_file(path: Path, key: str) -> Fb3Error:
     found = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
     beside = [file.name for file in found if file.suffix.lower() in _SUFFIXES and file.is_file()]
     meant = likeliest(path.name, beside) or [name for name in beside if name.startswith(path.stem)]
-    end = f"; {key}={meant[0]} would fit" if key and meant else ""
+    below = [folder for folder in found if folder.is_dir() and stored_file(folder / path.name).is_file()]
+    end = f"; {key}={meant[0]} would fit" if key and meant else f"; there is one in {below[0]}" if below else ""
+    archives = [name for name in beside if name.lower().endswith(".zip") and not Path(name).with_suffix("").suffix]
+    end = end or (f"; unpack {archives[0]} first" if archives else "")
     return Fb3Error(f"{path}: no such file; tables in {path.parent}: {beside or 'none'}{end}")
 
 
