@@ -35,6 +35,7 @@ RUN_FILES = (RECIPE, "folds.csv", OOF, "scores.json")
 _COLUMNS = {  # must be the same in all runs of a bundle, because test.csv is read once
     "data.id_column": lambda data: data.id_column,
     "data.target_columns": lambda data: data.target_columns,
+    "data.files (test, sample, joins)": lambda data: (data.files.test, data.files.sample, data.files.joins),
     "the texts' columns (data.text_column, data.text.template)": lambda data: data.text_columns(),
 }
 _CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # suffixes of files that may run code when read

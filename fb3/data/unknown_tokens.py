@@ -36,6 +36,6 @@ def tell_unknown(texts: Sequence[Text], encoded: Encoded, folder: str | Path, ba
     signs = " ".join([sign for sign, _ in found.most_common() if sign in unread][:_SHOWN])
     most = f"; the most frequent characters that it cannot read: {signs}" if signs else ""
     say(
-        f"WARNING: {backbone}: its tokenizer does not know {share:.1%} of the texts' tokens, so the encoder sees nothing"
-        f" there{most}; take a backbone of the texts' language, or a multilingual one"
+        f"WARNING: {backbone}: its tokenizer does not know {share:.1%} of the texts' tokens, so the encoder sees"
+        f" nothing there{most}; take a backbone of the texts' language, or a multilingual one"
     )
