@@ -39,6 +39,7 @@ _COLUMNS = {  # must be the same in all runs of a bundle, because test.csv is re
     "data.id_column": lambda recipe: recipe.data.id_column,
     "data.target_columns": lambda recipe: recipe.data.target_columns,
     "task.classes": lambda recipe: target_of(recipe).columns,
+    "data.files (test, sample, joins)": lambda recipe: recipe.data.files.model_copy(update={"train": ""}),
     "the texts' columns (data.text_column, data.text.template)": lambda recipe: recipe.data.text_columns(),
 }
 _CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # suffixes of files that may run code when read
