@@ -8,8 +8,10 @@ from sklearn import metrics
 from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import load_competition, load_recipe
+from fb3.rehearsal.notebooks import find_notebook
 from fb3.runs.file_score import score_files
 from fb3.submission.inference import infer
+from fb3.system.files import read_json
 from fb3.training.run import train
 from tests.conftest import TINY
 from tests.initial_recipe.forms import FORMS, write_form
@@ -49,7 +51,8 @@ def scored(name, submission, truth):
     columns = [column for column in truth if column in submission]
     if name == "feedback-effectiveness":
         classes = sorted(submission.columns)
-        return metrics.log_loss(truth.iloc[:, 0], submission[classes].astype(float), labels=classes)
+        shares = submission[classes].astype(float)
+        return metrics.log_loss(truth.iloc[:, 0], shares.div(shares.sum(axis=1), axis=0), labels=classes)
     if name == "text-classification":
         labels = sorted({*truth["label"]} | {*submission["label"]})
         return metrics.f1_score(truth["label"], submission["label"], labels=labels, average="macro", zero_division=0)
@@ -60,6 +63,11 @@ def read(path):
     return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=0)
 
 
+def last_cell():
+    """The last cell of the inference notebook, which shows the submission: an error there fails the notebook."""
+    return "".join(read_json(find_notebook("inference"))["cells"][-1]["source"])
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_train_pack_predict_and_score(name, tmp_path):
     data, out = write_form(name, tmp_path / "data"), tmp_path / "submission.csv"
@@ -68,7 +76,8 @@ def test_train_pack_predict_and_score(name, tmp_path):
     assert load_recipe(run / "recipe.yaml").competition == competition.competition
     bundle = write_bundle([run], tmp_path / "bundle")
     assert bundle.manifest.get("competition") == competition.competition
-    infer(bundle.path, data, out, strict=True)
+    table = infer(bundle.path, data, out, strict=True)
+    exec(last_cell(), {"submission": table})
     sample = next(data.glob("sample_submission*"))
     submission, wanted, truth = read(out), read(sample), read(tmp_path / "truth.csv")
     assert list(submission.columns) == list(wanted.columns)
