@@ -113,10 +113,10 @@ class Scores(Target):
     def check(self, essays: pd.DataFrame, path: Path) -> None:
         scores = self.truths(essays)
         low, high = scores.min(), scores.max()
-        mend = f"they go from {low:g} to {high:g}: give the competition's scale, such as "
+        mend = f"they go from {low} to {high}: give the competition's scale, such as "
         mend += f"task.minimum={np.floor(low):.0f} task.maximum={np.ceil(high):.0f}, or mend the file"
         bad = (scores < self.minimum) | (scores > self.maximum)
-        self._refuse(bad, essays, path, f"scores outside {self.minimum:g}-{self.maximum:g}", mend)
+        self._refuse(bad, essays, path, f"scores outside {self.minimum}-{self.maximum}", mend)
 
     def clip(self, values: np.ndarray) -> np.ndarray:
         return np.clip(values, np.float32(self.minimum), np.float32(self.maximum))
