@@ -110,7 +110,7 @@ MISTAKES = {
     "aes2": (
         "aes2",
         ("train.csv", first_cell("score", "0")),
-        "1 scores outside 1.0-6.0, .* set task.minimum and task.max",
+        "1 scores outside 1.0-6.0, .* such as task.minimum=0 task.maximum=6",
     ),
     "commonlit-readability": (
         "commonlit-readability",
