@@ -11,10 +11,12 @@ from fb3.data.ids import check_ids, match_ids
 from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
+from fb3.runs.decide import read_decision
 from fb3.runs.fold_json import check_weights, ids_hash, is_finished
 from fb3.runs.run_folder import Member
 from fb3.runs.scores import TRUTH, caveats, scores_of
 from fb3.system.file_names import (
+    DECISION,
     ENCODER,
     ENVIRONMENT,
     FOLD_JSON,
@@ -58,6 +60,9 @@ def check_run(run: RunCheck) -> None:
         if len(run.report.faults) == before:
             with run.check(f"scores.json, {FOLD_JSON}: recompute from {OOF} within {TOLERANCE:g}"):
                 _check_scores(run, recipe, finished)
+            if (run.path / DECISION).is_file():
+                with run.check(f"{DECISION}: fitted on this {OOF}"):
+                    read_decision(run.path)
         else:
             run.add("not made", f"scores.json, {FOLD_JSON}: they need a sound {OOF}")
     if run.data is None:
