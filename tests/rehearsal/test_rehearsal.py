@@ -13,7 +13,7 @@ from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.rehearsal.hidden_rows import ODD, invented_files, public_files, write_hidden_test
-from fb3.rehearsal.rehearsal import check_submission, rehearse
+from fb3.rehearsal.rehearsal import check_submission, fractions_for_whole_numbers, rehearse
 from fb3.rehearsal.sandbox import importable
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
@@ -184,3 +184,11 @@ def test_a_damaged_bundle_is_refused_before_anything_runs(bundle, competition, i
     (broken / "fb3" / "cli.py").write_text("")
     with pytest.raises(Fb3Error, match=r"cli\.py"):
         rehearse(broken, competition, image, rows=12)
+
+
+def test_fractions_where_the_sample_holds_whole_numbers_are_noted():
+    sample = pd.DataFrame({"id": ["1", "2"], "score": ["3", "3"], "other": ["0.5", "0.5"], "word": ["a", "b"]})
+    written = pd.DataFrame({"id": ["1", "2"], "score": ["2.9", "3.1"], "other": ["0.1", "0.2"], "word": ["b", "b"]})
+    (note,) = fractions_for_whole_numbers(sample, written, "sample_submission.csv")
+    assert note.startswith("sample_submission.csv holds whole numbers in ['score'], the submission fractions; ")
+    assert not fractions_for_whole_numbers(sample, written.assign(score=["3", "4"]), "sample_submission.csv")
