@@ -82,9 +82,8 @@ def _load(file: Path, digest: str) -> Prepare:
 
 def _broken(file: Path, what: str, error: BaseException) -> Fb3Error:
     """The error for an exception in the user's code, with the last line of it that ran."""
-    frames = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file.absolute())
-    ]
+    ran, own = traceback.extract_tb(error.__traceback__), str(file.absolute())
+    frames = [frame.lineno for frame in ran if frame.filename == own]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
     where = f", line {line}" if line else ""
     return Fb3Error(f"{file}{where}: {what}: {type(error).__name__}: {one_line(error)}; mend the file")
