@@ -109,6 +109,7 @@ def test_no_circles():
     [
         ("iterstrat", {"data.folds"}),
         ("accelerate", {"training"}),
+        ("pyarrow", {"data.parquet"}),
         ("pydantic", {"recipe", "tuning.space"}),
         ("kaggle", {"upload"}),
         ("optuna", {"tuning.study"}),

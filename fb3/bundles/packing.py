@@ -41,6 +41,7 @@ _COLUMNS = {  # must be the same in all runs of a bundle, because test.csv is re
     "data.target_columns": lambda recipe: recipe.data.target_columns,
     "task.classes": lambda recipe: target_of(recipe).columns,
     "data.prepare, by hash": lambda recipe: recipe.data.prepare and sha256(Path(recipe.data.prepare)),
+    "data.files (test, sample, joins)": lambda recipe: recipe.data.files.model_copy(update={"train": ""}),
     "the texts' columns (data.text_column, data.text.template)": lambda recipe: recipe.data.text_columns(),
 }
 _CODE = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py"}  # suffixes of files that may run code when read

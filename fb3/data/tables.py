@@ -68,8 +68,8 @@ def _no_such_file(path: Path, key: str) -> Fb3Error:
         return Fb3Error(f"{path.parent}: is a file; give the folder that it is in")
     found = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
     beside = [file.name for file in found if file.suffix.lower() in _SUFFIXES and file.is_file()]
-    meant = likeliest(path.name, beside) or [name for name in beside if name.startswith(path.stem)]
-    end = f"; {key}={meant[0]} would fit" if key and meant else ""
+    meant = [name for name in beside if path.stem in name] or likeliest(path.name, beside)
+    end = f"; {key}={' or '.join(meant[:3])} would fit" if key and meant else ""
     return Fb3Error(f"{path}: no such file; tables in {path.parent}: {beside or 'none'}{end}")
 
 

@@ -41,7 +41,7 @@ class PublicFiles:
     sample: pd.DataFrame
 
 
-def public_files(data: Path, files: FilesSettings) -> PublicFiles | None:
+def public_files(data: Path, files: FilesSettings = FilesSettings()) -> PublicFiles | None:
     """The public files of a folder; None where one is missing, an Fb3Error where one cannot be read."""
     if not all(stored_file(data / name).is_file() for name in files.markers()):
         return None

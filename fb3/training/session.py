@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from fb3.data.texts import input_texts
 from fb3.data.tokenizer import added_tokens, frequent_characters, load_tokenizer
 from fb3.data.tokens import Encoded, encode_essays
+from fb3.data.unknown_tokens import tell_unknown
 from fb3.errors import Fb3Error
 from fb3.models.attached_backbone import local_backbone
 from fb3.models.backbone import export_encoder
@@ -165,6 +166,10 @@ def open_session(
         return input_texts(table, recipe.data), encode_essays(table, out / ENCODER, recipe.data)
 
     texts, encoded = tokenised(essays)
+    if accelerator.is_main_process:
+        tell_unknown(texts, encoded, out / ENCODER, f"{KEY}={recipe.model.backbone}")
+        if encoded.second:
+            tell_unknown(texts, encoded.second, out / ENCODER / SECOND, f"{SECOND_KEY}={recipe.model.stitch.backbone}")
     task = build_task(recipe)
     return Session(
         recipe=recipe,

@@ -192,9 +192,11 @@ def test_parquet_without_pyarrow_names_the_mend(tmp_path, monkeypatch):
         read_table(tmp_path / "t.parquet", [])
 
 
-@pytest.mark.parametrize(("there", "meant"), [("train_essays.csv", 1), ("train.parquet", 1), ("essays.csv", 0)])
+@pytest.mark.parametrize(
+    ("there", "meant"), [("train_essays.csv", 1), ("train.parquet", 1), ("essays_train.csv.zip", 1), ("essays.csv", 0)]
+)
 def test_a_missing_file_is_told_with_the_name_that_would_fit(tmp_path, there, meant):
-    packed(tmp_path / there, b"")
+    packed(tmp_path / there, b"id\n1\n")
     (tmp_path / "picture.png").write_bytes(b"")
     with pytest.raises(Fb3Error) as error:
         read_table(tmp_path / "train.csv", [], key="data.files.train")

@@ -21,7 +21,7 @@ def read(path):
 
 
 def test_the_hidden_rows_are_as_bad_as_rows_can_be(recipe, competition, tmp_path):
-    copies = write_hidden_test(competition, recipe, public_files(competition, recipe.data.files), tmp_path, 100)
+    copies = write_hidden_test(competition, recipe, public_files(competition), tmp_path, 100)
     test, sample = read(tmp_path / "test.csv"), read(tmp_path / "sample_submission.csv")
     assert len(test) == 100
     assert set(test["text_id"]) == set(sample["text_id"])

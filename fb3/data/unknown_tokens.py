@@ -1,0 +1,41 @@
+"""Unknown tokens: a warning where a tokenizer cannot read a good part of the texts, such as another language."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fb3.data.texts import Text
+from fb3.data.tokenizer import load_tokenizer
+from fb3.data.tokens import Encoded
+from fb3.system.progress import say
+
+_UNKNOWN = ("[UNK]", "<unk>")
+_FEW = 0.02  # share of the tokens below which nothing is said
+_SHOWN = 12  # characters in the message
+
+
+def tell_unknown(texts: Sequence[Text], encoded: Encoded, folder: str | Path, backbone: str) -> None:
+    """Says where a tokenizer does not know many of the texts' tokens, and which characters most of them are.
+
+    Args:
+        texts: the texts that became the tokens.
+        encoded: the tokens.
+        folder: the encoder folder.
+        backbone: the key and name of the backbone, for the message.
+    """
+    tokenizer, _ = load_tokenizer(folder)
+    unknown = [i for word in _UNKNOWN if (i := tokenizer.token_to_id(word)) is not None]
+    share = np.isin(np.concatenate(encoded.rows), unknown).mean()
+    if share < _FEW:
+        return
+    found = Counter("".join("".join(text) for text in texts))
+    encodings = tokenizer.encode_batch_fast(list(found), add_special_tokens=False)
+    unread = {sign for sign, encoding in zip(found, encodings, strict=True) if {*unknown} & {*encoding.ids}}
+    signs = " ".join([sign for sign, _ in found.most_common() if sign in unread][:_SHOWN])
+    most = f"; the most frequent characters that it cannot read: {signs}" if signs else ""
+    say(
+        f"WARNING: {backbone}: its tokenizer does not know {share:.1%} of the texts' tokens, so the encoder sees"
+        f" nothing there{most}; take a backbone of the texts' language, or a multilingual one"
+    )
