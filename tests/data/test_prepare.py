@@ -262,6 +262,12 @@ def test_a_run_goes_on_with_its_own_steps_alone(world, trained, tmp_path):
     (part / "prepare.py").write_text(OWN + "\n# changed\n")
     with pytest.raises(Fb3Error, match=r"prepare\.py: not the file that the run was trained with"):
         write_bundle([part], tmp_path / "bundle")
+    (part / "prepare.py").write_text(OWN)
+    text = (part / "recipe.yaml").read_text()
+    (part / "recipe.yaml").write_text(text.replace("prepare: prepare.py", f"prepare: {world[0] / 'own.py'}"))
+    with pytest.raises(Fb3Error, match=r"prepare\.py: missing, or not what data\.prepare in recipe\.yaml names"):
+        write_bundle([part], tmp_path / "bundle")
+    (part / "recipe.yaml").write_text(text)
     (part / "prepare.py").unlink()
     with pytest.raises(Fb3Error, match=r"prepare\.py: missing, or not what data\.prepare in recipe\.yaml names"):
         write_bundle([part], tmp_path / "bundle")
