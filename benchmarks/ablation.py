@@ -75,6 +75,7 @@ UNIONS = {
     "task": TaskSettings,
 }
 LEFT_OUT = {
+    **dict.fromkeys(("classification", "multilabel"), "wants labels"),
     "adamw_8bit": "wants a GPU",
     **dict.fromkeys(("ranger", "lamb", "madgrad"), "wants a library, and rates of its own"),
 }

@@ -28,7 +28,7 @@ class Sampling:
     power: float
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """As many rows as there are, each as often as its class wants: rounded down or up, so that luck decides little.
+        """Draws as many rows as there are, each as often as its class wants, rounded down or up: luck decides little.
 
         Systematic sampling: equal steps from a random start along a line on which each row has its chance as length.
         Rows of a class lie side by side, in random order, so that its number is as even as theirs.

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.tables import FOLD_COLUMN, to_floats
+from fb3.recipe import builtin_names, load_competition
 from fb3.recipe.data import DataSettings
 from fb3.system.progress import as_command
 
@@ -56,4 +57,13 @@ def fitting_overrides(table: pd.DataFrame, data: DataSettings, wanted: Collectio
         meant.append(f"data.text_column={guess.text}")
     if missing & {*data.target_columns} and guess.targets:
         meant.append(f"data.target_columns=[{','.join(guess.targets)}]")
-    return f": {as_command(meant)} would fit" if meant else ""
+    names = builtin_names("competition") if {*data.target_columns} & {*wanted} else []
+    known = next((name for name in names if _fits(name, table)), None)
+    end = f"; or --competition {known}, whose columns these are" if known else ""
+    return f": {as_command(meant)} would fit{end}" if meant else ""
+
+
+def _fits(competition: str, table: pd.DataFrame) -> bool:
+    """Whether a table has the columns of a built-in competition's train.csv."""
+    data = load_competition(competition).data
+    return {data.id_column, data.text_column, *data.target_columns} <= {*table.columns}

@@ -49,7 +49,7 @@ def read_essays(
     weights = [data.weight_column] if target and data.weight_column else []
     if further:
         mend += ", folds.group_column and folds.stratify_columns which columns the split takes"
-    wanted = [data.id_column, *data.text_columns(), *targets, *weights, *further]
+    wanted = list(dict.fromkeys([data.id_column, *data.text_columns(), *targets, *weights, *further]))
     table = read_split(path, data, split, wanted, mend, folder=folder)
     check_ids(table[data.id_column], path)
     essays = table[[data.id_column, *data.text_columns()]].copy()

@@ -69,7 +69,10 @@ def _no_such_file(path: Path, key: str) -> Fb3Error:
     found = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
     beside = [file.name for file in found if file.suffix.lower() in _SUFFIXES and file.is_file()]
     meant = [name for name in beside if path.stem in name] or likeliest(path.name, beside)
-    end = f"; {key}={' or '.join(meant[:3])} would fit" if key and meant else ""
+    below = [folder for folder in found if folder.is_dir() and stored_file(folder / path.name).is_file()]
+    archives = [name for name in beside if name.lower().endswith(".zip") and not Path(name).with_suffix("").suffix]
+    end = f"; there is one in {below[0]}" if below else f"; unpack {archives[0]} first" if archives else ""
+    end = f"; {key}={' or '.join(meant[:3])} would fit" if key and meant else end
     return Fb3Error(f"{path}: no such file; tables in {path.parent}: {beside or 'none'}{end}")
 
 

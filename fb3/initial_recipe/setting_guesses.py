@@ -15,6 +15,7 @@ from fb3.initial_recipe.competition_tables import CompetitionTable, CompetitionT
 _LABEL = re.compile("label|class|categor|type|emotion|sentiment|topic|lang|target$", re.IGNORECASE)
 _GROUP = re.compile(r"(id|prompt|group|author|user|essay|document|source|topic|anchor|question)s?$", re.IGNORECASE)
 _STEPS = 20  # most different values of a scale with steps; folds are cut from more by their quantiles
+_WIDE = 3.0  # standard deviation of numbers above which a loss of them wants another scale
 _WHOLE = 12  # most different whole numbers that are taken for grades
 
 
@@ -161,7 +162,12 @@ def _kind(columns: Sequence[str], tables: CompetitionTables) -> list[Setting]:
         ]
     bounded = len(found) <= _STEPS or (found[0], found[-1]) == (0.0, 1.0)
     why = "numbers on a scale; read the competition's page for the metric"
-    return [kind, *_range(found, bounded), Setting("metric", several, why, sure=False)]
+    wide = (
+        [Setting("task.standardise", True, "learned as scores of mean 0 and deviation 1")]
+        if np.std(found) > _WIDE
+        else []
+    )
+    return [kind, *_range(found, bounded), *wide, Setting("metric", several, why, sure=False)]
 
 
 def _of_labels(columns: Sequence[str], tables: CompetitionTables) -> list[Setting]:

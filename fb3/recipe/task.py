@@ -204,7 +204,7 @@ class OrdinalSettings(ClassesSettings):
         return columns * (self.classes() - 1)
 
 
-class BaseClassWeights(Settings):
+class BaseWeightsSettings(Settings):
     """Weights of rare labels, from the counts n of a fold's training essays."""
 
     kind: str
@@ -213,14 +213,14 @@ class BaseClassWeights(Settings):
     """Largest weight, as a multiple of the commonest label's; none: no limit."""
 
 
-class BalancedClassWeights(BaseClassWeights):
+class BalancedWeightsSettings(BaseWeightsSettings):
     """All labels count alike in the sum."""
 
     kind: Literal["balanced"]
     """1 / n. Steep where counts are very unequal: give `most`, or take power."""
 
 
-class PowerClassWeights(BaseClassWeights):
+class PowerWeightsSettings(BaseWeightsSettings):
     """Between equal weights and balanced ones."""
 
     kind: Literal["power"]
@@ -229,7 +229,7 @@ class PowerClassWeights(BaseClassWeights):
     """The exponent; 1 would be balanced."""
 
 
-class EffectiveClassWeights(BaseClassWeights):
+class EffectiveWeightsSettings(BaseWeightsSettings):
     """By the effective number of essays (Cui et al. 2019, arXiv:1901.05555)."""
 
     kind: Literal["effective"]
@@ -239,7 +239,7 @@ class EffectiveClassWeights(BaseClassWeights):
 
 
 ClassWeightsSettings = Annotated[
-    BalancedClassWeights | PowerClassWeights | EffectiveClassWeights, Field(discriminator="kind")
+    BalancedWeightsSettings | PowerWeightsSettings | EffectiveWeightsSettings, Field(discriminator="kind")
 ]
 
 

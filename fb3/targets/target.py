@@ -125,13 +125,11 @@ class Scores(Target):
 
     def check(self, essays: pd.DataFrame, path: Path) -> None:
         scores = self.truths(essays)
-        self._refuse(
-            (scores < self.minimum) | (scores > self.maximum),
-            essays,
-            path,
-            f"scores outside {self.minimum}-{self.maximum}",
-            f"they go from {scores.min()} to {scores.max()}: mend the file or set task.minimum and task.maximum",
-        )
+        low, high = scores.min(), scores.max()
+        mend = f"they go from {low} to {high}: give the competition's scale, such as "
+        mend += f"task.minimum={np.floor(low):.0f} task.maximum={np.ceil(high):.0f}, or mend the file"
+        bad = (scores < self.minimum) | (scores > self.maximum)
+        self._refuse(bad, essays, path, f"scores outside {self.minimum}-{self.maximum}", mend)
 
     def clip(self, values: np.ndarray) -> np.ndarray:
         return np.clip(values, np.float32(self.minimum), np.float32(self.maximum))

@@ -116,11 +116,9 @@ class RunLog:
 
 
 def columns_in_words(columns: dict[str, float]) -> str:
-    """The columns' scores, for a line on the screen; of many columns the lowest and the highest alone."""
-    names = sorted(columns, key=columns.get)
-    shown = list(columns) if len(columns) <= _MOST_SHOWN else [*names[:2], "...", *names[-2:]]
-    words = " ".join(f"{name} {columns[name]:.4f}" if name in columns else name for name in shown)
-    return f" | {words}" if words else ""
+    """The columns' scores, for a line on the screen; nothing where there are none, or too many to be read."""
+    words = " ".join(f"{name} {score:.4f}" for name, score in columns.items())
+    return f" | {words}" if 0 < len(columns) <= _MOST_SHOWN else ""
 
 
 def _fold_of(line: bytes) -> Any:

@@ -173,7 +173,8 @@ def test_wrong_columns_are_told_with_the_overrides_that_would_fit(tmp_path):
     with pytest.raises(Fb3Error) as error:
         read_essays(tmp_path / "train.csv", DataSettings(), Scores(DataSettings(), RegressionSettings()))
     assert str(error.value).endswith(
-        "say what they are called: data.id_column=essay_id 'data.target_columns=[score]' would fit"
+        "say what they are called: data.id_column=essay_id 'data.target_columns=[score]' would fit; or --competition "
+        "aes2, whose columns these are"
     )
     with pytest.raises(Fb3Error, match=r"no column .*: data\.id_column=essay_id would fit$"):
         read_essays(tmp_path / "train.csv", DataSettings())

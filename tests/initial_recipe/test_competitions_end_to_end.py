@@ -6,9 +6,12 @@ import pytest
 from sklearn import metrics
 
 from fb3.bundles.packing import write_bundle
+from fb3.errors import Fb3Error
 from fb3.recipe import load_competition, load_recipe
+from fb3.rehearsal.notebooks import find_notebook
 from fb3.runs.file_score import score_files
 from fb3.submission.inference import infer
+from fb3.system.files import read_json
 from fb3.training.run import train
 from tests.conftest import TINY
 from tests.initial_recipe.forms import FORMS, write_form
@@ -48,7 +51,8 @@ def scored(name, submission, truth):
     columns = [column for column in truth if column in submission]
     if name == "feedback-effectiveness":
         classes = sorted(submission.columns)
-        return metrics.log_loss(truth.iloc[:, 0], submission[classes].astype(float), labels=classes)
+        shares = submission[classes].astype(float)
+        return metrics.log_loss(truth.iloc[:, 0], shares.div(shares.sum(axis=1), axis=0), labels=classes)
     if name == "text-classification":
         labels = sorted({*truth["label"]} | {*submission["label"]})
         return metrics.f1_score(truth["label"], submission["label"], labels=labels, average="macro", zero_division=0)
@@ -59,6 +63,11 @@ def read(path):
     return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=0)
 
 
+def last_cell():
+    """The last cell of the inference notebook, which shows the submission: an error there fails the notebook."""
+    return "".join(read_json(find_notebook("inference"))["cells"][-1]["source"])
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_train_pack_predict_and_score(name, tmp_path):
     data, out = write_form(name, tmp_path / "data"), tmp_path / "submission.csv"
@@ -67,7 +76,8 @@ def test_train_pack_predict_and_score(name, tmp_path):
     assert load_recipe(run / "recipe.yaml").competition == competition.competition
     bundle = write_bundle([run], tmp_path / "bundle")
     assert bundle.manifest.get("competition") == competition.competition
-    infer(bundle.path, data, out, strict=True)
+    table = infer(bundle.path, data, out, strict=True)
+    exec(last_cell(), {"submission": table})
     sample = next(data.glob("sample_submission*"))
     submission, wanted, truth = read(out), read(sample), read(tmp_path / "truth.csv")
     assert list(submission.columns) == list(wanted.columns)
@@ -75,3 +85,78 @@ def test_train_pack_predict_and_score(name, tmp_path):
     metric = str(competition.metric)
     found = score_files(out, tmp_path / "truth.csv", metric=metric)
     assert found.overall == pytest.approx(scored(name, submission, truth.loc[submission.index]), abs=1e-5)
+
+
+def edited(path, change):
+    """A table with some of its cells changed, written as it was."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    change(table)
+    table.to_csv(path, index=False)
+
+
+def first_cell(column, value):
+    def change(table):
+        table.loc[0, column] = value
+
+    return change
+
+
+MISTAKES = {
+    "feedback-ell": (
+        "aes2",
+        None,
+        r"no column \['text_id', .*=essay_id .*=\[score\]' would fit; or --competition aes2, whose",
+    ),
+    "aes2": (
+        "aes2",
+        ("train.csv", first_cell("score", "0")),
+        "1 scores outside 1.0-6.0, .* such as task.minimum=0 task.maximum=6",
+    ),
+    "commonlit-readability": (
+        "commonlit-readability",
+        ("train.csv", first_cell("target", "")),
+        r"1 cells hold no number, first '' in row 1 \(id .*\), column target",
+    ),
+    "commonlit-summaries": ("commonlit-summaries", "prompts_train.csv", "prompts_train.csv: no such file; tables in"),
+    "detect-ai-text": ("aes2", None, "train_essays.csv: no such file; .* data.files.train=train.csv would fit"),
+    "feedback-effectiveness": (
+        "feedback-effectiveness",
+        ("train.csv", first_cell("discourse_effectiveness", "adequate")),
+        "1 labels are of no known class, first adequate in row 1 .* the classes are .*: mend the file, or name all",
+    ),
+    "jigsaw-toxicity": (
+        "jigsaw-toxicity",
+        "train.csv.zip",
+        r"train.csv: no such file; tables in .*: \['sample_submission.csv.zip', 'test.csv.zip', 'test_labels",
+    ),
+    "text-classification": (
+        "us-patent",
+        None,
+        r"no column \['text', 'label'\]; .*; or --competition us-patent, whose columns",
+    ),
+    "us-patent": ("us-patent", ("train.csv", lambda t: t.pop("score")), r"no column \['score'\]; it has"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_commonest_mistake_of_each_names_the_mend(name, tmp_path):
+    form, damage, words = MISTAKES[name]
+    data = write_form(form, tmp_path / "data")
+    recipe = load_recipe("tiny", SMALL, competition=name)
+    if isinstance(damage, tuple):
+        edited(data / damage[0], damage[1])
+    elif damage:
+        (data / damage).unlink()
+    with pytest.raises(Fb3Error, match=words):
+        train(recipe, data, tmp_path / "run", folds=[0])
+
+
+def test_a_folder_too_high_and_files_still_packed_are_told(tmp_path):
+    write_form("aes2", tmp_path / "data")
+    recipe = load_recipe("tiny", SMALL, competition="aes2")
+    with pytest.raises(Fb3Error, match=f"train.csv: no such file; .*; there is one in {tmp_path / 'data'}"):
+        train(recipe, tmp_path, tmp_path / "run")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "my-competition.zip").write_bytes(b"PK")
+    with pytest.raises(Fb3Error, match=r"unpack my-competition\.zip first"):
+        train(recipe, tmp_path / "packed", tmp_path / "run")

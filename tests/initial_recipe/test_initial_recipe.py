@@ -56,7 +56,7 @@ def authors(folder, draws):
 
 OTHERS = {
     disaster: {"data.text_column": "text", "task.kind": "classification", "metric": "macro_f1"},
-    percent: {"data.id_column": "review", "data.text_column": "body", **OPEN, "metric": "rmse"},
+    percent: {"data.id_column": "review", "data.text_column": "body", **OPEN, "task.standardise": True},
     authors: {"data.target_columns": ["author"], "task.classes": ["EAP", "HPL", "MWS"], "metric": "log_loss"},
 }
 

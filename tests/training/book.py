@@ -22,6 +22,7 @@ from fb3.recipe.task import BaseTaskSettings
 from fb3.runs.checkpoint import read_weights
 from fb3.runs.run_folder import Member, Run
 from fb3.system.files import read_json
+from fb3.targets.build import target_of
 from fb3.training.run import train
 from tests.conftest import TINY
 
@@ -56,7 +57,7 @@ SECOND = {**SIZE, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size"
 
 @dataclass
 class Trained:
-    """A run: its folder, the score of each evaluation, and the columns' of the last, (K,)."""
+    """A run: its folder, the score of each evaluation, and what the last one gave: its losses, and columns' scores."""
 
     path: Path
     scores: list[float]
@@ -64,7 +65,7 @@ class Trained:
 
     def differs(self, other: "Trained") -> bool:
         """More than by rounding."""
-        return bool(np.abs(self.last - other.last).max() > 1e-5)
+        return len(self.last) != len(other.last) or bool(np.abs(self.last - other.last).max() > 1e-5)
 
     def way(self, start: Path, encoder: str, part: str = "") -> float:
         """How far a part of an encoder lies from its start at the end of the run, as a share of the start's norm."""
@@ -84,7 +85,8 @@ class Trained:
         encoded = encode(member, essays.set_index("text_id").loc[kept["text_id"]])
         again = predict_fold(member, 0, encoded, kept["text_id"].to_numpy(), "cpu", precision="fp32", shown=False)
         off = 0.05 if recipe.train.precision == "bf16" else 2e-5
-        np.testing.assert_allclose(np.clip(again.values, 1, 5), kept[list(recipe.data.target_columns)], atol=off)
+        target = target_of(recipe)
+        np.testing.assert_allclose(target.clip(again.values), kept[list(target.columns)], atol=off)
 
 
 class Book:
@@ -118,7 +120,7 @@ class Book:
             run = self.train(self.recipe(*names), self.folder / f"run{len(self.done)}")
             log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
             found = [event for event in log if event["event"] == "evaluation"]
-            last = np.array(list(found[-1]["columns"].values()))
+            last = np.array([*found[-1]["columns"].values(), found[-1]["score"]])
             self.done[names] = Trained(run.path, [event["score"] for event in found], last)
         return self.done[names]
 
@@ -138,11 +140,17 @@ def prepare(folder: Path, competition: Path) -> None:
     changes = (("\n\n", " "), (". ", ".\n\n"), (" to ", " toâ€™ "))
     for old, new in changes:
         table["full_text"] = table["full_text"].str.replace(old, new, regex=False)
+    mean = table[list(load_recipe("tiny").data.target_columns)].mean(axis=1)
+    table["level"] = np.select([mean < mean.quantile(0.2), mean < mean.quantile(0.5)], ["low", "middle"], "high")
+    for number, name in enumerate(("grammar", "syntax", "cohesion"), 1):
+        table[f"good_{name}"] = (table[name] > table[name].quantile(0.2 * number)).astype(int)
+    table["importance"] = np.arange(len(table)) % 4
     table["topic"] = np.where(np.arange(len(table)) % 2, "school", "family")
     (folder / "data").mkdir()
-    table.to_csv(folder / "data" / "train.csv", index=False)
     (folder / "SYNONYMS").write_text("good, fine\nbig, large\nfriend, teacher, brother\nthe, that\n")
     texts = [*table["full_text"], *[" ".join(table.columns)] * 9]  # the prompt's names shall be words
+    table.loc[table.index % 3 == 0, "full_text"] = "语法 好 " + table["full_text"]  # characters that no tokenizer has
+    table.to_csv(folder / "data" / "train.csv", index=False)
     _save_encoder(folder / "FIRST", "deberta-v2", FIRST, texts)
     _save_encoder(folder / "SECOND", "bert", SECOND, [text.lower() for text in texts])
 

@@ -24,10 +24,18 @@ from tests.conftest import TINY
 VALID = np.arange(0, 12)
 TRAIN = np.arange(12, 36)
 STATISTICS, RARITY = "data.text.statistics=true", "model.pooling={kind: token_weighted}"
+CLASSES = [str(half / 2) for half in range(2, 11)]
 KINDS = {
     "regression": [STATISTICS, RARITY, "task.loss=mse", "task.terms=[{kind: rank}, {kind: pearson}]"],
     "binned": [STATISTICS, RARITY, "task={kind: binned, squeeze: 0.1, smoothing: 0.1}"],
     "ordinal": [STATISTICS, "task={kind: ordinal, weighting: uncertainty}"],
+    "labels": [
+        f"task={{kind: classification, class_weights: {{kind: balanced}}, classes: {CLASSES}}}",
+        "data.target_columns=[cohesion]",
+        "metric=log_loss",
+        "train.sampling=sqrt",
+        "data.weight_column=syntax",
+    ],
     "two encoders": [RARITY, "model.stitch={backbone: BACKBONE, frozen: none, pooling: {kind: token_weighted}}"],
     "drawn": ["data.augment={mask: 0.2, mix: 0.5}", "model.dropout=0.2", "task.r_drop={}", "data.windows={length: 32}"],
     "unlabelled": ["task.uda={file: TEST, augment: {mask: 0.3}}", "tricks=[{kind: ema, decay: 0.5}]"],
@@ -38,7 +46,8 @@ def others(essays, columns):
     """The same with other validation essays: longer, of words of their own, all with the best scores."""
     essays = essays.copy()
     essays.loc[VALID, "full_text"] = [f"{essay.text}\n\nQuartz, quartz & QUARTZ!" for essay in make_essays(12, seed=9)]
-    essays.loc[VALID, list(columns)] = 5.0
+    for column in columns:
+        essays.loc[VALID, column] = "5.0" if essays[column].dtype == object else 5.0
     return essays
 
 
@@ -86,7 +95,9 @@ def test_other_validation_essays_change_nothing_that_is_fitted(kind, run, compet
     folds = [tmp_path / name / "fold0" / "step2" for name in ("one", "two")]
     assert differ(*(read_weights(fold / "model.safetensors") for fold in folds)) == set(), "as it ended"
     means = [read_json(fold / "fold.json")["target_means"] for fold in folds]
-    assert means[0] == means[1] == pytest.approx(essays.loc[TRAIN, columns].mean().to_dict())
+    target = target_of(recipe)
+    wanted = dict(zip(target.columns, target.truths(essays)[TRAIN].mean(0).tolist(), strict=True))
+    assert means[0] == means[1] == pytest.approx(wanted)
 
 
 def test_other_validation_essays_change_no_scale_of_int8(competition, tmp_path, monkeypatch):

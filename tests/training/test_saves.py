@@ -82,6 +82,13 @@ PIECES = {
     ],
     "uncertainty, noise": ["task.weighting=uncertainty", "tricks=[{kind: noise, scale: 0.1}]"],
     "unlabelled essays": ["task.uda={file: test.csv, augment: {mask: 0.3}, batch_size: 2}"],
+    "labels, weights, sampling": [
+        "task={kind: classification, class_weights: {kind: power}}",
+        "data.target_columns=[cohesion]",
+        "metric=log_loss",
+        "train.sampling=sqrt",
+        "data.weight_column=syntax",
+    ],
     "accumulation, mixout": [
         "train.batch_size=1",
         "train.accumulation=3",
