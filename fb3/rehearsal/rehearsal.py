@@ -91,7 +91,7 @@ def rehearse(
                 f"{data} has no {absent}: hidden rows were invented from the recipe, and "
                 "nothing shows whether its columns are the competition's"
             )
-            public = invented_files(recipe)
+            public = invented_files(recipe, data)
         if report.failures:
             report.notes.append("hidden rows were left out: the run on the public files must pass first")
             return report

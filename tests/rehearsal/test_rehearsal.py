@@ -163,7 +163,7 @@ def test_copies_are_compared_on_the_scores_own_scale(competition, tmp_path, low,
     recipe = load_recipe("tiny", [*wishes, f"optimizer.head_rate={rate}", "predict.precision=bf16", "train.epochs=3"])
     bundle = write_bundle([train(recipe, data, tmp_path / "run", folds=[0]).path], tmp_path / "bundle").path
     member, hidden = read_bundle(bundle).members()[0], tmp_path / "hidden"
-    copies = write_hidden_test(data, recipe, invented_files(recipe), hidden, 100)
+    copies = write_hidden_test(data, recipe, invented_files(recipe, data), hidden, 100)
     infer(bundle, hidden, tmp_path / "s.csv", strict=True)
     sample = hidden / "sample_submission.csv"
     check_submission(member, sample, tmp_path / "s.csv", copies)
