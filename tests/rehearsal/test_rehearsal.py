@@ -88,7 +88,7 @@ def test_inputs_are_read_only(bundle, competition, image, tmp_path, without_netw
 def test_rows_in_another_order_than_their_ids_are_noticed(bundle, competition, image, tmp_path, without_network):
     def shuffle(text):
         assert "values[rows], task.target.columns, name)" in text
-        return text.replace("values[rows], task.target.columns, name)", "values[rows][::-1], task.columns, name)")
+        return text.replace("values[rows], task.target.columns, name)", "values[rows][::-1], task.target.columns, name)")
 
     broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/prediction/inference_loop.py", shuffle)
     report = rehearse(broken, competition, image, rows=60)
