@@ -12,7 +12,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.decide import ensemble_decision
 from fb3.runs.fold_json import check_weights, is_finished
-from fb3.runs.run_folder import Member
+from fb3.runs.run_folder import Member, own_prepare
 from fb3.runs.scores import caveats
 from fb3.system.disk_space import cannot_write, check_free_space, raises_disk_full
 from fb3.system.file_names import (
@@ -22,6 +22,7 @@ from fb3.system.file_names import (
     MANIFEST,
     METADATA,
     OOF,
+    PREPARE,
     RECIPE,
     WEIGHTS,
     fold_folders,
@@ -39,6 +40,7 @@ _COLUMNS = {  # must be the same in all runs of a bundle, because test.csv is re
     "data.id_column": lambda recipe: recipe.data.id_column,
     "data.target_columns": lambda recipe: recipe.data.target_columns,
     "task.classes": lambda recipe: target_of(recipe).columns,
+    "data.prepare, by hash": lambda recipe: recipe.data.prepare and sha256(Path(recipe.data.prepare)),
     "data.files (test, sample, joins)": lambda recipe: recipe.data.files.model_copy(update={"train": ""}),
     "the texts' columns (data.text_column, data.text.template)": lambda recipe: recipe.data.text_columns(),
 }
@@ -156,7 +158,8 @@ def _read_runs(paths: list[Path]) -> list[Member]:
         if base != path.resolve().name:
             say(f"{path}: is {base!r} in the bundle; Kaggle refuses the name that it has")
         name = next(each for each in chain([base], (f"{base}-{n}" for n in count(2))) if each not in taken)
-        members.append(Member(name, path, load_recipe(path / RECIPE), folds))
+        own_prepare(path, recipe := load_recipe(path / RECIPE))
+        members.append(Member(name, path, recipe, folds))
     for member in members[1:]:
         for what, columns in _COLUMNS.items():
             first, other = (columns(each.recipe) for each in (members[0], member))
@@ -190,6 +193,10 @@ def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
         if (member.path / name).is_file():
             _check_safe(member.path / name, member.path)
             shutil.copyfile(member.path / name, out / name)
+    if file := own_prepare(member.path, member.recipe):
+        _check_inside(file, member.path)
+        shutil.copyfile(file, out / PREPARE)
+        say(f"{file}: packed; it is code of one's own, which runs at inference (data.prepare)")
     for file in (member.path / ENCODER).rglob("*"):
         _check_safe(file, member.path)
     shutil.copytree(member.path / ENCODER, out / ENCODER)
@@ -220,6 +227,10 @@ def _check_safe(file: Path, run: Path) -> None:
     """Refuses pickles, code, and links to files outside the run: a run may come from somebody else."""
     if file.suffix.lower() in _CODE:
         raise Fb3Error(f"{file}: may run code when it is read, and inference does not need it; delete it")
+    _check_inside(file, run)
+
+
+def _check_inside(file: Path, run: Path) -> None:
     if not file.resolve().is_relative_to(run.resolve()):
         raise Fb3Error(f"{file}: a link out of the run folder; put the file itself there")
 

@@ -20,7 +20,7 @@ _STD = 0.5  # smaller than the targets' in FB3, 0.57 to 0.73, so that the range 
 # same for every essay, so that shuffled rows differ by little; bf16 alone gives about 0.01 of the spread.
 _SPREAD_SHARE = 0.25
 _NOISE_SHARE = 0.1  # share of the tolerance; a smaller root mean square always passes
-_VARIANCE = 1 / 16  # of the truths of a class that one row in fifteen has; rarer ones are held to less noise
+_VARIANCE = 1 / 16  # variance of a class's truths where one row in fifteen has it; a rarer one is held to less noise
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
     uda, joined = recipe.task.uda, joined_files(recipe.data, data, "train")
     files = {"train_sha256": data / recipe.data.files.train} | ({"unlabelled_sha256": data / uda.file} if uda else {})
     further = {f"{name}_sha256": path for name, path in joined.items() if path.exists()}
-    return {key: stored_file(path) for key, path in files.items()} | further
+    own = {"prepare_sha256": Path(recipe.data.prepare)} if recipe.data.prepare else {}
+    return {key: stored_file(path) for key, path in files.items()} | further | own
 
 
 def _refuse_empty_cells(table: pd.DataFrame, column: str, data: DataSettings, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A split's table with the columns that further tables and folders of texts give, joined by a key."""
+"""A split's table with the columns that further tables and folders of texts give, joined by a key, and own steps."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.column_guess import fitting_overrides
+from fb3.data.prepare import prepare_table
 from fb3.data.tables import check_columns_there, read_table
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings, JoinSettings, Split
@@ -33,11 +34,11 @@ def read_split(
     folder: Path | None = None,
     faults: list[str] | None = None,
 ) -> pd.DataFrame:
-    """Reads a split's table, and joins the further columns that are wanted and that it lacks.
+    """Reads a split's table, joins the further columns that are wanted and that it lacks, and runs data.prepare on it.
 
     Args:
         path: the table.
-        data: names the columns and the joins.
+        data: names the columns, the joins and the file of own steps.
         split: the split whose files are joined.
         wanted: columns that the result must have.
         mend: end of the message where one is missing; the overrides that would fit are added.
@@ -46,13 +47,22 @@ def read_split(
             are errors.
 
     Returns:
-        The table of `read_table`, in its order, with the joined columns at its end.
+        The table of `read_table`, in its order, with the joined columns at its end; or what data.prepare makes of it.
 
     Raises:
-        Fb3Error: see `read_table`; also a key that is missing in the joined file or there twice, a name that is a
-            column of both, a folder's key that is no plain file name.
+        Fb3Error: see `read_table` and `prepare_table`; also a key that is missing in the joined file or there twice, a
+            name that is a column of both, a folder's key that is no plain file name.
     """
-    return read_joined(path, data, split, wanted, mend, folder=folder, faults=faults)[0]
+    table = read_joined(path, data, split, wanted, mend, folder=folder, faults=faults)[0]
+    if not data.prepare:
+        return table
+    file, path = Path(data.prepare), Path(path)
+    mended = partial(_mend, data=data, folder=folder or path.parent, wanted=wanted, begin=mend)
+    if split == "test":
+        check_columns_there(table, [data.id_column], path, mended)
+    table = prepare_table(table, file, split, data.id_column, path)
+    check_columns_there(table, wanted, f"{path}, as {file} returns it", mended)
+    return table
 
 
 def read_joined(
@@ -65,18 +75,34 @@ def read_joined(
     folder: Path | None = None,
     faults: list[str] | None = None,
 ) -> tuple[pd.DataFrame, list[Joined]]:
-    """The table of `read_split`, and the joins that were made."""
+    """The table of `read_split` before data.prepare, and the joins that were made."""
     path, made = Path(path), []
     folder = folder or path.parent
     table = read_table(path, [], key=f"data.files.{split}")
-    keys = {join.on for join in data.files.joins}
     for join in data.files.joins:
-        needed = {*wanted, *keys} - {*table.columns}
-        if joined := _given(table, join, folder / join.name(split), path, needed, faults):
+        source = folder / join.name(split)
+        needed = _needed(table, join, source, data, split, wanted)
+        if joined := _given(table, join, source, path, needed, faults):
             made.append(Joined(join, list(joined)))
             table = table.assign(**joined)
-    check_columns_there(table, wanted, path, partial(_mend, data=data, folder=folder, wanted=wanted, begin=mend))
+    if not data.prepare:
+        check_columns_there(table, wanted, path, partial(_mend, data=data, folder=folder, wanted=wanted, begin=mend))
     return table, made
+
+
+def _needed(
+    table: pd.DataFrame, join: JoinSettings, source: Path, data: DataSettings, split: Split, wanted: Sequence[str]
+) -> set[str] | None:
+    """The columns for which a join is made; none: whatever it gives.
+
+    Nobody knows which columns data.prepare reads, so for it every join is made, of test every one that can be: a table
+    of groups may be there for training alone.
+    """
+    if not data.prepare:
+        return {*wanted, *(other.on for other in data.files.joins)} - {*table.columns}
+    if split == "train" or (join.on in table.columns and stored_file(source).exists()):
+        return None
+    return {*wanted} & {*([join.into] if join.folder else join.columns or ())}
 
 
 def joined_files(data: DataSettings, folder: Path, split: Split) -> dict[str, Path]:
@@ -93,15 +119,18 @@ def _mend(table: pd.DataFrame, data: DataSettings, folder: Path, wanted: Sequenc
 
 
 def _given(
-    table: pd.DataFrame, join: JoinSettings, source: Path, path: Path, needed: set[str], faults: list[str] | None
+    table: pd.DataFrame, join: JoinSettings, source: Path, path: Path, needed: set[str] | None, faults: list[str] | None
 ) -> Mapping[str, np.ndarray]:
-    """The columns that a join gives, one cell for each row of the table; none where no column of them is needed."""
+    """The columns that a join gives, a cell for each row of the table; none where no column of them is needed.
+
+    needed: names of columns; none: all are.
+    """
     known = [join.into] if join.folder else join.columns
-    if not needed or (known and not needed & {*known}):
+    if needed is not None and not (needed & {*known} if known else needed):
         return {}
     further = None if join.folder else read_table(source, [join.on, *(join.columns or ())])
     columns = list(known or [name for name in further.columns if name != join.on])
-    if not needed & {*columns}:
+    if needed is not None and not needed & {*columns}:
         return {}
     if join.on not in table.columns:
         raise Fb3Error(

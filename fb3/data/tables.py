@@ -55,7 +55,7 @@ def read_table(
 
 
 def check_columns_there(
-    table: pd.DataFrame, wanted: Iterable[str], path: Path, mend: str | Callable[[pd.DataFrame], str]
+    table: pd.DataFrame, wanted: Iterable[str], path: Path | str, mend: str | Callable[[pd.DataFrame], str]
 ) -> None:
     """Refuses a table that lacks a column; for the arguments see `read_table`."""
     if missing := [column for column in wanted if column not in table.columns]:

@@ -171,6 +171,10 @@ class DataSettings(Settings):
 
     files: FilesSettings = FilesSettings()
     """The files' names, and what is joined from further ones."""
+    prepare: Annotated[str, Field(pattern=r".\.py$")] | None = None
+    """A Python file whose function prepare(table, split) changes the tables of train and test after the joins, before
+    anything else reads them. The path begins at the recipe's own YAML file, or at the working directory. The run folder
+    and the bundle hold a copy, which is run as code wherever essays are read, at inference too. none: no such steps."""
     id_column: str = "text_id"
     """Column of the essay's id."""
     text_column: str = "full_text"

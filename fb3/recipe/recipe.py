@@ -110,6 +110,11 @@ class Recipe(Settings):
             settings[group] |= values
         return Recipe.from_mapping(settings, "debug mode")
 
+    def with_prepare(self, file: str) -> "Recipe":
+        """The recipe with another path of the file in data.prepare; the same one where it names none."""
+        changed = {"data": self.data.model_copy(update={"prepare": file})}
+        return self.model_copy(update=changed) if self.data.prepare else self
+
     def is_debug(self) -> bool:
         """Whether these are --debug's settings; given by hand, they train the same run."""
         return all(getattr(getattr(self, group), key) == v for group, vs in DEBUG.items() for key, v in vs.items())

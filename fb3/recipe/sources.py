@@ -65,4 +65,13 @@ def read_source(source: str | Path, what: str) -> tuple[Any, str]:
     else:
         text, name = builtin_text(source, what), f"built-in {what} {source}"
     settings = parse(text, name)
+    _find_prepare(settings, path.absolute().parent)
     return {} if settings is None else settings, name
+
+
+def _find_prepare(settings: Any, folder: Path) -> None:
+    """Makes data.prepare an absolute path, where the file stands beside the YAML file."""
+    data = settings.get("data") if isinstance(settings, dict) else None
+    file = data.get("prepare") if isinstance(data, dict) else None
+    if isinstance(file, str) and os.path.isfile(folder / file):  # noqa: PTH113 - Path's raises for impossible names
+        data["prepare"] = str(folder / file)

@@ -1,13 +1,16 @@
 """Hidden rows for a rehearsal: test.csv and sample_submission.csv in the public files' form, with very odd essays."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fb3.data.joins import Joined, joined_files, read_joined
-from fb3.data.tables import read_table, write_table
+from fb3.data.column_guess import guess_columns
+from fb3.data.joins import Joined, joined_files, read_joined, read_split
+from fb3.data.tables import FOLD_COLUMN, read_table, write_table
+from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.recipe.data import DataSettings, FilesSettings
 from fb3.system.compressed_files import stored_file
@@ -52,11 +55,18 @@ def public_paths(data: Path, settings: DataSettings) -> list[Path]:
     return list(dict.fromkeys([*(stored_file(data / name) for name in settings.files.markers()), *joined]))
 
 
-def invented_files(recipe: Recipe) -> PublicFiles:
-    """Public files that fit a recipe: two ids of FB3's form, and the middle of the range for every score."""
+def invented_files(recipe: Recipe, data: Path) -> PublicFiles:
+    """Public files that fit a recipe: two ids of FB3's form, and the middle of the range for every score.
+
+    They have the columns of texts, or, where data.prepare may read any, all of train.csv but the targets.
+    """
     settings, target = recipe.data, target_of(recipe)
     ids = pd.DataFrame({settings.id_column: ["0123456789AB", "FEDCBA987654"]}, dtype=object)
-    test = ids.assign(**dict.fromkeys(settings.text_columns(), ""))
+    columns = settings.text_columns()
+    if settings.prepare:
+        known = {settings.id_column, *target.labels, settings.weight_column, FOLD_COLUMN}
+        columns = [name for name in read_table(data / settings.files.train, []).columns if name not in known]
+    test = ids.assign(**dict.fromkeys(columns, ""))
     cells = target.render(np.stack([target.middle()] * len(ids)), target.forms()[0])
     return PublicFiles(test, pd.concat([ids, cells.astype(str)], axis=1))
 
@@ -85,6 +95,9 @@ def write_hidden_test(
     """
     settings, files = recipe.data, recipe.data.files
     train, joined = read_joined(data / files.train, settings, "train", settings.text_columns())
+    if settings.prepare:  # it got every join of train
+        given = {*public.test.columns, *(name for join in joined for name in join.columns)}
+        joined = [join for join in joined if join.settings.on in given]
     columns = [name for name in public.test.columns if not any(name in join.columns for join in joined)]
     columns += [join.settings.on for join in joined if join.settings.on not in columns]
     rng = np.random.default_rng(seed)
@@ -92,15 +105,15 @@ def write_hidden_test(
     others = public.test.iloc[rng.integers(0, len(public.test), rows)].reset_index(drop=True)
     absent = [name for name in columns if name not in train.columns]
     test = pd.concat([test, others[absent]], axis=1)
-    texts = list(settings.text_columns())
-    odd = list({**ODD, "longest": " ".join([max(train[settings.text_column], key=len)] * 5)}.values())[:rows]
+    text = settings.text_column
+    if text not in train.columns:  # data.prepare makes it, most likely of the longest texts
+        text = guess_columns(train[[name for name in train if name in {*columns, *given}]]).text or settings.id_column
+    odd = list({**ODD, "longest": " ".join([max(train[text], key=len)] * 5)}.values())[:rows]
     for copy in range(min(_COPIES, (rows - len(odd)) // 2)):
         test.loc[rows - 1 - copy] = test.loc[len(odd) + copy]
-    test.loc[: len(odd) - 1, settings.text_column] = odd
+    test.loc[: len(odd) - 1, text] = odd
     for join in joined:
-        if (
-            settings.text_column in join.columns and join.settings.on != settings.id_column
-        ):  # odd texts: keys of their own
+        if text in join.columns and join.settings.on != settings.id_column:  # odd texts: keys of their own
             keys = ids_like(train[join.settings.on].tolist(), 2 * len(train) + len(odd), rng)
             new = [key for key in keys if key not in {*train[join.settings.on]}]
             test.loc[: len(odd) - 1, join.settings.on] = new[: len(odd)]
@@ -115,12 +128,16 @@ def write_hidden_test(
     )
     if files.sample:
         write_table(sample.sample(frac=1, random_state=seed + 1), _new_file(out / files.sample))
-    first: dict[tuple, str] = {}
-    return {
-        own: first[essay]
-        for own, essay in zip(test[identifier], test[texts].itertuples(index=False, name=None), strict=True)
-        if first.setdefault(essay, own) != own
-    }
+    with suppress(Fb3Error):  # where data.prepare breaks on these rows, the inference on them tells it
+        return _copies(read_split(out / files.test, settings, "test", []) if settings.prepare else test, settings)
+    return {}
+
+
+def _copies(essays: pd.DataFrame, settings: DataSettings) -> dict[str, str]:
+    """For each id whose texts are a copy of an earlier row's, that row's id."""
+    texts, first = essays[list(settings.text_columns())].itertuples(index=False, name=None), dict[tuple, str]()
+    ids = zip(essays[settings.id_column], texts, strict=True)
+    return {own: first[essay] for own, essay in ids if first.setdefault(essay, own) != own}
 
 
 def _new_file(path: Path) -> Path:

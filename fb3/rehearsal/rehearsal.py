@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fb3.bundles.bundle import verify_bundle
 from fb3.bundles.images import Image, differing_versions
@@ -92,7 +93,7 @@ def rehearse(
                 f"{data} has no {absent}: hidden rows were invented from the recipe, and "
                 "nothing shows whether its columns are the competition's"
             )
-            public = invented_files(recipe)
+            public = invented_files(recipe, data)
         if report.failures:
             report.notes.append("hidden rows were left out: the run on the public files must pass first")
             return report
@@ -143,14 +144,26 @@ def _judge(
             if fold["status"] != "used":
                 report.failures.append(f"{where}: {fold['fold']} {fold['status']}: {fold['reason']}")
         files = member.recipe.data.files
-        check_submission(
-            member, competition / (files.sample or files.test), working / "submission.csv", copies, decision
-        )
+        sample, written = competition / (files.sample or files.test), working / "submission.csv"
+        check_submission(member, sample, written, copies, decision)
+        if name == PUBLIC and files.sample:
+            report.notes += fractions_for_whole_numbers(read_table(sample, []), read_table(written, []), sample.name)
     except (Fb3Error, KeyError) as error:
         report.failures.append(f"{where}: {error}")
         return
     report.layouts[name] = {key: summary[key] for key in ("rows", "phases", "peak_memory", "flops")}
     report.layouts[name] |= {key: result[key] for key in ("seconds", "refused")}
+
+
+def fractions_for_whole_numbers(sample: pd.DataFrame, written: pd.DataFrame, name: str) -> list[str]:
+    """A note on columns that are whole numbers in the sample submission and fractions in the one that was written.
+
+    It is no fault: many samples hold 0 where the competition takes fractions.
+    """
+    whole, own = ({c for c in t if t[c].str.fullmatch("[+-]?[0-9]+").all()} for t in (sample, written))
+    columns = [column for column in sample.columns[1:] if column in whole and column in written and column not in own]
+    mend = "where the competition wants whole numbers, train with metric=qwk or decision={kind: rounding}"
+    return [f"{name} holds whole numbers in {columns}, the submission fractions; {mend}"] if columns else []
 
 
 def check_submission(

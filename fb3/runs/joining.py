@@ -13,9 +13,9 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.runs.decide import write_scores
 from fb3.runs.fold_json import check_weights, digest_of, ids_hash, is_finished
 from fb3.runs.identity import Identity, recorded
-from fb3.runs.run_folder import Run, run_of
+from fb3.runs.run_folder import Run, own_prepare, run_of
 from fb3.system.disk_space import raises_disk_full
-from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, RESUME, SECOND, fold_folder
+from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, PREPARE, RECIPE, RESUME, SECOND, fold_folder
 from fb3.system.files import atomic_folder, link_or_copy, read_json, write_csv, write_json
 
 
@@ -35,6 +35,7 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
         raise Fb3Error("fb3 merge: give two run folders or more")
     recipe = load_recipe(runs[0] / RECIPE)
     table = read_table(runs[0] / "folds.csv", [recipe.data.id_column, FOLD_COLUMN])
+    own_prepare(runs[0], recipe)
     for other in runs[1:]:
         _check_same(runs[0], other)
     check_ids(table[recipe.data.id_column], runs[0] / "folds.csv")
@@ -42,7 +43,7 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     for fold, run in homes.items():
         _check_fold(fold_folder(run, fold), table[table[FOLD_COLUMN] == str(fold)][recipe.data.id_column])
     with atomic_folder(out) as aside:
-        for name in (RECIPE, "folds.csv"):
+        for name in (RECIPE, "folds.csv", *([PREPARE] if recipe.data.prepare else [])):
             shutil.copyfile(runs[0] / name, aside / name)
         for name in (ENCODER, "scratch"):
             if (runs[0] / name).is_dir():

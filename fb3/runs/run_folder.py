@@ -1,5 +1,6 @@
 """A run folder: a trained run with its scores, or a member of an ensemble with its folds."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.data import FilesSettings
 from fb3.runs.scores import read_scores
 from fb3.system.compressed_files import stored_file
-from fb3.system.file_names import ENVIRONMENT, OOF, RECIPE
-from fb3.system.files import read_json
+from fb3.system.file_names import ENVIRONMENT, OOF, PREPARE, RECIPE
+from fb3.system.files import atomic_file, read_json, sha256
 from fb3.targets.build import target_of
 from fb3.targets.metrics import Score
 
@@ -51,6 +52,29 @@ def run_of(out: Path) -> Run:
     return Run(out, Score(scores["score"], scores["columns"], lower_is_better), sorted(map(int, scores["folds"])))
 
 
+def copy_prepare(recipe: Recipe, out: Path) -> None:
+    """Copies the file that data.prepare names into the folder `out`, which uses its own copy from then on."""
+    if recipe.data.prepare:
+        with atomic_file(out / PREPARE) as aside:
+            shutil.copyfile(recipe.data.prepare, aside)
+
+
+def own_prepare(run: Path, recipe: Recipe) -> Path | None:
+    """A run's own copy of the file that data.prepare names, for a run folder or a run in a bundle; none: it has none.
+
+    Raises:
+        Fb3Error: the copy is missing or lies elsewhere, or it is not the one that the run was trained with.
+    """
+    if not recipe.data.prepare:
+        return None
+    file = run / PREPARE
+    if not file.is_file() or file.resolve() != Path(recipe.data.prepare).resolve():
+        raise Fb3Error(f"{file}: missing, or not what data.prepare in {RECIPE} names; copy the run again")
+    if (run / ENVIRONMENT).is_file() and read_json(run / ENVIRONMENT).get("prepare_sha256") != sha256(file):
+        raise Fb3Error(f"{file}: not the file that the run was trained with, by {ENVIRONMENT}; copy the run again")
+    return file
+
+
 def training_file(run: Path, data: Path) -> Path:
     """The file in `data` that holds a run's training essays; train.csv where the run's recipe cannot be read."""
     try:
@@ -70,6 +94,7 @@ def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFram
                 "predictions cannot be replayed; give their folder with --data DIR, or pack unproven with --no-parity"
             )
         data = Path(recorded)
+    own_prepare(run, member.recipe)
     settings = member.recipe.data
     table = read_split(data / settings.files.train, settings, "train", [settings.id_column, *settings.text_columns()])
     return table.set_index(settings.id_column)[list(settings.text_columns())]

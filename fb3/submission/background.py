@@ -17,7 +17,7 @@ from fb3.system.files import sha256
 from fb3.system.prefetch import in_background
 
 Tokens = dict[str, Future[Encoded]]  # each run's tokens in the making, by its name
-_TRAINING_ONLY = {"augment", "sample"}  # data settings that change no token at inference
+_SAME_TOKENS = {"augment", "sample", "prepare"}  # data settings that change no token here; prepare ran before
 
 
 def begin_tokens(members: Sequence[Member], essays: pd.DataFrame) -> Tokens:
@@ -30,7 +30,7 @@ def _encode(essays: pd.DataFrame, made: dict[tuple, Encoded], member: Member) ->
     data, folder = member.recipe.data, member.path / ENCODER
     try:
         tokenizers = map(sha256, sorted(folder.rglob("tokenizer.json")))
-        key = (*tokenizers, data.model_dump_json(exclude=_TRAINING_ONLY))
+        key = (*tokenizers, data.model_dump_json(exclude=_SAME_TOKENS))
         if key not in made:
             made[key] = encode_essays(essays, folder, data)
         return made[key]

@@ -98,7 +98,7 @@ def read_test(
     identifier = recipe.data.id_column if recipe else form.ids.name
     texts = recipe.data.text_columns() if recipe else ()
     read = read_table
-    if recipe and recipe.data.files.joins:
+    if recipe and (recipe.data.files.joins or recipe.data.prepare):
         faults, place = form.warnings if rerun else None, None if folder is None else Path(folder)
         read = partial(read_split, data=recipe.data, split="test", folder=place, faults=faults)
     table, fault = _read(path, [identifier, *texts], rerun, form.warnings, read)

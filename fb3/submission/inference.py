@@ -15,13 +15,13 @@ from fb3.bundles.bundle import Bundle, read_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.recipe.data import FilesSettings
-from fb3.runs.run_folder import Member, in_turn
+from fb3.runs.run_folder import Member, in_turn, own_prepare
 from fb3.runs.scores import caveats
 from fb3.submission.form import SubmissionForm, read_sample, read_test
 from fb3.submission.submission_file import SubmissionFile, write_first_file
 from fb3.submission.summary import Summary
 from fb3.system.compressed_files import stored_file
-from fb3.system.file_names import DECISION, ENCODER, RECIPE, SECOND, encoder_files
+from fb3.system.file_names import DECISION, ENCODER, PREPARE, RECIPE, SECOND, encoder_files
 from fb3.system.files import check_output_path, read_json
 from fb3.system.kaggle import find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
@@ -121,12 +121,14 @@ def packed_decision(packed: Bundle, strict: bool) -> Decision | None:
 
 
 def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]:
-    """The runs whose recipe and encoder folder are as they were packed; with `strict`, any other is an Fb3Error."""
+    """The runs whose recipe, prepare.py and encoder are as they were packed; with `strict`, others are an Fb3Error."""
     members = []
     for name, path, folds in packed.runs():
         try:
             packed.check((path / RECIPE).relative_to(packed.path).as_posix())
             recipe = load_recipe(path / RECIPE)
+            if own_prepare(path, recipe):
+                packed.check((path / PREPARE).relative_to(packed.path).as_posix())
             second = bool(recipe.model.stitch) or (path / ENCODER / SECOND).is_dir()
             packed.check_below(path / ENCODER, encoder_files(second))
             members.append(Member(name, path, recipe, folds))

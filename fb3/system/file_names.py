@@ -5,6 +5,7 @@ from pathlib import Path
 
 # In a run folder
 RECIPE = "recipe.yaml"
+PREPARE = "prepare.py"  # the run's copy of the file that data.prepare names
 ENCODER = "encoder"  # folder of the backbone's config and tokenizer
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in the encoder folder
 PADDED = "fb3_padded_to"  # key of config.json: tokens to which every input is padded, where states depend on padding

@@ -16,7 +16,18 @@ from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun, is_finished
 from fb3.runs.identity import Identity, named_files, recorded
-from fb3.system.file_names import ENCODER, ENVIRONMENT, LOCK, RECIPE, RESUME, encoder_files, fold_folder, fold_number
+from fb3.runs.run_folder import copy_prepare
+from fb3.system.file_names import (
+    ENCODER,
+    ENVIRONMENT,
+    LOCK,
+    PREPARE,
+    RECIPE,
+    RESUME,
+    encoder_files,
+    fold_folder,
+    fold_number,
+)
 from fb3.system.files import read_json, sha256, write_csv, write_json, write_text
 from fb3.system.git import git_state
 from fb3.system.progress import say
@@ -25,7 +36,7 @@ if TYPE_CHECKING:
     from fb3.training.session import Session
 
 # Names in a run folder before its first evaluation: a start that failed may be started over in its folder.
-_FIRST_FILES = {ENCODER, "scratch", RECIPE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
+_FIRST_FILES = {ENCODER, "scratch", RECIPE, PREPARE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
 _PARTIAL = re.compile(r"\..*\.part")  # left by a process that was killed while it wrote
 
 
@@ -80,7 +91,10 @@ def write_first_files(session: "Session", data: Path, splits: list[FoldSplit], b
     from fb3.training.session import versions
 
     recipe, out = session.recipe, session.out
-    write_text(recipe.to_yaml(), out / RECIPE)
+    copy_prepare(recipe, out)
+    if recipe.data.prepare and sha256(out / PREPARE) != session.digests["prepare_sha256"]:
+        raise Fb3Error(f"{recipe.data.prepare}: changed while the run began; start it again")
+    write_text(recipe.with_prepare(PREPARE).to_yaml(), out / RECIPE)
     write_csv(fold_table(session.essays, splits, recipe.data.id_column), out / "folds.csv")
     environment = {
         "versions": versions(),

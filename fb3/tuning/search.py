@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 from fb3.errors import DiskFull, Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import overridden
+from fb3.runs.run_folder import copy_prepare
 from fb3.system.disk_space import raises_disk_full
-from fb3.system.file_names import ENCODER, LOCK, RECIPE, RESUME, fold_folders
+from fb3.system.file_names import ENCODER, LOCK, PREPARE, RECIPE, RESUME, fold_folders
 from fb3.system.files import write_text
 from fb3.system.folder_lock import lock_folder
 from fb3.system.progress import say
@@ -95,7 +96,9 @@ def tune(
     with lock_folder(out, "fb3 tune"):
         study = open_study(out, drawn_from, recipe.train.seed, target_of(recipe).metric.lower_is_better)
         check_study(study, recipe, drawn_from, data, folds, out)
-        write_text(recipe.to_yaml(), out / "base.yaml")
+        copy_prepare(recipe, out)
+        write_text(recipe.with_prepare(PREPARE).to_yaml(), out / "base.yaml")
+        recipe = recipe.with_prepare(str(out.absolute() / PREPARE))
         write_text(drawn_from.text, out / "space.yaml")
         search = _Search(study, recipe, data, out, folds, drawn_from, starts, limit)
         try:

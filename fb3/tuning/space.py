@@ -34,6 +34,7 @@ _BUILTIN = files("fb3.tuning") / "spaces"
 # Keys that decide how a score is made: scores under two values do not compare, or differ by luck alone.
 _FIXED = (
     "data.id_column",
+    "data.prepare",
     "data.sample",
     "data.target_columns",
     "data.text_column",

@@ -16,6 +16,7 @@ from fb3.errors import Fb3Error, one_line
 from fb3.recipe import Recipe
 from fb3.runs.identity import Identity, named_files
 from fb3.system.disk_space import is_disk_full
+from fb3.system.file_names import PREPARE
 from fb3.system.files import sha256
 from fb3.tuning.space import Choice, Entry, Space
 
@@ -122,7 +123,8 @@ def check_study(study: "Study", recipe: Recipe, space: Space, data: Path, folds:
     digests = {key: sha256(file) for key, file in training_files(recipe, data).items() if key != "unlabelled_sha256"}
     here = Identity(recipe, {"space": space_now, **named_files(digests, recipe), "folds": folds})
     if _MADE_OF not in study.user_attrs:
-        study.set_user_attr(_MADE_OF, {"recipe": recipe.model_dump(mode="json"), **here.ingredients})
+        base = recipe.with_prepare(PREPARE).model_dump(mode="json")
+        study.set_user_attr(_MADE_OF, {"recipe": base, **here.ingredients})
         return
     then = study.user_attrs[_MADE_OF]
     if not isinstance(then, dict) or not {"recipe", *here.ingredients} <= then.keys():

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fb3.recipe import load_recipe
 from fb3.runs.scores import read_scores
-from fb3.system.file_names import RECIPE
+from fb3.system.file_names import PREPARE, RECIPE
 from fb3.system.files import write_csv, write_text
 from fb3.system.progress import as_command, escape_output
 
@@ -144,7 +144,7 @@ class Outcome:
         write_csv(table, self.out / "trials.csv")
         if best := self.best:
             scores = ", ".join(f"fold {fold} {best.scores[fold]:.4f}" for fold in self.folds if fold in best.scores)
-            recipe = load_recipe(folder_of(self.out, best.number) / RECIPE)
+            recipe = load_recipe(folder_of(self.out, best.number) / RECIPE).with_prepare(PREPARE)
             write_text(f"# Trial {best.number}: {scores}.\n{recipe.to_yaml()}", self.recipe)
 
     def show(self) -> None:

@@ -14,7 +14,7 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.metric import FileMetricSettings
 from fb3.runs.decide import read_decision
 from fb3.runs.fold_json import check_weights, ids_hash, is_finished
-from fb3.runs.run_folder import Member
+from fb3.runs.run_folder import Member, own_prepare
 from fb3.runs.scores import TRUTH, caveats, scores_of
 from fb3.system.file_names import (
     DECISION,
@@ -22,13 +22,14 @@ from fb3.system.file_names import (
     ENVIRONMENT,
     FOLD_JSON,
     OOF,
+    PREPARE,
     RECIPE,
     RESUME,
     encoder_files,
     fold_folders,
     fold_number,
 )
-from fb3.system.files import read_json
+from fb3.system.files import read_json, sha256
 from fb3.targets.build import target_of
 from fb3.verification.check_data import check_essays
 from fb3.verification.findings import RunCheck
@@ -47,6 +48,7 @@ def check_run(run: RunCheck) -> None:
         with run.check("folds.csv: each essay once, in the recipe's folds"):
             table = _read_folds(run, recipe)
         _check_encoder(run, recipe)
+        trusted = not recipe.data.prepare or _check_prepare(run, recipe)
     finished = _check_folds(run, recipe, table)
     if recipe is None or table is None:
         run.add("not made", f"{OOF}, scores.json, truths: they need {RECIPE} and folds.csv")
@@ -75,6 +77,9 @@ def check_run(run: RunCheck) -> None:
         again = ", predictions made again" if run.essays else ""
         name = recipe.data.files.train
         run.add("not made", f"{name} by hash, its folds and truths{again}: its folder is unknown{where}; give --data")
+        return
+    if not trusted:
+        run.add("not made", f"folds and truths: they need a sound {PREPARE}, which is not run as it is")
         return
     check_essays(run, recipe, table, finished)
     if run.essays:
@@ -108,6 +113,16 @@ def _check_encoder(run: RunCheck, recipe: Recipe) -> None:
                 run.add("FAULT", f"{file}: missing; {run.again}")
             elif found != hashes.get(name, found):
                 run.add("FAULT", f"{file}: not the file that {ENVIRONMENT} describes; {run.again}")
+
+
+def _check_prepare(run: RunCheck, recipe: Recipe) -> bool:
+    """Whether the run's own steps are what they were, by hash; only then may they run."""
+    before = len(run.report.faults)
+    with run.check(f"{PREPARE}: by hash"):
+        file = own_prepare(run.path, recipe)
+        if run.digest(file) != sha256(file):
+            raise Fb3Error(f"{file}: not the file that was packed; {run.again}")
+    return len(run.report.faults) == before
 
 
 def _check_folds(run: RunCheck, recipe: Recipe | None, table: pd.DataFrame | None) -> dict[int, Path]:

@@ -75,7 +75,7 @@ def test_the_same_essay_on_another_topic_is_no_copy(competition, tmp_path):
     table = read(competition / "train.csv").assign(full_text="One essay for all topics.")
     table.assign(topic=[f"topic {n % 7} " * 9 for n in range(len(table))]).to_csv(tmp_path / "train.csv", index=False)
     recipe = load_recipe("tiny", ["data.text.template='On {topic}: {full_text}'"])
-    copies = write_hidden_test(tmp_path, recipe, invented_files(recipe), tmp_path / "out", 60)
+    copies = write_hidden_test(tmp_path, recipe, invented_files(recipe, tmp_path), tmp_path / "out", 60)
     topics = read(tmp_path / "out" / "test.csv").set_index("text_id")["topic"]
     assert copies
     assert all(topics[one] == topics[two] for one, two in copies.items())

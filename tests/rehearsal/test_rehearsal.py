@@ -13,7 +13,7 @@ from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.rehearsal.hidden_rows import ODD, invented_files, public_files, write_hidden_test
-from fb3.rehearsal.rehearsal import check_submission, rehearse
+from fb3.rehearsal.rehearsal import check_submission, fractions_for_whole_numbers, rehearse
 from fb3.rehearsal.sandbox import importable
 from fb3.runs.run_folder import Member
 from fb3.submission.inference import infer
@@ -89,8 +89,10 @@ def test_inputs_are_read_only(bundle, competition, image, tmp_path, without_netw
 
 def test_rows_in_another_order_than_their_ids_are_noticed(bundle, competition, image, tmp_path, without_network):
     def shuffle(text):
-        assert "values[rows], task.columns, name)" in text
-        return text.replace("values[rows], task.columns, name)", "values[rows][::-1], task.columns, name)")
+        assert "values[rows], task.target.columns, name)" in text
+        return text.replace(
+            "values[rows], task.target.columns, name)", "values[rows][::-1], task.target.columns, name)"
+        )
 
     broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/prediction/inference_loop.py", shuffle)
     report = rehearse(broken, competition, image, rows=60)
@@ -165,7 +167,7 @@ def test_copies_are_compared_on_the_scores_own_scale(competition, tmp_path, low,
     recipe = load_recipe("tiny", [*wishes, f"optimizer.head_rate={rate}", "predict.precision=bf16", "train.epochs=3"])
     bundle = write_bundle([train(recipe, data, tmp_path / "run", folds=[0]).path], tmp_path / "bundle").path
     member, hidden = read_bundle(bundle).members()[0], tmp_path / "hidden"
-    copies = write_hidden_test(data, recipe, invented_files(recipe), hidden, 100)
+    copies = write_hidden_test(data, recipe, invented_files(recipe, data), hidden, 100)
     infer(bundle, hidden, tmp_path / "s.csv", strict=True)
     sample = hidden / "sample_submission.csv"
     check_submission(member, sample, tmp_path / "s.csv", copies)
@@ -197,3 +199,11 @@ def test_cells_that_the_bundles_decision_gives_are_valid(tmp_path):
     check_submission(member, tmp_path / "s.csv", tmp_path / "s.csv", {}, decision)
     with pytest.raises(Fb3Error, match="not probabilities above 0 and below 1"):
         check_submission(member, tmp_path / "s.csv", tmp_path / "s.csv", {})
+
+
+def test_fractions_where_the_sample_holds_whole_numbers_are_noted():
+    sample = pd.DataFrame({"id": ["1", "2"], "score": ["3", "3"], "other": ["0.5", "0.5"], "word": ["a", "b"]})
+    written = pd.DataFrame({"id": ["1", "2"], "score": ["2.9", "3.1"], "other": ["0.1", "0.2"], "word": ["b", "b"]})
+    (note,) = fractions_for_whole_numbers(sample, written, "sample_submission.csv")
+    assert note.startswith("sample_submission.csv holds whole numbers in ['score'], the submission fractions; ")
+    assert not fractions_for_whole_numbers(sample, written.assign(score=["3", "4"]), "sample_submission.csv")
