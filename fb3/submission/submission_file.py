@@ -2,6 +2,7 @@
 
 import math
 import time
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fb3.submission.summary import Summary
 from fb3.system.file_names import FOLD_JSON
 from fb3.system.files import read_json, write_csv
 from fb3.system.progress import say
+from fb3.targets.decisions import nearest_labels
 from fb3.targets.target import Target
 
 
@@ -33,8 +35,10 @@ class SubmissionFile:
     def __init__(self, ids: pd.Series, first: np.ndarray, target: Target, columns: list[str], out: Path) -> None:
         self.out, self.target, self.columns = out, target, columns
         rows = np.tile(np.asarray(first, np.float32), (len(ids), 1))
-        self.values = pd.DataFrame(rows, columns=list(target.columns), index=pd.Index(ids, name=ids.name))
-        self.update(ids.iloc[:0], rows[:0])
+        guessing = copy(target)
+        guessing.decision = nearest_labels(target.decision)
+        self.cells = guessing.render(rows, columns).set_index(pd.Index(ids, name=ids.name))
+        self._write(self.cells)
 
     def update(self, ids: np.ndarray | pd.Series, values: np.ndarray) -> None:
         """Puts in predictions (N, K) and writes the file anew.
@@ -42,13 +46,18 @@ class SubmissionFile:
         Raises:
             Fb3Error: a value that no submission may hold; the file stays as it was.
         """
-        table = self.values.copy()
-        table.loc[list(ids)] = np.asarray(values, np.float32)
-        frame = self.target.render(table.to_numpy(), self.columns)
-        frame.insert(0, table.index.name, table.index)
+        cells, rendered = self.cells.copy(), self.target.render(np.asarray(values, np.float32), self.columns)
+        found = rendered.to_numpy()
+        rendered.insert(0, cells.index.name, list(ids))
+        self.target.check_cells(rendered)
+        cells.loc[list(ids)] = found
+        self._write(cells)
+
+    def _write(self, cells: pd.DataFrame) -> None:
+        frame = cells.reset_index()
         check_frame(frame, self.target)
         write_csv(frame, self.out)
-        self.values, self.frame = table, frame
+        self.cells, self.frame = cells, frame
 
 
 def check_frame(submission: pd.DataFrame, target: Target) -> None:

@@ -5,7 +5,7 @@ folds than the scored one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,13 @@ def unfitted(settings: DecisionSettings, columns: int, lowest: float, highest: f
     if settings.kind == "thresholds":
         return Decision("thresholds", ((0.0, 1.0),) * columns, ((0.5,),) * columns)
     return Decision("argmax" if settings.kind == "class_scaling" else settings.kind)
+
+
+def nearest_labels(decision: Decision) -> Decision:
+    """The decision for a mean of truths, which cut points do not suit: they lie where a model's predictions do."""
+    if decision.kind != "cut_points":
+        return decision
+    return replace(decision, cuts=tuple(tuple((np.array(row[:-1]) + row[1:]) / 2) for row in decision.labels))
 
 
 def fit_decision(

@@ -11,6 +11,7 @@ from fb3.recipe.task import RegressionSettings
 from fb3.submission.form import SubmissionForm, submitted_columns
 from fb3.submission.submission_file import SubmissionFile, _sample_cells, check_frame
 from fb3.targets.build import target_of
+from fb3.targets.decisions import Decision
 from fb3.targets.target import Scores
 
 
@@ -84,3 +85,16 @@ def test_means_without_a_recipe_are_whole_numbers_where_the_samples_cells_are():
         table = pd.DataFrame({"id": ids, "score": cells}, dtype=object)
         form = SubmissionForm(ids=ids, columns=["score"], cells=table)
         assert _sample_cells(form, np.array([2.6]))["score"].tolist() == wanted
+
+
+def test_means_get_the_nearest_label_and_predictions_the_fitted_cut_points(tmp_path):
+    """A model that has learned little has all its cut points beside the mean, which may lie below all of them."""
+    scores = target("a", minimum=None, maximum=None)
+    scores.decision = Decision("cut_points", ((-1.0, 1.0, 2.0, 10.0),), ((1.51, 1.52, 1.53),))
+    ids = pd.Series(["x", "y"], name="id")
+    file = SubmissionFile(ids, np.array([1.5001]), scores, ["a"], tmp_path / "s.csv")
+    assert file.frame["a"].tolist() == [2, 2]
+    with pytest.raises(Fb3Error, match="first nan at id y"):
+        file.update(ids[1:], np.array([[np.nan]]))
+    file.update(ids[:1], np.array([[1.5]]))
+    assert (tmp_path / "s.csv").read_text() == "id,a\nx,-1\ny,2\n"
