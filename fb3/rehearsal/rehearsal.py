@@ -59,8 +59,9 @@ def rehearse(
         Fb3Error: the bundle or the data cannot be read. Errors of the rehearsal itself stand in the report.
     """
     packed, data = verify_bundle(bundle), Path(data)
-    members, decision = packed.members(), packed_decision(packed, strict=True)
+    members = packed.members()
     recipe = members[0].recipe
+    decision = packed_decision(packed, recipe, strict=True)
     files = recipe.data.files
     read_table(
         data / files.train, [], key="data.files.train"

@@ -9,11 +9,12 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from fb3.bundles.bundle import Bundle, read_bundle
 from fb3.errors import Fb3Error
-from fb3.recipe import load_recipe
+from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.data import FilesSettings
 from fb3.runs.run_folder import Member, in_turn, own_prepare
 from fb3.runs.scores import caveats
@@ -26,7 +27,7 @@ from fb3.system.files import check_output_path, read_json
 from fb3.system.kaggle import find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
 from fb3.targets.build import target_of
-from fb3.targets.decisions import Decision
+from fb3.targets.decisions import Decision, decide
 
 _MARGIN = 0.05  # share of the limit that is kept free
 _LIMIT_HOURS = 9.0  # the limit where no recipe can be read
@@ -72,7 +73,7 @@ def infer(
     summary = Summary(out.with_suffix(".report.json"), start)
     members = _usable_runs(packed, summary, strict)
     recipe = members[0].recipe if members else None
-    target = target_of(recipe, packed_decision(packed, strict)) if recipe else None
+    target = target_of(recipe, packed_decision(packed, recipe, strict)) if recipe else None
     files = recipe.data.files if recipe else FilesSettings()
     data = find_competition(names=files.markers()) if data is None and test is None else data
     ends = start + _seconds(deadline, members)
@@ -106,13 +107,15 @@ def infer(
     return submission.frame
 
 
-def packed_decision(packed: Bundle, strict: bool) -> Decision | None:
-    """The bundle's fitted decision; none where it has none, or it cannot be read: rounding then stands in."""
+def packed_decision(packed: Bundle, recipe: Recipe, strict: bool) -> Decision | None:
+    """The bundle's fitted decision; none where it has none, or it cannot be applied: rounding then stands in."""
     if DECISION not in packed.manifest["files"]:
         return None
     try:
         packed.check(DECISION)
-        return Decision.from_json(read_json(packed.path / DECISION), packed.path / DECISION)
+        decision = Decision.from_json(read_json(packed.path / DECISION), packed.path / DECISION)
+        decide(decision, np.zeros((1, len(target_of(recipe).columns))))
+        return decision
     except Exception as error:
         if strict:
             raise

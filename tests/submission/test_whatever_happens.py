@@ -27,7 +27,7 @@ from fb3.submission.device_pool import DevicePool, share_by_tokens
 from fb3.submission.inference import infer
 from fb3.submission.submission_file import SubmissionFile
 from fb3.system import kaggle as runtime
-from fb3.system.files import read_json, write_json
+from fb3.system.files import read_json, sha256, write_json
 from fb3.targets.target import Scores
 from tests.conftest import ROOT, copied
 
@@ -514,3 +514,26 @@ infer(*sys.argv[1:], deadline="1s")
     assert done.returncode == 1
     assert "no fold could be used (no time: its tokens were not made by the deadline)" in done.stderr
     assert is_means(pd.read_csv(tmp_path / "s.csv"), bundle)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "missing", "of other columns"])
+def test_a_decision_that_cannot_be_applied_costs_no_submission(
+    bundle, competition, tmp_path, monkeypatch, damage, capsys
+):
+    broken = copied(bundle, tmp_path / "broken")
+    content = {"kind": "cut_points", "labels": [[1, 2]], "cuts": [[1.5]]}
+    write_json(content, broken / "decision.json")
+    manifest = read_json(broken / "manifest.json")
+    size, digest = (broken / "decision.json").stat().st_size, sha256(broken / "decision.json")
+    manifest["files"]["decision.json"] = {"size": size, "sha256": digest}
+    write_json(manifest, broken / "manifest.json")
+    if damage == "missing":
+        (broken / "decision.json").unlink()
+    elif damage == "cut short":
+        (broken / "decision.json").write_text("{")
+    with pytest.raises(Fb3Error, match="decision"):
+        infer(broken, competition, tmp_path / "s.csv", strict=True)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    monkeypatch.setattr(inference, "_predict", lambda *arguments: None)
+    assert is_means(infer(broken, competition, tmp_path / "s.csv"), bundle)
+    assert "stand in for it" in capsys.readouterr().err
