@@ -35,7 +35,7 @@ from fb3.version import __version__
 
 # The files that inference and a later look at the scores need. Left out are log.jsonl and environment.json, which hold
 # local paths, scratch/, and the checkpoints of single evaluations.
-RUN_FILES = (RECIPE, "folds.csv", OOF, "scores.json")
+RUN_FILES = (RECIPE, "folds.csv", OOF, "scores.json", DECISION)
 _COLUMNS = {  # must be the same in all runs of a bundle, because test.csv is read once
     "data.id_column": lambda recipe: recipe.data.id_column,
     "data.target_columns": lambda recipe: recipe.data.target_columns,

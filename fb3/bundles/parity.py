@@ -98,8 +98,8 @@ def _compare(
         worst, rms = int(largest.argmax()), np.sqrt((difference**2).mean())
         raise Fb3Error(
             f"{run / folder.name}: {verdict} give the predictions in {OOF}: {len(rows)} essays replayed differ by "
-            f"{rms:.4f} (root mean square; the predictions spread by {spread:.4f}), most "
-            f"{rows[identifier].iloc[worst]} by {largest[worst]:.3f}, where {lower} allows {allowed.largest:.2g}. Is "
+            f"{rms:.2g} (root mean square; the predictions spread by {spread:.2g}), most "
+            f"{rows[identifier].iloc[worst]} by {largest[worst]:.2g}, where {lower} allows {allowed.largest:.2g}. Is "
             "recipe.yaml the one it was trained with, encoder/ its tokenizer, model.safetensors its weights, train.csv "
             "its essays?"
         )

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fb3.data.tables import read_numbers
 from fb3.runs.run_folder import Member
-from fb3.runs.scores import TRUTH
+from fb3.runs.scores import read_out_of_fold
 from fb3.system.devices import Precision
 from fb3.system.file_names import OOF
 from fb3.targets.build import target_of
+from fb3.targets.target import Probabilities
 
 # Largest difference of a score between 1 and 5: at least twice what different chips and batch sizes gave on real essays
 # (0.010 in bf16).
@@ -20,6 +20,7 @@ _STD = 0.5  # smaller than the targets' in FB3, 0.57 to 0.73, so that the range 
 # same for every essay, so that shuffled rows differ by little; bf16 alone gives about 0.01 of the spread.
 _SPREAD_SHARE = 0.25
 _NOISE_SHARE = 0.1  # share of the tolerance; a smaller root mean square always passes
+_VARIANCE = 1 / 16  # variance of a class's truths where one row in fifteen has it; a rarer one is held to less noise
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,25 @@ class Tolerance:
 def tolerance(member: Member, precision: Precision) -> Tolerance:
     """The tolerance for a precision, on the scale of a run's targets."""
     scale = target_scale(member)
-    largest = TOLERANCE[precision] * scale
-    # A model that has learned little predicts from its initial weights: its noise does not grow with the range.
-    return Tolerance(largest, _NOISE_SHARE * TOLERANCE[precision] * min(1.0, scale))
+    largest, noise = TOLERANCE[precision] * scale, min(1.0, scale)
+    # A model that has learned little predicts from its initial weights: its noise does not grow with the range. A
+    # logit's rounding moves a probability p by p(1 - p), which is the variance of its truths: little for rare classes.
+    target = target_of(member.recipe)
+    if isinstance(target, Probabilities) and (member.path / OOF).is_file():
+        truths = read_out_of_fold(member.path, member.recipe).truth
+        noise *= min(1.0, float(truths.var(0).mean()) / _VARIANCE)
+    return Tolerance(largest, _NOISE_SHARE * TOLERANCE[precision] * noise)
 
 
 def target_scale(member: Member) -> float:
     """How large a run's scores are compared to FB3's: 1 for scores from 1 to 5, 25 for scores from 0 to 100.
 
-    The targets' range or their spread decides, whichever is smaller: a range may be left open, such as ±1,000,000.
+    The targets' range or their spread decides, whichever is smaller: a range may be left open, such as ±1,000,000. The
+    predictions' spread counts where it is larger, as of a model that has not learned yet how small its targets are.
     """
-    target, oof = target_of(member.recipe), member.path / OOF
-    scale = target.width / _RANGE
-    if not oof.is_file():
+    scale = target_of(member.recipe).width / _RANGE
+    if not (member.path / OOF).is_file():
         return scale
-    truths = [TRUTH + column for column in target.columns]
-    spread = float(read_numbers(oof, member.recipe.data.id_column, truths)[truths].to_numpy().std(0).max())
+    oof = read_out_of_fold(member.path, member.recipe)
+    spread = float(max(values.std(0).max() for values in (oof.truth, oof.predicted)))
     return min(scale, spread / _STD) if spread else scale

@@ -21,6 +21,7 @@ from fb3.rehearsal.report import PUBLIC, RehearsalReport, pass_name, projection
 from fb3.rehearsal.sandbox import importable, namespace_command, run_in_sandbox
 from fb3.runs.run_folder import Member
 from fb3.submission.form import check_same_ids, submitted_columns
+from fb3.submission.inference import packed_decision
 from fb3.submission.submission_file import check_frame
 from fb3.system.devices import pick_device, pick_devices
 from fb3.system.disk_space import raises_disk_full
@@ -28,6 +29,7 @@ from fb3.system.files import read_json
 from fb3.system.kaggle import COMMIT_VARIABLES, MOUNTS, RERUN_VARIABLES
 from fb3.system.progress import say
 from fb3.targets.build import target_of
+from fb3.targets.decisions import Decision
 
 _MOST_DIFFERENT = 0.3  # share of equal essays that may have different decided cells
 _FEW = 40  # rows in the old mount layout, enough to see that it works
@@ -57,7 +59,7 @@ def rehearse(
         Fb3Error: the bundle or the data cannot be read. Errors of the rehearsal itself stand in the report.
     """
     packed, data = verify_bundle(bundle), Path(data)
-    members = packed.members()
+    members, decision = packed.members(), packed_decision(packed, strict=True)
     recipe = members[0].recipe
     files = recipe.data.files
     read_table(
@@ -76,7 +78,7 @@ def rehearse(
         competition = folder / f"competition-{name}"
         inputs = dict(zip(places, (packed.path, competition), strict=True))
         result = run_in_sandbox(notebook, inputs, places[0], folder / name, modules, prefix, variables)
-        _judge(name, result, members[0], competition, folder / name / "working", copies, report)
+        _judge(name, result, members[0], decision, competition, folder / name / "working", copies, report)
 
     with nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="fb3-rehearsal-") as place:
         folder = Path(place)
@@ -120,6 +122,7 @@ def _judge(
     name: str,
     result: dict[str, Any],
     member: Member,
+    decision: Decision | None,
     competition: Path,
     working: Path,
     copies: Mapping[str, str],
@@ -142,7 +145,7 @@ def _judge(
                 report.failures.append(f"{where}: {fold['fold']} {fold['status']}: {fold['reason']}")
         files = member.recipe.data.files
         sample, written = competition / (files.sample or files.test), working / "submission.csv"
-        check_submission(member, sample, written, copies)
+        check_submission(member, sample, written, copies, decision)
         if name == PUBLIC and files.sample:
             report.notes += fractions_for_whole_numbers(read_table(sample, []), read_table(written, []), sample.name)
     except (Fb3Error, KeyError) as error:
@@ -163,7 +166,9 @@ def fractions_for_whole_numbers(sample: pd.DataFrame, written: pd.DataFrame, nam
     return [f"{name} holds whole numbers in {columns}, the submission fractions; {mend}"] if columns else []
 
 
-def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[str, str]) -> None:
+def check_submission(
+    member: Member, sample: Path, path: Path, copies: Mapping[str, str], decision: Decision | None = None
+) -> None:
     """Checks a submission's ids, columns and range, as the competition does, and that equal essays have equal scores.
 
     Args:
@@ -171,11 +176,12 @@ def check_submission(member: Member, sample: Path, path: Path, copies: Mapping[s
         sample: the sample submission.
         path: the submission.
         copies: for each id whose texts are a copy of an earlier row's, that row's id.
+        decision: the bundle's fitted decision, where it has one.
 
     Raises:
         Fb3Error: the submission is not valid.
     """
-    settings, target = member.recipe.data, target_of(member.recipe)
+    settings, target = member.recipe.data, target_of(member.recipe, decision)
     wanted = read_table(sample, [settings.id_column])
     columns = list(target.forms()[0])
     if settings.files.sample:

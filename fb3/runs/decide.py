@@ -95,14 +95,14 @@ def ensemble_decision(runs: Mapping[Path, Recipe]) -> dict[str, Any] | None:
             are left out.
 
     Returns:
-        None where the decision is not a fitted one.
+        None where the recipe alone tells the decision: it is no fitted one, and `fb3 decide` took no other.
 
     Raises:
         Fb3Error: the runs have no essay in common, or a decision.json is broken.
     """
     (first, recipe), *_ = runs.items()
     method = decision_method(first, recipe)
-    if METHODS[method].kind not in FITTED:
+    if METHODS[method].kind not in FITTED and method == method_name(decision_of(recipe)):
         return None
     parts = [read_out_of_fold(run, of_run) for run, of_run in runs.items()]
     tables = [pd.DataFrame(part.predicted, index=part.ids) for part in parts]

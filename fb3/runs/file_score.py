@@ -117,7 +117,7 @@ def _by_recipe(recipe: Recipe, predictions: Path, predicted: pd.DataFrame, truth
     target.check(essays, truth)
     values = parse_numbers(predicted, identifier, list(target.columns), predictions)
     method = METHODS[decision_method(predictions.parent, recipe)]
-    if method.kind in FITTED and target.metric.needs == "decisions":
+    if method.kind in FITTED:
         folds = predicted[FOLD_COLUMN].to_numpy()
         values = honest_decisions(method, target.metric, target.truths(essays), values, folds, target.columns)
     return _Pairs(list(target.columns), target.truths(essays), values, target.exclusive)

@@ -170,9 +170,10 @@ def submitted_columns(sample: pd.DataFrame, target: Target | None, name: str) ->
     columns = [column for column in sample.columns if column != identifier]
     if target and not any(set(columns) == set(form) for form in target.forms()):
         forms = " or ".join(listed([identifier, *form]) for form in target.forms())
+        keys = "task.classes" if target.exclusive and len(columns) > 1 else "data.id_column and data.target_columns"
         raise Fb3Error(
             f"{name} has the columns {listed(sample.columns)}, the predictions {forms}; "
-            "set data.id_column and data.target_columns to the sample's when training"
+            f"set {keys} to the sample's when training"
         )
     return columns
 

@@ -72,7 +72,7 @@ def infer(
     summary = Summary(out.with_suffix(".report.json"), start)
     members = _usable_runs(packed, summary, strict)
     recipe = members[0].recipe if members else None
-    target = target_of(recipe, _decision(packed, strict)) if recipe else None
+    target = target_of(recipe, packed_decision(packed, strict)) if recipe else None
     files = recipe.data.files if recipe else FilesSettings()
     data = find_competition(names=files.markers()) if data is None and test is None else data
     ends = start + _seconds(deadline, members)
@@ -106,7 +106,7 @@ def infer(
     return submission.frame
 
 
-def _decision(packed: Bundle, strict: bool) -> Decision | None:
+def packed_decision(packed: Bundle, strict: bool) -> Decision | None:
     """The bundle's fitted decision; none where it has none, or it cannot be read: rounding then stands in."""
     if DECISION not in packed.manifest["files"]:
         return None

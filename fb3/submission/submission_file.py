@@ -93,9 +93,15 @@ def write_first_file(
 
 
 def _sample_cells(form: SubmissionForm, means: np.ndarray | None) -> pd.DataFrame:
-    """The form's rows with means, or the sample's cells; an id that the sample lacks gets its first row's cells."""
+    """The form's rows with means, or the sample's cells; an id that the sample lacks gets its first row's cells.
+
+    Means are rounded where the sample holds whole numbers alone: the competition may take no others.
+    """
     if means is not None:
-        frame = pd.DataFrame(np.tile(means.astype(np.float32), (len(form.ids), 1)), columns=form.columns)
+        cells = form.cells[form.columns]
+        whole = all(cells[column].str.fullmatch("-?[0-9]+").all() for column in form.columns)
+        means = np.rint(means).astype(int) if whole else means.astype(np.float32)
+        frame = pd.DataFrame(np.tile(means, (len(form.ids), 1)), columns=form.columns)
         frame.insert(0, form.ids.name, form.ids.to_numpy())
         return frame
     cells = form.cells.drop_duplicates(form.ids.name).set_index(form.ids.name)

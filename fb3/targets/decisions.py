@@ -128,7 +128,7 @@ def unfitted(settings: DecisionSettings, columns: int, lowest: float, highest: f
     lowest, highest: the range of whole numbers, which may be infinite.
     """
     if settings.kind in ("rounding", "cut_points"):
-        return Decision("rounding", ((lowest, highest),) * columns)
+        return Decision("rounding", ((float(np.ceil(lowest)), float(np.floor(highest))),) * columns)
     if settings.kind == "thresholds":
         return Decision("thresholds", ((0.0, 1.0),) * columns, ((0.5,),) * columns)
     return Decision("argmax" if settings.kind == "class_scaling" else settings.kind)

@@ -31,6 +31,7 @@ from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
 from fb3.system.progress import as_command, say
 from fb3.targets.build import resolve, target_of
+from fb3.targets.decisions import FITTED, decision_of, fit_decision
 from fb3.training.run_log import columns_in_words
 from fb3.training.run_start import continued_splits, folds_to_train, refuse_foreign_folder, write_first_files
 from fb3.training.stop_request import StopRequest
@@ -114,14 +115,16 @@ def train(
 
 
 def _check_metric(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit]) -> None:
-    """Refuses validation essays whose truths give the metric no value, before hours of training."""
-    target = target_of(recipe)
+    """Refuses truths that give the metric no value in a fold, or no decision, before hours of training."""
+    target, decision = target_of(recipe), decision_of(recipe)
     truths = target.truths(essays)
     for split in splits:
         try:
             target.score(truths[split.valid_rows], truths[split.valid_rows])
         except Fb3Error as error:
             raise Fb3Error(f"fold {split.fold}: {error}") from None
+    if decision.kind in FITTED:
+        fit_decision(decision, target.metric, truths, truths, target.columns)
 
 
 def _train_folds(session: "Session", chosen: list[FoldSplit]) -> None:

@@ -11,6 +11,7 @@ from fb3.data.ids import check_ids, match_ids
 from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
+from fb3.recipe.metric import FileMetricSettings
 from fb3.runs.decide import read_decision
 from fb3.runs.fold_json import check_weights, ids_hash, is_finished
 from fb3.runs.run_folder import Member, own_prepare
@@ -60,8 +61,12 @@ def check_run(run: RunCheck) -> None:
         with run.check(f"{OOF}: the validation essays of folds {[*finished]}, all numbers"):
             _check_out_of_fold(run, recipe, table, finished)
         if len(run.report.faults) == before:
-            with run.check(f"scores.json, {FOLD_JSON}: recompute from {OOF} within {TOLERANCE:g}"):
-                _check_scores(run, recipe, finished)
+            own = recipe.metric.file if isinstance(recipe.metric, FileMetricSettings) else None
+            if own is None or Path(own).is_file():
+                with run.check(f"scores.json, {FOLD_JSON}: recompute from {OOF} within {TOLERANCE:g}"):
+                    _check_scores(run, recipe, finished)
+            else:
+                run.add("not made", f"scores.json, {FOLD_JSON}: they need the metric's own file, {own}, from here")
             if (run.path / DECISION).is_file():
                 with run.check(f"{DECISION}: fitted on this {OOF}"):
                     read_decision(run.path)

@@ -9,7 +9,7 @@ import yaml
 
 from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
-from fb3.bundles.tolerance import target_scale
+from fb3.bundles.tolerance import target_scale, tolerance
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.run_folder import Member
@@ -162,3 +162,38 @@ def test_what_fails_is_refused_on_any_scale(scaled, tmp_path, damage):
 def member_of(run, **task):
     recipe = load_recipe(run / "recipe.yaml")
     return Member("m", run, recipe.model_copy(update={"task": recipe.task.model_copy(update=task)}), [])
+
+
+def of_oof(folder, wishes, columns, truth, predicted):
+    """A member without weights, for the limits that its out-of-fold predictions set."""
+    folder.mkdir()
+    table = pd.DataFrame(truth, columns=[f"true_{column}" for column in columns])
+    table[columns] = predicted
+    table.insert(0, "text_id", [f"t{row}" for row in range(len(table))])
+    table.assign(fold=0).to_csv(folder / "oof.csv", index=False)
+    return Member("m", folder, load_recipe("tiny", wishes), [])
+
+
+@pytest.mark.parametrize("classes", [3, 87])
+def test_shuffled_probabilities_are_told_from_rounding_in_bf16_however_many_classes(tmp_path, classes):
+    """A model that has learned little: its logits spread by 0.05, and bf16 moves each by up to 0.004."""
+    draw, names = np.random.default_rng(0), [f"k{number:02d}" for number in range(classes)]
+    wishes = ["task.kind=classification", "metric=log_loss", "data.target_columns=[y]", f"task.classes={names}"]
+    logits = draw.normal(0, 0.05, (2 * classes, classes))
+    p, rounded = (
+        np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (logits, logits + draw.uniform(-1, 1, logits.shape) / 256)
+    )
+    member = of_oof(tmp_path / "run", wishes, names, np.tile(np.eye(classes), (2, 1)), p)
+    allowed, spread = tolerance(member, "bf16"), p.std(0).mean()
+    assert not allowed.exceeded(rounded - p, spread)
+    assert allowed.exceeded(np.roll(p, 1, axis=0) - p, spread)
+
+
+def test_predictions_that_spread_more_than_their_targets_are_held_to_their_own_rounding(tmp_path):
+    """A model that has not learned yet how small its targets are is no broken one."""
+    draw = np.random.default_rng(0)
+    truth, predicted = draw.uniform(0, 1e-3, (40, 1)), draw.normal(0, 0.01, (40, 1))
+    wishes = ["data.target_columns=[y]", "task.minimum=null", "task.maximum=null", "metric=rmse"]
+    allowed = tolerance(of_oof(tmp_path / "run", wishes, ["y"], truth, predicted), "bf16")
+    assert not allowed.exceeded(predicted * draw.uniform(-1, 1, predicted.shape) / 100, predicted.std())
+    assert allowed.exceeded(np.roll(predicted, 1) - predicted, predicted.std())

@@ -15,8 +15,10 @@ from fb3.recipe import load_recipe
 from fb3.rehearsal.hidden_rows import ODD, invented_files, public_files, write_hidden_test
 from fb3.rehearsal.rehearsal import check_submission, fractions_for_whole_numbers, rehearse
 from fb3.rehearsal.sandbox import importable
+from fb3.runs.run_folder import Member
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
+from fb3.targets.decisions import Decision
 from fb3.training.run import train
 from tests.conftest import copied
 
@@ -88,7 +90,9 @@ def test_inputs_are_read_only(bundle, competition, image, tmp_path, without_netw
 def test_rows_in_another_order_than_their_ids_are_noticed(bundle, competition, image, tmp_path, without_network):
     def shuffle(text):
         assert "values[rows], task.target.columns, name)" in text
-        return text.replace("values[rows], task.target.columns, name)", "values[rows][::-1], task.target.columns, name)")
+        return text.replace(
+            "values[rows], task.target.columns, name)", "values[rows][::-1], task.target.columns, name)"
+        )
 
     broken = rewritten(copied(bundle, tmp_path / "b"), "fb3/prediction/inference_loop.py", shuffle)
     report = rehearse(broken, competition, image, rows=60)
@@ -184,6 +188,17 @@ def test_a_damaged_bundle_is_refused_before_anything_runs(bundle, competition, i
     (broken / "fb3" / "cli.py").write_text("")
     with pytest.raises(Fb3Error, match=r"cli\.py"):
         rehearse(broken, competition, image, rows=12)
+
+
+def test_cells_that_the_bundles_decision_gives_are_valid(tmp_path):
+    """`fb3 decide` may take another decision than the recipe, which would submit probabilities."""
+    wishes = ["task.kind=multilabel", "metric=auc", "data.target_columns=[a]"]
+    member = Member("m", tmp_path, load_recipe("tiny", wishes), [])
+    (tmp_path / "s.csv").write_text("text_id,a\nx,0\ny,1\n")
+    decision = Decision("thresholds", ((0.0, 1.0),), ((0.3,),))
+    check_submission(member, tmp_path / "s.csv", tmp_path / "s.csv", {}, decision)
+    with pytest.raises(Fb3Error, match="not probabilities above 0 and below 1"):
+        check_submission(member, tmp_path / "s.csv", tmp_path / "s.csv", {})
 
 
 def test_fractions_where_the_sample_holds_whole_numbers_are_noted():

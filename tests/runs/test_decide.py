@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 from fb3.cli import app
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
-from fb3.runs.decide import decide_run, read_decision
+from fb3.runs.decide import decide_run, ensemble_decision, read_decision
 from fb3.runs.file_score import score_files
-from fb3.targets.decisions import decide
+from fb3.targets.decisions import Decision, decide
 from fb3.targets.metrics import METRICS
 
 
@@ -92,3 +92,24 @@ def test_a_metric_of_values_leaves_predictions_as_they_are(run, tmp_path):
     assert decide_run(mine).method == "none"
     values = np.array([[1.5, 2.25]], np.float32)
     assert np.array_equal(decide(read_decision(mine), values), values)
+
+
+@pytest.mark.parametrize(("metric", "method"), [("qwk", "none"), ("rmse", "rounding"), ("qwk", "search")])
+def test_a_bundle_decides_as_fb3_decide_said_and_not_as_the_recipe_would(whole, metric, method):
+    path = whole / "recipe.yaml"
+    path.write_text(path.read_text().replace("metric: qwk", f"metric: {metric}"))
+    recipe = load_recipe(path)
+    assert (ensemble_decision({whole: recipe}) is None) == (metric == "rmse")
+    decide_run(whole, method)
+    packed = Decision.from_json(ensemble_decision({whole: recipe}), "decision.json")
+    assert packed == read_decision(whole)
+    assert packed.kind == (method if method != "search" else "cut_points")
+
+
+def test_files_are_scored_as_the_run_whatever_the_metric(whole):
+    path = whole / "recipe.yaml"
+    path.write_text(path.read_text().replace("metric: qwk", "metric: rmse"))
+    fitted = decide_run(whole, "quantiles")
+    table = pd.read_csv(whole / "oof.csv")[["text_id", "true_score"]].rename(columns={"true_score": "score"})
+    table.to_csv(whole / "train.csv", index=False)
+    assert score_files(whole / "oof.csv", whole / "train.csv").overall == fitted.scores["quantiles"][1]

@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fb3.errors import Fb3Error
+from fb3.recipe import load_recipe
 from fb3.recipe.data import DataSettings
 from fb3.recipe.task import RegressionSettings
-from fb3.submission.form import submitted_columns
-from fb3.submission.submission_file import SubmissionFile, check_frame
+from fb3.submission.form import SubmissionForm, submitted_columns
+from fb3.submission.submission_file import SubmissionFile, _sample_cells, check_frame
+from fb3.targets.build import target_of
 from fb3.targets.target import Scores
 
 
@@ -65,3 +67,20 @@ def test_bounds_that_float32_rounds_are_met_by_clipped_values():
 def test_an_empty_submission_is_refused():
     with pytest.raises(Fb3Error, match="no row"):
         check_frame(SAMPLE.iloc[:0], TARGET)
+
+
+def test_a_sample_with_other_classes_is_refused_with_the_key_that_names_classes():
+    recipe = load_recipe(
+        "tiny", ["task.kind=classification", "metric=auc", "data.target_columns=[y]", "task.classes=[a, b]"]
+    )
+    sample = pd.DataFrame(columns=["text_id", "a", "b", "c"])
+    with pytest.raises(Fb3Error, match=r"set task.classes to the sample's"):
+        submitted_columns(sample, target_of(recipe), "sample.csv")
+
+
+def test_means_without_a_recipe_are_whole_numbers_where_the_samples_cells_are():
+    ids = pd.Series(["x", "y"], name="id")
+    for cells, wanted in ((["3", "-1"], [3, 3]), (["3", "1.5"], [np.float32(2.6)] * 2)):
+        table = pd.DataFrame({"id": ids, "score": cells}, dtype=object)
+        form = SubmissionForm(ids=ids, columns=["score"], cells=table)
+        assert _sample_cells(form, np.array([2.6]))["score"].tolist() == wanted

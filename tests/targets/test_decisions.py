@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.recipe.decision import METHODS
-from fb3.targets.decisions import Decision, compare_decisions, decide, decision_of, fit_decision, honest_score
+from fb3.targets.decisions import Decision, compare_decisions, decide, decision_of, fit_decision, honest_score, unfitted
 from fb3.targets.metrics import METRICS, one_hot
 
 QWK, F1 = METRICS["qwk"], METRICS["macro_f1"]
@@ -183,3 +183,8 @@ def test_decisions_that_do_not_fit_are_refused():
 def test_a_broken_decision_is_named(content, words):
     with pytest.raises(Fb3Error, match=f"^decision.json: .*{words}"):
         Decision.from_json(content, "decision.json")
+
+
+def test_rounding_stays_within_a_range_that_ends_at_halves():
+    rounded = decide(unfitted(METHODS["rounding"], 1, 0.5, 6.5), np.array([[0.5], [3.4], [6.5]]))
+    assert rounded.tolist() == [[1.0], [3.0], [6.0]]

@@ -10,6 +10,7 @@ from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
+from fb3.runs.decide import decide_run
 from fb3.submission.inference import infer
 from fb3.system.files import read_json
 from fb3.targets.build import resolve
@@ -117,7 +118,9 @@ def test_labels_train_pack_and_predict(labels, competition, tmp_path):
     assert oof[list(labels)].to_numpy().min() > 0
     assert all({"uda", "r_drop"} <= event["terms"].keys() for event in events(run, "step"))
     assert verify(run.path).passed
+    decide_run(run.path, "argmax")  # the recipe would scale the classes
     bundle = write_bundle([run.path], tmp_path / "bundle", check=replay(data)).path
+    assert verify(bundle).passed, verify(bundle).text()
     infer(bundle, data, tmp_path / "submission.csv")
     assert set(pd.read_csv(tmp_path / "submission.csv", dtype=str)["label"]) <= set(labels)
 
@@ -192,3 +195,19 @@ def test_weights_that_are_none_are_refused_by_row(cell, words, competition, tmp_
     data = copied_data(competition, tmp_path / "data", change)
     with pytest.raises(Fb3Error, match=f"{words}.*data.weight_column names the weights"):
         train(load_recipe("tiny", [*SMALL, "data.weight_column=importance"]), data, tmp_path / "run")
+
+
+def test_a_decision_that_cannot_be_fitted_is_refused_before_training(competition, tmp_path):
+    data = copied_data(competition, tmp_path / "data", labelled(("low", "high")))
+    wrong = {
+        "decision: column 'cohesion' has truths that are no whole": ["decision={kind: cut_points}"],
+        "class_scaling is tuned by a metric of decisions": [
+            *SINGLE[:2],
+            "metric=log_loss",
+            "decision={kind: class_scaling}",
+        ],
+    }
+    for words, settings in wrong.items():
+        with pytest.raises(Fb3Error, match=words):
+            train(load_recipe("tiny", [*SMALL, *settings]), data, tmp_path / "run")
+        assert not (tmp_path / "run" / "fold0").exists()

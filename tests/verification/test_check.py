@@ -324,3 +324,13 @@ def test_hashes_and_scores_need_no_torch(run, bundle):
         "sys.exit(not all(passed) or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, run, bundle], cwd=ROOT).returncode == 0
+
+
+def test_a_metric_of_ones_own_that_is_not_here_is_no_fault(run, tmp_path):
+    mine = copied(run, tmp_path / "run")
+    recipe = yaml.safe_load((mine / "recipe.yaml").read_text())
+    recipe["metric"] = {"file": str(tmp_path / "gone.py"), "function": "f"}
+    (mine / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    report = verify(mine)
+    assert report.passed, report.text()
+    assert f"not made  scores.json, fold.json: they need the metric's own file, {tmp_path}/gone.py" in report.text()
