@@ -17,7 +17,8 @@ from fb3.errors import Fb3Error
 from fb3.targets.metrics import METRICS, Metric
 
 METHODS = ("equal", "shrunk", "greedy", "simplex")
-FOLDS = 5  # of a split of the essays, and of the second split by which fits choose ridge and members
+FOLDS = 10  # of a split of the essays where the members share no folds
+_PARTS = 5  # of the second split, by which fits choose ridge and members
 _DRAWS = 200  # of the bootstrap
 _SQUARED = (METRICS["mcrmse"], METRICS["rmse"])
 
@@ -80,7 +81,7 @@ class Stack:
             target = _stretched(ranks(self.truth), self.values.mean(0))
         rounds = metric.needs == "decisions" and not exclusive
         self.by_metric = not (metric in _SQUARED or rounds) and (exclusive or by_column)
-        self.products = ErrorProducts(self.values - target, folds, split(len(folds), seed=1))
+        self.products = ErrorProducts(self.values - target, folds, split(len(folds), parts=_PARTS, seed=1))
         self.size = len(self.values)
 
     def score(self, values: np.ndarray):
@@ -228,10 +229,10 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return pd.DataFrame(values).rank().to_numpy() / len(values)
 
 
-def split(size: int, groups: Sequence[str] | None = None, seed: int = 0) -> np.ndarray:
+def split(size: int, groups: Sequence[str] | None = None, parts: int = FOLDS, seed: int = 0) -> np.ndarray:
     """Numbers (N,) of a random split, the same for the same size; rows of a group stand in one part."""
     codes = np.arange(size) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    return (np.random.default_rng(seed).permutation(codes.max() + 1) % FOLDS)[codes]
+    return (np.random.default_rng(seed).permutation(codes.max() + 1) % parts)[codes]
 
 
 def _stretched(truth: np.ndarray, blend: np.ndarray) -> np.ndarray:
