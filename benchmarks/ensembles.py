@@ -4,8 +4,8 @@
     python benchmarks/ensembles.py [FOLDER] [--train FILE] [--splits 6] [--folds 5]
 
 FOLDER, or the variable FB3_OOF, names a folder of CSVs with out-of-fold predictions of "Feedback Prize - English
-Language Learning": text_id and the six scores, in any order. The MCRMSEs are means over random splits into folds. The standard
-error of the difference to equal weights is the bootstrap's over essays, the mean over the splits.
+Language Learning": text_id and the six scores, in any order. The MCRMSEs are means over random splits into folds. The
+standard error of the difference to equal weights is the bootstrap's over essays, the mean over the splits.
 """
 
 import argparse

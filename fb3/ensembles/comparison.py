@@ -17,9 +17,9 @@ from fb3.errors import Fb3Error
 from fb3.targets.metrics import METRICS, Metric
 
 METHODS = ("equal", "shrunk", "greedy", "simplex")
-FOLDS = 10  # of a split of the essays where the members share no folds
-_PARTS = 5  # of the second split, by which fits choose ridge and members
-_DRAWS = 200  # of the bootstrap
+FOLDS = 10  # folds of a split of the essays, where the members share no folds
+_PARTS = 5  # parts of the second split, by which fits choose ridge and members
+_DRAWS = 200  # samples of the bootstrap
 _SQUARED = (METRICS["mcrmse"], METRICS["rmse"])
 
 
@@ -218,7 +218,7 @@ class Stack:
             rows = draw.integers(len(values), size=len(values))
             try:
                 score = self.metric.score(self.truth[rows], finished[rows], self.columns, self.exclusive)
-            except Fb3Error:  # such as a draw without positives
+            except Fb3Error:  # a draw without positives has no AUC
                 continue
             scores[at] = score.overall
         return scores

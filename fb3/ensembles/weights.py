@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-RIDGES = (0.005, 0.015, 0.05, 0.15, 0.5, 1.5)  # as shares of the equal blend's mean squared error
-STEPS = 25  # of greedy selection; more improve nothing measurable, by TabRepo's figures
+RIDGES = (0.005, 0.015, 0.05, 0.15, 0.5, 1.5)  # shares of the equal blend's mean squared error
+STEPS = 25  # steps of greedy selection; more improve nothing measurable, by TabRepo's figures
 _TRIED = 3  # members of least weight of which one leaves
 _UNPAID = 2e-5  # relative rise of the loss that dropped members may cost together, 0.00001 of an MCRMSE of 0.44
 _TIE = 1e-6  # relative difference of losses below which greedy selection takes a member that is in already
-_JITTER = 1e-10  # of the mean product, on the diagonal: members that are alike share their weight
+_JITTER = 1e-10  # share of the mean product added to the diagonal, so that members that are alike share their weight
 
 
 def simplex_weights(products: np.ndarray, ridge: float = 0.0) -> np.ndarray:
