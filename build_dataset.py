@@ -20,7 +20,9 @@ from fb3.upload.dataset import upload_bundle
 def main() -> None:
     """Reads the arguments, packs the bundle, and says what it holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folder of `fb3 train`")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="run folder of `fb3 train`, or the folder of `fb3 ensemble`"
+    )
     parser.add_argument(
         "--source-only", action="store_true", help="no run: source and wheels, for notebooks/train.ipynb offline"
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fb3.errors import Fb3Error, Stopped
+from fb3.kaggle_commands import push_notebook, submit
 from fb3.system.progress import escape_output
 
 app = typer.Typer(
@@ -20,8 +21,6 @@ app = typer.Typer(
 _STOPPED = 75  # EX_TEMPFAIL in sysexits.h: run it again
 Data = Annotated[Path | None, typer.Option(help="Folder of the competition's files: train.csv, test.csv, …")]
 Competition = Annotated[str | None, typer.Option(help="Lay these defaults under the recipe (see `fb3 competitions`).")]
-Slug = Annotated[str | None, typer.Option(help="The competition, by Kaggle's name or a built-in one.")]
-Packed = Annotated[Path | None, typer.Option(help="The bundle's folder, which names data set and competition.")]
 
 
 @app.command()
@@ -173,6 +172,24 @@ def decide(
 
 
 @app.command()
+def ensemble(
+    members: Annotated[list[Path], typer.Argument(metavar="RUN|OOF.csv ...", help="Out-of-fold predictions by id.")],
+    out: Annotated[Path | None, typer.Option(help="The ensemble's folder to write.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="equal, shrunk, greedy or simplex; default: shrunk, where that is surely better than equal."),
+    ] = None,
+    data: Data = None,
+    competition: Annotated[str | None, typer.Option(help="Take target and metric from this competition.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Take them from this recipe; default: the first run's.")] = None,
+) -> None:
+    """Weigh runs and other predictions by their out-of-fold predictions, and score the weights honestly."""
+    from fb3.ensembles.ensemble import weigh
+
+    print(weigh(members, _required(out, "--out ENSEMBLE"), method, data, competition, recipe).text())
+
+
+@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run folder or a bundle.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the run's train.csv, if it has moved.")] = None,
@@ -280,39 +297,8 @@ def rehearse(
         raise typer.Exit(1)
 
 
-@app.command("push-notebook")
-def push_notebook(
-    kernel: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="The notebook on Kaggle.")],
-    bundle: Packed = None,
-    dataset: Annotated[str | None, typer.Option(help="The bundle's data set, owner/slug.")] = None,
-    competition: Slug = None,
-    pinning: Annotated[str, typer.Option(help="The image to run on: original or latest.")] = "original",
-    title: Annotated[str | None, typer.Option(help="The notebook's title; it must give the slug.")] = None,
-) -> None:
-    """Push the inference notebook: internet off, two T4s, data set and competition attached."""
-    from fb3.rehearsal.notebooks import find_notebook
-    from fb3.upload.bundle_names import competition_name, dataset_name
-    from fb3.upload.notebook import push_notebook as push
-
-    names = {"dataset": dataset_name(bundle, dataset), "competition": competition_name(bundle, competition)}
-    version = push(find_notebook("inference"), kernel, **names, pinning=pinning, title=title)
-    print(f"{kernel}: version {version} pushed; next: fb3 submit {kernel} --version {version}")
-
-
-@app.command()
-def submit(
-    kernel: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="The notebook on Kaggle.")],
-    bundle: Packed = None,
-    competition: Slug = None,
-    version: Annotated[int | None, typer.Option(help="The notebook's version; default: the latest.")] = None,
-    message: Annotated[str, typer.Option(help="Describes the submission.")] = "",
-) -> None:
-    """Wait until a pushed notebook has run, show the end of its log, and submit it."""
-    from fb3.upload.bundle_names import competition_name
-    from fb3.upload.notebook import submit_notebook
-
-    competition = competition_name(bundle, competition) if bundle or competition else None
-    print(submit_notebook(kernel, competition, version=version, message=message))
+app.command("push-notebook")(push_notebook)
+app.command()(submit)
 
 
 def _write_or_print(text: str, out: str | None) -> None:

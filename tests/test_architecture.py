@@ -20,11 +20,11 @@ STATIONS = [
     {"data"},
     {"models"},
     {"tasks", "runs"},
-    {"prediction"},
+    {"prediction", "ensembles"},
     {"training", "bundles"},
     {"tuning", "submission", "verification", "upload", "sessions", "initial_recipe"},
     {"rehearsal"},
-    {"demo"},
+    {"demo", "kaggle_commands"},
     {"cli"},
     {"__main__", "__init__"},
 ]

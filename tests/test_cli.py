@@ -113,6 +113,7 @@ def test_what_is_wrong_is_told_before_torch_is_imported(competition, tmp_path):
         (fb3, ["tune", "tiny", *data, *out, "--folds", "0,9"], "want different ones of [0, 1]"),
         (fb3, ["tune", "tiny", *data, *out, "--space", "none"], "no such space"),
         (fb3, ["merge", empty, empty, "--out", str(tmp_path / "new")], "empty/recipe.yaml: no such recipe file"),
+        (fb3, ["ensemble", empty, empty, *out], "give --competition NAME"),
         (fb3, ["verify", empty], "neither a run folder"),
         (fb3, ["rehearse", empty, *data], "no bundle"),
         (fb3, ["rehearse", str(tmp_path / "bundle"), *data], "not a bundle's manifest"),

@@ -35,7 +35,14 @@ class Bundle:
     def members(self) -> list[Member]:
         """The runs with their recipes; an Fb3Error where there is no run, or a recipe cannot be read."""
         self.check_trained()
-        return [Member(name, path, load_recipe(path / RECIPE), folds) for name, path, folds in self.runs()]
+        weights = self.weights()
+        return [
+            Member(name, path, load_recipe(path / RECIPE), folds, weights[name]) for name, path, folds in self.runs()
+        ]
+
+    def weights(self) -> dict[str, dict[str, float] | None]:
+        """Each run's weights by column, by the run's name; none where all weigh the same."""
+        return {run["name"]: run.get("weights") for run in self.manifest["runs"]}
 
     def check_trained(self) -> None:
         """Refuses a bundle of `--source-only`: it holds no run, so it cannot predict."""
@@ -112,7 +119,7 @@ def read_bundle(path: str | Path) -> Bundle:
     if not isinstance(manifest.get("files"), dict) or not _are_runs(manifest.get("runs")):
         raise Fb3Error(
             f"{path / MANIFEST}: want files by their names, and runs, each with the name of a folder of its own and "
-            "the numbers of its folds; build the bundle anew"
+            "the numbers of its folds, and weights for all of them or for none; build the bundle anew"
         )
     return Bundle(path, manifest)
 
@@ -129,8 +136,18 @@ def _are_runs(runs: Any) -> bool:
     names, folds = [run.get("name") for run in runs], [run.get("folds") for run in runs]
     if not all(isinstance(name, str) and "/" not in name and _inside(name) for name in names):
         return False
+    weights = [run["weights"] for run in runs if "weights" in run]
+    if weights and not (len(weights) == len(runs) and all(_are_weights(each, weights[0]) for each in weights)):
+        return False
     numbers = all(isinstance(each, list) and all(type(n) is int and 0 <= n < 10**6 for n in each) for each in folds)
     return numbers and len(set(names)) == len(names) and all(len(set(each)) == len(each) for each in folds)
+
+
+def _are_weights(weights: Any, first: Any) -> bool:
+    """Whether a run's weights are numbers from 0 up, for the same columns as the first run's."""
+    if not isinstance(weights, dict) or not isinstance(first, dict) or weights.keys() != first.keys():
+        return False
+    return all(type(each) in (int, float) and 0 <= each < float("inf") for each in weights.values())
 
 
 def verify_bundle(path: str | Path) -> Bundle:

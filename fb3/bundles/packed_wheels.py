@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fb3.bundles.images import BACKENDS, RECORDED, read_image
 from fb3.bundles.wheels import fetch_wheels, find_wheels
+from fb3.ensembles.ensemble_file import packed_runs
 from fb3.recipe import load_recipe
 from fb3.system.file_names import RECIPE
 from fb3.system.progress import say
@@ -22,7 +23,7 @@ def packed_wheels(runs: list[Path], folder: Path | None, without: bool) -> Itera
 
 def backends_of(runs: list[Path]) -> list[str]:
     """The libraries that the runs' recipes name in predict.backend; `write_bundle` refuses folders that are no run."""
-    recipes = [load_recipe(run / RECIPE) for run in runs if (run / RECIPE).is_file()]
+    recipes = [load_recipe(run / RECIPE) for run in packed_runs(runs) if (run / RECIPE).is_file()]
     return sorted({recipe.predict.backend for recipe in recipes} & BACKENDS.keys())
 
 

@@ -1,13 +1,14 @@
 """Writing a bundle: run folders, fb3's own source and wheels in one folder for a Kaggle data set."""
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
 from fb3.bundles.bundle import FORMAT, Bundle, read_bundle
 from fb3.bundles.kaggle_names import dataset_metadata, default_slug, safe_file_name
+from fb3.ensembles.ensemble_file import Weights, packed_decision, packed_runs
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.decide import ensemble_decision
@@ -66,7 +67,8 @@ def write_bundle(
     """Packs run folders with fb3's own source.
 
     Args:
-        runs: run folders; a run that is not trained to its end is packed with its finished folds.
+        runs: run folders, or the folder of an ensemble, which packs its members with their weights; a run that is not
+            trained to its end is packed with its finished folds.
         out: the bundle's folder; an older bundle there is replaced once the new one is whole.
         id: owner/slug of the data set.
         title: title of the data set; None: the slug.
@@ -87,7 +89,8 @@ def write_bundle(
         raise Fb3Error(f"{out}: is there and is no bundle; choose another --out")
     if bool(runs) == source_only:
         raise Fb3Error(f"{out}: give either the run folders to pack, or source_only (--source-only)")
-    members = _read_runs([Path(run) for run in runs])
+    paths = [Path(run) for run in runs]
+    members = _read_runs(packed_runs(paths))
     competition = _competition(members)
     metadata = dataset_metadata(id or f"your-name/{default_slug(out.name)}", title)
     wheels = list(wheels)  # an iterator may download them, so only once the runs are known to be good
@@ -103,7 +106,7 @@ def write_bundle(
             (temporary / "wheels").mkdir(exist_ok=True)
             shutil.copyfile(wheel, temporary / "wheels" / wheel.name)
         write_json(metadata, temporary / METADATA)
-        if decision := ensemble_decision({member.path: member.recipe for member in members}) if members else None:
+        if decision := packed_decision(paths) or _mean_decision(members):
             write_json(decision, temporary / DECISION)
         added = {"int8": int8(members, temporary)} if int8 else {}
         manifest = {
@@ -143,9 +146,13 @@ def _may_replace(out: Path) -> bool:
         return False
 
 
-def _read_runs(paths: list[Path]) -> list[Member]:
+def _mean_decision(members: list[Member]) -> dict[str, Any] | None:
+    return ensemble_decision({member.path: member.recipe for member in members}) if members else None
+
+
+def _read_runs(paths: Mapping[Path, Weights | None]) -> list[Member]:
     members: list[Member] = []
-    for path in paths:
+    for path, weights in paths.items():
         if not (path / RECIPE).is_file():
             raise Fb3Error(f"{path}: no run folder (no recipe.yaml); give the --out of `fb3 train`")
         started = [folder for folder in fold_folders(path) if (folder / FOLD_JSON).is_file()]
@@ -159,7 +166,9 @@ def _read_runs(paths: list[Path]) -> list[Member]:
             say(f"{path}: is {base!r} in the bundle; Kaggle refuses the name that it has")
         name = next(each for each in chain([base], (f"{base}-{n}" for n in count(2))) if each not in taken)
         own_prepare(path, recipe := load_recipe(path / RECIPE))
-        members.append(Member(name, path, recipe, folds))
+        members.append(Member(name, path, recipe, folds, weights))
+        if weights and set(weights) != set(columns := target_of(recipe).columns):
+            raise Fb3Error(f"{path}: predicts {columns}, its weights are for {list(weights)}; run `fb3 ensemble` again")
     for member in members[1:]:
         for what, columns in _COLUMNS.items():
             first, other = (columns(each.recipe) for each in (members[0], member))
@@ -184,7 +193,8 @@ def _manifest_entry(member: Member) -> dict[str, Any]:
     if found := caveats(member.path, member.recipe):
         say(f"WARNING: {member.path}: its score is no CV: {'; '.join(found)}")
     folds = [fold_number(fold) for fold in member.folds]
-    return {"name": member.name, "folds": folds, **({"caveats": found} if found else {})}
+    weights = {} if member.weights is None else {"weights": member.weights}
+    return {"name": member.name, "folds": folds, **weights, **({"caveats": found} if found else {})}
 
 
 def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:

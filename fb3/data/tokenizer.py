@@ -67,11 +67,19 @@ def added_tokens(data: DataSettings) -> list[str]:
 
 
 def frequent_characters(texts: Iterable[str], data: DataSettings) -> list[str]:
-    """The characters that data.text.new_tokens texts or more hold, in order; none where it is off."""
-    if data.text.new_tokens is None:
+    """The characters that data.text.new_tokens texts or more hold, in order; none where it is off.
+
+    Raises:
+        Fb3Error: no character is in so many texts.
+    """
+    least = data.text.new_tokens
+    if least is None:
         return []
     counts = Counter(chain.from_iterable(map(set, texts)))
-    return sorted(each for each, count in counts.items() if count >= data.text.new_tokens and not each.isspace())
+    frequent = sorted(each for each, count in counts.items() if count >= least and not each.isspace())
+    if not frequent:
+        raise Fb3Error(f"data.text.new_tokens={least}: no character is in so many texts; give a smaller number")
+    return frequent
 
 
 def target_tokens(data: DataSettings) -> list[str]:

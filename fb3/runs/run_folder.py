@@ -1,7 +1,7 @@
 """A run folder: a trained run with its scores, or a member of an ensemble with its folds."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,16 @@ from fb3.targets.metrics import Score
 
 @dataclass(frozen=True)
 class Member:
-    """A run in a bundle: its name, its folder, its recipe and its fold folders."""
+    """A run in a bundle: its name, its folder, its recipe, its fold folders, and its weight in each column.
+
+    weights: none where all runs weigh the same.
+    """
 
     name: str
     path: Path
     recipe: Recipe
     folds: list[Path]
+    weights: Mapping[str, float] | None = None
 
 
 def in_turn(members: Sequence[Member]) -> list[tuple[Member, int]]:

@@ -12,7 +12,7 @@ from fb3.recipe import Recipe
 from fb3.recipe.decision import METHODS, method_name
 from fb3.recipe.metric import FileMetricSettings
 from fb3.runs.fold_json import is_finished
-from fb3.system.file_names import DECISION, OOF, fold_folder
+from fb3.system.file_names import DECISION, ENSEMBLE, OOF, fold_folder
 from fb3.system.files import read_json
 from fb3.targets.build import target_of
 from fb3.targets.decisions import FITTED, decision_of, honest_decisions
@@ -30,7 +30,7 @@ def caveats(run: Path, recipe: Recipe) -> list[str]:
         return ["folds.csv is missing, so nothing says how many folds there are"]
     table = read_table(run / "folds.csv", [FOLD_COLUMN])
     known = sorted({*whole_numbers(table[FOLD_COLUMN], run / "folds.csv")} - {-1})
-    left = [fold for fold in known if not is_finished(fold_folder(run, fold))]
+    left = [fold for fold in known if not ((run / ENSEMBLE).is_file() or is_finished(fold_folder(run, fold)))]
     found = []
     if recipe.is_debug():
         found.append(f"a --debug run, {len(table)} essays and {recipe.train.epochs} epochs")

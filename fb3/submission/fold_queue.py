@@ -142,9 +142,21 @@ class FoldQueue:
         """Averages the fold into its run's mean, and the runs' means into the submission."""
         mean, count = self.means.get(run), self.counts[run]
         mean = predictions if mean is None else average([mean, predictions], [count, 1], run)
-        whole = average([*(m for name, m in self.means.items() if name != run), mean], name="ensemble")
-        self._write(whole)
+        means = {**{name: m for name, m in self.means.items() if name != run}, run: mean}
+        self._write(average([*means.values()], self._weights(means), "ensemble"))
         self.means[run], self.counts[run] = mean, count + 1
+
+    def _weights(self, means: dict[str, Predictions]) -> np.ndarray | None:
+        """Weights (R, K) of the runs that have a mean, brought to a sum of 1 by `average`; none: all weigh the same.
+
+        A column in which none of these runs has weight takes their plain mean until one arrives that has.
+        """
+        of_runs = {member.name: member.weights for member in self.members}
+        columns = next(iter(means.values())).columns
+        if any(of_runs[run] is None for run in means):
+            return None
+        weights = np.array([[of_runs[run][column] for column in columns] for run in means])
+        return np.where(weights.sum(0) > 0, weights, 1.0)
 
     def _cut_off(self, name: str, predictions: Predictions) -> None:
         """Drops a fold that the deadline stopped midway, unless nothing better than the training means is there."""

@@ -44,9 +44,10 @@ def infer(
 ) -> pd.DataFrame:
     """Predicts with every fold of every run in a bundle and writes the submission.
 
-    Folds are averaged by id within each run, then the runs with equal weights, and the mean is clipped to the score
-    range. The file holds the training means before the first fold is loaded, and is replaced whole after each fold. A
-    fold that is damaged, fails, or no longer fits into the time is left out, with a warning, and the others weigh more.
+    Folds are averaged by id within each run, then the runs, with equal weights or with the ones of the ensemble that
+    was packed, and the mean is clipped to the score range. The file holds the training means before the first fold is
+    loaded, and is replaced whole after each fold. A fold that is damaged, fails, or no longer fits into the time is
+    left out, with a warning, and the others weigh more.
     A report stands beside `out`, with the suffix .report.json.
 
     Args:
@@ -125,7 +126,7 @@ def packed_decision(packed: Bundle, recipe: Recipe, strict: bool) -> Decision | 
 
 def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]:
     """The runs whose recipe, prepare.py and encoder are as they were packed; with `strict`, others are an Fb3Error."""
-    members = []
+    members, weights = [], packed.weights()
     for name, path, folds in packed.runs():
         try:
             packed.check((path / RECIPE).relative_to(packed.path).as_posix())
@@ -134,7 +135,7 @@ def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]
                 packed.check((path / PREPARE).relative_to(packed.path).as_posix())
             second = bool(recipe.model.stitch) or (path / ENCODER / SECOND).is_dir()
             packed.check_below(path / ENCODER, encoder_files(second))
-            members.append(Member(name, path, recipe, folds))
+            members.append(Member(name, path, recipe, folds, weights[name]))
         except Exception as error:
             if strict:
                 raise

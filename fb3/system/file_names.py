@@ -12,6 +12,7 @@ PADDED = "fb3_padded_to"  # key of config.json: tokens to which every input is p
 SECOND = "second"  # in the encoder folder: the folder of a stitched model's second encoder
 OOF = "oof.csv"
 DECISION = "decision.json"  # fitted on oof.csv
+ENSEMBLE = "ensemble.json"  # members and weights, in the folder of an ensemble
 ENVIRONMENT = "environment.json"
 LOCK = "lock"  # held by the process that writes the folder
 

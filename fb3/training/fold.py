@@ -61,7 +61,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     done = saves.restore(loop)
     device = f"{accelerator.device.type} {session.precision}"
     session.log.fold(split.fold, len(split.train_rows), len(split.valid_rows), steps, device, done)
-    _warn_of_unseen_labels(session, split)
+    if not done:
+        _warn_of_unseen_labels(session, split)
     loop.run()
     checkpoint.try_averages(Step(scorer, {}, recipe.train.epochs - 1, steps, 1.0))
     accelerator.free_memory()

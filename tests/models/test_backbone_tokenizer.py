@@ -8,11 +8,12 @@ import transformers
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from fb3.data.tokenizer import special_tokens
+from fb3.data.tokenizer import frequent_characters, special_tokens
 from fb3.errors import Fb3Error
 from fb3.models.backbone_files import Source
-from fb3.models.backbone_tokenizer import backbone_tokenizer, check_frame
+from fb3.models.backbone_tokenizer import backbone_tokenizer, check_frame, unknown_characters
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
+from fb3.recipe.data import DataSettings
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 BERT = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": ["[CLS]", "[SEP]", "[MASK]"]}
@@ -204,3 +205,22 @@ def test_a_vocabulary_of_another_class_is_refused(folder, texts):
     (place / "vocab.txt").write_text("\n".join(train_tokenizer(texts, 300).get_vocab()) + "\n")
     with pytest.raises((Fb3Error, TypeError)):
         loaded(place)
+
+
+def test_a_character_that_is_unknown_gets_a_token_of_its_own(folder, texts):
+    """Only one that occurs often enough: in three texts, however often in each."""
+    data = DataSettings(text={"new_tokens": 3})
+    written = ["语法 a", "语 b 好好好", "语好 🙂", "🙂 🙂", "🙂 c"]
+    frequent = frequent_characters([*written, *texts], data)
+    assert {"语", "🙂", "e"} <= {*frequent}
+    assert not {"法", "好", " "} & {*frequent}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(texts, 300), **SPECIAL)
+    size = len(tokenizer)
+    tokenizer.add_tokens(unknown_characters(tokenizer, frequent, "here"))
+    assert len(tokenizer) == size + 2
+    assert tokenizer.tokenize("语法a语🙂") == ["语", "[UNK]", "a", "语", "🙂"]
+    with pytest.raises(Fb3Error, match=r"the tokenizer of here knows all .* leave it out, or give a smaller number"):
+        unknown_characters(tokenizer, frequent, "here")
+    assert frequent_characters(written, DataSettings()) == []
+    with pytest.raises(Fb3Error, match="new_tokens=6: no character is in so many texts"):
+        frequent_characters(written, DataSettings(text={"new_tokens": 6}))

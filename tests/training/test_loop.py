@@ -36,16 +36,26 @@ def weights(run):
     return read_weights(run / "fold0" / "model.safetensors")
 
 
-def test_accumulation_is_one_step_on_the_whole_batch(competition, tmp_path, monkeypatch):
+WEIGHED = [
+    "task={kind: classification, class_weights: {kind: balanced}}",
+    "data.target_columns=[cohesion]",
+    "metric=log_loss",
+    "data.weight_column=syntax",
+]
+
+
+@pytest.mark.parametrize("more", [[], WEIGHED], ids=["scores", "weighed labels"])
+def test_accumulation_is_one_step_on_the_whole_batch(more, competition, tmp_path, monkeypatch):
     """Two batches of 3 give the step of one batch of 6, when they hold the same essays."""
-    whole = train(load_recipe("tiny", [*BASE, "train.batch_size=6"]), competition, tmp_path / "a", folds=[0])
+    base = [*BASE, *more]
+    whole = train(load_recipe("tiny", [*base, "train.batch_size=6"]), competition, tmp_path / "a", folds=[0])
     plain = loop_module.training_batches
 
-    def halves(lengths, rows, size, seed, epoch):
-        return [part for batch in plain(lengths, rows, 6, seed, epoch) for part in (batch[:3], batch[3:])]
+    def halves(lengths, rows, size, *which):
+        return [part for batch in plain(lengths, rows, 6, *which) for part in (batch[:3], batch[3:])]
 
     monkeypatch.setattr(loop_module, "training_batches", halves)
-    recipe = load_recipe("tiny", [*BASE, "train.batch_size=3", "train.accumulation=2"])
+    recipe = load_recipe("tiny", [*base, "train.batch_size=3", "train.accumulation=2"])
     split = train(recipe, competition, tmp_path / "b", folds=[0])
     assert len(events(whole.path, "step")) == len(events(split.path, "step")) == 2
     for one, two in zip(events(whole.path, "step"), events(split.path, "step"), strict=True):

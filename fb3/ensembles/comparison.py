@@ -1,0 +1,242 @@
+"""Ways to weigh members compared honestly: weights are scored on essays that they were not fitted on.
+
+Weights are fitted to squared errors; of classes and labels these are Brier scores of probabilities. A metric that
+compares the order within each column, such as AUC, has each member's ranks in place of its values, and the truths
+stretched until the equal blend's slope on them is 1, so that order alone decides. Greedy selection goes by the metric
+itself, unless this is a squared error or compares rounded numbers, which hardly move from step to step.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fb3.ensembles.weights import ErrorProducts, greedy_weights, ridge_weights, shrunk_weights, squared_losses
+from fb3.errors import Fb3Error
+from fb3.targets.metrics import METRICS, Metric
+
+METHODS = ("equal", "shrunk", "greedy", "simplex")
+FOLDS = 10  # folds of a split of the essays, where the members share no folds
+_PARTS = 5  # parts of the second split, by which fits choose ridge and members
+_DRAWS = 200  # samples of the bootstrap
+_SQUARED = (METRICS["mcrmse"], METRICS["rmse"])
+
+
+class Blend(NamedTuple):
+    """A fitted way to weigh M members.
+
+    method: a name in `METHODS`. shared: one weight a member for all columns. weights: (K, M), fitted on all essays.
+    values: (N, K), each essay's blend under weights fitted on other folds. same, honest: the scores of blends under
+    `weights` and of `values`. draws: scores of `values` on the bootstrap's draws of essays.
+    """
+
+    method: str
+    shared: bool
+    weights: np.ndarray
+    values: np.ndarray
+    same: float
+    honest: float
+    draws: np.ndarray
+
+    @property
+    def title(self) -> str:
+        """The method, and what it weighs."""
+        if self.method == "equal":
+            return self.method
+        return f"{self.method}, {'one weight for all columns' if self.shared else 'a weight a column'}"
+
+
+class Stack:
+    """Members' out-of-fold predictions, ready for fits on any of the folds.
+
+    Args:
+        predicted: (M, N, K), probabilities where the outputs are classes or labels.
+        truth: (N, K).
+        folds: (N,) numbers; weights that are scored on a fold are fitted on the others.
+        metric: the competition's metric.
+        columns: K names.
+        exclusive: the columns are classes of one label, which have one weight a member: rows must sum to 1.
+        finish: clips or decides blends (N, K) before they are scored.
+    """
+
+    def __init__(
+        self,
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        folds: np.ndarray,
+        metric: Metric,
+        columns: Sequence[str],
+        exclusive: bool = False,
+        finish: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    ) -> None:
+        self.values, self.truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
+        self.folds, self.metric, self.columns, self.exclusive = folds, metric, list(columns), exclusive
+        self.finish, self.sign = finish, 1 if metric.lower_is_better else -1
+        by_column = bool(self.score(self.values.mean(0)).columns)  # the metric is a mean of columns' scores
+        self.reference, target = None, self.truth
+        if metric.needs == "ranks" and by_column and not exclusive:
+            self.reference = np.sort(self.values, axis=1).mean(0)
+            self.values = np.stack([ranks(member) for member in self.values])
+            target = _stretched(ranks(self.truth), self.values.mean(0))
+        rounds = metric.needs == "decisions" and not exclusive
+        self.by_metric = not (metric in _SQUARED or rounds) and (exclusive or by_column)
+        self.products = ErrorProducts(self.values - target, folds, split(len(folds), parts=_PARTS, seed=1))
+        self.size = len(self.values)
+
+    def score(self, values: np.ndarray):
+        """The metric of blends (N, K)."""
+        return self.metric.score(self.truth, self.finish(values), self.columns, self.exclusive)
+
+    def fit(self, method: str, shared: bool) -> Blend:
+        """Fits a method on all essays, and on all folds but each."""
+        values = self._honest(lambda fold: self._weights(method, shared, fold))
+        weights = self._weights(method, shared, None)
+        same = self.score(self._restored(self._blend(weights))).overall
+        return Blend(method, shared, weights, values, same, self.score(values).overall, self._draws(values))
+
+    def fit_all(self) -> list[Blend]:
+        """All methods, with a weight a column where the columns are not classes of one label, and with one for all."""
+        several = [False, True] if len(self.columns) > 1 and not self.exclusive else [True]
+        return [self.fit("equal", True), *(self.fit(method, each) for method in METHODS[1:] for each in several)]
+
+    def gain(self, blend: Blend, other: Blend) -> tuple[float, float]:
+        """By how much a blend's honest score is better than another's, and the difference's standard error.
+
+        The error is the bootstrap's over essays, on the same draws for both; weights are not fitted anew.
+        """
+        differences = self.sign * (other.draws - blend.draws)
+        return self.sign * (other.honest - blend.honest), float(np.nanstd(differences, ddof=1))
+
+    def choose(self, blends: Sequence[Blend], method: str | None = None) -> Blend:
+        """The honestly best blend of a method; with none named, a method beyond equal must earn its place.
+
+        The methods stand in the order of `METHODS`; each takes the place of the one chosen before it only where it is
+        honestly better by more than the standard error, so that noise leaves weights equal, or shrunk.
+        """
+        best = {each: min((b for b in blends if b.method == each), key=self._loss) for each in METHODS}
+        if method:
+            return best[method]
+        chosen = best["equal"]
+        for blend in best.values():
+            gain, error = self.gain(blend, chosen)
+            chosen = blend if gain > error else chosen
+        return chosen
+
+    def adds(self, blend: Blend) -> np.ndarray:
+        """By how much each member makes the honest score better, (M,); a member without weight, by how much it would.
+
+        The others are weighed anew without it, with the ridge of all essays; after greedy selection their weights
+        are only brought back to a sum of 1. NaN for the only member.
+        """
+        within = blend.weights.any(0)
+        sums, counts = self.products.without(None, blend.shared)
+        ridge = shrunk_weights(sums, counts)[1] if blend.method == "shrunk" else 0.0
+
+        def loss(members: np.ndarray) -> float:
+            def weights(fold: int) -> np.ndarray:
+                return self._weights_of(blend, members, ridge, fold)
+
+            return self.sign * self.score(self._honest(weights)).overall
+
+        out, whole, every = np.full(self.size, np.nan), loss(within), np.arange(self.size)
+        for member in every:
+            other = within ^ (every == member)
+            if other.any():
+                out[member] = (loss(other) - whole) * (1 if within[member] else -1)
+        return out
+
+    def _loss(self, blend: Blend) -> float:
+        return self.sign * blend.honest
+
+    def _weights(self, method: str, shared: bool, fold: int | None) -> np.ndarray:
+        """Weights (K, M) fitted outside a fold, or on all essays."""
+        if method == "equal":
+            return np.full((len(self.columns), self.size), 1 / self.size)
+        sums, counts = self.products.without(fold, shared)
+        products = sums.sum(0) / counts.sum()
+        if method == "shrunk":
+            found = shrunk_weights(sums, counts)[0]
+        elif method == "simplex":
+            found = ridge_weights(products, 0.0, np.arange(self.size))
+        else:
+            found = self._greedy(shared, fold)
+        return np.broadcast_to(found, (len(self.columns), self.size))
+
+    def _weights_of(self, blend: Blend, members: np.ndarray, ridge: float, fold: int) -> np.ndarray:
+        """Weights (K, M) as in `blend`, of some members, (M,) bool, fitted outside a fold."""
+        if blend.method in ("equal", "greedy"):
+            weights = np.maximum(blend.weights, 1e-12) * members  # 1e-12 keeps a column whose only members left
+            return weights / weights.sum(1, keepdims=True)
+        sums, counts = self.products.without(fold, blend.shared)
+        found = ridge_weights(sums.sum(0) / counts.sum(), ridge, np.flatnonzero(members))
+        return np.broadcast_to(found, blend.weights.shape)
+
+    def _greedy(self, shared: bool, fold: int | None) -> np.ndarray:
+        sums, counts = self.products.without(fold, False)
+        products = sums.sum(0) / counts.sum()  # (K, M, M)
+        each = [slice(None)] if shared else [slice(k, k + 1) for k in range(len(self.columns))]
+        losses = [self._metric_losses(s, fold) if self.by_metric else squared_losses(products[s]) for s in each]
+        return np.stack([greedy_weights(of_columns, self.size) for of_columns in losses])
+
+    def _metric_losses(self, columns: slice, fold: int | None) -> Callable[[np.ndarray], np.ndarray]:
+        """The metric as the losses of `greedy_weights`."""
+        rows = np.ones(len(self.folds), bool) if fold is None else self.folds != fold
+        members, truth, names = self.values[:, rows, columns], self.truth[rows, columns], self.columns[columns]
+
+        def losses(counts: np.ndarray) -> np.ndarray:
+            total, taken = np.tensordot(counts, members, 1), counts.sum() + 1
+            blends = ((total + member) / taken for member in members)
+            scores = [self.metric.score(truth, blend, names, self.exclusive).overall for blend in blends]
+            return self.sign * np.array(scores)
+
+        return losses
+
+    def _honest(self, weights: Callable[[int], np.ndarray]) -> np.ndarray:
+        """Blends (N, K) of each fold's essays under the weights for this fold."""
+        out = np.empty(self.truth.shape)
+        for fold in self.products.folds:
+            rows = self.folds == fold
+            out[rows] = self._blend(weights(fold))[rows]
+        return self._restored(out)
+
+    def _blend(self, weights: np.ndarray) -> np.ndarray:
+        return np.einsum("mnk,km->nk", self.values, weights)
+
+    def _restored(self, blended: np.ndarray) -> np.ndarray:
+        """Blended ranks as values again, in the same order: a rank becomes the mean of the members' values at it."""
+        if self.reference is None:
+            return blended
+        places = ranks(np.arange(len(blended))[:, None])[:, 0]
+        columns = zip(ranks(blended).T, self.reference.T, strict=True)
+        return np.stack([np.interp(column, places, reference) for column, reference in columns], axis=1)
+
+    def _draws(self, values: np.ndarray) -> np.ndarray:
+        """Scores on draws of the essays with replacement, the same draws for all; NaN where a metric has no value."""
+        finished, draw, scores = self.finish(values), np.random.default_rng(2), np.full(_DRAWS, np.nan)
+        for at in range(_DRAWS):
+            rows = draw.integers(len(values), size=len(values))
+            try:
+                score = self.metric.score(self.truth[rows], finished[rows], self.columns, self.exclusive)
+            except Fb3Error:  # a draw without positives has no AUC
+                continue
+            scores[at] = score.overall
+        return scores
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks within each column as shares of the rows, (N, K); equal values share the mean of their ranks."""
+    return pd.DataFrame(values).rank().to_numpy() / len(values)
+
+
+def split(size: int, groups: Sequence[str] | None = None, parts: int = FOLDS, seed: int = 0) -> np.ndarray:
+    """Numbers (N,) of a random split, the same for the same size; rows of a group stand in one part."""
+    codes = np.arange(size) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    return (np.random.default_rng(seed).permutation(codes.max() + 1) % parts)[codes]
+
+
+def _stretched(truth: np.ndarray, blend: np.ndarray) -> np.ndarray:
+    """Truths (N, K) with the blend's mean, stretched until the blend's slope on them is 1."""
+    t, b = truth - truth.mean(0), blend - blend.mean(0)
+    slope = (b * b).mean(0) / np.maximum((b * t).mean(0), 0.1 * b.std(0) * t.std(0) + 1e-12)
+    return blend.mean(0) + slope * t
