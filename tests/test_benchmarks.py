@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from fb3.ensembles.comparison import METHODS, Stack
+from fb3.ensembles.members import read_members
 from fb3.recipe import load_recipe
 from fb3.recipe.model import PoolingSettings
 from fb3.recipe.settings import kinds
 from fb3.recipe.tricks import TrickSettings
+from fb3.targets.metrics import METRICS
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablation
 import compare
 import decisions
+import ensembles
 import gpu
 import gpu_steps
 
@@ -194,3 +198,28 @@ def test_cut_points_on_real_predictions_have_their_known_kappa():
     )
     assert (rounding, quantiles) == (pytest.approx(0.8041, abs=5e-4), pytest.approx(0.8229, abs=5e-4))
     assert search == pytest.approx(quantiles, abs=1e-3)
+
+
+def test_ensembles_are_compared_on_random_splits():
+    draw = np.random.default_rng(0)
+    truth = draw.normal(3, 0.7, (120, 2))
+    members = truth + draw.normal(0, 0.4, (3, 120, 2))
+    stacks = [Stack(members, truth, draw.permutation(120) % 3, METRICS["mcrmse"], ["a", "b"]) for _ in range(2)]
+    found = ensembles.compare(stacks)
+    assert [len(fits) for fits in found.values()] == [2] * 8
+    assert all(gain == 0 for _, gain, _ in found["equal"])
+
+
+OOF = Path(os.environ.get("FB3_OOF", "nowhere"))
+
+
+@pytest.mark.skipif(not (OOF / "v3small.csv").is_file(), reason="FB3_OOF names no folder of FB3's out-of-fold CSVs")
+def test_real_members_have_their_known_honest_scores():
+    members = read_members(sorted(OOF.glob("*.csv")), OOF.parent / "fb3", competition="feedback-ell")
+    folds = np.random.default_rng(0).permutation(3911) % 5
+    columns = members.recipe.data.target_columns
+    stack = Stack(members.predicted, members.truth, folds, METRICS["mcrmse"], columns)
+    equal, shrunk, greedy, simplex = (stack.fit(method, False).honest for method in METHODS)
+    assert equal == pytest.approx(0.44444, abs=1e-5)
+    assert (greedy, simplex) == (pytest.approx(0.44319, abs=2e-4), pytest.approx(0.44318, abs=2e-4))
+    assert shrunk == pytest.approx(0.44312, abs=2e-4)

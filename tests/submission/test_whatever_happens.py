@@ -22,6 +22,7 @@ from fb3.prediction import token_budget as budget
 from fb3.prediction.predictions import Predictions
 from fb3.recipe.data import DataSettings
 from fb3.recipe.task import RegressionSettings
+from fb3.runs.run_folder import Member
 from fb3.submission import background, device_pool, fold_queue, form, inference
 from fb3.submission.device_pool import DevicePool, share_by_tokens
 from fb3.submission.inference import infer
@@ -170,14 +171,24 @@ def test_a_run_that_this_transformers_does_not_know_costs_only_itself(
     assert "WARNING: without other/fold1" in capsys.readouterr().err
 
 
-def test_each_of_three_folds_and_each_run_weighs_alike(tmp_path):
+@pytest.mark.parametrize(
+    ("weights", "means"),
+    [
+        ({"one": None, "two": None}, [1.0, (1 + 5) / 2, (1.5 + 5) / 2, (2.5 + 5) / 2]),
+        ({"one": {"a": 0.75}, "two": {"a": 0.25}}, [1.0, (3 * 1 + 5) / 4, (3 * 1.5 + 5) / 4, (3 * 2.5 + 5) / 4]),
+        ({"one": {"a": 0.0}, "two": {"a": 1.0}}, [1.0, 5.0, 5.0, 5.0]),
+    ],
+)
+def test_each_of_three_folds_weighs_alike_and_each_run_by_its_weight(tmp_path, weights, means):
     ids = np.array(["x", "y"], object)
     queue = fold_queue.FoldQueue.__new__(fold_queue.FoldQueue)
     queue.means, queue.counts = {}, {"one": 0, "two": 0}
+    queue.members = [Member(name, tmp_path, None, [], of_run) for name, of_run in weights.items()]
     queue.submission = SubmissionFile(pd.Series(ids, name="id"), [3.0], TARGET, ["a"], tmp_path / "s.csv")
-    for run, value in (("one", 1.0), ("two", 5.0), ("one", 2.0), ("one", 4.5)):
+    arriving = (("one", 1.0), ("two", 5.0), ("one", 2.0), ("one", 4.5))
+    for (run, value), mean in zip(arriving, means, strict=True):
         queue._add(run, Predictions(ids, np.full((2, 1), value, np.float32), ("a",), run))
-    assert pd.read_csv(tmp_path / "s.csv")["a"].tolist() == pytest.approx([(2.5 + 5.0) / 2] * 2)
+        assert pd.read_csv(tmp_path / "s.csv")["a"].tolist() == pytest.approx([mean] * 2)
 
 
 def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkeypatch, capsys):
