@@ -11,7 +11,7 @@ from fb3.bundles.wheels import locked
 from fb3.errors import Fb3Error
 from fb3.runs.fold_json import digest_of
 from fb3.runs.run_folder import training_file
-from fb3.system.file_names import ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE, fold_folders
+from fb3.system.file_names import ENSEMBLE, ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE, fold_folders
 from fb3.system.files import read_json
 from fb3.verification.check_run import check_run
 from fb3.verification.findings import Report, RunCheck
@@ -32,6 +32,8 @@ def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0)
         Fb3Error: `path` is neither, or `data` lacks the run's training essays.
     """
     path, data = Path(path), None if data is None else Path(data)
+    if (path / ENSEMBLE).is_file():
+        raise Fb3Error(f"{path}: an ensemble, which holds weights alone; verify its runs, or the bundle of them")
     if (path / MANIFEST).is_file():
         report = Report(path, "bundle")
         _check_bundle(report, read_bundle(path), data, essays)

@@ -13,6 +13,7 @@ from fb3.errors import Fb3Error
 from fb3.runs.checkpoint import read_weights, write_weights
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
+from fb3.verification.check import verify
 from tests.conftest import copied
 
 
@@ -124,6 +125,8 @@ def test_ensembles_that_cannot_be_packed_say_why(pair, tmp_path, change, words):
         write_bundle([changed(pair[0], tmp_path, change)], tmp_path / "bundle")
 
 
-def test_an_ensemble_is_packed_alone(pair, run, tmp_path):
+def test_an_ensemble_is_packed_alone_and_is_no_run_to_verify(pair, run, tmp_path):
+    with pytest.raises(Fb3Error, match="holds weights alone; verify its runs, or the bundle of them"):
+        verify(pair[0] / "E")
     with pytest.raises(Fb3Error, match="an ensemble is packed alone"):
         write_bundle([pair[0] / "E", run], tmp_path / "bundle")
