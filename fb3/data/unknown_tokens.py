@@ -38,4 +38,5 @@ def tell_unknown(texts: Sequence[Text], encoded: Encoded, folder: str | Path, ba
     say(
         f"WARNING: {backbone}: its tokenizer does not know {share:.1%} of the texts' tokens, so the encoder sees"
         f" nothing there{most}; take a backbone of the texts' language, or a multilingual one"
+        f"{', or data.text.new_tokens=2' if signs else ''}"
     )
