@@ -190,7 +190,7 @@ def test_a_submission_that_stands_is_not_lost(tmp_path):
         standing.update(ids, np.full((2000, 1), 3.14159, np.float32))
     assert standing.out.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["submission.csv"]
-    assert (standing.table["a"] == 3.0).all()
+    assert (standing.cells["a"] == 3.0).all()
 
 
 def test_wheels_say_it_as_the_rest_does(tmp_path, monkeypatch):
