@@ -148,7 +148,8 @@ def _judge(
         sample, written = competition / (files.sample or files.test), working / "submission.csv"
         check_submission(member, sample, written, copies, decision)
         if name == PUBLIC and files.sample:
-            report.notes += fractions_for_whole_numbers(read_table(sample, []), read_table(written, []), sample.name)
+            tables = [read_table(file, []).set_index(member.recipe.data.id_column) for file in (sample, written)]
+            report.notes += fractions_for_whole_numbers(*tables, sample.name)
     except (Fb3Error, KeyError) as error:
         report.failures.append(f"{where}: {error}")
         return
@@ -162,7 +163,7 @@ def fractions_for_whole_numbers(sample: pd.DataFrame, written: pd.DataFrame, nam
     It is no fault: many samples hold 0 where the competition takes fractions.
     """
     whole, own = ({c for c in t if t[c].str.fullmatch("[+-]?[0-9]+").all()} for t in (sample, written))
-    columns = [column for column in sample.columns[1:] if column in whole and column in written and column not in own]
+    columns = [column for column in sample.columns if column in whole and column in written and column not in own]
     mend = "where the competition wants whole numbers, train with metric=qwk or decision={kind: rounding}"
     return [f"{name} holds whole numbers in {columns}, the submission fractions; {mend}"] if columns else []
 

@@ -13,6 +13,7 @@ from fb3.recipe.decision import METHODS, method_name, methods_for
 from fb3.runs.scores import decision_method, read_out_of_fold, scores_of
 from fb3.system.file_names import DECISION, OOF, RECIPE
 from fb3.system.files import read_json, sha256, write_json
+from fb3.system.progress import say
 from fb3.targets.build import target_of
 from fb3.targets.decisions import FITTED, Decision, compare_decisions, decision_of, fit_decision
 from fb3.targets.metrics import metric_of
@@ -101,7 +102,10 @@ def ensemble_decision(runs: Mapping[Path, Recipe]) -> dict[str, Any] | None:
         Fb3Error: the runs have no essay in common, or a decision.json is broken.
     """
     (first, recipe), *_ = runs.items()
-    method = decision_method(first, recipe)
+    methods = [decision_method(run, of_run) for run, of_run in runs.items()]
+    method = methods[0]
+    if len(set(methods)) > 1:
+        say(f"WARNING: the runs have the decisions {', '.join(methods)}; {method} of {first} is taken for all")
     if METHODS[method].kind not in FITTED and method == method_name(decision_of(recipe)):
         return None
     parts = [read_out_of_fold(run, of_run) for run, of_run in runs.items()]

@@ -202,8 +202,8 @@ def test_cells_that_the_bundles_decision_gives_are_valid(tmp_path):
 
 
 def test_fractions_where_the_sample_holds_whole_numbers_are_noted():
-    sample = pd.DataFrame({"id": ["1", "2"], "score": ["3", "3"], "other": ["0.5", "0.5"], "word": ["a", "b"]})
-    written = pd.DataFrame({"id": ["1", "2"], "score": ["2.9", "3.1"], "other": ["0.1", "0.2"], "word": ["b", "b"]})
+    sample = pd.DataFrame({"score": ["3", "3"], "other": ["0.5", "0.5"], "word": ["a", "b"]})
+    written = pd.DataFrame({"score": ["2.9", "3.1"], "other": ["0.1", "0.2"], "word": ["b", "b"]})
     (note,) = fractions_for_whole_numbers(sample, written, "sample_submission.csv")
     assert note.startswith("sample_submission.csv holds whole numbers in ['score'], the submission fractions; ")
     assert not fractions_for_whole_numbers(sample, written.assign(score=["3", "4"]), "sample_submission.csv")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -113,3 +114,11 @@ def test_files_are_scored_as_the_run_whatever_the_metric(whole):
     table = pd.read_csv(whole / "oof.csv")[["text_id", "true_score"]].rename(columns={"true_score": "score"})
     table.to_csv(whole / "train.csv", index=False)
     assert score_files(whole / "oof.csv", whole / "train.csv").overall == fitted.scores["quantiles"][1]
+
+
+def test_runs_of_unlike_decisions_take_the_first_ones_and_say_so(whole, tmp_path, capsys):
+    other, recipe = shutil.copytree(whole, tmp_path / "other"), load_recipe(whole / "recipe.yaml")
+    decide_run(other, "search")
+    assert ensemble_decision({whole: recipe, other: recipe})["method"] == "quantiles"
+    assert "the runs have the decisions quantiles, search; quantiles of" in capsys.readouterr().err
+    assert ensemble_decision({other: recipe, whole: recipe})["method"] == "search"
