@@ -1,5 +1,6 @@
 """Reads YAML that a stranger may have written: plain values only, bounded in size and depth."""
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -11,6 +12,7 @@ LARGEST = 256 * 2**10  # bytes of a recipe or space; all settings written out ha
 _NODES = 20_000  # keys and values; an alias counts each time that it is used
 _DEPTH = 32  # levels of nesting; a recipe has five
 _DIGITS = 40  # digits of a whole number
+_BARE = re.compile(r"""[\s:]([^\s"'{}]*\{split\}[^\s"',}]*)""")  # a file's name without the quotes that YAML wants
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,6 +71,8 @@ def parse(text: str, name: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise Fb3Error(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        bare = _BARE.search(text)
+        mend = f'; a name with braces wants quotes: "{bare[1]}"' if bare else ""
+        raise Fb3Error(f"{name}: not YAML: {' '.join(str(error).split())}{mend}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # 2024-01-45, for example
         raise Fb3Error(f"{name}: not YAML: {error}") from None

@@ -294,6 +294,7 @@ def test_overrides_merge_groups_and_replace_other_kinds():
     [
         ("- 1", "mapping of groups"),
         ("a: [", "not YAML"),
+        ("data: {files: {joins: [{file: p_{split}.csv, on: x}]}}", 'a name with braces wants quotes: "p_{split}.csv"'),
         ("modl: {}", "did you mean 'model'"),
         ("", None),
         ("a: {b: 1}\na: {c: 2}", "twice"),
