@@ -164,7 +164,7 @@ def test_many_labels_are_asked_about_and_too_many_refused(capsys):
 
 
 def test_a_small_error_counts_as_half_the_median(competition, tmp_path):
-    """As in CommonLit's data, where one excerpt has an error of 0."""
+    """CommonLit's data has one excerpt whose error is 0."""
 
     def change(table):
         table["error"] = np.where(table.index == 0, 0.0, np.where(table.index % 2, 0.5, 1.0))
