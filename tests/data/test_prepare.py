@@ -342,7 +342,6 @@ def test_a_package_that_the_image_lacks_fails_the_rehearsal_by_name(world, train
     report = rehearse(lacks, world[0], find_image("py312"), rows=12)
     assert not report.passed
     assert "ModuleNotFoundError: No module named 'iterstrat'" in report.failures[0]
-    assert report.failures[0].endswith("iterstrat")
 
 
 def test_a_search_keeps_own_steps(world, tmp_path):
