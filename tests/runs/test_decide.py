@@ -122,3 +122,18 @@ def test_runs_of_unlike_decisions_take_the_first_ones_and_say_so(whole, tmp_path
     assert ensemble_decision({whole: recipe, other: recipe})["method"] == "quantiles"
     assert "the runs have the decisions quantiles, search; quantiles of" in capsys.readouterr().err
     assert ensemble_decision({other: recipe, whole: recipe})["method"] == "search"
+
+
+def test_a_bundles_cut_points_are_those_of_the_mean_of_its_runs_on_the_essays_of_all(whole, tmp_path):
+    other, recipe = shutil.copytree(whole, tmp_path / "other"), load_recipe(whole / "recipe.yaml")
+    first = pd.read_csv(whole / "oof.csv", float_precision="round_trip")
+    second = first[first["fold"] != 3].sample(frac=1, random_state=0)
+    second = second.assign(score=4.0 - 0.5 * second["score"] ** 0.5 + 0.9 * second["true_score"])
+    second.to_csv(other / "oof.csv", index=False)
+    both = first.merge(second, on="text_id", suffixes=("", "_other"))
+    mean, truth = (both["score"] + both["score_other"]) / 2, both["true_score"]
+    labels = np.unique(truth)
+    wanted = np.quantile(mean, [(truth < label).mean() for label in labels[1:]])
+    found = ensemble_decision({whole: recipe, other: recipe})
+    assert found["labels"] == (tuple(labels),)
+    assert found["cuts"][0] == pytest.approx(wanted, rel=1e-6)
