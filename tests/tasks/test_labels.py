@@ -134,6 +134,12 @@ def test_gradients_are_finite_and_descent_finds_the_truth(kind, settings):
     assert predicted.diagonal().min() > 0.6
 
 
+def test_predictions_are_the_softmax_over_classes_and_the_sigmoid_of_each_label():
+    outputs = torch.tensor([[0.0, np.log(2), np.log(5)]])
+    assert classification().predict(answer(outputs), {}).numpy() == pytest.approx(np.array([[1, 2, 5]]) / 8)
+    assert multilabel().predict(answer(outputs), {}).numpy() == pytest.approx(np.array([[1 / 2, 2 / 3, 5 / 6]]))
+
+
 def test_the_first_loss_is_the_entropy_of_the_shares():
     many = LABELS.repeat(1000, 1)
     shares = torch.tensor([4.0, 2.0, 1.0]) / 7
