@@ -82,7 +82,7 @@ def score_files(
     rows = match_ids(true[identifier], predicted[identifier], truth, predictions, mend, subset=subset)
     true = true.iloc[rows]
     if recipe:
-        pairs = _by_recipe(recipe, predictions, predicted, truth, true)
+        pairs = _by_recipe(recipe, predictions, predicted, truth, true, metric)
     elif not (pairs := _by_class(predictions, predicted, true)):
         shared = _targets(predictions, predicted, truth, true) or [c for c in numeric if c in predicted.columns]
         pairs = _by_labels(predictions, predicted, true, shared, metric)
@@ -103,8 +103,13 @@ def _recipe_of(predictions: Path, identifier: str) -> Recipe | None:
     return recipe if recipe and recipe.data.id_column == identifier else None
 
 
-def _by_recipe(recipe: Recipe, predictions: Path, predicted: pd.DataFrame, truth: Path, true: pd.DataFrame) -> _Pairs:
-    """The pairs of a run's oof.csv, whose recipe knows the target."""
+def _by_recipe(
+    recipe: Recipe, predictions: Path, predicted: pd.DataFrame, truth: Path, true: pd.DataFrame, metric: str | None
+) -> _Pairs:
+    """The pairs of a run's oof.csv, whose recipe knows the target; decided as in its scores.json.
+
+    Another metric that takes values or probabilities gets them undecided.
+    """
     target, identifier = target_of(recipe), recipe.data.id_column
     of_each = ((predictions, predicted, target.columns), (truth, true, target.labels))
     for path, table, named in of_each:
@@ -117,7 +122,7 @@ def _by_recipe(recipe: Recipe, predictions: Path, predicted: pd.DataFrame, truth
     target.check(essays, truth)
     values = parse_numbers(predicted, identifier, list(target.columns), predictions)
     method = METHODS[decision_method(predictions.parent, recipe)]
-    if method.kind in FITTED:
+    if method.kind in FITTED and (metric is None or metric_of(metric).needs == "decisions"):
         folds = predicted[FOLD_COLUMN].to_numpy()
         values = honest_decisions(method, target.metric, target.truths(essays), values, folds, target.columns)
     return _Pairs(list(target.columns), target.truths(essays), values, target.exclusive)

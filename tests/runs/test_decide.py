@@ -56,6 +56,8 @@ def test_a_decision_is_fitted_scored_written_and_read(whole):
         whole / "train.csv", index=False
     )
     assert score_files(whole / "oof.csv", whole / "train.csv").overall == scores["score"]
+    plain = float(np.sqrt(((oof["score"] - oof["true_score"]) ** 2).mean()))  # a metric of values takes no decision
+    assert score_files(whole / "oof.csv", whole / "train.csv", metric="rmse").overall == pytest.approx(plain)
     assert fitted.scores["quantiles"][1] > fitted.scores["rounding"][1] + 0.02
     assert decide_run(whole, "search").method == "search"
     assert json.loads((whole / "decision.json").read_text())["method"] == "search"
