@@ -207,3 +207,20 @@ def test_fractions_where_the_sample_holds_whole_numbers_are_noted():
     (note,) = fractions_for_whole_numbers(sample, written, "sample_submission.csv")
     assert note.startswith("sample_submission.csv holds whole numbers in ['score'], the submission fractions; ")
     assert not fractions_for_whole_numbers(sample, written.assign(score=["3", "4"]), "sample_submission.csv")
+
+
+def test_equal_essays_may_get_another_label_seldom_but_not_often(tmp_path):
+    lines = ["data.target_columns=[label]", "data.id_column=id", "metric=accuracy"]
+    recipe = load_recipe("tiny", [*lines, "task={kind: classification, classes: [low, high]}"])
+    ids, copies = [str(n) for n in range(20)], {str(n + 10): str(n) for n in range(10)}
+
+    def check(different):
+        labels = ["low"] * 10 + ["high" if n < different else "low" for n in range(10)]
+        for name in ("sample.csv", "submission.csv"):
+            pd.DataFrame({"id": ids, "label": labels}).to_csv(tmp_path / name, index=False)
+        member = Member("run", tmp_path, recipe, [])
+        check_submission(member, tmp_path / "sample.csv", tmp_path / "submission.csv", copies, None)
+
+    check(3)  # a prediction beside a cut goes one way or the other
+    with pytest.raises(Fb3Error, match="are the same essay"):
+        check(4)
