@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from fb3.commands.kaggle_commands import push_notebook, submit
+from fb3.commands.options import Competition, Data, required
+from fb3.commands.second_level import ensemble
 from fb3.errors import Fb3Error, Stopped
-from fb3.kaggle_commands import push_notebook, submit
 from fb3.system.progress import escape_output
 
 app = typer.Typer(
@@ -19,8 +21,6 @@ app = typer.Typer(
 )
 
 _STOPPED = 75  # EX_TEMPFAIL in sysexits.h: run it again
-Data = Annotated[Path | None, typer.Option(help="Folder of the competition's files: train.csv, test.csv, …")]
-Competition = Annotated[str | None, typer.Option(help="Lay these defaults under the recipe (see `fb3 competitions`).")]
 
 
 @app.command()
@@ -43,7 +43,7 @@ def train(
 
     chosen = _fold_numbers(folds)
     settings = load_recipe(recipe, overrides or [], competition)
-    out = _required(out, "--out RUN")
+    out = required(out, "--out RUN")
     from fb3.training.run import train as run
 
     data = data or find_competition(names=settings.data.files.markers())
@@ -61,7 +61,7 @@ def merge(
     from fb3.runs.scores import caveats, named_score
     from fb3.system.file_names import RECIPE
 
-    merged = run(runs, _required(out, "--out RUN"))
+    merged = run(runs, required(out, "--out RUN"))
     recipe = load_recipe(merged.path / RECIPE)
     named = named_score(merged.score.overall, recipe.metric, caveats(merged.path, recipe))
     print(f"{merged.path}: folds {merged.folds}, {named}")
@@ -89,7 +89,7 @@ def tune(
 
     chosen = _fold_numbers(folds)
     settings = load_recipe(recipe, overrides or [], competition)
-    out = _required(out, "--out STUDY")
+    out = required(out, "--out STUDY")
     from fb3.tuning.search import tune as run
 
     outcome = run(
@@ -172,24 +172,6 @@ def decide(
 
 
 @app.command()
-def ensemble(
-    members: Annotated[list[Path], typer.Argument(metavar="RUN|OOF.csv ...", help="Out-of-fold predictions by id.")],
-    out: Annotated[Path | None, typer.Option(help="The ensemble's folder to write.")] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="equal, shrunk, greedy or simplex; default: shrunk, where that is surely better than equal."),
-    ] = None,
-    data: Data = None,
-    competition: Annotated[str | None, typer.Option(help="Take target and metric from this competition.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Take them from this recipe; default: the first run's.")] = None,
-) -> None:
-    """Weigh runs and other predictions by their out-of-fold predictions, and score the weights honestly."""
-    from fb3.ensembles.ensemble import weigh
-
-    print(weigh(members, _required(out, "--out ENSEMBLE"), method, data, competition, recipe).text())
-
-
-@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run folder or a bundle.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the run's train.csv, if it has moved.")] = None,
@@ -238,7 +220,7 @@ def init(
     """Write a first recipe from the competition's files, and say why it is so."""
     from fb3.initial_recipe.recipe_yaml import write_initial_recipe
 
-    print("\n".join(write_initial_recipe(_required(data, "--data DIR"), out, competition)))
+    print("\n".join(write_initial_recipe(required(data, "--data DIR"), out, competition)))
 
 
 @app.command()
@@ -297,6 +279,7 @@ def rehearse(
         raise typer.Exit(1)
 
 
+app.command()(ensemble)
 app.command("push-notebook")(push_notebook)
 app.command()(submit)
 
@@ -305,12 +288,6 @@ def _write_or_print(text: str, out: str | None) -> None:
     from fb3.system.files import write_text
 
     print(text, end="") if out is None else write_text(text, out)
-
-
-def _required(value: Path | None, option: str) -> Path:
-    if value is None:
-        raise Fb3Error(f"{option} is missing")
-    return value
 
 
 def _fold_numbers(text: str | None) -> list[int] | None:

@@ -24,7 +24,7 @@ STATIONS = [
     {"training", "bundles"},
     {"tuning", "submission", "verification", "upload", "sessions", "initial_recipe"},
     {"rehearsal"},
-    {"demo", "kaggle_commands"},
+    {"demo", "commands"},
     {"cli"},
     {"__main__", "__init__"},
 ]
