@@ -7,10 +7,11 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 # By preference. treebank: do n't, Ann 's (GloVe); apostrophes: don't, Ann's (word2vec, fastText); marks: don ' t.
+_WORD, _MARK = r"[^\W_]+", r"[^\w\s]|_"
 SPLITS = {
-    "treebank": r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]",
-    "apostrophes": r"\w+(?:'\w+)*|[^\w\s]",
-    "marks": r"\w+|[^\w\s]",
+    "treebank": rf"{_WORD}(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|{_WORD}|{_MARK}",
+    "apostrophes": rf"{_WORD}(?:'{_WORD})*|{_MARK}",
+    "marks": rf"{_WORD}|{_MARK}",
 }
 _LEAST_GAIN = 0.001  # share of the texts' letters that a split must know more than one that is preferred
 _CASED = 0.001  # share of words with capitals that makes a vocabulary cased: lower-cased ones hold a few by mistake

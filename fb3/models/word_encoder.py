@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from fb3.data.essays import read_essays
 from fb3.data.texts import repaired
@@ -138,6 +139,7 @@ def _write(
     model = WordVectorsModel(WordVectorsConfig(len(weights), weights.shape[1]))
     with torch.no_grad():
         model.embeddings.weight.copy_(torch.from_numpy(weights))
+    logging.disable_progress_bar()  # fb3 shows its own
     tokenizer = splitter.tokenizer([PAD, UNKNOWN, *words])
     with disk_full_errors(out, weights.nbytes), atomic_folder(out) as aside:
         model.save_pretrained(aside)
