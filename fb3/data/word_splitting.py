@@ -74,8 +74,8 @@ def kept_words(
     """The words to keep, each with the line of its vector.
 
     The first `most` words of the file that a text can hold (a phrase with underscores or a space never is one), and all
-    words of the texts at hand. Where the vocabulary is cased, a text's word that it lacks takes the vector of its
-    small letters, and so do its forms with a capital and in capitals, which other texts may hold.
+    words of the texts at hand. Where the vocabulary is cased, a text's word that it lacks takes the vector of the same
+    word in other letters; so do its forms in small letters, with a capital and in capitals: other texts may hold them.
 
     Args:
         lines: the file's words, most frequent first, and their lines.
@@ -91,9 +91,8 @@ def kept_words(
             kept[word] = line
     for word in sorted(counts, key=lambda word: (-counts[word], word)):
         small = word.lower()
-        if word in lines:
-            kept[word] = lines[word]
-        if not splitter.lower and small in lines:
-            for form in (word, small, small.capitalize(), small.upper()):
-                kept.setdefault(form, lines.get(form, lines[small]))
+        forms = (word,) if splitter.lower else (small, word, small.capitalize(), small.upper())
+        if known := [lines[form] for form in forms if form in lines]:
+            for form in forms:
+                kept.setdefault(form, lines.get(form, known[0]))
     return kept

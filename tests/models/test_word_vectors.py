@@ -76,7 +76,7 @@ def test_states_are_the_rows_of_the_file(words, vectors, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        ["model.pooling.kind=lstm_tokens", "model.dropout=0.1"],
+        ["model.pooling.kind=lstm_tokens", "model.pooling.width=8", "model.dropout=0.1"],
         ["model.pooling.kind=cnn", "model.freeze_embeddings=true", "model.pooling.width=8"],
         ["model.pooling.kind=mean", "optimizer.layer_decay=0.9", "data.text.newlines=true"],
     ],
