@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fb3.commands.options import Data, required
+from fb3.commands.options import Competition, Data, required
+from fb3.errors import Fb3Error
 
 
 def ensemble(
@@ -23,3 +24,34 @@ def ensemble(
     from fb3.ensembles.ensemble import weigh
 
     print(weigh(members, required(out, "--out ENSEMBLE"), method, data, competition, recipe).text())
+
+
+def words(
+    vectors: Annotated[
+        Path | None, typer.Argument(metavar="[VECTORS.txt]", help="word2vec's text format or GloVe's; .gz, .zip too.")
+    ] = None,
+    train: Annotated[bool, typer.Option("--train", help="Train the vectors on the texts instead.")] = False,
+    data: Data = None,
+    texts: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A CSV of more texts, without scores; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The encoder's folder to write.")] = None,
+    keep: Annotated[
+        int, typer.Option(min=0, help="Keep so many words of the file, most frequent first, beside the texts' own.")
+    ] = 100_000,
+    size: Annotated[int, typer.Option(min=2, help="Numbers of a trained vector.")] = 200,
+    window: Annotated[int, typer.Option(min=1, help="Neighbours on each side, for --train.")] = 5,
+    recipe: Annotated[str | None, typer.Option(help="Take files and columns from this recipe.")] = None,
+    competition: Competition = None,
+) -> None:
+    """Make an encoder of static word vectors, to train with model.backbone=ENCODER or model.stitch.backbone=ENCODER."""
+    if train == bool(vectors):
+        raise Fb3Error("give a file of vectors, or --train to train them on the texts")
+    out, data = required(out, "--out ENCODER"), required(data, "--data DIR")
+    from fb3.recipe import Recipe, load_competition, load_recipe
+
+    default = load_competition(competition) if competition else Recipe()
+    settings = load_recipe(recipe, competition=competition) if recipe else default
+    from fb3.models.word_encoder import build_word_encoder
+
+    build_word_encoder(settings, data, out, vectors=vectors, further=texts or [], keep=keep, size=size, window=window)

@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
+import fb3.models.word_vectors  # noqa: F401 - makes its model known to AutoConfig and AutoModel
 from fb3.errors import Fb3Error, one_line
 from fb3.models.backbone_files import KEY, Source, find_backbone
 from fb3.models.backbone_tokenizer import backbone_tokenizer, check_tokens, unknown_characters

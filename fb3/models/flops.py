@@ -12,9 +12,11 @@ def forward_flops(config: Mapping[str, Any], lengths: np.ndarray) -> np.ndarray:
     """FLOPs of an encoder's forward pass for each essay of `lengths` tokens, (N,) float64, without padding.
 
     By its config.json: n · (24·T·h² + 4·T²·h) for n layers of width h, and n · 4·T·R·h more with R relative positions.
+    Word vectors, which have no layers, count as one layer: the net above them takes about as long.
     """
     width = config.get("hidden_size") or config.get("d_model") or config.get("dim") or 768
     layers = config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 12
+    layers = 1 if config.get("num_hidden_layers") == 0 else layers
     relative = config.get("relative_attention") is True
     buckets = config.get("position_buckets") or 0
     positions = 2 * (buckets if buckets > 0 else config.get("max_position_embeddings", 512)) if relative else 0

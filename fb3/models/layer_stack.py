@@ -61,7 +61,10 @@ def depth_of_parameters(encoder: nn.Module) -> tuple[dict[str, int], int]:
     Embeddings have depth 0, layers 1 to n (see `parameters_by_depth`), and parameters above the layers n.
     """
     parts = parameters_by_depth(encoder)
-    if not (top := len(parts) - 1):
+    top = len(parts) - 1
+    if getattr(encoder.config, "num_hidden_layers", None) == 0:
+        top = 1  # word vectors: embeddings alone, whose rate is that of embeddings below one layer
+    if not top:
         raise Fb3Error(f"{type(encoder).__name__}: its layers are not known; set optimizer.layer_decay=1.0")
     depth = {id(p): number for number, part in enumerate(parts) for p in part}
     return {name: depth.get(id(p), top) for name, p in encoder.named_parameters()}, top

@@ -4,7 +4,9 @@ import pytest
 
 from fb3.data.tokens import encode_texts
 from fb3.data.unknown_tokens import tell_unknown
+from fb3.data.word_splitting import PAD, UNKNOWN, WordSplitter
 from fb3.recipe.data import DataSettings
+from fb3.system.files import write_json
 
 
 @pytest.mark.parametrize("pair", [False, True])
@@ -22,3 +24,13 @@ def test_few_unknown_tokens_are_not_told(run, texts, capsys):
     given = ["时", *texts]
     tell_unknown(given, encode_texts(given, run / "encoder", DataSettings()), run / "encoder", "model.backbone=x")
     assert not capsys.readouterr().err
+
+
+def test_word_vectors_tell_the_words_that_they_lack(tmp_path, capsys):
+    splitter = WordSplitter("apostrophes", lower=True)
+    splitter.tokenizer([PAD, UNKNOWN, "a", "good", "essay"]).save(str(tmp_path / "tokenizer.json"))
+    write_json({"pad_token_id": 0}, tmp_path / "config.json")
+    given = ["A good esay", "a GOOD esay, Ann"]
+    tell_unknown(given, encode_texts(given, tmp_path, DataSettings()), tmp_path, "model.backbone=x")
+    told = capsys.readouterr().err
+    assert told == "WARNING: model.backbone=x: 50.0% of the texts' words are unknown to it, most often esay , Ann\n"

@@ -67,7 +67,8 @@ def build_pooling(
     """
     own = settings.model_dump(exclude={"kind"})
     if own.get("layers", 0) > depth:
-        raise Fb3Error(f"model.pooling.layers={own['layers']}: the encoder has {depth} layers; give at most {depth}")
+        mend = f"give at most {depth}" if depth else "take a kind that reads no layers, such as lstm_tokens or cnn"
+        raise Fb3Error(f"model.pooling.layers={own['layers']}: the encoder has {depth} layers; {mend}")
     own |= {"token_weighted": {"vocabulary": vocabulary}, "target_tokens": {"prompt": prompt}}.get(settings.kind, {})
     return POOLINGS[settings.kind](hidden, **own)
 
