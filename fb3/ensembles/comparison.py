@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fb3.ensembles.calibration import calibrated, fit_calibration
 from fb3.ensembles.weights import ErrorProducts, greedy_weights, ridge_weights, shrunk_weights, squared_losses
 from fb3.errors import Fb3Error
 from fb3.targets.metrics import METRICS, Metric
@@ -27,24 +28,28 @@ class Blend(NamedTuple):
     """A fitted way to weigh M members.
 
     method: a name in `METHODS`. shared: one weight a member for all columns. weights: (K, M), fitted on all essays.
-    values: (N, K), each essay's blend under weights fitted on other folds. same, honest: the scores of blends under
-    `weights` and of `values`. draws: scores of `values` on the bootstrap's draws of essays.
+    without: weights (K, M) by fold, fitted on the other folds. values: (N, K), each essay's blend under the weights
+    without its fold. same, honest: the scores of blends under `weights` and of `values`. draws: scores of `values` on
+    the bootstrap's draws of essays. calibration: (2, K) slope and shift of each column, which `values` went through;
+    none: not calibrated.
     """
 
     method: str
     shared: bool
     weights: np.ndarray
+    without: dict[int, np.ndarray]
     values: np.ndarray
     same: float
     honest: float
     draws: np.ndarray
+    calibration: np.ndarray | None = None
 
     @property
     def title(self) -> str:
         """The method, and what it weighs."""
-        if self.method == "equal":
-            return self.method
-        return f"{self.method}, {'one weight for all columns' if self.shared else 'a weight a column'}"
+        weighs = "one weight for all columns" if self.shared else "a weight a column"
+        title = self.method if self.method == "equal" else f"{self.method}, {weighs}"
+        return title + (", calibrated" if self.calibration is not None else "")
 
 
 class Stack:
@@ -90,10 +95,26 @@ class Stack:
 
     def fit(self, method: str, shared: bool) -> Blend:
         """Fits a method on all essays, and on all folds but each."""
-        values = self._honest(lambda fold: self._weights(method, shared, fold))
+        without = {int(fold): self._weights(method, shared, fold) for fold in self.products.folds}
+        values = self._honest(without.__getitem__)
         weights = self._weights(method, shared, None)
         same = self.score(self._restored(self._blend(weights))).overall
-        return Blend(method, shared, weights, values, same, self.score(values).overall, self._draws(values))
+        return Blend(method, shared, weights, without, values, same, self.score(values).overall, self._draws(values))
+
+    def calibrate(self, blend: Blend) -> Blend:
+        """A blend whose columns went through slope and shift, fitted on honest blends, and scored on other folds.
+
+        The honest blends shrink no less and no more than predictions of new essays do. A fold's slope knows this fold
+        only by the weights of the others, two numbers a column, which no score can tell.
+        """
+        values = blend.values.copy()
+        for fold in self.products.folds:
+            rows = self.folds == fold
+            values[rows] = calibrated(values[rows], fit_calibration(self.truth[~rows], blend.values[~rows]))
+        found = fit_calibration(self.truth, blend.values)
+        same = self.score(calibrated(self._blend(blend.weights), found)).overall
+        honest, draws = self.score(values).overall, self._draws(values)
+        return blend._replace(values=values, same=same, honest=honest, draws=draws, calibration=found)
 
     def fit_all(self) -> list[Blend]:
         """All methods, with a weight a column where the columns are not classes of one label, and with one for all."""

@@ -19,13 +19,14 @@ from fb3.system.file_names import ENSEMBLE, OOF, RECIPE
 from fb3.system.files import atomic_folder, sha256, write_csv, write_json, write_text
 from fb3.targets.build import target_of
 from fb3.targets.decisions import FITTED, decision_of, honest_decisions
+from fb3.targets.target import Probabilities
 
 
 class Ensemble(NamedTuple):
     """A weighed ensemble.
 
     path: its folder. stack: the members' predictions. blends: every method that was tried. chosen: the one that the
-    folder holds. adds: (M,), see `Stack.adds`.
+    folder holds, calibrated where that pays. adds: (M,), see `Stack.adds`.
     """
 
     path: Path
@@ -104,7 +105,12 @@ def weigh(
     stack = stack_of(members)
     blends = stack.fit_all()
     chosen = stack.choose(blends, method)
-    ensemble = Ensemble(out, members, stack, blends, chosen, stack.adds(chosen))
+    adds = stack.adds(chosen)
+    if _may_be_calibrated(members):
+        blends.append(stack.calibrate(chosen))
+        gain, error = stack.gain(blends[-1], chosen)
+        chosen = blends[-1] if gain > error else chosen
+    ensemble = Ensemble(out, members, stack, blends, chosen, adds)
     with atomic_folder(out) as aside:
         _write(ensemble, aside)
     return ensemble
@@ -124,6 +130,12 @@ def stack_of(members: Members) -> Stack:
     )
 
 
+def _may_be_calibrated(members: Members) -> bool:
+    """Whether slope and shift can matter: for errors of numbers, neither labels nor decisions nor order alone."""
+    target = target_of(members.recipe)
+    return target.metric.in_units and not isinstance(target, Probabilities)
+
+
 def _write(ensemble: Ensemble, out: Path) -> None:
     members, columns = ensemble.members, ensemble.stack.columns
     identifier = members.recipe.data.id_column
@@ -141,12 +153,20 @@ def _write(ensemble: Ensemble, out: Path) -> None:
 def _content(ensemble: Ensemble) -> dict[str, Any]:
     """The content of ensemble.json."""
     stack, chosen, equal = ensemble.stack, ensemble.chosen, ensemble.blends[0]
+    line, own_folds = chosen.calibration, ensemble.members.own_folds
+
+    def by_column(numbers: np.ndarray) -> dict[str, float]:
+        return dict(zip(stack.columns, numbers.tolist(), strict=True))
+
+    def without_fold(member: int) -> dict[str, dict[str, float]]:
+        return {str(fold): by_column(weights[:, member]) for fold, weights in chosen.without.items()}
 
     def scores(blend: Blend) -> dict[str, Any]:
         gain, error = stack.gain(blend, equal)
         return {
             "method": blend.method,
             "weights": "shared" if blend.shared else "by column",
+            "calibrated": blend.calibration is not None,
             "same_essays": blend.same,
             "honest": blend.honest,
             "better_than_equal": gain,
@@ -156,16 +176,18 @@ def _content(ensemble: Ensemble) -> dict[str, Any]:
     return {
         "metric": stack.metric.title,
         "blended": "values" if stack.reference is None else "ranks",
-        "folds": "of all members" if ensemble.members.own_folds else "a split of the essays",
+        "folds": "of all members" if own_folds else "a split of the essays",
         "essays": len(ensemble.members.ids),
         **{key: scores(chosen)[key] for key in ("method", "weights", "honest")},
+        **({} if line is None else {"calibration": {"slope": by_column(line[0]), "shift": by_column(line[1])}}),
         "decision": method_name(decision_of(ensemble.members.recipe)),
         "methods": [scores(blend) for blend in ensemble.blends],
         "members": [
             {
                 "path": str(file.parent if file.name == OOF else file),
                 "sha256": sha256(file),
-                "weights": dict(zip(stack.columns, chosen.weights[:, member].tolist(), strict=True)),
+                "weights": by_column(chosen.weights[:, member]),
+                **({"weights_without_fold": without_fold(member)} if own_folds else {}),
                 "adds": None if np.isnan(ensemble.adds[member]) else float(ensemble.adds[member]),
             }
             for member, file in enumerate(ensemble.members.files)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fb3.ensembles.calibration import is_calibration
 from fb3.errors import Fb3Error
 from fb3.system.file_names import DECISION, ENSEMBLE, OOF, RECIPE
 from fb3.system.files import read_json, sha256
@@ -40,6 +41,18 @@ def packed_decision(paths: Sequence[Path]) -> dict[str, Any] | None:
     """The content of an ensemble's decision.json; none where the paths are runs, or it has none."""
     files = [path / DECISION for path in paths if (path / ENSEMBLE).is_file() and (path / DECISION).is_file()]
     return read_json(files[0]) if files else None
+
+
+def packed_calibration(paths: Sequence[Path]) -> dict[str, Weights] | None:
+    """Slope and shift by column that an ensemble's blends go through; none where there are none."""
+    for file in (path / ENSEMBLE for path in paths if (path / ENSEMBLE).is_file()):
+        content = read_json(file, {"members": list})
+        if "calibration" not in content:
+            return None
+        if not is_calibration(content["calibration"], _weights(content["members"][0], file)):
+            raise Fb3Error(f"{file}: calibration: want a slope above 0 and a shift a column; run `fb3 ensemble` again")
+        return content["calibration"]
+    return None
 
 
 def _weights(member: Any, file: Path) -> Weights:

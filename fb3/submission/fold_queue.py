@@ -8,6 +8,7 @@ from threading import TIMEOUT_MAX
 import numpy as np
 
 from fb3.data.tokens import Encoded
+from fb3.ensembles.calibration import calibrated
 from fb3.errors import Fb3Error
 from fb3.models.flops import forward_flops
 from fb3.prediction.backends.choose import tell_backends
@@ -37,6 +38,7 @@ class FoldQueue:
             nothing waits for them beyond the deadline.
         submission: the file to improve.
         summary: records each fold's fate.
+        calibration: slope and shift of each column, (2, K), for the averaged values; none: they stay as they are.
         ends: the deadline, by time.monotonic().
         strict: a fold that cannot be used is an error.
     """
@@ -49,11 +51,12 @@ class FoldQueue:
         tokens: Tokens,
         submission: SubmissionFile,
         summary: Summary,
+        calibration: np.ndarray | None,
         ends: float,
         strict: bool,
     ) -> None:
         self.checks, self.submission, self.summary = checks, submission, summary
-        self.members, self.ids, self.tokens = members, ids, tokens
+        self.members, self.ids, self.tokens, self.calibration = members, ids, tokens, calibration
         self.ends, self.strict = ends, strict
         devices = [str(device) for device in pick_devices(broken=members[0].recipe.predict.broken_gpu)]
         tell_backends((member.recipe for member in members), devices[0], strict)
@@ -168,7 +171,10 @@ class FoldQueue:
         self.summary.left_out(name, reached, "cut off")
 
     def _write(self, predictions: Predictions) -> None:
-        self.submission.update(predictions.ids, predictions.values)
+        values = predictions.values
+        if self.calibration is not None:
+            values = calibrated(values, self.calibration)
+        self.submission.update(predictions.ids, values)
 
 
 class FoldTimes:

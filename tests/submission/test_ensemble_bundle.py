@@ -1,6 +1,7 @@
 """A bundle of an ensemble: weights in the manifest, a weighted mean whichever folds are there."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,25 @@ def test_runs_are_weighed_as_in_the_ensemble_and_renormalised_where_one_is_missi
     np.testing.assert_allclose(left, alone["tiny"].loc[left.index], atol=1e-6)
 
 
+def test_slope_and_shift_are_packed_and_applied_to_the_averages_of_whichever_runs_are_there(
+    pair, run, competition, tmp_path
+):
+    columns = list(pair[1].stack.columns)
+    line = {"slope": dict.fromkeys(columns, 1.25), "shift": dict.fromkeys(columns, -0.5)}
+    packed = write_bundle([changed(pair[0], tmp_path, lambda c: c.update(calibration=line))], tmp_path / "bundle")
+    manifest = read_json(packed.path / "manifest.json")
+    assert manifest["calibration"] == line
+    shutil.rmtree(packed.path / "runs" / "other")
+    after = predicted(packed.path, competition, tmp_path)
+    write_json({name: each for name, each in manifest.items() if name != "calibration"}, packed.path / "manifest.json")
+    before = predicted(packed.path, competition, tmp_path)
+    np.testing.assert_allclose(after, (before * 1.25 - 0.5).clip(1, 5), atol=1e-5)
+    for bad in ({}, line | {"slope": dict.fromkeys(columns, 0)}, line | {"shift": dict.fromkeys(columns, "1")}):
+        write_json(manifest | {"calibration": bad}, packed.path / "manifest.json")
+        with pytest.raises(Fb3Error, match="want a slope above 0 and a shift for each column that has weights"):
+            read_bundle(packed.path)
+
+
 def test_a_column_without_weight_takes_the_mean_until_a_run_with_weight_arrives(pair, competition, tmp_path):
     folder, _ = pair
     packed = write_bundle([folder / "E"], tmp_path / "bundle")
@@ -114,6 +134,7 @@ def changed(folder, tmp_path, change):
         (lambda c: c["members"][0].update(path="nowhere"), r"nowhere is no run folder from here; move it back"),
         (lambda c: c["members"][0].update(path=__file__), r"is a file of predictions, so there is no model to pack"),
         (lambda c: c["members"][0].update(weights={"a": -1}), r"want a path and weights, not negative, for each"),
+        (lambda c: c.update(calibration={"slope": {}}), "want a slope above 0 and a shift a column"),
         (
             lambda c: c["members"][0].update(weights={"a": 1.0}),
             r"its weights are for \['a'\]; run `fb3 ensemble` again",
