@@ -9,7 +9,10 @@ import pandas as pd
 
 from fb3.data.tables import FOLD_COLUMN
 from fb3.ensembles.comparison import METHODS, Blend, Stack
+from fb3.ensembles.ensemble_file import stored_path
+from fb3.ensembles.frontier import Frontier, TimeLimit
 from fb3.ensembles.members import Members, read_members
+from fb3.ensembles.run_flops import fold_flops, trained_run
 from fb3.errors import Fb3Error, nearest
 from fb3.recipe.decision import method_name
 from fb3.runs.decide import write_scores
@@ -26,7 +29,8 @@ class Ensemble(NamedTuple):
     """A weighed ensemble.
 
     path: its folder. stack: the members' predictions. blends: every method that was tried. chosen: the one that the
-    folder holds, calibrated where that pays. adds: (M,), see `Stack.adds`.
+    folder holds, calibrated where that pays. adds: (M,), see `Stack.adds`. flops: (M,), of one fold and essay, NaN for
+    members that are no trained run. frontier: the sets that a time limit chose from.
     """
 
     path: Path
@@ -35,16 +39,22 @@ class Ensemble(NamedTuple):
     blends: list[Blend]
     chosen: Blend
     adds: np.ndarray
+    flops: np.ndarray
+    frontier: Frontier | None = None
 
     def names(self) -> list[str]:
-        """The members' names: a run folder's, or a file's without its suffix; whole paths where names are alike."""
-        files = self.members.files
-        names = [file.parent.name if file.name == OOF else file.stem for file in files]
-        return [str(file) if names.count(name) > 1 else name for name, file in zip(names, files, strict=True)]
+        """The members' names, see `names_of`."""
+        return names_of(self.members.files)
+
+    def prices(self) -> np.ndarray:
+        """FLOPs (M,), the mean of the others for members without."""
+        known = self.flops[np.isfinite(self.flops)]
+        return np.nan_to_num(self.flops, nan=known.mean() if known.size else 1.0)
 
     def text(self) -> str:
         """The table of methods, the weights, and the members that were dropped."""
-        return "\n".join([*self._methods(), "", *self._weights(), f"{self.path}: written"])
+        sets = [*self.frontier.text(), ""] if self.frontier else []
+        return "\n".join([*sets, *self._methods(), "", *self._weights(), f"{self.path}: written"])
 
     def _methods(self) -> list[str]:
         stack, equal = self.stack, self.blends[0]
@@ -73,6 +83,12 @@ class Ensemble(NamedTuple):
         return [*lines, *([f"dropped, with what each would add: {', '.join(dropped)}"] if dropped else [])]
 
 
+def names_of(files: Sequence[Path]) -> list[str]:
+    """A run folder's name, or a file's without its suffix; whole paths where names are alike."""
+    names = [file.parent.name if file.name == OOF else file.stem for file in files]
+    return [str(file) if names.count(name) > 1 else name for name, file in zip(names, files, strict=True)]
+
+
 @raises_disk_full("out")
 def weigh(
     paths: Sequence[str | Path],
@@ -81,6 +97,7 @@ def weigh(
     data: Path | None = None,
     competition: str | None = None,
     recipe: str | None = None,
+    limit: TimeLimit | None = None,
 ) -> Ensemble:
     """Weighs members on their out-of-fold predictions, and writes the new folder `out`.
 
@@ -92,9 +109,11 @@ def weigh(
         paths, data, recipe, competition: see `read_members`.
         out: the folder.
         method: a name in `METHODS`; none: see `Stack.choose`.
+        limit: the members that fit into a time are chosen first, see `Frontier`; frontier.csv and frontier.png then
+            tell the others' scores and seconds.
 
     Raises:
-        Fb3Error: see `read_members`; also an unknown method, or `out` is there already.
+        Fb3Error: see `read_members`; also an unknown method, `out` is there already, or no member fits into the time.
     """
     out = Path(out)
     if method is not None and method not in METHODS:
@@ -102,15 +121,21 @@ def weigh(
     if out.exists():
         raise Fb3Error(f"{out}: is there already; choose another --out")
     members = read_members(paths, data, recipe, competition)
-    stack = stack_of(members)
+    stack, frontier = stack_of(members), None
     blends = stack.fit_all()
     chosen = stack.choose(blends, method)
+    if limit:
+        frontier = Frontier(limit, names_of(members.files), stack, chosen)
+        members = members.some(frontier.taken.members)
+        stack = stack_of(members)
+        blends = stack.fit_all()
+        chosen = stack.choose(blends, method)
     adds = stack.adds(chosen)
     if _may_be_calibrated(members):
         blends.append(stack.calibrate(chosen))
         gain, error = stack.gain(blends[-1], chosen)
         chosen = blends[-1] if gain > error else chosen
-    ensemble = Ensemble(out, members, stack, blends, chosen, adds)
+    ensemble = Ensemble(out, members, stack, blends, chosen, adds, _flops(members, data), frontier)
     with atomic_folder(out) as aside:
         _write(ensemble, aside)
     return ensemble
@@ -130,6 +155,11 @@ def stack_of(members: Members) -> Stack:
     )
 
 
+def _flops(members: Members, data: Path | None) -> np.ndarray:
+    runs = [trained_run(file.parent) if file.name == OOF else None for file in members.files]
+    return np.array([fold_flops(run, data) if run else np.nan for run in runs])
+
+
 def _may_be_calibrated(members: Members) -> bool:
     """Whether slope and shift can matter: for errors of numbers, neither labels nor decisions nor order alone."""
     target = target_of(members.recipe)
@@ -147,6 +177,8 @@ def _write(ensemble: Ensemble, out: Path) -> None:
     table = pd.concat([folds, truth, pd.DataFrame(blended, columns=columns)], axis=1)
     write_csv(table.sort_values([FOLD_COLUMN, identifier]), out / OOF)
     write_json(_content(ensemble), out / ENSEMBLE)
+    if ensemble.frontier:
+        ensemble.frontier.write(out)
     write_scores(out, members.recipe)
 
 
@@ -154,6 +186,7 @@ def _content(ensemble: Ensemble) -> dict[str, Any]:
     """The content of ensemble.json."""
     stack, chosen, equal = ensemble.stack, ensemble.chosen, ensemble.blends[0]
     line, own_folds = chosen.calibration, ensemble.members.own_folds
+    order = stack.order(chosen, ensemble.prices())
 
     def by_column(numbers: np.ndarray) -> dict[str, float]:
         return dict(zip(stack.columns, numbers.tolist(), strict=True))
@@ -184,11 +217,13 @@ def _content(ensemble: Ensemble) -> dict[str, Any]:
         "methods": [scores(blend) for blend in ensemble.blends],
         "members": [
             {
-                "path": str(file.parent if file.name == OOF else file),
+                "path": stored_path(file.parent if file.name == OOF else file, ensemble.path),
                 "sha256": sha256(file),
                 "weights": by_column(chosen.weights[:, member]),
                 **({"weights_without_fold": without_fold(member)} if own_folds else {}),
                 "adds": None if np.isnan(ensemble.adds[member]) else float(ensemble.adds[member]),
+                **({} if np.isnan(ensemble.flops[member]) else {"flops": ensemble.flops[member]}),
+                **({"order": order.index(member)} if member in order else {}),
             }
             for member, file in enumerate(ensemble.members.files)
         ],

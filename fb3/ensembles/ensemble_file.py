@@ -1,5 +1,6 @@
 """Reads ensemble.json: the run folders to pack, and their weights."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ Weights = dict[str, float]  # by column
 def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
     """The run folders that paths mean, in the order of inference; an ensemble's members with their weights.
 
-    Runs of an ensemble stand in the order of what they add, so that a deadline costs the least useful ones.
+    Runs of an ensemble stand in the order of what they add for their time, so that a deadline costs the least useful.
 
     Raises:
         Fb3Error: an ensemble beside other paths, or one that cannot be packed: a member is a CSV, was trained on since,
@@ -32,9 +33,23 @@ def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
         raise Fb3Error(f"{file}: blends ranks, and inference averages values; pack its runs, which then weigh the same")
     members = [member for member in content["members"] if any(_weights(member, file).values())]
     for member in members:
-        _check_run(Path(member["path"]), member.get("sha256"), file)
-    members.sort(key=lambda member: -(member.get("adds") or 0.0))
-    return {Path(member["path"]): _weights(member, file) for member in members}
+        _check_run(member_path(member["path"], ensembles[0]), member.get("sha256"), file)
+    members.sort(key=lambda member: member.get("order", -(member.get("adds") or 0.0)))  # older files hold no order
+    return {member_path(member["path"], ensembles[0]): _weights(member, file) for member in members}
+
+
+def stored_path(path: Path, ensemble: Path) -> str:
+    """A member's path for ensemble.json: absolute as it was given, or from the ensemble's folder.
+
+    So both may move together, and the ensemble can be used from any folder.
+    """
+    return str(path) if path.is_absolute() else os.path.relpath(path, os.path.realpath(ensemble))
+
+
+def member_path(stored: str, ensemble: Path) -> Path:
+    """The place that ensemble.json names: from the ensemble's folder, or from the working directory in older files."""
+    below = Path(os.path.normpath(Path(os.path.realpath(ensemble)) / stored))
+    return below if below.exists() else Path(stored)
 
 
 def packed_decision(paths: Sequence[Path]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from fb3.data.tokens import Encoded
 from fb3.ensembles.calibration import calibrated
 from fb3.errors import Fb3Error
-from fb3.models.flops import forward_flops
+from fb3.models.flops import encoder_flops
 from fb3.prediction.backends.choose import tell_backends
 from fb3.prediction.predictions import Predictions, average
 from fb3.runs.run_folder import Member, in_turn
@@ -19,8 +19,7 @@ from fb3.submission.device_pool import DevicePool
 from fb3.submission.submission_file import SubmissionFile
 from fb3.submission.summary import Summary
 from fb3.system.devices import pick_devices
-from fb3.system.file_names import ENCODER, SECOND
-from fb3.system.files import read_json
+from fb3.system.file_names import ENCODER
 from fb3.system.progress import say
 
 # Safety factor for a run without a timed fold: its FLOPs and another run's speed tell its time only roughly.
@@ -189,11 +188,7 @@ class FoldTimes:
 
     def add(self, member: Member, encoded: Encoded) -> None:
         """Counts a run's FLOPs, before its first fold."""
-        folder, flops = member.path / ENCODER, 0.0
-        for tokens, place in ((encoded, folder), (encoded.second, folder / SECOND)):
-            if tokens:
-                flops += float(forward_flops(read_json(place / "config.json"), tokens.lengths).sum())
-        self.flops[member.name] = flops
+        self.flops[member.name] = float(encoder_flops(member.path / ENCODER, encoded).sum())
 
     def estimate(self, run: str) -> float:
         """Seconds of the run's next fold; 0 while no fold of any run was timed."""

@@ -145,6 +145,30 @@ def test_classes_have_one_weight_a_member_so_that_probabilities_sum_to_1(name):
     assert all(stack.gain(blend, equal)[0] > 0 for blend in others)
 
 
+def test_inference_begins_with_what_lowers_the_error_most_for_its_price():
+    truth, members = drawn(noise=(0.3, 0.3, 0.6))
+    members[1] = members[0]
+    stack = Stack(members, truth, split(400), METRICS["mcrmse"], COLUMNS)
+    equal = stack.fit("equal", True)
+
+    def gains(before, price):  # of each member beside some, by the mean of their predictions
+        start = (
+            truth.std(0).mean() if not before else METRICS["mcrmse"].formula(truth, members[before].mean(0), False)[0]
+        )
+        after = [METRICS["mcrmse"].formula(truth, members[[*before, each]].mean(0), False)[0] for each in range(3)]
+        return [(start - loss) / each for loss, each in zip(after, price, strict=True)]
+
+    for price in ([1, 1.01, 1], [1, 1.01, 0.01], [5, 5.05, 1]):
+        order, before = stack.order(equal, np.array(price)), []
+        assert sorted(order) == [0, 1, 2]
+        for member in order:
+            found = gains(before, price)
+            assert found[member] >= max(found[each] for each in range(3) if each not in before) - 1e-9
+            before.append(member)
+    blend = equal._replace(weights=np.array([[0.5, 0, 0.5], [1, 0, 0]]))
+    assert stack.order(blend, np.ones(3)) == [0, 2]
+
+
 def test_groups_stay_together_in_a_split():
     groups = [f"g{number % 30}" for number in range(200)]
     parts = split(200, groups)

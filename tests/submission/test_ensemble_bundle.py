@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from fb3.bundles.bundle import read_bundle, verify_bundle
 from fb3.bundles.packing import write_bundle
 from fb3.ensembles.ensemble import weigh
+from fb3.ensembles.ensemble_file import packed_runs
 from fb3.errors import Fb3Error
 from fb3.runs.checkpoint import read_weights, write_weights
 from fb3.submission.inference import infer
@@ -50,8 +52,7 @@ def test_runs_are_weighed_as_in_the_ensemble_and_renormalised_where_one_is_missi
     folder, found = pair
     packed = write_bundle([folder / "E"], tmp_path / "bundle")
     by_name = {entry["name"]: entry["weights"] for entry in packed.manifest["runs"]}
-    order = [name for name, _ in sorted(zip(found.names(), found.adds, strict=True), key=lambda pair: -pair[1])]
-    assert list(by_name) == order
+    assert list(by_name) == [found.names()[member] for member in found.stack.order(found.chosen, found.prices())]
     verify_bundle(packed.path)
     alone = {}
     for path in (run, folder / "other"):
@@ -144,6 +145,23 @@ def changed(folder, tmp_path, change):
 def test_ensembles_that_cannot_be_packed_say_why(pair, tmp_path, change, words):
     with pytest.raises(Fb3Error, match=words):
         write_bundle([changed(pair[0], tmp_path, change)], tmp_path / "bundle")
+
+
+def test_folders_that_moved_together_are_found_from_any_working_directory(run, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        copied(run, tmp_path / "old" / name)
+    monkeypatch.chdir(tmp_path / "old")
+    weigh(["a", "b"], "deep/E", method="equal")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").rename(tmp_path / "new")
+    stored = read_json(tmp_path / "new" / "deep" / "E" / "ensemble.json")["members"]
+    assert [member["path"] for member in stored] == ["../../a", "../../b"]
+    assert list(packed_runs([tmp_path / "new" / "deep" / "E"])) == [tmp_path / "new" / "a", tmp_path / "new" / "b"]
+    older = [{**member, "path": name} for member, name in zip(stored, "ab", strict=True)]
+    content = read_json(tmp_path / "new" / "deep" / "E" / "ensemble.json") | {"members": older}
+    write_json(content, tmp_path / "new" / "deep" / "E" / "ensemble.json")
+    monkeypatch.chdir(tmp_path / "new")
+    assert list(packed_runs([Path("deep/E")])) == [Path("a"), Path("b")]
 
 
 def test_an_ensemble_is_packed_alone_and_is_no_run_to_verify(pair, run, tmp_path):
