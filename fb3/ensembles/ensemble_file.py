@@ -19,11 +19,14 @@ def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
     Runs of an ensemble stand in the order of what they add for their time, so that a deadline costs the least useful.
 
     Raises:
-        Fb3Error: an ensemble beside other paths, or one that cannot be packed: a member is a CSV, was trained on since,
-            or has moved; ranks are blended.
+        Fb3Error: a run twice, an ensemble beside other paths, or one that cannot be packed: a member is a CSV, was
+            trained on since, or has moved; ranks are blended.
     """
     ensembles = [path for path in paths if (path / ENSEMBLE).is_file()]
     if not ensembles:
+        places = [path.resolve() for path in paths]
+        if twice := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+            raise Fb3Error(f"{twice[0]}: is given twice, and a bundle holds a run once; leave one out")
         return dict.fromkeys(paths)
     if len(paths) > 1:
         raise Fb3Error(f"{ensembles[0]}: an ensemble is packed alone; make one of all members with `fb3 ensemble`")

@@ -99,8 +99,11 @@ class Frontier:
         axes.errorbar(table["seconds"], table["honest"], yerr=table["error"], fmt="o-", capsize=2)
         axes.plot(self.taken.seconds, self.taken.honest, "s", markersize=9, label="taken")
         axes.axvline(self.limit.seconds, linestyle="--", color="grey", label="limit")
-        for each in self.sets:
-            axes.annotate(str(len(each.members)), (each.seconds, each.honest), (3, 5), textcoords="offset points")
+        last = 0.0
+        for each in reversed(self.sets):
+            if each.seconds > 1.08 * last:  # numbers closer than that would stand on each other
+                axes.annotate(str(len(each.members)), (each.seconds, each.honest), (3, 5), textcoords="offset points")
+                last = each.seconds
         axes.set(xlabel=f"seconds on {self.limit.machine}", ylabel=f"honest {self.metric.title}", xscale="log")
         axes.set_title("Sets of members, by their number; bars: standard error of the difference to all", fontsize=9)
         axes.legend()

@@ -14,6 +14,7 @@ from fb3.ensembles.ensemble import weigh
 from fb3.ensembles.ensemble_file import packed_runs
 from fb3.errors import Fb3Error
 from fb3.runs.checkpoint import read_weights, write_weights
+from fb3.runs.joining import merge
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
 from fb3.verification.check import verify
@@ -169,3 +170,10 @@ def test_an_ensemble_is_packed_alone_and_is_no_run_to_verify(pair, run, tmp_path
         verify(pair[0] / "E")
     with pytest.raises(Fb3Error, match="an ensemble is packed alone"):
         write_bundle([pair[0] / "E", run], tmp_path / "bundle")
+    with pytest.raises(Fb3Error, match="an ensemble has no folds to join; make one of all members"):
+        merge([run, pair[0] / "E"], tmp_path / "merged")
+
+
+def test_a_run_given_twice_is_refused(run, tmp_path):
+    with pytest.raises(Fb3Error, match="is given twice, and a bundle holds a run once; leave one out"):
+        write_bundle([run, run / "fold0" / ".."], tmp_path / "bundle")
