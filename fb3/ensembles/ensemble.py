@@ -61,13 +61,13 @@ class Ensemble(NamedTuple):
         singles = [stack.score(member).overall for member in self.members.predicted]
         best = min(range(len(singles)), key=lambda member: stack.sign * singles[member])
         other = "other folds" if self.members.own_folds else "other essays"
-        head = f"{stack.metric.title + ', weights fitted on':<44}{'same essays':>12}{other:>14}  better than equal"
-        lines = [head, f"  {'best member, ' + self.names()[best]:<42}{singles[best]:>12.5f}"]
+        head = f"{stack.metric.title + ', weights fitted on':<56}{'same essays':>12}{other:>14}  better than equal"
+        lines = [head, f"  {'best member, ' + self.names()[best]:<54}{singles[best]:>12.5f}"]
         for blend in self.blends:
             gain, error = stack.gain(blend, equal)
             title = blend.title + (" (taken)" if blend is self.chosen else "")
             differs = "" if blend is equal else f"  {gain:+.5f} ± {error:.5f}"
-            lines.append(f"  {title:<42}{blend.same:>12.5f}{blend.honest:>14.5f}{differs}")
+            lines.append(f"  {title:<54}{blend.same:>12.5f}{blend.honest:>14.5f}{differs}")
         return lines
 
     def _weights(self) -> list[str]:
