@@ -113,6 +113,7 @@ def test_no_circles():
         ("pydantic", {"recipe", "tuning.space"}),
         ("kaggle", {"upload"}),
         ("optuna", {"tuning.study"}),
+        ("matplotlib", {"ensembles.frontier"}),
         ("openvino", {"prediction.backends.openvino"}),
         ("onnx", {"prediction.backends.onnx"}),
         ("onnxruntime", {"prediction.backends.onnx"}),

@@ -1,11 +1,14 @@
 """Reading a bundle, the folder of a Kaggle data set whose manifest names every file with its size and hash."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fb3.ensembles.calibration import is_calibration
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.run_folder import Member
@@ -43,6 +46,11 @@ class Bundle:
     def weights(self) -> dict[str, dict[str, float] | None]:
         """Each run's weights by column, by the run's name; none where all weigh the same."""
         return {run["name"]: run.get("weights") for run in self.manifest["runs"]}
+
+    def calibration(self, columns: Sequence[str]) -> np.ndarray | None:
+        """Slope and shift of each column, (2, K), for the averaged values; none: they stay as they are."""
+        found = self.manifest.get("calibration")
+        return found and np.array([[found[name][column] for column in columns] for name in ("slope", "shift")])
 
     def check_trained(self) -> None:
         """Refuses a bundle of `--source-only`: it holds no run, so it cannot predict."""
@@ -120,6 +128,12 @@ def read_bundle(path: str | Path) -> Bundle:
         raise Fb3Error(
             f"{path / MANIFEST}: want files by their names, and runs, each with the name of a folder of its own and "
             "the numbers of its folds, and weights for all of them or for none; build the bundle anew"
+        )
+    columns = next((run["weights"] for run in manifest["runs"] if "weights" in run), {})
+    if "calibration" in manifest and not is_calibration(manifest["calibration"], columns):
+        raise Fb3Error(
+            f"{path / MANIFEST}: calibration: want a slope above 0 and a shift for each column that has weights; build "
+            "the bundle anew"
         )
     return Bundle(path, manifest)
 

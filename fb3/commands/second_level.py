@@ -19,11 +19,23 @@ def ensemble(
     data: Data = None,
     competition: Annotated[str | None, typer.Option(help="Take target and metric from this competition.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take them from this recipe; default: the first run's.")] = None,
+    limit: Annotated[
+        str | None, typer.Option(help="Choose the members that fit into a time at inference, such as 2h.")
+    ] = None,
+    essays: Annotated[int | None, typer.Option(min=1, help="Essays for --limit; default: the test's, or 2700.")] = None,
+    machine: Annotated[str | None, typer.Option(help="Machine of --limit: t4 (by FLOPs) or here (measured).")] = None,
 ) -> None:
     """Weigh runs and other predictions by their out-of-fold predictions, and score the weights honestly."""
     from fb3.ensembles.ensemble import weigh
 
-    print(weigh(members, required(out, "--out ENSEMBLE"), method, data, competition, recipe).text())
+    out, time_limit = required(out, "--out ENSEMBLE"), None
+    if limit is None and (essays or machine):
+        raise Fb3Error("--essays and --machine go with --limit")
+    if limit is not None:
+        from fb3.submission.run_seconds import price_members
+
+        members, time_limit = price_members(members, limit, essays, machine or "t4", data)
+    print(weigh(members, out, method, data, competition, recipe, time_limit).text())
 
 
 def words(

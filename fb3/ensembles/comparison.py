@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fb3.ensembles.calibration import calibrated, fit_calibration
 from fb3.ensembles.weights import ErrorProducts, greedy_weights, ridge_weights, shrunk_weights, squared_losses
 from fb3.errors import Fb3Error
 from fb3.targets.metrics import METRICS, Metric
@@ -27,24 +28,28 @@ class Blend(NamedTuple):
     """A fitted way to weigh M members.
 
     method: a name in `METHODS`. shared: one weight a member for all columns. weights: (K, M), fitted on all essays.
-    values: (N, K), each essay's blend under weights fitted on other folds. same, honest: the scores of blends under
-    `weights` and of `values`. draws: scores of `values` on the bootstrap's draws of essays.
+    without: weights (K, M) by fold, fitted on the other folds. values: (N, K), each essay's blend under the weights
+    without its fold. same, honest: the scores of blends under `weights` and of `values`. draws: scores of `values` on
+    the bootstrap's draws of essays. calibration: (2, K) slope and shift of each column, which `values` went through;
+    none: not calibrated.
     """
 
     method: str
     shared: bool
     weights: np.ndarray
+    without: dict[int, np.ndarray]
     values: np.ndarray
     same: float
     honest: float
     draws: np.ndarray
+    calibration: np.ndarray | None = None
 
     @property
     def title(self) -> str:
         """The method, and what it weighs."""
-        if self.method == "equal":
-            return self.method
-        return f"{self.method}, {'one weight for all columns' if self.shared else 'a weight a column'}"
+        weighs = "one weight for all columns" if self.shared else "a weight a column"
+        title = self.method if self.method == "equal" else f"{self.method}, {weighs}"
+        return title + (", calibrated" if self.calibration is not None else "")
 
 
 class Stack:
@@ -74,14 +79,14 @@ class Stack:
         self.folds, self.metric, self.columns, self.exclusive = folds, metric, list(columns), exclusive
         self.finish, self.sign = finish, 1 if metric.lower_is_better else -1
         by_column = bool(self.score(self.values.mean(0)).columns)  # the metric is a mean of columns' scores
-        self.reference, target = None, self.truth
+        self.reference, self.target = None, self.truth
         if metric.needs == "ranks" and by_column and not exclusive:
             self.reference = np.sort(self.values, axis=1).mean(0)
             self.values = np.stack([ranks(member) for member in self.values])
-            target = _stretched(ranks(self.truth), self.values.mean(0))
+            self.target = _stretched(ranks(self.truth), self.values.mean(0))
         rounds = metric.needs == "decisions" and not exclusive
         self.by_metric = not (metric in _SQUARED or rounds) and (exclusive or by_column)
-        self.products = ErrorProducts(self.values - target, folds, split(len(folds), parts=_PARTS, seed=1))
+        self.products = ErrorProducts(self.values - self.target, folds, split(len(folds), parts=_PARTS, seed=1))
         self.size = len(self.values)
 
     def score(self, values: np.ndarray):
@@ -90,10 +95,28 @@ class Stack:
 
     def fit(self, method: str, shared: bool) -> Blend:
         """Fits a method on all essays, and on all folds but each."""
-        values = self._honest(lambda fold: self._weights(method, shared, fold))
+        without = {int(fold): self._weights(method, shared, fold) for fold in self.products.folds}
+        values = self._honest(without.__getitem__)
         weights = self._weights(method, shared, None)
         same = self.score(self._restored(self._blend(weights))).overall
-        return Blend(method, shared, weights, values, same, self.score(values).overall, self._draws(values))
+        return Blend(
+            method, shared, weights, without, values, same, self.score(values).overall, self.draw_scores(values)
+        )
+
+    def calibrate(self, blend: Blend) -> Blend:
+        """A blend whose columns went through slope and shift, fitted on honest blends, and scored on other folds.
+
+        The honest blends shrink no less and no more than predictions of new essays do. A fold's slope knows this fold
+        only by the weights of the others, two numbers a column, which no score can tell.
+        """
+        values = blend.values.copy()
+        for fold in self.products.folds:
+            rows = self.folds == fold
+            values[rows] = calibrated(values[rows], fit_calibration(self.truth[~rows], blend.values[~rows]))
+        found = fit_calibration(self.truth, blend.values)
+        same = self.score(calibrated(self._blend(blend.weights), found)).overall
+        honest, draws = self.score(values).overall, self.draw_scores(values)
+        return blend._replace(values=values, same=same, honest=honest, draws=draws, calibration=found)
 
     def fit_all(self) -> list[Blend]:
         """All methods, with a weight a column where the columns are not classes of one label, and with one for all."""
@@ -130,14 +153,10 @@ class Stack:
         are only brought back to a sum of 1. NaN for the only member.
         """
         within = blend.weights.any(0)
-        sums, counts = self.products.without(None, blend.shared)
-        ridge = shrunk_weights(sums, counts)[1] if blend.method == "shrunk" else 0.0
+        values_of = self.subsets(blend)
 
         def loss(members: np.ndarray) -> float:
-            def weights(fold: int) -> np.ndarray:
-                return self._weights_of(blend, members, ridge, fold)
-
-            return self.sign * self.score(self._honest(weights)).overall
+            return self.sign * self.score(values_of(members)).overall
 
         out, whole, every = np.full(self.size, np.nan), loss(within), np.arange(self.size)
         for member in every:
@@ -145,6 +164,42 @@ class Stack:
             if other.any():
                 out[member] = (loss(other) - whole) * (1 if within[member] else -1)
         return out
+
+    def subsets(self, blend: Blend) -> Callable[[np.ndarray], np.ndarray]:
+        """From some members, (M,) bool, to their honest blend (N, K): weighed as in `blend`, with its ridge."""
+        sums, counts = self.products.without(None, blend.shared)
+        ridge = shrunk_weights(sums, counts)[1] if blend.method == "shrunk" else 0.0
+        return lambda members: self._honest(lambda fold: self._weights_of(blend, members, ridge, fold))
+
+    def order(self, blend: Blend, price: np.ndarray) -> list[int]:
+        """The members that have weight, the one first that lowers the squared error most for its price, and so on.
+
+        Each is taken beside the members before it, their weights brought to a sum of 1, as inference does; the first
+        one beside the mean of the truths. An out-of-fold prediction comes from one fold's model, so the order is right
+        for one fold of each run.
+
+        Args:
+            price: (M,), one fold's, above 0.
+        """
+        sums, counts = self.products.without(None, False)
+        products, left = sums.sum(0) / counts.sum(), np.flatnonzero(blend.weights.any(0)).tolist()
+
+        def loss(members: list[int]) -> float:
+            weights = blend.weights[:, members]
+            weights = np.where(weights.any(1, keepdims=True), weights, 1.0)
+            weights = weights / weights.sum(1, keepdims=True)  # (K, m)
+            within = products[:, np.array(members)[:, None], members]
+            return float(np.sqrt(np.einsum("km,kmn,kn->k", weights, within, weights)).mean())
+
+        order: list[int] = []
+        lowest = float(self.target.std(0).mean())
+        while left:
+            losses = {member: loss([*order, member]) for member in left}
+            taken = max(left, key=lambda member: (lowest - losses[member]) / price[member])
+            order.append(taken)
+            lowest = losses[taken]
+            left.remove(taken)
+        return order
 
     def _loss(self, blend: Blend) -> float:
         return self.sign * blend.honest
@@ -197,7 +252,7 @@ class Stack:
         out = np.empty(self.truth.shape)
         for fold in self.products.folds:
             rows = self.folds == fold
-            out[rows] = self._blend(weights(fold))[rows]
+            out[rows] = np.einsum("mnk,km->nk", self.values[:, rows], weights(fold))
         return self._restored(out)
 
     def _blend(self, weights: np.ndarray) -> np.ndarray:
@@ -211,7 +266,7 @@ class Stack:
         columns = zip(ranks(blended).T, self.reference.T, strict=True)
         return np.stack([np.interp(column, places, reference) for column, reference in columns], axis=1)
 
-    def _draws(self, values: np.ndarray) -> np.ndarray:
+    def draw_scores(self, values: np.ndarray) -> np.ndarray:
         """Scores on draws of the essays with replacement, the same draws for all; NaN where a metric has no value."""
         finished, draw, scores = self.finish(values), np.random.default_rng(2), np.full(_DRAWS, np.nan)
         for at in range(_DRAWS):

@@ -1,9 +1,11 @@
 """Reads ensemble.json: the run folders to pack, and their weights."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fb3.ensembles.calibration import is_calibration
 from fb3.errors import Fb3Error
 from fb3.system.file_names import DECISION, ENSEMBLE, OOF, RECIPE
 from fb3.system.files import read_json, sha256
@@ -14,14 +16,17 @@ Weights = dict[str, float]  # by column
 def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
     """The run folders that paths mean, in the order of inference; an ensemble's members with their weights.
 
-    Runs of an ensemble stand in the order of what they add, so that a deadline costs the least useful ones.
+    Runs of an ensemble stand in the order of what they add for their time, so that a deadline costs the least useful.
 
     Raises:
-        Fb3Error: an ensemble beside other paths, or one that cannot be packed: a member is a CSV, was trained on since,
-            or has moved; ranks are blended.
+        Fb3Error: a run twice, an ensemble beside other paths, or one that cannot be packed: a member is a CSV, was
+            trained on since, or has moved; ranks are blended.
     """
     ensembles = [path for path in paths if (path / ENSEMBLE).is_file()]
     if not ensembles:
+        places = [path.resolve() for path in paths]
+        if twice := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+            raise Fb3Error(f"{twice[0]}: is given twice, and a bundle holds a run once; leave one out")
         return dict.fromkeys(paths)
     if len(paths) > 1:
         raise Fb3Error(f"{ensembles[0]}: an ensemble is packed alone; make one of all members with `fb3 ensemble`")
@@ -31,15 +36,41 @@ def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
         raise Fb3Error(f"{file}: blends ranks, and inference averages values; pack its runs, which then weigh the same")
     members = [member for member in content["members"] if any(_weights(member, file).values())]
     for member in members:
-        _check_run(Path(member["path"]), member.get("sha256"), file)
-    members.sort(key=lambda member: -(member.get("adds") or 0.0))
-    return {Path(member["path"]): _weights(member, file) for member in members}
+        _check_run(member_path(member["path"], ensembles[0]), member.get("sha256"), file)
+    members.sort(key=lambda member: member.get("order", -(member.get("adds") or 0.0)))  # older files hold no order
+    return {member_path(member["path"], ensembles[0]): _weights(member, file) for member in members}
+
+
+def stored_path(path: Path, ensemble: Path) -> str:
+    """A member's path for ensemble.json: absolute as it was given, or from the ensemble's folder.
+
+    So both may move together, and the ensemble can be used from any folder.
+    """
+    return str(path) if path.is_absolute() else os.path.relpath(path, os.path.realpath(ensemble))
+
+
+def member_path(stored: str, ensemble: Path) -> Path:
+    """The place that ensemble.json names: from the ensemble's folder, or from the working directory in older files."""
+    below = Path(os.path.normpath(Path(os.path.realpath(ensemble)) / stored))
+    return below if below.exists() else Path(stored)
 
 
 def packed_decision(paths: Sequence[Path]) -> dict[str, Any] | None:
     """The content of an ensemble's decision.json; none where the paths are runs, or it has none."""
     files = [path / DECISION for path in paths if (path / ENSEMBLE).is_file() and (path / DECISION).is_file()]
     return read_json(files[0]) if files else None
+
+
+def packed_calibration(paths: Sequence[Path]) -> dict[str, Weights] | None:
+    """Slope and shift by column that an ensemble's blends go through; none where there are none."""
+    for file in (path / ENSEMBLE for path in paths if (path / ENSEMBLE).is_file()):
+        content = read_json(file, {"members": list})
+        if "calibration" not in content:
+            return None
+        if not is_calibration(content["calibration"], _weights(content["members"][0], file)):
+            raise Fb3Error(f"{file}: calibration: want a slope above 0 and a shift a column; run `fb3 ensemble` again")
+        return content["calibration"]
+    return None
 
 
 def _weights(member: Any, file: Path) -> Weights:

@@ -1,7 +1,7 @@
 """Members of an ensemble: out-of-fold predictions of run folders and CSVs, matched by id with the truths."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,11 @@ class Members:
     truth: np.ndarray
     folds: np.ndarray
     own_folds: bool
+
+    def some(self, places: Sequence[int]) -> "Members":
+        """Some of the members, on the same essays."""
+        files = [self.files[place] for place in places]
+        return replace(self, files=files, predicted=self.predicted[list(places)])
 
 
 def read_members(

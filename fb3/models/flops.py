@@ -1,9 +1,16 @@
 """FLOPs of a forward pass by arithmetic, to compare encoders and to project times to another chip."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fb3.system.file_names import CONFIG, SECOND
+from fb3.system.files import read_json
+
+if TYPE_CHECKING:
+    from fb3.data.tokens import Encoded
 
 T4_FLOPS = 24e12  # FLOP a second that real kernels sustain in fp16; the data sheet says 65e12
 
@@ -22,3 +29,9 @@ def forward_flops(config: Mapping[str, Any], lengths: np.ndarray) -> np.ndarray:
     positions = 2 * (buckets if buckets > 0 else config.get("max_position_embeddings", 512)) if relative else 0
     tokens = np.asarray(lengths, np.float64)
     return layers * (24 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * positions * width)
+
+
+def encoder_flops(folder: Path, encoded: "Encoded") -> np.ndarray:
+    """FLOPs of one fold for each essay, (N,) float64: its encoder's, and the second encoder's where there is one."""
+    flops = forward_flops(read_json(folder / CONFIG), encoded.lengths)
+    return flops + encoder_flops(folder / SECOND, encoded.second) if encoded.second else flops

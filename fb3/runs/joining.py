@@ -15,7 +15,18 @@ from fb3.runs.fold_json import check_weights, digest_of, ids_hash, is_finished
 from fb3.runs.identity import Identity, recorded
 from fb3.runs.run_folder import Run, own_prepare, run_of
 from fb3.system.disk_space import raises_disk_full
-from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, PREPARE, RECIPE, RESUME, SECOND, fold_folder
+from fb3.system.file_names import (
+    ENCODER,
+    ENSEMBLE,
+    ENVIRONMENT,
+    FOLD_JSON,
+    OOF,
+    PREPARE,
+    RECIPE,
+    RESUME,
+    SECOND,
+    fold_folder,
+)
 from fb3.system.files import atomic_folder, link_or_copy, read_json, write_csv, write_json
 
 
@@ -33,6 +44,8 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
         raise Fb3Error(f"{out}: is there already; choose another --out")
     if len(runs) < 2:
         raise Fb3Error("fb3 merge: give two run folders or more")
+    if ensembles := [run for run in runs if (run / ENSEMBLE).is_file()]:
+        raise Fb3Error(f"{ensembles[0]}: an ensemble has no folds to join; make one of all members with `fb3 ensemble`")
     recipe = load_recipe(runs[0] / RECIPE)
     table = read_table(runs[0] / "folds.csv", [recipe.data.id_column, FOLD_COLUMN])
     own_prepare(runs[0], recipe)

@@ -8,8 +8,9 @@ from threading import TIMEOUT_MAX
 import numpy as np
 
 from fb3.data.tokens import Encoded
+from fb3.ensembles.calibration import calibrated
 from fb3.errors import Fb3Error
-from fb3.models.flops import forward_flops
+from fb3.models.flops import encoder_flops
 from fb3.prediction.backends.choose import tell_backends
 from fb3.prediction.predictions import Predictions, average
 from fb3.runs.run_folder import Member, in_turn
@@ -18,8 +19,7 @@ from fb3.submission.device_pool import DevicePool
 from fb3.submission.submission_file import SubmissionFile
 from fb3.submission.summary import Summary
 from fb3.system.devices import pick_devices
-from fb3.system.file_names import ENCODER, SECOND
-from fb3.system.files import read_json
+from fb3.system.file_names import ENCODER
 from fb3.system.progress import say
 
 # Safety factor for a run without a timed fold: its FLOPs and another run's speed tell its time only roughly.
@@ -37,6 +37,7 @@ class FoldQueue:
             nothing waits for them beyond the deadline.
         submission: the file to improve.
         summary: records each fold's fate.
+        calibration: slope and shift of each column, (2, K), for the averaged values; none: they stay as they are.
         ends: the deadline, by time.monotonic().
         strict: a fold that cannot be used is an error.
     """
@@ -49,11 +50,12 @@ class FoldQueue:
         tokens: Tokens,
         submission: SubmissionFile,
         summary: Summary,
+        calibration: np.ndarray | None,
         ends: float,
         strict: bool,
     ) -> None:
         self.checks, self.submission, self.summary = checks, submission, summary
-        self.members, self.ids, self.tokens = members, ids, tokens
+        self.members, self.ids, self.tokens, self.calibration = members, ids, tokens, calibration
         self.ends, self.strict = ends, strict
         devices = [str(device) for device in pick_devices(broken=members[0].recipe.predict.broken_gpu)]
         tell_backends((member.recipe for member in members), devices[0], strict)
@@ -168,7 +170,10 @@ class FoldQueue:
         self.summary.left_out(name, reached, "cut off")
 
     def _write(self, predictions: Predictions) -> None:
-        self.submission.update(predictions.ids, predictions.values)
+        values = predictions.values
+        if self.calibration is not None:
+            values = calibrated(values, self.calibration)
+        self.submission.update(predictions.ids, values)
 
 
 class FoldTimes:
@@ -183,11 +188,7 @@ class FoldTimes:
 
     def add(self, member: Member, encoded: Encoded) -> None:
         """Counts a run's FLOPs, before its first fold."""
-        folder, flops = member.path / ENCODER, 0.0
-        for tokens, place in ((encoded, folder), (encoded.second, folder / SECOND)):
-            if tokens:
-                flops += float(forward_flops(read_json(place / "config.json"), tokens.lengths).sum())
-        self.flops[member.name] = flops
+        self.flops[member.name] = float(encoder_flops(member.path / ENCODER, encoded).sum())
 
     def estimate(self, run: str) -> float:
         """Seconds of the run's next fold; 0 while no fold of any run was timed."""

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
+from fb3.ensembles.calibration import fit_calibration
 from fb3.ensembles.comparison import METHODS, Stack, split
 from fb3.targets.metrics import METRICS
 
@@ -35,6 +36,41 @@ def test_weights_are_scored_on_other_folds_than_they_were_fitted_on():
     np.testing.assert_allclose(blend.values, again, atol=1e-9)
     assert blend.honest == METRICS["mcrmse"].score(truth, again, COLUMNS).overall
     assert blend.same < blend.honest
+
+
+def test_weights_without_each_fold_are_those_of_the_honest_blend():
+    truth, members = drawn()
+    folds = split(400)
+    blend = Stack(members, truth, folds, METRICS["mae"], COLUMNS).fit("shrunk", shared=False)
+    assert sorted(blend.without) == list(range(10))
+    for fold, weights in blend.without.items():
+        rows = folds == fold
+        np.testing.assert_allclose(blend.values[rows], np.einsum("mnk,km->nk", members[:, rows], weights))
+
+
+def test_calibration_is_a_line_a_column_scored_on_other_folds_than_it_was_fitted_on():
+    truth, members = drawn()
+    folds, shrunk = split(400), 3 + (members - 3) * np.array([0.5, 1.0])
+    stack = Stack(shrunk, truth, folds, METRICS["rmse"], COLUMNS)
+    blend = stack.fit("simplex", False)
+    found, again = stack.calibrate(blend), np.empty_like(truth)
+    for fold, column in np.ndindex(10, 2):
+        rows = folds == fold
+        line = np.polyfit(blend.values[~rows, column], truth[~rows, column], 1)
+        again[rows, column] = np.polyval(line, blend.values[rows, column])
+    np.testing.assert_allclose(found.values, again)
+    assert found.honest == pytest.approx(METRICS["rmse"].score(truth, again, COLUMNS).overall)
+    for column in range(2):
+        line = np.polyfit(blend.values[:, column], truth[:, column], 1)
+        np.testing.assert_allclose(found.calibration[:, column], line)
+    gain, error = stack.gain(found, blend)
+    assert gain > 3 * error > 0
+    assert found.title == "simplex, a weight a column, calibrated"
+
+
+def test_a_column_that_goes_against_the_truths_keeps_its_values():
+    x = np.array([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]])
+    np.testing.assert_array_equal(fit_calibration(-x, x), [[1, 1], [0, 0]])
 
 
 def test_truths_of_a_fold_do_not_reach_its_own_blend():
@@ -107,6 +143,30 @@ def test_classes_have_one_weight_a_member_so_that_probabilities_sum_to_1(name):
         assert (blend.weights == blend.weights[0]).all()
     equal, *others = blends
     assert all(stack.gain(blend, equal)[0] > 0 for blend in others)
+
+
+def test_inference_begins_with_what_lowers_the_error_most_for_its_price():
+    truth, members = drawn(noise=(0.3, 0.3, 0.6))
+    members[1] = members[0]
+    stack = Stack(members, truth, split(400), METRICS["mcrmse"], COLUMNS)
+    equal = stack.fit("equal", True)
+
+    def gains(before, price):  # of each member beside some, by the mean of their predictions
+        start = (
+            truth.std(0).mean() if not before else METRICS["mcrmse"].formula(truth, members[before].mean(0), False)[0]
+        )
+        after = [METRICS["mcrmse"].formula(truth, members[[*before, each]].mean(0), False)[0] for each in range(3)]
+        return [(start - loss) / each for loss, each in zip(after, price, strict=True)]
+
+    for price in ([1, 1.01, 1], [1, 1.01, 0.01], [5, 5.05, 1]):
+        order, before = stack.order(equal, np.array(price)), []
+        assert sorted(order) == [0, 1, 2]
+        for member in order:
+            found = gains(before, price)
+            assert found[member] >= max(found[each] for each in range(3) if each not in before) - 1e-9
+            before.append(member)
+    blend = equal._replace(weights=np.array([[0.5, 0, 0.5], [1, 0, 0]]))
+    assert stack.order(blend, np.ones(3)) == [0, 2]
 
 
 def test_groups_stay_together_in_a_split():

@@ -74,6 +74,19 @@ def test_the_folder_holds_weights_honest_blends_and_their_scores(files):
     ]
 
 
+def test_a_line_is_kept_where_it_is_honestly_better_and_then_in_the_blend(files):
+    for name in ("good", "fair"):
+        table = pd.read_csv(files / f"{name}.csv")
+        table[COLUMNS] = 2 + (table[COLUMNS] - 3) / 2
+        table.to_csv(files / f"{name}.csv", index=False)
+    found = weighed(files, "good", "fair", out="F")
+    assert ", calibrated (taken)" in found.text()
+    content = json.loads((files / "F" / "ensemble.json").read_text())
+    assert min(content["calibration"]["slope"].values()) > 1.5
+    assert content["methods"][-1]["calibrated"]
+    assert read_scores(files / "F" / "scores.json")["score"] == pytest.approx(content["honest"], abs=1e-6)
+
+
 def test_rows_in_another_order_give_the_same_ensemble(files):
     first = weighed(files, "good", "fair", "random")
     for name in ("good", "fair", "random", "data/train"):
@@ -97,6 +110,9 @@ def test_a_run_a_csv_and_an_ensemble_are_members_alike(run, competition, tmp_pat
     with_folds.to_csv(tmp_path / "folds.csv", index=False)
     shared = weigh([run / "oof.csv", tmp_path / "folds.csv"], tmp_path / "F", data=competition)
     assert shared.members.own_folds
+    member = json.loads((tmp_path / "F" / "ensemble.json").read_text())["members"][1]
+    assert list(member["weights_without_fold"]) == ["0", "1"]
+    assert list(member["weights_without_fold"]["0"]) == columns
     assert "other folds" in shared.text()
     np.testing.assert_array_equal(np.unique(shared.members.folds), [0, 1])
     again = weigh([tmp_path / "E", tmp_path / "other.csv"], tmp_path / "G")

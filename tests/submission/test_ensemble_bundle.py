@@ -1,6 +1,8 @@
 """A bundle of an ensemble: weights in the manifest, a weighted mean whichever folds are there."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,8 +11,10 @@ import pytest
 from fb3.bundles.bundle import read_bundle, verify_bundle
 from fb3.bundles.packing import write_bundle
 from fb3.ensembles.ensemble import weigh
+from fb3.ensembles.ensemble_file import packed_runs
 from fb3.errors import Fb3Error
 from fb3.runs.checkpoint import read_weights, write_weights
+from fb3.runs.joining import merge
 from fb3.submission.inference import infer
 from fb3.system.files import read_json, sha256, write_json
 from fb3.verification.check import verify
@@ -49,8 +53,7 @@ def test_runs_are_weighed_as_in_the_ensemble_and_renormalised_where_one_is_missi
     folder, found = pair
     packed = write_bundle([folder / "E"], tmp_path / "bundle")
     by_name = {entry["name"]: entry["weights"] for entry in packed.manifest["runs"]}
-    order = [name for name, _ in sorted(zip(found.names(), found.adds, strict=True), key=lambda pair: -pair[1])]
-    assert list(by_name) == order
+    assert list(by_name) == [found.names()[member] for member in found.stack.order(found.chosen, found.prices())]
     verify_bundle(packed.path)
     alone = {}
     for path in (run, folder / "other"):
@@ -66,6 +69,25 @@ def test_runs_are_weighed_as_in_the_ensemble_and_renormalised_where_one_is_missi
         (fold / "model.safetensors").unlink()
     left = predicted(packed.path, competition, tmp_path)
     np.testing.assert_allclose(left, alone["tiny"].loc[left.index], atol=1e-6)
+
+
+def test_slope_and_shift_are_packed_and_applied_to_the_averages_of_whichever_runs_are_there(
+    pair, run, competition, tmp_path
+):
+    columns = list(pair[1].stack.columns)
+    line = {"slope": dict.fromkeys(columns, 1.25), "shift": dict.fromkeys(columns, -0.5)}
+    packed = write_bundle([changed(pair[0], tmp_path, lambda c: c.update(calibration=line))], tmp_path / "bundle")
+    manifest = read_json(packed.path / "manifest.json")
+    assert manifest["calibration"] == line
+    shutil.rmtree(packed.path / "runs" / "other")
+    after = predicted(packed.path, competition, tmp_path)
+    write_json({name: each for name, each in manifest.items() if name != "calibration"}, packed.path / "manifest.json")
+    before = predicted(packed.path, competition, tmp_path)
+    np.testing.assert_allclose(after, (before * 1.25 - 0.5).clip(1, 5), atol=1e-5)
+    for bad in ({}, line | {"slope": dict.fromkeys(columns, 0)}, line | {"shift": dict.fromkeys(columns, "1")}):
+        write_json(manifest | {"calibration": bad}, packed.path / "manifest.json")
+        with pytest.raises(Fb3Error, match="want a slope above 0 and a shift for each column that has weights"):
+            read_bundle(packed.path)
 
 
 def test_a_column_without_weight_takes_the_mean_until_a_run_with_weight_arrives(pair, competition, tmp_path):
@@ -114,6 +136,7 @@ def changed(folder, tmp_path, change):
         (lambda c: c["members"][0].update(path="nowhere"), r"nowhere is no run folder from here; move it back"),
         (lambda c: c["members"][0].update(path=__file__), r"is a file of predictions, so there is no model to pack"),
         (lambda c: c["members"][0].update(weights={"a": -1}), r"want a path and weights, not negative, for each"),
+        (lambda c: c.update(calibration={"slope": {}}), "want a slope above 0 and a shift a column"),
         (
             lambda c: c["members"][0].update(weights={"a": 1.0}),
             r"its weights are for \['a'\]; run `fb3 ensemble` again",
@@ -125,8 +148,32 @@ def test_ensembles_that_cannot_be_packed_say_why(pair, tmp_path, change, words):
         write_bundle([changed(pair[0], tmp_path, change)], tmp_path / "bundle")
 
 
+def test_folders_that_moved_together_are_found_from_any_working_directory(run, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        copied(run, tmp_path / "old" / name)
+    monkeypatch.chdir(tmp_path / "old")
+    weigh(["a", "b"], "deep/E", method="equal")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").rename(tmp_path / "new")
+    stored = read_json(tmp_path / "new" / "deep" / "E" / "ensemble.json")["members"]
+    assert [member["path"] for member in stored] == ["../../a", "../../b"]
+    assert list(packed_runs([tmp_path / "new" / "deep" / "E"])) == [tmp_path / "new" / "a", tmp_path / "new" / "b"]
+    older = [{**member, "path": name} for member, name in zip(stored, "ab", strict=True)]
+    content = read_json(tmp_path / "new" / "deep" / "E" / "ensemble.json") | {"members": older}
+    write_json(content, tmp_path / "new" / "deep" / "E" / "ensemble.json")
+    monkeypatch.chdir(tmp_path / "new")
+    assert list(packed_runs([Path("deep/E")])) == [Path("a"), Path("b")]
+
+
 def test_an_ensemble_is_packed_alone_and_is_no_run_to_verify(pair, run, tmp_path):
     with pytest.raises(Fb3Error, match="holds weights alone; verify its runs, or the bundle of them"):
         verify(pair[0] / "E")
     with pytest.raises(Fb3Error, match="an ensemble is packed alone"):
         write_bundle([pair[0] / "E", run], tmp_path / "bundle")
+    with pytest.raises(Fb3Error, match="an ensemble has no folds to join; make one of all members"):
+        merge([run, pair[0] / "E"], tmp_path / "merged")
+
+
+def test_a_run_given_twice_is_refused(run, tmp_path):
+    with pytest.raises(Fb3Error, match="is given twice, and a bundle holds a run once; leave one out"):
+        write_bundle([run, run / "fold0" / ".."], tmp_path / "bundle")

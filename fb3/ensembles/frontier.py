@@ -1,0 +1,133 @@
+"""Sets of members on the way from all of them to a single one: honest score against seconds at inference."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fb3.ensembles.comparison import Blend, Stack
+from fb3.errors import Fb3Error
+from fb3.system.files import write_csv
+from fb3.system.progress import say
+
+_CHOSEN = "Sets are chosen by these scores, so the score of the one taken is a little too good, here and below."
+CSV, PICTURE = "frontier.csv", "frontier.png"
+
+
+class TimeLimit(NamedTuple):
+    """A time that inference may take.
+
+    seconds: the limit. start: seconds before the first fold. of_members: (M,), seconds of all folds of each. machine:
+    names the machine and the essays, for messages.
+    """
+
+    seconds: float
+    start: float
+    of_members: Sequence[float]
+    machine: str
+
+
+class MemberSet(NamedTuple):
+    """A set of members: their places, the one that left last, seconds, honest score, and how it differs from all.
+
+    better: by how much the score is better than with all members; error: its standard error.
+    """
+
+    members: list[int]
+    left: int | None
+    seconds: float
+    honest: float
+    better: float
+    error: float
+
+
+class Frontier:
+    """The way of backward elimination: the member leaves that costs the least honest score for each second saved.
+
+    Args:
+        limit: the set of the best honest score within it is `taken`.
+        names: the members'.
+        stack: the members.
+        blend: says how sets are weighed; after greedy selection by least squares, which weigh new sets alike.
+
+    Raises:
+        Fb3Error: no set fits into the time.
+    """
+
+    def __init__(self, limit: TimeLimit, names: Sequence[str], stack: Stack, blend: Blend) -> None:
+        self.limit, self.names, self.metric = limit, names, stack.metric
+        self.sets = _eliminated(limit, stack, blend._replace(method="simplex") if blend.method == "greedy" else blend)
+        within = [each for each in self.sets if each.seconds <= limit.seconds]
+        if not within:
+            last = self.sets[-1]
+            raise Fb3Error(
+                f"--limit: no set of members fits into {limit.seconds:.0f} s: {names[last.members[0]]} alone takes "
+                f"about {last.seconds:.0f} s on {limit.machine}; raise the limit, or add a cheaper member"
+            )
+        self.taken = min(within, key=lambda each: stack.sign * each.honest)
+
+    def text(self) -> list[str]:
+        """The table of sets."""
+        head = f"{'seconds':>9}{self.metric.title:>10}  better than all       members"
+        return [
+            f"on {self.limit.machine}; limit {self.limit.seconds:.0f} s",
+            head,
+            *map(self._line, self.sets),
+            _CHOSEN,
+        ]
+
+    def _line(self, each: MemberSet) -> str:
+        if each.left is None:
+            words = f"{'':<22}{len(self.names)}"
+        else:
+            words = f"{each.better:+.5f} ± {each.error:.5f}   {len(each.members)}, without {self.names[each.left]}"
+        return f"{each.seconds:>9.0f}{each.honest:>10.5f}  {words}{' (taken)' if each is self.taken else ''}"
+
+    def write(self, out: Path) -> None:
+        """Writes frontier.csv, and frontier.png where matplotlib is there."""
+        table = pd.DataFrame(self.sets).drop(columns=["members", "left"])
+        table.insert(0, "members", [" ".join(self.names[each] for each in row.members) for row in self.sets])
+        write_csv(table, out / CSV)
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            say(f"no {PICTURE} without matplotlib: pip install matplotlib, or plot {CSV}")
+            return
+        axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
+        axes.errorbar(table["seconds"], table["honest"], yerr=table["error"], fmt="o-", capsize=2)
+        axes.plot(self.taken.seconds, self.taken.honest, "s", markersize=9, label="taken")
+        axes.axvline(self.limit.seconds, linestyle="--", color="grey", label="limit")
+        last = 0.0
+        for each in reversed(self.sets):
+            if each.seconds > 1.08 * last:  # numbers closer than that would stand on each other
+                axes.annotate(str(len(each.members)), (each.seconds, each.honest), (3, 5), textcoords="offset points")
+                last = each.seconds
+        axes.set(xlabel=f"seconds on {self.limit.machine}", ylabel=f"honest {self.metric.title}", xscale="log")
+        axes.set_title("Sets of members, by their number; bars: standard error of the difference to all", fontsize=9)
+        axes.legend()
+        figure.savefig(out / PICTURE, dpi=120)
+
+
+def _eliminated(limit: TimeLimit, stack: Stack, blend: Blend) -> list[MemberSet]:
+    """The sets from all members down to one."""
+    values_of, seconds = stack.subsets(blend), np.asarray(limit.of_members, np.float64)
+    members, left = np.ones(stack.size, bool), None
+    values = values_of(members)
+    honest, draws = stack.score(values).overall, stack.draw_scores(values)
+    sets = [MemberSet(np.flatnonzero(members).tolist(), None, limit.start + seconds.sum(), honest, 0.0, 0.0)]
+    while members.sum() > 1:
+        found = {}
+        for member in np.flatnonzero(members).tolist():
+            others = members.copy()
+            others[member] = False
+            found[member] = values_of(others)
+        scores = {member: stack.score(each).overall for member, each in found.items()}
+        now = sets[-1].honest
+        left = min(scores, key=lambda member: stack.sign * (scores[member] - now) / seconds[member])
+        members[left] = False
+        error = float(np.nanstd(draws - stack.draw_scores(found[left]), ddof=1))
+        taken, better = np.flatnonzero(members).tolist(), stack.sign * (honest - scores[left])
+        sets.append(MemberSet(taken, left, limit.start + seconds[members].sum(), scores[left], better, error))
+    return sets
