@@ -1,4 +1,4 @@
-"""Which labels are kept, and hard ones in the place of soft ones."""
+"""Filters of labels, and hard labels in the place of soft ones."""
 
 import numpy as np
 

@@ -28,7 +28,7 @@ from fb3.version import __version__
 
 
 class Filters(NamedTuple):
-    """Which labels are kept: hard ones in the place of soft ones; shares, see `label_filters`; none: no filter."""
+    """Filters of labels, see `label_filters`: hard ones in the place of soft ones; two shares, none: no filter."""
 
     hard: bool = False
     agreement: float | None = None
@@ -60,7 +60,7 @@ def label_essays(
         essays: a CSV of essays with the id and text columns; none: the teacher's predictions of the labelled essays
             alone, for distillation.
         data: the folder with train.csv, whose essays are removed; none: the one that the run was trained on.
-        filters: which labels are kept.
+        filters: decide which labels are kept.
 
     Returns:
         Lines for a reader.

@@ -64,7 +64,7 @@ class Teacher:
         return np.ones(len(columns)) if weights is None else np.array([weights.get(each, 0.0) for each in columns])
 
     def provenance(self, models: dict[int, int]) -> dict[str, Any]:
-        """What pseudo.json says of the teacher; `models` holds the position of the model used, by fold."""
+        """The teacher's entry in pseudo.json; `models` holds the position of the model used, by fold."""
         run, folds = self.member.path, self.member.folds
         return {
             "path": str(run),
@@ -119,7 +119,8 @@ def read_split_of(run: Path) -> Split:
 
 def _read_teacher(run: Path, weights: Weights | None, by_fold: dict[int, Weights]) -> Teacher:
     if not (run / RECIPE).is_file() or (run / ENSEMBLE).is_file():
-        what = "an ensemble within an ensemble; give one of all runs" if run.is_dir() else "no run folder"
+        nested = (run / ENSEMBLE).is_file()
+        what = "an ensemble within an ensemble; give one of all runs" if nested else "no run folder"
         raise Fb3Error(f"{run}: {what}; labels need models: a folder that `fb3 train` or `fb3 ensemble` wrote")
     own_prepare(run, recipe := load_recipe(run / RECIPE))
     if not recipe.data.target_columns or not target_of(recipe).columns:
