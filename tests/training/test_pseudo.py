@@ -196,15 +196,17 @@ def test_a_folder_without_essays_distils_and_its_student_is_no_teacher(run, comp
     label_essays(run, tmp_path / "P")
     student = train(recipe_of(tmp_path / "P", "distil"), competition, tmp_path / "run").path
     assert {len(data.epochs[0]) for data in drawn} == {60 - count for count in folds_of(run)["fold"].value_counts()}
-    with pytest.raises(Fb3Error, match="distilled: .* leave it out"):
+    with pytest.raises(Fb3Error, match=r"distilled: .* leave it out"):
         label_essays(student, tmp_path / "Q")
 
 
 def test_rounds_are_a_loop_of_commands(labels, competition, tmp_path):
-    student = train(recipe_of(labels, "stage"), competition, tmp_path / "run").path
+    student = train(recipe_of(labels, "stage"), competition, tmp_path / "run", folds=[0]).path
     label_essays(student, tmp_path / "Q", labels / "essays.csv")
-    again = train(recipe_of(tmp_path / "Q", "mix"), competition, tmp_path / "again").path
-    assert not caveats(again, load_recipe(again / "recipe.yaml"))
+    again = train(recipe_of(tmp_path / "Q", "mix"), competition, tmp_path / "again", folds=[0]).path
+    assert caveats(again, load_recipe(again / "recipe.yaml")) == ["folds [1] of 2 are not trained to their end"]
+    with pytest.raises(Fb3Error, match="has no labels for fold 1, which its teachers were not trained on"):
+        train(recipe_of(tmp_path / "Q", "mix"), competition, again)
     moved = copied(student, tmp_path / "moved")
     write_json({**read_json(moved / "environment.json"), "pseudo": {"split": "another"}}, moved / "environment.json")
     with pytest.raises(Fb3Error, match="does not say that its pseudo-labels were made for its split"):
@@ -214,31 +216,45 @@ def test_rounds_are_a_loop_of_commands(labels, competition, tmp_path):
 # Essays say nothing but their topic, and topics have random scores: an essay tells the score of the essays of its own
 # topic, which stand in one fold together, and of no other essay.
 TOPICS = ["apple", "boat", "cloud", "drum", "eagle", "flute", "grass", "honey", "island", "jungle", "kettle", "lemon"]
+TOPICS += [
+    "meadow",
+    "night",
+    "ocean",
+    "pencil",
+    "quilt",
+    "river",
+    "stone",
+    "tiger",
+    "uncle",
+    "violin",
+    "window",
+    "zebra",
+]
 TOPICAL = [
     *TINY,
     "train.epochs=6",
     "data.target_columns=[score]",
     "data.max_length=32",
     "metric=rmse",
-    "train.batch_size=6",
+    "train.batch_size=8",
 ]
 
 
 def topical(count, seed, begin):
     draw = np.random.default_rng(seed)
-    names = [begin + str(n) for n in range(12 * count)]
+    names = [begin + str(n) for n in range(len(TOPICS) * count)]
     fill = ["the", "and", "then", "some", "more", "was", "here", "very"]
     texts = [" ".join([topic] * 5 + draw.choice(fill, 8).tolist()) for topic in TOPICS for _ in range(count)]
     return pd.DataFrame({"text_id": names, "full_text": texts})
 
 
 def test_labels_of_models_that_saw_the_validation_essays_better_the_score_and_safe_ones_do_not(tmp_path):
-    scores = np.array([1.0, 5.0, 1.0, 5.0, 5.0, 1.0, 5.0, 1.0, 5.0, 1.0, 1.0, 5.0])
-    essays = topical(4, 0, "t").assign(score=np.repeat(scores, 4))
+    scores = np.random.default_rng(0).permutation([1.0, 5.0] * 12)
+    essays = topical(2, 0, "t").assign(score=np.repeat(scores, 2))
     for name, folds in {"safe": np.repeat([0, 1], 24), "leaky": np.arange(48) % 2}.items():
         (tmp_path / name).mkdir()
         essays.assign(fold=folds).to_csv(tmp_path / name / "train.csv", index=False)
-    topical(4, 1, "u").to_csv(tmp_path / "more.csv", index=False)
+    topical(2, 1, "u").to_csv(tmp_path / "more.csv", index=False)
     recipe = load_recipe("tiny", TOPICAL)
     teachers = {name: train(recipe, tmp_path / name, tmp_path / f"{name}-teacher") for name in ("safe", "leaky")}
     for name in teachers:
@@ -248,8 +264,9 @@ def test_labels_of_models_that_saw_the_validation_essays_better_the_score_and_sa
         train(load_recipe("tiny", mix[1]), tmp_path / "safe", tmp_path / "refused")
     safe = train(load_recipe("tiny", mix[0]), tmp_path / "safe", tmp_path / "safe-run")
     leaky = train(load_recipe("tiny", [*mix[1], "pseudo.allow_leaks=true"]), tmp_path / "safe", tmp_path / "leaky-run")
-    assert safe.score.overall > teachers["safe"].score.overall - 0.2
-    assert leaky.score.overall < teachers["safe"].score.overall - 0.8
+    plain = teachers["safe"].score.overall
+    assert safe.score.overall > plain - 0.35  # the best of six evaluations, by chance
+    assert leaky.score.overall < plain - 0.8
     assert not caveats(safe.path, load_recipe(safe.path / "recipe.yaml"))
     assert "models that saw its validation essays" in caveats(leaky.path, load_recipe(leaky.path / "recipe.yaml"))[0]
 
