@@ -9,6 +9,7 @@ import torch
 
 from fb3.data.pseudo_essays import read_pseudo_essays
 from fb3.demo.synthetic import make_essays
+from fb3.ensembles.ensemble import weigh
 from fb3.errors import Fb3Error
 from fb3.models.scorer import ModelOutput
 from fb3.pseudo_labels.pseudo_folder import label_essays
@@ -85,6 +86,7 @@ def test_a_fold_draws_its_training_essays_and_the_labels_made_for_it(use, labels
         "use": use,
         "split": read_json(labels / "pseudo.json")["split"],
         "leaks": next(iter(caveats(run, load_recipe(run / "recipe.yaml"))), None),
+        "teachers": {made["path"]: made["oof_sha256"] for made in read_json(labels / "pseudo.json")["teachers"]},
     }
     assert bool(read_json(run / "environment.json")["pseudo"]["leaks"]) == (use == "distil")
 
@@ -215,20 +217,9 @@ def test_rounds_are_a_loop_of_commands(labels, competition, tmp_path):
 
 # Essays say nothing but their topic, and topics have random scores: an essay tells the score of the essays of its own
 # topic, which stand in one fold together, and of no other essay.
-TOPICS = ["apple", "boat", "cloud", "drum", "eagle", "flute", "grass", "honey", "island", "jungle", "kettle", "lemon"]
-TOPICS += [
-    "meadow",
-    "night",
-    "ocean",
-    "pencil",
-    "quilt",
-    "river",
-    "stone",
-    "tiger",
-    "uncle",
-    "violin",
-    "window",
-    "zebra",
+TOPICS = [
+    *("apple", "boat", "cloud", "drum", "eagle", "flute", "grass", "honey", "island", "jungle", "kettle", "lemon"),
+    *("meadow", "night", "ocean", "pencil", "quilt", "river", "stone", "tiger", "uncle", "violin", "window", "zebra"),
 ]
 TOPICAL = [
     *TINY,
@@ -269,6 +260,33 @@ def test_labels_of_models_that_saw_the_validation_essays_better_the_score_and_sa
     assert leaky.score.overall < plain - 0.8
     assert not caveats(safe.path, load_recipe(safe.path / "recipe.yaml"))
     assert "models that saw its validation essays" in caveats(leaky.path, load_recipe(leaky.path / "recipe.yaml"))[0]
+
+
+def test_an_ensemble_refuses_members_that_leak_unless_asked_for_and_names_them(
+    run, labels, competition, tmp_path, capsys
+):
+    distilled = train(recipe_of(labels, "distil"), competition, tmp_path / "distilled").path
+    mixed = train(recipe_of(labels, "mix"), competition, tmp_path / "mixed").path
+    with pytest.raises(Fb3Error, match=r"distilled/oof.csv: distilled: .* or give --allow-leaks"):
+        weigh([run, distilled], tmp_path / "E")
+    weigh([run, mixed], tmp_path / "safe", "equal")
+    assert (
+        f"{mixed}: trained on pseudo-labels that were made for its own split, by {run}, a member"
+        in capsys.readouterr().err
+    )
+    assert not caveats(tmp_path / "safe", load_recipe(tmp_path / "safe" / "recipe.yaml"))
+    made = weigh([run, distilled], tmp_path / "E", "equal", allow_leaks=True)
+    assert "LEAKS, so no score here is a CV" in made.text()
+    leaks = read_json(tmp_path / "E" / "ensemble.json")["leaks"]
+    assert [str(distilled) in leak for leak in leaks] == [True]
+    assert caveats(tmp_path / "E", load_recipe(tmp_path / "E" / "recipe.yaml")) == leaks
+    with pytest.raises(Fb3Error, match="or give --allow-leaks"):
+        weigh([mixed, tmp_path / "E"], tmp_path / "F")
+    with pytest.raises(Fb3Error, match=r"distilled: .* leave it out"):
+        label_essays(tmp_path / "E", tmp_path / "P")
+    (mixed / "environment.json").unlink()
+    with pytest.raises(Fb3Error, match="does not say that its pseudo-labels were made for its split"):
+        weigh([run, mixed], tmp_path / "F")
 
 
 def test_the_recipe_without_pseudo_labels_reads_none(tmp_path):
