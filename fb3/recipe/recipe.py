@@ -118,6 +118,11 @@ class Recipe(Settings):
         changed = {"data": self.data.model_copy(update={"prepare": file})}
         return self.model_copy(update=changed) if self.data.prepare else self
 
+    def with_labels(self, folder: str) -> "Recipe":
+        """The recipe with another path of pseudo.folder; the same one where it names none."""
+        changed = self.pseudo and {"pseudo": self.pseudo.model_copy(update={"folder": folder})}
+        return self.model_copy(update=changed) if changed else self
+
     def all_epochs(self) -> int:
         """All epochs: on pseudo-labelled essays alone, if any, and then train.epochs."""
         return self.train.epochs + (self.pseudo.first_epochs() if self.pseudo else 0)

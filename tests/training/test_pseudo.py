@@ -159,7 +159,9 @@ def test_a_resumed_fold_ends_bit_for_bit_as_the_whole_one(use, labels, competiti
     recipe = recipe_of(labels, use, *PIECES[use], "train.save_every_steps=3")
     whole = train(recipe, competition, tmp_path / "whole", folds=[0])
     out = broken_run(recipe, competition, tmp_path / "run", monkeypatch)
-    assert ended(train(recipe, competition, out, folds=[0]).path) == ended(whole.path)
+    moved = recipe_of(copied(labels, tmp_path / "P"), use, *PIECES[use], "train.save_every_steps=3")
+    found, wanted = ended(train(moved, competition, out, folds=[0]).path), ended(whole.path)
+    assert {name for name in found if found[name] != wanted[name]} == {"recipe.yaml"}  # it names the folder
 
 
 def test_other_labels_cannot_continue_a_run(labels, competition, tmp_path, monkeypatch):
