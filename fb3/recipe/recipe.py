@@ -71,10 +71,10 @@ class Recipe(Settings):
     of classes class_scaling; F1 of several labels thresholds; the others rounding or argmax."""
     predict: PredictSettings = PredictSettings()
     """Inference."""
-    pseudo: PseudoSettings | None = None
-    """Training on the predictions of other models; none: on true labels alone."""
     tricks: tuple[TrickSettings, ...] = ()
     """Tricks around the training step, each by its kind; their order here does not matter."""
+    pseudo: PseudoSettings | None = None
+    """Training on the predictions of other models; none: on true labels alone."""
     competition: Annotated[str, AfterValidator(_slug)] | None = None
     """Kaggle's name of the competition, such as feedback-prize-effectiveness, for `fb3 push-notebook` and `fb3 submit`.
     none: they ask for it."""
