@@ -24,6 +24,9 @@ def ensemble(
     ] = None,
     essays: Annotated[int | None, typer.Option(min=1, help="Essays for --limit; default: the test's, or 2700.")] = None,
     machine: Annotated[str | None, typer.Option(help="Machine of --limit: t4 (by FLOPs) or here (measured).")] = None,
+    allow_leaks: Annotated[
+        bool, typer.Option("--allow-leaks", help="Take members trained by models that saw their validation essays.")
+    ] = False,
 ) -> None:
     """Weigh runs and other predictions by their out-of-fold predictions, and score the weights honestly."""
     from fb3.ensembles.ensemble import weigh
@@ -35,7 +38,31 @@ def ensemble(
         from fb3.submission.run_seconds import price_members
 
         members, time_limit = price_members(members, limit, essays, machine or "t4", data)
-    print(weigh(members, out, method, data, competition, recipe, time_limit).text())
+    print(weigh(members, out, method, data, competition, recipe, time_limit, allow_leaks).text())
+
+
+def pseudo(
+    teacher: Annotated[Path, typer.Argument(metavar="RUN|ENSEMBLE", help="A run folder, or an ensemble's folder.")],
+    essays: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Essays to label; default: none, for pseudo.use=distil alone.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of labels to write.")] = None,
+    hard: Annotated[
+        bool, typer.Option("--hard", help="A class, yes or no, or a step of the scale; default: soft.")
+    ] = False,
+    agreement: Annotated[
+        float | None, typer.Option(help="Keep this share of the essays, on which the members agree most.")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Keep essays whose likeliest label has at least this probability.")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Label essays for each fold by models that saw none of its validation essays; see pseudo.folder of a recipe."""
+    from fb3.pseudo_labels.pseudo_folder import Filters, label_essays
+
+    filters = Filters(hard, agreement, confidence)
+    print("\n".join(label_essays(teacher, required(out, "--out PSEUDO"), essays, data, filters)))
 
 
 def words(

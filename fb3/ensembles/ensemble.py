@@ -54,7 +54,8 @@ class Ensemble(NamedTuple):
     def text(self) -> str:
         """The table of methods, the weights, and the members that were dropped."""
         sets = [*self.frontier.text(), ""] if self.frontier else []
-        return "\n".join([*sets, *self._methods(), "", *self._weights(), f"{self.path}: written"])
+        leaks = [f"LEAKS, so no score here is a CV: {leak}" for leak in self.members.leaks]
+        return "\n".join([*sets, *self._methods(), "", *self._weights(), *leaks, f"{self.path}: written"])
 
     def _methods(self) -> list[str]:
         stack, equal = self.stack, self.blends[0]
@@ -98,6 +99,7 @@ def weigh(
     competition: str | None = None,
     recipe: str | None = None,
     limit: TimeLimit | None = None,
+    allow_leaks: bool = False,
 ) -> Ensemble:
     """Weighs members on their out-of-fold predictions, and writes the new folder `out`.
 
@@ -106,7 +108,7 @@ def weigh(
     decision where the recipe's is a fitted one.
 
     Args:
-        paths, data, recipe, competition: see `read_members`.
+        paths, data, recipe, competition, allow_leaks: see `read_members`.
         out: the folder.
         method: a name in `METHODS`; none: see `Stack.choose`.
         limit: the members that fit into a time are chosen first, see `Frontier`; frontier.csv and frontier.png then
@@ -120,7 +122,7 @@ def weigh(
         raise Fb3Error(f"--method {method}: no such method; {nearest(method, METHODS)}")
     if out.exists():
         raise Fb3Error(f"{out}: is there already; choose another --out")
-    members = read_members(paths, data, recipe, competition)
+    members = read_members(paths, data, recipe, competition, allow_leaks)
     stack, frontier = stack_of(members), None
     blends = stack.fit_all()
     chosen = stack.choose(blends, method)
@@ -215,6 +217,7 @@ def _content(ensemble: Ensemble) -> dict[str, Any]:
         **({} if line is None else {"calibration": {"slope": by_column(line[0]), "shift": by_column(line[1])}}),
         "decision": method_name(decision_of(ensemble.members.recipe)),
         "methods": [scores(blend) for blend in ensemble.blends],
+        "leaks": ensemble.members.leaks,
         "members": [
             {
                 "path": stored_path(file.parent if file.name == OOF else file, ensemble.path),

@@ -14,6 +14,7 @@ from fb3.recipe.hints import explain, is_rule
 from fb3.recipe.metric import MetricSettings
 from fb3.recipe.model import ModelSettings
 from fb3.recipe.prediction import PredictSettings
+from fb3.recipe.pseudo import PseudoSettings
 from fb3.recipe.rules import RULES
 from fb3.recipe.settings import Settings
 from fb3.recipe.task import RegressionSettings, TaskSettings
@@ -72,6 +73,8 @@ class Recipe(Settings):
     """Inference."""
     tricks: tuple[TrickSettings, ...] = ()
     """Tricks around the training step, each by its kind; their order here does not matter."""
+    pseudo: PseudoSettings | None = None
+    """Training on the predictions of other models; none: on true labels alone."""
     competition: Annotated[str, AfterValidator(_slug)] | None = None
     """Kaggle's name of the competition, such as feedback-prize-effectiveness, for `fb3 push-notebook` and `fb3 submit`.
     none: they ask for it."""
@@ -114,6 +117,15 @@ class Recipe(Settings):
         """The recipe with another path of the file in data.prepare; the same one where it names none."""
         changed = {"data": self.data.model_copy(update={"prepare": file})}
         return self.model_copy(update=changed) if self.data.prepare else self
+
+    def with_labels(self, folder: str) -> "Recipe":
+        """The recipe with another path of pseudo.folder; the same one where it names none."""
+        changed = self.pseudo and {"pseudo": self.pseudo.model_copy(update={"folder": folder})}
+        return self.model_copy(update=changed) if changed else self
+
+    def all_epochs(self) -> int:
+        """All epochs: on pseudo-labelled essays alone, if any, and then train.epochs."""
+        return self.train.epochs + (self.pseudo.first_epochs() if self.pseudo else 0)
 
     def is_debug(self) -> bool:
         """Whether these are --debug's settings; given by hand, they train the same run."""
