@@ -1,19 +1,21 @@
 """Reading a bundle, the folder of a Kaggle data set whose manifest names every file with its size and hash."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fb3.ensembles.blend_forms import FORMS, Averaging
 from fb3.ensembles.calibration import is_calibration
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.run_folder import Member
 from fb3.system.file_names import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, WEIGHTS, fold_folder
 from fb3.system.files import read_json, sha256
+from fb3.targets.target import Target
 
 FORMAT = 1
 SOURCE_ONLY = (  # ends a sentence about a bundle
@@ -47,10 +49,11 @@ class Bundle:
         """Each run's weights by column, by the run's name; none where all weigh the same."""
         return {run["name"]: run.get("weights") for run in self.manifest["runs"]}
 
-    def calibration(self, columns: Sequence[str]) -> np.ndarray | None:
-        """Slope and shift of each column, (2, K), for the averaged values; none: they stay as they are."""
+    def averaging(self, target: Target) -> Averaging:
+        """The way from the runs' predictions of a target to the submission's values."""
         found = self.manifest.get("calibration")
-        return found and np.array([[found[name][column] for column in columns] for name in ("slope", "shift")])
+        line = found and np.array([[found[name][column] for column in target.columns] for name in ("slope", "shift")])
+        return Averaging(self.manifest.get("blended", "values"), target.exclusive, line)
 
     def check_trained(self) -> None:
         """Refuses a bundle of `--source-only`: it holds no run, so it cannot predict."""
@@ -135,6 +138,8 @@ def read_bundle(path: str | Path) -> Bundle:
             f"{path / MANIFEST}: calibration: want a slope above 0 and a shift for each column that has weights; build "
             "the bundle anew"
         )
+    if manifest.get("blended", "values") not in FORMS:
+        raise Fb3Error(f"{path / MANIFEST}: blended: want one of {', '.join(FORMS)}; build the bundle anew")
     return Bundle(path, manifest)
 
 

@@ -16,6 +16,9 @@ def ensemble(
         str | None,
         typer.Option(help="equal, shrunk, greedy or simplex; default: shrunk, where that is surely better than equal."),
     ] = None,
+    blend: Annotated[
+        str | None, typer.Option(help="values, logits, votes or ranks; default: ranks for AUC and Spearman's.")
+    ] = None,
     data: Data = None,
     competition: Annotated[str | None, typer.Option(help="Take target and metric from this competition.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take them from this recipe; default: the first run's.")] = None,
@@ -38,7 +41,7 @@ def ensemble(
         from fb3.submission.run_seconds import price_members
 
         members, time_limit = price_members(members, limit, essays, machine or "t4", data)
-    print(weigh(members, out, method, data, competition, recipe, time_limit, allow_leaks).text())
+    print(weigh(members, out, method, data, competition, recipe, time_limit, allow_leaks, blend).text())
 
 
 def pseudo(

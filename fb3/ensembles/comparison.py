@@ -1,17 +1,18 @@
 """Ways to weigh members compared honestly: weights are scored on essays that they were not fitted on.
 
-Weights are fitted to squared errors; of classes and labels these are Brier scores of probabilities. A metric that
-compares the order within each column, such as AUC, has each member's ranks in place of its values, and the truths
-stretched until the equal blend's slope on them is 1, so that order alone decides. Greedy selection goes by the metric
-itself, unless this is a squared error or compares rounded numbers, which hardly move from step to step.
+Weights are fitted to squared errors; of classes and labels these are Brier scores of probabilities, also where logits
+or votes are blended with them. A metric that compares the order within each column, such as AUC, has each member's
+ranks in place of its values, and the truths stretched until the equal blend's slope on them is 1, so that order alone
+decides. Greedy selection goes by the metric itself, unless this is a squared error or compares rounded numbers, which
+hardly move from step to step.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
+from fb3.ensembles.blend_forms import into_form, out_of_form, probabilities_of, ranks
 from fb3.ensembles.calibration import calibrated, fit_calibration
 from fb3.ensembles.weights import ErrorProducts, greedy_weights, ridge_weights, shrunk_weights, squared_losses
 from fb3.errors import Fb3Error
@@ -63,6 +64,8 @@ class Stack:
         columns: K names.
         exclusive: the columns are classes of one label, which have one weight a member: rows must sum to 1.
         finish: clips or decides blends (N, K) before they are scored.
+        form: a name in `FORMS`, in which members are blended; none: ranks for a metric that compares the order within
+            each column, else values.
     """
 
     def __init__(
@@ -74,16 +77,18 @@ class Stack:
         columns: Sequence[str],
         exclusive: bool = False,
         finish: Callable[[np.ndarray], np.ndarray] = np.asarray,
+        form: str | None = None,
     ) -> None:
-        self.values, self.truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
+        self.predicted, self.truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
         self.folds, self.metric, self.columns, self.exclusive = folds, metric, list(columns), exclusive
         self.finish, self.sign = finish, 1 if metric.lower_is_better else -1
-        by_column = bool(self.score(self.values.mean(0)).columns)  # the metric is a mean of columns' scores
-        self.reference, self.target = None, self.truth
-        if metric.needs == "ranks" and by_column and not exclusive:
-            self.reference = np.sort(self.values, axis=1).mean(0)
-            self.values = np.stack([ranks(member) for member in self.values])
-            self.target = _stretched(ranks(self.truth), self.values.mean(0))
+        by_column = bool(self.score(self.predicted.mean(0)).columns)  # the metric is a mean of columns' scores
+        of_order = metric.needs == "ranks" and by_column and not exclusive
+        self.form = form or ("ranks" if of_order else "values")
+        self.formed = np.stack([into_form(self.form, member, exclusive) for member in self.predicted])
+        self.values, self.target = self.predicted, self.truth
+        if self.form == "ranks":
+            self.values, self.target = self.formed, _stretched(ranks(self.truth), self.formed.mean(0))
         rounds = metric.needs == "decisions" and not exclusive
         self.by_metric = not (metric in _SQUARED or rounds) and (exclusive or by_column)
         self.products = ErrorProducts(self.values - self.target, folds, split(len(folds), parts=_PARTS, seed=1))
@@ -237,11 +242,13 @@ class Stack:
     def _metric_losses(self, columns: slice, fold: int | None) -> Callable[[np.ndarray], np.ndarray]:
         """The metric as the losses of `greedy_weights`."""
         rows = np.ones(len(self.folds), bool) if fold is None else self.folds != fold
-        members, truth, names = self.values[:, rows, columns], self.truth[rows, columns], self.columns[columns]
+        members, truth, names = self.formed[:, rows, columns], self.truth[rows, columns], self.columns[columns]
 
         def losses(counts: np.ndarray) -> np.ndarray:
             total, taken = np.tensordot(counts, members, 1), counts.sum() + 1
             blends = ((total + member) / taken for member in members)
+            if self.form == "logits":
+                blends = (probabilities_of(blend, self.exclusive) for blend in blends)
             scores = [self.metric.score(truth, blend, names, self.exclusive).overall for blend in blends]
             return self.sign * np.array(scores)
 
@@ -252,19 +259,14 @@ class Stack:
         out = np.empty(self.truth.shape)
         for fold in self.products.folds:
             rows = self.folds == fold
-            out[rows] = np.einsum("mnk,km->nk", self.values[:, rows], weights(fold))
+            out[rows] = np.einsum("mnk,km->nk", self.formed[:, rows], weights(fold))
         return self._restored(out)
 
     def _blend(self, weights: np.ndarray) -> np.ndarray:
-        return np.einsum("mnk,km->nk", self.values, weights)
+        return np.einsum("mnk,km->nk", self.formed, weights)
 
     def _restored(self, blended: np.ndarray) -> np.ndarray:
-        """Blended ranks as values again, in the same order: a rank becomes the mean of the members' values at it."""
-        if self.reference is None:
-            return blended
-        places = ranks(np.arange(len(blended))[:, None])[:, 0]
-        columns = zip(ranks(blended).T, self.reference.T, strict=True)
-        return np.stack([np.interp(column, places, reference) for column, reference in columns], axis=1)
+        return out_of_form(self.form, blended, self.predicted, self.exclusive)
 
     def draw_scores(self, values: np.ndarray) -> np.ndarray:
         """Scores on draws of the essays with replacement, the same draws for all; NaN where a metric has no value."""
@@ -277,11 +279,6 @@ class Stack:
                 continue
             scores[at] = score.overall
         return scores
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks within each column as shares of the rows, (N, K); equal values share the mean of their ranks."""
-    return pd.DataFrame(values).rank().to_numpy() / len(values)
 
 
 def split(size: int, groups: Sequence[str] | None = None, parts: int = FOLDS, seed: int = 0) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.tables import FOLD_COLUMN
+from fb3.ensembles.blend_forms import FORMS
 from fb3.ensembles.comparison import METHODS, Blend, Stack
 from fb3.ensembles.ensemble_file import stored_path
 from fb3.ensembles.frontier import Frontier, TimeLimit
@@ -22,7 +23,7 @@ from fb3.system.file_names import ENSEMBLE, OOF, RECIPE
 from fb3.system.files import atomic_folder, sha256, write_csv, write_json, write_text
 from fb3.targets.build import target_of
 from fb3.targets.decisions import FITTED, decision_of, honest_decisions
-from fb3.targets.target import Probabilities
+from fb3.targets.target import Probabilities, Target
 
 
 class Ensemble(NamedTuple):
@@ -100,6 +101,7 @@ def weigh(
     recipe: str | None = None,
     limit: TimeLimit | None = None,
     allow_leaks: bool = False,
+    form: str | None = None,
 ) -> Ensemble:
     """Weighs members on their out-of-fold predictions, and writes the new folder `out`.
 
@@ -113,9 +115,11 @@ def weigh(
         method: a name in `METHODS`; none: see `Stack.choose`.
         limit: the members that fit into a time are chosen first, see `Frontier`; frontier.csv and frontier.png then
             tell the others' scores and seconds.
+        form: a name in `FORMS`; none: see `Stack`.
 
     Raises:
-        Fb3Error: see `read_members`; also an unknown method, `out` is there already, or no member fits into the time.
+        Fb3Error: see `read_members`; also an unknown method, a form that does not suit the target, `out` is there
+            already, or no member fits into the time.
     """
     out = Path(out)
     if method is not None and method not in METHODS:
@@ -123,13 +127,14 @@ def weigh(
     if out.exists():
         raise Fb3Error(f"{out}: is there already; choose another --out")
     members = read_members(paths, data, recipe, competition, allow_leaks)
-    stack, frontier = stack_of(members), None
+    _check_form(form, target_of(members.recipe))
+    stack, frontier = stack_of(members, form), None
     blends = stack.fit_all()
     chosen = stack.choose(blends, method)
     if limit:
         frontier = Frontier(limit, names_of(members.files), stack, chosen)
         members = members.some(frontier.taken.members)
-        stack = stack_of(members)
+        stack = stack_of(members, form)
         blends = stack.fit_all()
         chosen = stack.choose(blends, method)
     adds = stack.adds(chosen)
@@ -143,7 +148,18 @@ def weigh(
     return ensemble
 
 
-def stack_of(members: Members) -> Stack:
+def _check_form(form: str | None, target: Target) -> None:
+    if form is None:
+        return
+    if form not in FORMS:
+        raise Fb3Error(f"--blend {form}: no such form; {nearest(form, FORMS)}")
+    if form in ("logits", "votes") and not isinstance(target, Probabilities):
+        raise Fb3Error(f"--blend {form} is for probabilities, and these members predict numbers; leave it out")
+    if form == "ranks" and (target.metric.needs != "ranks" or target.exclusive):
+        raise Fb3Error(f"--blend ranks keeps the order within a column alone, and {target.metric.title} reads more")
+
+
+def stack_of(members: Members, form: str | None = None) -> Stack:
     """The members as the fits read them; blends are scored as a run's predictions: clipped, and decided honestly."""
     target, settings = target_of(members.recipe), decision_of(members.recipe)
 
@@ -152,9 +168,8 @@ def stack_of(members: Members) -> Stack:
             return honest_decisions(settings, target.metric, members.truth, values, members.folds, target.columns)
         return target.clip(values)
 
-    return Stack(
-        members.predicted, members.truth, members.folds, target.metric, target.columns, target.exclusive, finish
-    )
+    made_of = (members.predicted, members.truth, members.folds, target.metric, target.columns, target.exclusive)
+    return Stack(*made_of, finish, form)
 
 
 def _flops(members: Members, data: Path | None) -> np.ndarray:
@@ -210,7 +225,7 @@ def _content(ensemble: Ensemble) -> dict[str, Any]:
 
     return {
         "metric": stack.metric.title,
-        "blended": "values" if stack.reference is None else "ranks",
+        "blended": stack.form,
         "folds": "of all members" if own_folds else "a split of the essays",
         "essays": len(ensemble.members.ids),
         **{key: scores(chosen)[key] for key in ("method", "weights", "honest")},

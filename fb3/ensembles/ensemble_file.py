@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fb3.ensembles.blend_forms import FORMS
 from fb3.ensembles.calibration import is_calibration
 from fb3.errors import Fb3Error
 from fb3.system.file_names import DECISION, ENSEMBLE, OOF, RECIPE
@@ -20,7 +21,7 @@ def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
 
     Raises:
         Fb3Error: a run twice, an ensemble beside other paths, or one that cannot be packed: a member is a CSV, was
-            trained on since, or has moved; ranks are blended.
+            trained on since, or has moved.
     """
     ensembles = [path for path in paths if (path / ENSEMBLE).is_file()]
     if not ensembles:
@@ -32,8 +33,6 @@ def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
         raise Fb3Error(f"{ensembles[0]}: an ensemble is packed alone; make one of all members with `fb3 ensemble`")
     file = ensembles[0] / ENSEMBLE
     content = read_json(file, {"blended": str, "members": list})
-    if content["blended"] != "values":
-        raise Fb3Error(f"{file}: blends ranks, and inference averages values; pack its runs, which then weigh the same")
     members = [member for member in content["members"] if any(_weights(member, file).values())]
     for member in members:
         check_run(member_path(member["path"], ensembles[0]), member.get("sha256"), file)
@@ -59,6 +58,15 @@ def packed_decision(paths: Sequence[Path]) -> dict[str, Any] | None:
     """The content of an ensemble's decision.json; none where the paths are runs, or it has none."""
     files = [path / DECISION for path in paths if (path / ENSEMBLE).is_file() and (path / DECISION).is_file()]
     return read_json(files[0]) if files else None
+
+
+def packed_form(paths: Sequence[Path]) -> str:
+    """The form in which an ensemble blends, a name in `FORMS`; values where the paths are runs."""
+    for file in (path / ENSEMBLE for path in paths if (path / ENSEMBLE).is_file()):
+        if (form := read_json(file, {"blended": str})["blended"]) not in FORMS:
+            raise Fb3Error(f"{file}: blended: {form!r} is none of {', '.join(FORMS)}; run `fb3 ensemble` again")
+        return form
+    return "values"
 
 
 def packed_calibration(paths: Sequence[Path]) -> dict[str, Weights] | None:

@@ -3,11 +3,13 @@
 import time
 import traceback
 from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import replace
 from threading import TIMEOUT_MAX
 
 import numpy as np
 
 from fb3.data.tokens import Encoded
+from fb3.ensembles.blend_forms import Averaging, into_form, out_of_form
 from fb3.ensembles.calibration import calibrated
 from fb3.errors import Fb3Error
 from fb3.models.flops import encoder_flops
@@ -37,7 +39,7 @@ class FoldQueue:
             nothing waits for them beyond the deadline.
         submission: the file to improve.
         summary: records each fold's fate.
-        calibration: slope and shift of each column, (2, K), for the averaged values; none: they stay as they are.
+        averaging: the way from the runs' predictions to the submission's values.
         ends: the deadline, by time.monotonic().
         strict: a fold that cannot be used is an error.
     """
@@ -50,12 +52,12 @@ class FoldQueue:
         tokens: Tokens,
         submission: SubmissionFile,
         summary: Summary,
-        calibration: np.ndarray | None,
+        averaging: Averaging,
         ends: float,
         strict: bool,
     ) -> None:
         self.checks, self.submission, self.summary = checks, submission, summary
-        self.members, self.ids, self.tokens, self.calibration = members, ids, tokens, calibration
+        self.members, self.ids, self.tokens, self.averaging = members, ids, tokens, averaging
         self.ends, self.strict = ends, strict
         devices = [str(device) for device in pick_devices(broken=members[0].recipe.predict.broken_gpu)]
         tell_backends((member.recipe for member in members), devices[0], strict)
@@ -145,8 +147,15 @@ class FoldQueue:
         mean, count = self.means.get(run), self.counts[run]
         mean = predictions if mean is None else average([mean, predictions], [count, 1], run)
         means = {**{name: m for name, m in self.means.items() if name != run}, run: mean}
-        self._write(average([*means.values()], self._weights(means), "ensemble"))
+        self._write(self._blended([*means.values()], self._weights(means)))
         self.means[run], self.counts[run] = mean, count + 1
+
+    def _blended(self, means: list[Predictions], weights: np.ndarray | None) -> Predictions:
+        """The runs' means, averaged in the ensemble's form, and calibrated where it is."""
+        form, exclusive, calibration = self.averaging
+        mean = average([replace(m, values=into_form(form, m.values, exclusive)) for m in means], weights, "ensemble")
+        values = out_of_form(form, mean.values, np.stack([each.values for each in means]), exclusive)
+        return replace(mean, values=values if calibration is None else calibrated(values, calibration))
 
     def _weights(self, means: dict[str, Predictions]) -> np.ndarray | None:
         """Weights (R, K) of the runs that have a mean, brought to a sum of 1 by `average`; none: all weigh the same.
@@ -170,10 +179,7 @@ class FoldQueue:
         self.summary.left_out(name, reached, "cut off")
 
     def _write(self, predictions: Predictions) -> None:
-        values = predictions.values
-        if self.calibration is not None:
-            values = calibrated(values, self.calibration)
-        self.submission.update(predictions.ids, values)
+        self.submission.update(predictions.ids, predictions.values)
 
 
 class FoldTimes:

@@ -182,8 +182,8 @@ def _predict(
     form.essays = None  # frees the texts, a good part of the memory, once they are tokens
     from fb3.submission.fold_queue import FoldQueue
 
-    calibration = packed.calibration(target_of(members[0].recipe).columns)
-    FoldQueue(checks, members, ids, tokens, submission, summary, calibration, ends, strict).run()
+    averaging = packed.averaging(target_of(members[0].recipe))
+    FoldQueue(checks, members, ids, tokens, submission, summary, averaging, ends, strict).run()
 
 
 def _tell_caveats(members: list[Member]) -> None:

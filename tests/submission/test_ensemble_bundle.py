@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import rankdata, spearmanr
 
 from fb3.bundles.bundle import read_bundle, verify_bundle
 from fb3.bundles.packing import write_bundle
@@ -90,6 +91,21 @@ def test_slope_and_shift_are_packed_and_applied_to_the_averages_of_whichever_run
             read_bundle(packed.path)
 
 
+def test_ranks_of_the_runs_are_averaged_where_the_ensemble_blends_ranks(pair, run, competition, tmp_path):
+    packed = write_bundle([changed(pair[0], tmp_path, lambda c: c.update(blended="ranks"))], tmp_path / "bundle")
+    mixed = predicted(packed.path, competition, tmp_path)
+    expected = 0.0
+    for entry in packed.manifest["runs"]:
+        path = run if entry["name"] == run.name else pair[0] / entry["name"]
+        alone = predicted(write_bundle([path], tmp_path / f"single-{path.name}").path, competition, tmp_path)
+        expected += rankdata(alone.loc[mixed.index], axis=0) * np.array([entry["weights"][c] for c in mixed.columns])
+    for column, ranked in enumerate(np.round(expected, 6).T):
+        assert spearmanr(mixed.iloc[:, column], ranked).statistic > 1 - 1e-9
+    write_json(packed.manifest | {"blended": "cubes"}, packed.path / "manifest.json")
+    with pytest.raises(Fb3Error, match="blended: want one of values, ranks, logits, votes"):
+        read_bundle(packed.path)
+
+
 def test_a_column_without_weight_takes_the_mean_until_a_run_with_weight_arrives(pair, competition, tmp_path):
     folder, _ = pair
     packed = write_bundle([folder / "E"], tmp_path / "bundle")
@@ -131,7 +147,7 @@ def changed(folder, tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.update(blended="ranks"), "blends ranks, and inference averages values"),
+        (lambda c: c.update(blended="cubes"), r"blended: 'cubes' is none of values, ranks, logits, votes"),
         (lambda c: c["members"][0].update(sha256="0"), r"was weighed with another oof.csv; run `fb3 ensemble` again"),
         (lambda c: c["members"][0].update(path="nowhere"), r"nowhere is no run folder from here; move it back"),
         (
