@@ -147,6 +147,10 @@ EXEMPT = {
     "CutPointsSettings": "changes no weight; tests/targets/test_decisions.py",
     "FilesSettings": "names files; tests/data/test_joins.py trains with others",
     "JoinSettings": "names files; tests/data/test_joins.py trains with others",
+    **{
+        f"{kind}Settings": "is read by pretraining alone; tests/pretraining trains it"
+        for kind in ("Masking", "Mlm", "Simcse", "Rtd", "Order", "Pretraining")
+    },
     "TextPartSettings": "the row parts has both",
     "ClassificationSettings.weighting=uncertainty": "refused: one loss leaves nothing to weigh",
     "FoldsSettings.stratify": "changes the split; tests/data/test_folds.py",
