@@ -438,7 +438,7 @@ def _by_fb3(
     log, losses = RunLog(folder / "log.jsonl", False, lambda values, step: None), []
     log.window = lambda advance, count, **values: losses.append(torch.tensor(values["mean_loss"]))
     learner = Learner(scorer, task, optimizer, schedule)
-    data = TrainingData(0, np.arange(len(targets)), encoded, targets, steps, seed=0)
+    data = TrainingData(0, [np.arange(len(targets))], encoded, targets, [steps], seed=0)
     Loop(accelerator, recipe, learner, data, Hooks(lambda step: None, lambda loop: None), log).run()
     return losses[-1:]  # the mean of all
 

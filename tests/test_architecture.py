@@ -21,7 +21,7 @@ STATIONS = [
     {"models"},
     {"tasks", "runs"},
     {"prediction", "ensembles"},
-    {"training", "bundles"},
+    {"training", "bundles", "pseudo_labels"},
     {"tuning", "submission", "verification", "upload", "sessions", "initial_recipe", "pretraining"},
     {"rehearsal"},
     {"demo", "commands"},

@@ -23,3 +23,27 @@ def ensemble(
     from fb3.ensembles.ensemble import weigh
 
     print(weigh(members, required(out, "--out ENSEMBLE"), method, data, competition, recipe).text())
+
+
+def pseudo(
+    teacher: Annotated[Path, typer.Argument(metavar="RUN|ENSEMBLE", help="A run folder, or an ensemble's folder.")],
+    essays: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Essays to label; default: none, for pseudo.use=distil alone.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of labels to write.")] = None,
+    hard: Annotated[
+        bool, typer.Option("--hard", help="A class, yes or no, or a step of the scale; default: soft.")
+    ] = False,
+    agreement: Annotated[
+        float | None, typer.Option(help="Keep this share of the essays, on which the members agree most.")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Keep essays whose likeliest label has at least this probability.")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Label essays for each fold by models that saw none of its validation essays; see pseudo.folder of a recipe."""
+    from fb3.pseudo_labels.pseudo_folder import Filters, label_essays
+
+    filters = Filters(hard, agreement, confidence)
+    print("\n".join(label_essays(teacher, required(out, "--out PSEUDO"), essays, data, filters)))

@@ -12,6 +12,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.recipe.data import DataSettings, FoldsSettings, Split
 from fb3.system.compressed_files import stored_file
+from fb3.system.file_names import PSEUDO
 from fb3.targets.target import Target
 
 
@@ -76,7 +77,8 @@ def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
     files = {"train_sha256": data / recipe.data.files.train} | ({"unlabelled_sha256": data / uda.file} if uda else {})
     further = {f"{name}_sha256": path for name, path in joined.items() if path.exists()}
     own = {"prepare_sha256": Path(recipe.data.prepare)} if recipe.data.prepare else {}
-    return {key: stored_file(path) for key, path in files.items()} | further | own
+    labels = {"pseudo_sha256": Path(recipe.pseudo.folder) / PSEUDO} if recipe.pseudo else {}
+    return {key: stored_file(path) for key, path in files.items()} | further | own | labels
 
 
 def _refuse_empty_cells(table: pd.DataFrame, column: str, data: DataSettings, path: Path) -> None:

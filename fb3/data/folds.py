@@ -1,6 +1,8 @@
 """The split into folds: stratified, by groups or by chance. Only this module knows iterative-stratification."""
 
+import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -171,6 +173,12 @@ def fold_table(essays: pd.DataFrame, splits: list[FoldSplit], id_column: str) ->
     for split in splits:
         numbers[split.valid_rows] = split.fold
     return pd.DataFrame({id_column: essays[id_column].to_numpy(), FOLD_COLUMN: numbers})
+
+
+def split_hash(ids: Sequence[str], numbers: Sequence[int]) -> str:
+    """The hash of a split, whatever the order of its N essays: each id and the fold that validates on it."""
+    lines = sorted(f"{identifier}\t{number}" for identifier, number in zip(ids, numbers, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_folds(path: Path, essays: pd.DataFrame, id_column: str) -> list[FoldSplit]:

@@ -31,7 +31,7 @@ def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
         raise Fb3Error(f"{file}: blends ranks, and inference averages values; pack its runs, which then weigh the same")
     members = [member for member in content["members"] if any(_weights(member, file).values())]
     for member in members:
-        _check_run(Path(member["path"]), member.get("sha256"), file)
+        check_run(Path(member["path"]), member.get("sha256"), file)
     members.sort(key=lambda member: -(member.get("adds") or 0.0))
     return {Path(member["path"]): _weights(member, file) for member in members}
 
@@ -49,11 +49,12 @@ def _weights(member: Any, file: Path) -> Weights:
     return weights
 
 
-def _check_run(run: Path, digest: object, file: Path) -> None:
+def check_run(run: Path, digest: object, file: Path) -> None:
+    """Refuses a member that is no run folder, or whose oof.csv is not the one that was weighed."""
     if run.is_file():
         raise Fb3Error(
-            f"{file}: {run} has weight and is a file of predictions, so there is no model to pack; run `fb3 ensemble` "
-            "without it"
+            f"{file}: {run} has weight and is a file of predictions, so there is no model to predict with; run "
+            "`fb3 ensemble` without it"
         )
     if not (run / RECIPE).is_file() or not (run / OOF).is_file():
         raise Fb3Error(f"{file}: {run} is no run folder from here; move it back, or run `fb3 ensemble` again")

@@ -15,6 +15,7 @@ from fb3.recipe.metric import MetricSettings
 from fb3.recipe.model import ModelSettings
 from fb3.recipe.prediction import PredictSettings
 from fb3.recipe.pretraining import PretrainingSettings
+from fb3.recipe.pseudo import PseudoSettings
 from fb3.recipe.rules import RULES
 from fb3.recipe.settings import Settings
 from fb3.recipe.task import RegressionSettings, TaskSettings
@@ -71,6 +72,8 @@ class Recipe(Settings):
     of classes class_scaling; F1 of several labels thresholds; the others rounding or argmax."""
     predict: PredictSettings = PredictSettings()
     """Inference."""
+    pseudo: PseudoSettings | None = None
+    """Training on the predictions of other models; none: on true labels alone."""
     tricks: tuple[TrickSettings, ...] = ()
     """Tricks around the training step, each by its kind; their order here does not matter."""
     pretrain: PretrainingSettings | None = None
@@ -117,6 +120,10 @@ class Recipe(Settings):
         """The recipe with another path of the file in data.prepare; the same one where it names none."""
         changed = {"data": self.data.model_copy(update={"prepare": file})}
         return self.model_copy(update=changed) if self.data.prepare else self
+
+    def all_epochs(self) -> int:
+        """All epochs: on pseudo-labelled essays alone, if any, and then train.epochs."""
+        return self.train.epochs + (self.pseudo.first_epochs() if self.pseudo else 0)
 
     def is_debug(self) -> bool:
         """Whether these are --debug's settings; given by hand, they train the same run."""

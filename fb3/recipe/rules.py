@@ -195,6 +195,22 @@ def sampling_has_classes(recipe: Any) -> None:
         )
 
 
+def pseudo_labels_suit_the_loss(recipe: Any) -> None:
+    pseudo = recipe.pseudo
+    if not pseudo:
+        return
+    if recipe.train.sampling:
+        raise ValueError(
+            f"train.sampling={recipe.train.sampling} draws essays by their true label, and pseudo-labels are none; "
+            "leave it or pseudo out"
+        )
+    if pseudo.essay_weight() != 1.0 and recipe.task.of_batches():
+        raise ValueError(
+            f"pseudo.weight={pseudo.essay_weight():g} weighs each essay's loss, and task: "
+            f"{recipe.task.of_batches()[0]} is one of the whole batch; set pseudo.weight=1, or take mse"
+        )
+
+
 # The first broken rule raises a ValueError that names the keys and the mend.
 RULES = (
     tricks_fit,
@@ -214,4 +230,5 @@ RULES = (
     labels_stand_in_one_column,
     metric_suits_the_task,
     sampling_has_classes,
+    pseudo_labels_suit_the_loss,
 )

@@ -103,9 +103,9 @@ class AwpSettings(AdversarialSettings):
 
     def check(self, recipe: Any) -> None:
         super().check(recipe)
-        if self.from_epoch >= recipe.train.epochs:
+        if self.from_epoch >= recipe.all_epochs():
             raise ValueError(
-                f"tricks: awp would begin in epoch {self.from_epoch}, counted from 0, of {recipe.train.epochs}; "
+                f"tricks: awp would begin in epoch {self.from_epoch}, counted from 0, of {recipe.all_epochs()}; "
                 "give a smaller from_epoch"
             )
         if self.from_score is not None and recipe.train.evaluates_once():

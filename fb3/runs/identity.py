@@ -33,6 +33,7 @@ class Identity:
 def named_files(digests: Mapping[str, str], recipe: Recipe) -> dict[str, str]:
     """Hashes by the names of the training files, from hashes by their keys in environment.json."""
     names = {"train_sha256": recipe.data.files.train, "unlabelled_sha256": "task.uda.file", "prepare_sha256": PREPARE}
+    names["pseudo_sha256"] = "pseudo.folder"
     files = {key: digest for key, digest in digests.items() if key.endswith("_sha256")}
     return {names.get(key, key.removesuffix("_sha256")): digest for key, digest in files.items()}
 

@@ -14,6 +14,7 @@ OOF = "oof.csv"
 DECISION = "decision.json"  # fitted on oof.csv
 ENSEMBLE = "ensemble.json"  # members and weights, in the folder of an ensemble
 ENVIRONMENT = "environment.json"
+PSEUDO = "pseudo.json"  # provenance, in the folder of pseudo-labels
 LOCK = "lock"  # held by the process that writes the folder
 
 # In a fold folder

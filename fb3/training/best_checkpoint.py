@@ -32,11 +32,14 @@ class BestCheckpoint:
         self.start = time.monotonic()
         self.best: Predictions | None = None
         self.best_score: Score | None = None
+        self.first_epoch = session.recipe.pseudo.first_epochs() if session.recipe.pseudo else 0
         self.soup = Soup(session.recipe.train.soup) if session.recipe.train.soup else None
 
     def evaluate(self, step: Step) -> None:
         """Scores the weights as they stand, and keeps them if they are the best so far."""
         score = self._evaluate(step)
+        if step.epoch < self.first_epoch:
+            return
         if self.soup:
             self.soup.add(score, step.scorer)
         if self.session.recipe.train.keep == "all" and self.session.accelerator.is_main_process:
@@ -71,7 +74,8 @@ class BestCheckpoint:
         predictions = _predict_validation(session, self.split, self.task, step.scorer, self.name)
         truth = session.targets[self.split.valid_rows]
         score = step.score = self.task.score(truth, predictions.values)
-        best = score.better_than(self.best_score)
+        counts = step.epoch >= self.first_epoch  # before it, the fold has not yet learned from true labels
+        best = counts and score.better_than(self.best_score)
         elapsed = time.monotonic() - self.start
         title = session.target.metric.title
         session.log.evaluation(fold, step.epoch + 1, step.number, title, score, best, elapsed)
@@ -80,7 +84,7 @@ class BestCheckpoint:
             self.best, self.best_score = predictions, score
         if best and session.accelerator.is_main_process:
             save_fold(self.folder, step.scorer, self._info(step, score))
-        if session.on_evaluation:
+        if session.on_evaluation and counts:
             session.on_evaluation(Evaluation(fold, step.progress, score))
         return score
 

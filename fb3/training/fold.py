@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fb3.data.augmentation.augmented_essays import augment_essays
-from fb3.data.batches import Sampling, collate, rarest_labels, steps_per_epoch
+from fb3.data.batches import collate
 from fb3.data.folds import FoldSplit
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
@@ -24,11 +24,10 @@ from fb3.training.optimizer import build_optimizer
 from fb3.training.saves import Saves
 from fb3.training.schedule import build_schedule
 from fb3.training.session import Session, with_local_backbone
+from fb3.training.training_data import training_data
 from fb3.training.tricks.build import build_tricks
 from fb3.training.tricks.trick import Step
 
-POWERS = {"balanced": 0.0, "sqrt": 0.5}  # a class comes in proportion to its count to this power
-_LEAST_ERROR = 0.5  # share of the median: an error of 0 would have an infinite weight, this one four times the median's
 # Seeds are below 2**31, so these offsets keep the draws of one fold apart from those of any other.
 _UNLABELLED = 2**31  # for essays without scores
 _NEXT_PROCESS = 2**32  # from one process's seed to the next one's; the first process has the recipe's
@@ -48,11 +47,8 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     seed = recipe.train.seed + split.fold
     seed_everything(seed)
     scorer, task = _build_model(session, split)
-    per_epoch = steps_per_epoch(len(split.train_rows), recipe.train.batch_size, recipe.train.accumulation)
-    steps = per_epoch * recipe.train.epochs
-    learner = _build_learner(session, scorer, task, steps, seed)
-    essays, drawn = _training_essays(session, seed), (_sampling(session, split), _weights(session, split))
-    data = TrainingData(split.fold, split.train_rows, essays, session.targets, steps, seed, *drawn)
+    data = training_data(session, split, _training_essays(session, seed), seed)
+    learner, steps = _build_learner(session, scorer, task, data, seed), data.steps
     checkpoint = BestCheckpoint(session, split, task, seed)
     saves = Saves(session, split, checkpoint, steps)
     loop = Loop(accelerator, recipe, learner, data, Hooks(checkpoint.evaluate, saves.after_step), session.log)
@@ -64,7 +60,7 @@ def run_fold(session: Session, split: FoldSplit) -> Predictions:
     if not done:
         _warn_of_unseen_labels(session, split)
     loop.run()
-    checkpoint.try_averages(Step(scorer, {}, recipe.train.epochs - 1, steps, 1.0))
+    checkpoint.try_averages(Step(scorer, {}, len(data.epochs) - 1, steps, 1.0))
     accelerator.free_memory()
     if checkpoint.best is None:
         raise Fb3Error(f"fold {split.fold}: no evaluation gave a score; nothing was kept. Try train.precision=fp32")
@@ -108,11 +104,14 @@ def _build_model(session: Session, split: FoldSplit) -> tuple[Scorer, Task]:
     return scorer.to(device), task.to(device)
 
 
-def _build_learner(session: Session, scorer: Scorer, task: Task, steps: int, seed: int) -> Learner:
+def _build_learner(session: Session, scorer: Scorer, task: Task, data: TrainingData, seed: int) -> Learner:
     recipe, scaled = session.recipe, session.precision == "fp16"
     optimizer = build_optimizer(scorer, recipe.optimizer, scaled=scaled, of_task=task.parameters())
-    tricks = build_tricks(recipe, scorer, steps)
-    schedule = build_schedule(optimizer, recipe.schedule, steps)
+    tricks = build_tricks(recipe, scorer, data.steps)
+    first, later_rate = 0, 1.0
+    if recipe.pseudo and (alone := recipe.pseudo.first_epochs()):
+        first, later_rate = data.ends[alone - 1], recipe.pseudo.later_rate()
+    schedule = build_schedule(optimizer, recipe.schedule, data.steps, first, later_rate)
     return Learner(scorer, _training_task(session, task, seed), optimizer, schedule, tricks)
 
 
@@ -128,26 +127,6 @@ def _training_essays(session: Session, seed: int) -> Encoded:
         return session.encoded
     own = _process_seed(session, seed)
     return augment_essays(session.encoded, session.texts, session.tokenizer, data, data.augment, own)
-
-
-def _sampling(session: Session, split: FoldSplit) -> Sampling | None:
-    """The way that training draws essays, where the recipe wants another than each once an epoch."""
-    wanted = session.recipe.train.sampling
-    return wanted and Sampling(rarest_labels(session.targets, split.train_rows), POWERS[wanted])
-
-
-def _weights(session: Session, split: FoldSplit) -> np.ndarray | None:
-    """The essays' weights, (N,) float32, with a mean of 1 over the training essays; None where all weigh alike."""
-    data = session.recipe.data
-    if not data.weight_column:
-        return None
-    weights = session.essays[data.weight_column].to_numpy(np.float64)
-    if data.weight_form == "standard_error":
-        weights = 1.0 / np.maximum(weights, _LEAST_ERROR * np.median(weights[weights > 0])) ** 2
-    mean = weights[split.train_rows].mean()
-    if not mean:
-        raise Fb3Error(f"data.weight_column={data.weight_column}: all training essays of fold {split.fold} have 0")
-    return (weights / mean).astype(np.float32)
 
 
 def _training_task(session: Session, task: Task, seed: int) -> Task:

@@ -1,6 +1,7 @@
 """The loop: epochs, optimizer steps, evaluations. It names no trick, no task and no data set."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -47,19 +48,29 @@ class Learner:
 class TrainingData:
     """The essays of a fold, and how long it trains on them.
 
-    fold: its number. rows: the training essays' positions among the N encoded ones. targets: (N, K). steps: optimizer
-    steps in all. seed: decides the order of the batches. sampling: see `training_batches`.
-    weights: of each essay's loss, (N,); none: all alike.
+    fold: its number. epochs: for each epoch the positions of its essays among the N encoded ones. targets: (N, K).
+    ends: for each epoch the optimizer steps that are done at its end. seed: decides the order of the batches.
+    sampling: see `training_batches`. weights: of each essay's loss, (N,); none: all alike.
     """
 
     fold: int
-    rows: np.ndarray
+    epochs: Sequence[np.ndarray]
     encoded: Encoded
     targets: np.ndarray
-    steps: int
+    ends: Sequence[int]
     seed: int
     sampling: Sampling | None = None
     weights: np.ndarray | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.ends[-1]
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The epoch of a step, and the steps that are done in it before."""
+        epoch = bisect_right(self.ends, number)
+        return epoch, number - (self.ends[epoch - 1] if epoch else 0)
 
 
 @dataclass(frozen=True)
@@ -92,30 +103,31 @@ class Loop:
             Fb3Error: the loss is no longer a number; says at which step.
         """
         step, data, size = self.step, self.data, self.settings.accumulation
-        per_epoch, batches = data.steps // self.settings.epochs, None
+        batches = None
         self.scorer.train()
         with progress(f"fold {data.fold}", data.steps, self.accelerator.is_main_process, done=step.number) as advance:
-            if step.number and self.due(per_epoch):  # a save is made before the evaluation of its step
+            if step.number and self.due():  # a save is made before the evaluation of its step
                 self.evaluate()
             while step.number < data.steps:
-                step.epoch, place = divmod(step.number, per_epoch)
+                step.epoch, place = data.place(step.number)
                 if batches is None or place == 0:
                     lengths, count = data.encoded.total_lengths, self.settings.batch_size
-                    batches = training_batches(lengths, data.rows, count, data.seed, step.epoch, data.sampling)
+                    rows = data.epochs[step.epoch]
+                    batches = training_batches(lengths, rows, count, data.seed, step.epoch, data.sampling)
                 self.optimizer_step(step, batches[place * size : (place + 1) * size])
                 step.number += 1
                 step.progress = step.number / data.steps
-                due = self.due(per_epoch)
+                due = self.due()
                 if due or len(self.window.losses) >= self.settings.log_every_steps:
                     self.window.close(advance, step, data.fold, data.steps)
                 self.hooks.after_step(self)
                 if due:
                     self.evaluate()
 
-    def due(self, per_epoch: int) -> bool:
+    def due(self) -> bool:
         """Whether an evaluation is due after the last step."""
         number, every = self.step.number, self.settings.evaluate_every_steps
-        return number % per_epoch == 0 or (every is not None and number % every == 0)
+        return number in self.data.ends or (every is not None and number % every == 0)
 
     def evaluate(self) -> None:
         """Evaluates the weights that the tricks put in place."""

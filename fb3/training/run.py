@@ -15,6 +15,7 @@ import pandas as pd
 
 from fb3.data.essays import read_essays, training_files
 from fb3.data.folds import FoldSplit, describe_groups, make_folds, take_sample
+from fb3.data.pseudo_essays import read_provenance, read_pseudo_essays
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error, Stopped
 from fb3.models.backbone_files import SECOND_KEY, check_backbone
@@ -83,6 +84,8 @@ def train(
         check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
     recipe, essays = _read_training(recipe, data)
     unlabelled = _read_unlabelled(recipe, data)
+    if recipe.pseudo:
+        read_provenance(Path(recipe.pseudo.folder))
     refuse_foreign_folder(out)
     digests = {key: sha256(file) for key, file in training_files(recipe, data).items()}
     with lock_folder(out, "fb3 train") if is_main_process() else nullcontext():
@@ -94,6 +97,7 @@ def train(
             say(describe_groups(essays, splits, recipe.folds.group_column))
         chosen = folds_to_train(splits, folds, out, resume)
         _check_metric(recipe, essays, chosen)
+        pseudo = read_pseudo_essays(recipe, data, essays, chosen, target_of(recipe).columns)
         from fb3.runs.save_folder import delete_finished
         from fb3.training.session import close_session, open_accelerator, open_session
 
@@ -104,7 +108,7 @@ def train(
         if accelerator.is_main_process:
             delete_partial_files(out)
             delete_finished(out)
-        session = open_session(recipe, essays, out, accelerator, precision, unlabelled)
+        session = open_session(recipe, essays, out, accelerator, precision, unlabelled, pseudo)
         session = replace(session, on_evaluation=on_evaluation, digests=digests, stop=stop)
         if accelerator.is_main_process:
             write_first_files(session, data, splits, begun)
@@ -159,7 +163,8 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     from fb3.training.session import close_session, open_accelerator, open_session
 
     recipe, out, unlabelled = resolve(recipe, essays), Path(out), _read_unlabelled(recipe, None)
-    session = open_session(recipe, essays, out, *open_accelerator(recipe, out), unlabelled)
+    pseudo = read_pseudo_essays(recipe, None, essays, [split], target_of(recipe).columns)
+    session = open_session(recipe, essays, out, *open_accelerator(recipe, out), unlabelled, pseudo)
     predictions = run_fold(session, split)
     close_session(session)
     return predictions

@@ -105,6 +105,7 @@ def write_first_files(session: "Session", data: Path, splits: list[FoldSplit], b
         "git": {"here": git_state(Path()), "fb3": git_state(Path(version.__file__).parent, tracked="version.py")},
         "data": str(data.resolve()),
         **session.digests,
+        **({"pseudo": session.pseudo.record} if session.pseudo else {}),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "encoder": {name: sha256(out / ENCODER / name) for name in encoder_files(bool(recipe.model.stitch))},

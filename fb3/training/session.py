@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from tokenizers import Tokenizer
 
+from fb3.data.pseudo_essays import PseudoEssays, with_pseudo_essays
 from fb3.data.texts import input_texts
 from fb3.data.tokenizer import added_tokens, frequent_characters, load_tokenizer
 from fb3.data.tokens import Encoded, encode_essays
@@ -68,8 +69,9 @@ class Unlabelled:
 class Session:
     """Everything that all folds of a run share.
 
-    out: the run folder. texts, encoded, targets: the N essays' own; targets is (N, K). digests: hashes of the training
-    files, by their keys in environment.json; none: folds are not saved while they train. stop: when to stop early.
+    out: the run folder. targets: (N, K), the N essays'. texts, encoded: of these essays, and behind them of the P
+    pseudo-labelled ones. digests: hashes of the training files, by their keys in environment.json; none: folds are not
+    saved while they train. stop: when to stop early.
     """
 
     recipe: Recipe
@@ -83,6 +85,7 @@ class Session:
     tokenizer: Tokenizer
     targets: np.ndarray
     unlabelled: Unlabelled | None
+    pseudo: PseudoEssays | None
     log: RunLog
     on_evaluation: OnEvaluation | None = None
     digests: dict[str, str] | None = None
@@ -145,6 +148,7 @@ def open_session(
     accelerator: Accelerator,
     precision: Precision,
     unlabelled: pd.DataFrame | None = None,
+    pseudo: PseudoEssays | None = None,
 ) -> Session:
     """Writes the encoder folder, opens the trackers and tokenises all essays, also the ones without scores.
 
@@ -165,7 +169,7 @@ def open_session(
     def tokenised(table: pd.DataFrame) -> tuple[list[str], Encoded]:
         return input_texts(table, recipe.data), encode_essays(table, out / ENCODER, recipe.data)
 
-    texts, encoded = tokenised(essays)
+    texts, encoded = tokenised(with_pseudo_essays(essays, pseudo))
     if accelerator.is_main_process:
         tell_unknown(texts, encoded, out / ENCODER, f"{KEY}={recipe.model.backbone}")
         if encoded.second:
@@ -183,6 +187,7 @@ def open_session(
         encoded=encoded,
         targets=task.target.truths(essays),
         unlabelled=None if unlabelled is None else Unlabelled(*tokenised(unlabelled)),
+        pseudo=pseudo,
         log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
     )
 

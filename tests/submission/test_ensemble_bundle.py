@@ -112,7 +112,10 @@ def changed(folder, tmp_path, change):
         (lambda c: c.update(blended="ranks"), "blends ranks, and inference averages values"),
         (lambda c: c["members"][0].update(sha256="0"), r"was weighed with another oof.csv; run `fb3 ensemble` again"),
         (lambda c: c["members"][0].update(path="nowhere"), r"nowhere is no run folder from here; move it back"),
-        (lambda c: c["members"][0].update(path=__file__), r"is a file of predictions, so there is no model to pack"),
+        (
+            lambda c: c["members"][0].update(path=__file__),
+            r"is a file of predictions, so there is no model to predict with",
+        ),
         (lambda c: c["members"][0].update(weights={"a": -1}), r"want a path and weights, not negative, for each"),
         (
             lambda c: c["members"][0].update(weights={"a": 1.0}),
