@@ -3,13 +3,19 @@
 import re
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import cached_file
 
 from fb3.errors import Fb3Error, one_line
+from fb3.models.backbone_files import find_backbone
 from fb3.models.layer_stack import layer_stack
+from fb3.recipe.model import ModelSettings
+from fb3.system.file_names import WEIGHTS
 
 # Names that families give to a head's tensors. `lm_predictions` of DeBERTa's checkpoints is left out: no model that
 # made these weights used it, and DeBERTa-v3 never trained it.
@@ -18,6 +24,7 @@ _STORED = {
     "norm": r"(transform\.|lm_head\.|generator_predictions\.|predictions\.|head\.|^)"
     r"(LayerNorm|layer_norm|norm|vocab_layer_norm)",
 }
+_HEAD = r"^(cls|lm_head|predictions|generator_|vocab_|head|decoder)"  # the beginnings of these names
 _BIAS = r"(predictions|lm_head|generator_lm_head|vocab_projector|decoder)\.bias"
 
 
@@ -135,3 +142,20 @@ def _module_list(encoder: nn.Module) -> nn.ModuleList | None:
     layers = layer_stack(encoder)
     lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]
     return next((each for each in lists if layers and len(each) == len(layers) and each[0] is layers[0]), None)
+
+
+def stored_heads(settings: ModelSettings) -> dict[str, Tensor]:
+    """The tensors of a backbone's model.safetensors that may be a head's: all but an encoder's layers and embeddings.
+
+    A backbone without such a file, as DeBERTa-v3's on the hub, gives none.
+    """
+    source = find_backbone(settings.backbone)
+    file = Path(source.name) / WEIGHTS if source.is_folder else None
+    if file is None:
+        options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        found = cached_file(source.name, WEIGHTS, local_files_only=source.local, **options)
+        file = Path(found) if found else None
+    if file is None or not file.is_file():
+        return {}
+    with safe_open(file, framework="pt") as stored:
+        return {name: stored.get_tensor(name) for name in filter(re.compile(_HEAD).search, stored.keys())}

@@ -13,8 +13,8 @@ from fb3.data.tokenizer import load_tokenizer
 from fb3.models.backbone import export_encoder, pretrained_encoder
 from fb3.models.pretraining_heads import MaskedTokenHead, shallow_copy, word_embeddings
 from fb3.pretraining.encodings import Encodings
-from fb3.pretraining.pretraining_model import PretrainingModel, PretrainingTask
 from fb3.pretraining.objectives import OBJECTIVES, build_objectives, info_nce
+from fb3.pretraining.pretraining_model import PretrainingModel, PretrainingTask
 from fb3.recipe import load_recipe
 from fb3.recipe.model import ModelSettings
 from fb3.recipe.pretraining import ObjectiveSettings, PretrainingSettings
