@@ -174,9 +174,7 @@ def decide(
 
 @app.command()
 def verify(
-    path: Annotated[
-        Path, typer.Argument(metavar="RUN|BUNDLE|ENCODER", help="A run folder, a bundle, or a pretrained encoder.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE|ENCODER", help="A run, bundle or pretrained encoder.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the run's train.csv, if it has moved.")] = None,
     essays: Annotated[int, typer.Option(min=0, help="Essays of each fold to predict again from the weights.")] = 0,
 ) -> None:

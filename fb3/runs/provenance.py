@@ -53,7 +53,7 @@ def changed_files(folder: Path) -> list[str]:
     return faults
 
 
-def seen_before(backbone: str, hashes: Sequence[str]) -> int | None:
+def seen_before(backbone: str, hashes: Iterable[str]) -> int | None:
     """How many of some texts an encoder was pretrained on or chosen by; none for a backbone that does not say so."""
     folder = Path(backbone)
     if not (folder / PROVENANCE).is_file():

@@ -102,15 +102,14 @@ def tell_seen_texts(session: "Session", splits: Sequence[FoldSplit]) -> None:
     from fb3.training.session import with_local_backbone
 
     recipe = session.recipe
-    backbone, hashes = with_local_backbone(recipe, session.out).model.backbone, np.array([], str)
-    if recipe.model.backbone != "scratch" and seen_before(backbone, hashes) is not None:
+    backbone = with_local_backbone(recipe, session.out).model.backbone
+    if seen_before(backbone, []) is not None:
         hashes = np.array(text_hashes(session.essays, recipe.data.text_columns()))
         for split in splits:
-            seen, all_ = seen_before(backbone, hashes[split.valid_rows]), len(set(hashes[split.valid_rows]))
-            line = (
-                f"fold {split.fold}: the backbone was pretrained on {seen} of {all_} validation texts, without scores"
-            )
-            session.log.event("pretrained", line, fold=split.fold, seen=seen, texts=all_)
+            texts = set(hashes[split.valid_rows])
+            seen = seen_before(backbone, texts)
+            words = f"the backbone was pretrained on {seen} of {len(texts)} validation texts, without their scores"
+            session.log.event("pretrained", f"fold {split.fold}: {words}", fold=split.fold, seen=seen, texts=len(texts))
 
 
 def write_environment(session: "Session", data: Path, begun: bool) -> None:

@@ -63,10 +63,13 @@ def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0)
 
 def _check_encoder(folder: Path) -> None:
     """Loads an encoder as a run would."""
+    import transformers
+
     from fb3.data.tokenizer import load_tokenizer
     from fb3.models.backbone import pretrained_encoder
     from fb3.recipe.model import ModelSettings
 
+    transformers.utils.logging.disable_progress_bar()
     load_tokenizer(folder)
     pretrained_encoder(ModelSettings(backbone=str(folder)), folder)
 
