@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 
 from fb3.data.batches import collate, on_device, training_batches
 from fb3.data.pretraining_texts import PretrainingTexts
@@ -19,10 +18,10 @@ from fb3.runs.save_folder import Tree
 from fb3.system.devices import out_of_memory
 from fb3.system.file_names import fold_folder
 from fb3.targets.metrics import Score
-from fb3.training.session import Session, versions
+from fb3.training.session import Session, gathered, versions
 from fb3.training.tricks.trick import Step
 
-Sums = dict[str, tuple[float, float]]  # of each measure a sum and a count
+Sums = dict[str, tuple[float, float]]  # a sum and a count, for each measure
 
 
 class NoBetter(Exception):
@@ -78,8 +77,7 @@ class BestEncoder:
                 if not out_of_memory(error) or self.size == 1 or self.session.accelerator.num_processes > 1:
                     raise
             self.size = (self.size + 1) // 2  # here the attempt's memory is free
-        if self.session.accelerator.num_processes > 1:
-            sums = _added(gather_object([sums]))
+        sums = _added(gathered(self.session.accelerator, sums))
         return _named({name: total / count for name, (total, count) in sums.items() if count})
 
     @torch.no_grad()

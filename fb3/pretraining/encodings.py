@@ -14,7 +14,7 @@ class Encodings:
 
     Args:
         encoder: a transformers encoder.
-        batch: of `PretrainingTexts`.
+        batch: a batch of `PretrainingTexts`.
     """
 
     def __init__(self, encoder: nn.Module, batch: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ class PretrainingModel(nn.Module):
 
     Args:
         encoder: a transformers encoder.
-        objectives: of `build_objectives`, by kind.
+        objectives: by kind; see `build_objectives`.
     """
 
     def __init__(self, encoder: nn.Module, objectives: nn.ModuleDict) -> None:
@@ -26,7 +26,7 @@ class PretrainingModel(nn.Module):
         self.objectives = objectives
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Learned]:
-        """What each objective gives for a batch of `PretrainingTexts`, by kind."""
+        """Each objective's loss and measures for a batch of `PretrainingTexts`, by kind."""
         encodings = Encodings(self.encoder, batch)
         return {kind: objective(encodings) for kind, objective in self.objectives.items()}
 

@@ -11,7 +11,7 @@ from fb3.errors import Fb3Error
 from fb3.system.file_names import CONFIG, PROVENANCE, TOKENIZER, WEIGHTS
 from fb3.system.files import read_json, sha256, write_json
 
-_DIGITS = 16  # of a text's hash: among a million texts, two are alike by chance once in 37 million encoders
+_DIGITS = 16  # digits of a hash: among a million texts two are alike by chance once in 37 million encoders
 _FILES = (CONFIG, TOKENIZER, WEIGHTS)
 
 

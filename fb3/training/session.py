@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
 from tokenizers import Tokenizer
 
 from fb3.data.pseudo_essays import PseudoEssays, with_pseudo_essays
@@ -210,6 +211,11 @@ def open_encoder(
 def open_log(out: Path, accelerator: Accelerator) -> RunLog:
     """The log of a run folder."""
     return RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step))
+
+
+def gathered(accelerator: Accelerator, item: Any) -> list[Any]:
+    """The items of all processes, in their order."""
+    return gather_object([item]) if accelerator.num_processes > 1 else [item]
 
 
 def versions() -> dict[str, str]:
