@@ -49,9 +49,8 @@ class PretrainingTask:
         """The loss of a batch; the log's terms where there are several objectives."""
         losses = {kind: learned.loss for kind, learned in model(batch).items()}
         total = torch.stack([self.weights[kind] * loss for kind, loss in losses.items()]).sum()
-        return StepOutput(
-            total, {kind: loss.detach() for kind, loss in losses.items()} if losses.keys() - {*list(losses)[:1]} else {}
-        )
+        terms = {kind: loss.detach() for kind, loss in losses.items()} if len(losses) > 1 else {}
+        return StepOutput(total, terms)
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return ()

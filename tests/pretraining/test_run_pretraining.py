@@ -23,6 +23,7 @@ from fb3.training.loop import Loop
 from fb3.training.run import train
 from fb3.verification.check import verify
 from tests.conftest import copied
+from tests.training.test_distributed import call, finish, launcher
 
 SMALL = ["train.precision=fp32", "predict.precision=fp32", "pretrain.length=48", "pretrain.batch_size=8"]
 SMALL += [
@@ -265,3 +266,17 @@ def test_verify_finds_a_changed_file(encoder, tmp_path):
     assert not report.passed
     assert "config.json: not the file that pretraining.json describes" in report.text()
     shutil.rmtree(broken)
+
+
+def test_two_processes_learn_together(competition, tmp_path):
+    """Each hides other tokens, so that losses are alike and not equal; a wrong scale would be a factor of two."""
+    objectives = "pretrain.objectives=[{kind: mlm}, {kind: rtd, discriminator_weight: 1}, {kind: order}]"
+    options = [*SMALL, objectives, "pretrain.epochs=1", "train.log_every_steps=1", "pretrain.batch_size=7"]
+    program = ["-m", "fb3", "pretrain", "tiny", "--data", "{data}", "--out", "{out}"]
+    finish(call(launcher(), competition, tmp_path / "two", program=program, overrides=options))
+    pretrain_encoder(load_recipe("tiny", options), competition, tmp_path / "one")
+    assert read_json(tmp_path / "two" / "environment.json")["processes"] == 2
+    assert verify(tmp_path / "two").passed
+    two, one = ([event["loss"] for event in events(tmp_path / name, "step")] for name in ("two", "one"))
+    assert len(two) == len(one)
+    assert np.mean(two) == pytest.approx(np.mean(one), rel=0.1)
