@@ -18,11 +18,14 @@ def ensemble(
     data: Data = None,
     competition: Annotated[str | None, typer.Option(help="Take target and metric from this competition.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take them from this recipe; default: the first run's.")] = None,
+    allow_leaks: Annotated[
+        bool, typer.Option("--allow-leaks", help="Take members trained by models that saw their validation essays.")
+    ] = False,
 ) -> None:
     """Weigh runs and other predictions by their out-of-fold predictions, and score the weights honestly."""
     from fb3.ensembles.ensemble import weigh
 
-    print(weigh(members, required(out, "--out ENSEMBLE"), method, data, competition, recipe).text())
+    print(weigh(members, required(out, "--out ENSEMBLE"), method, data, competition, recipe, allow_leaks).text())
 
 
 def pseudo(

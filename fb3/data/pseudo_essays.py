@@ -98,6 +98,7 @@ def read_pseudo_essays(
         "use": settings.use,
         "split": content["split"],
         "leaks": settings.leak() or None,
+        "teachers": {teacher["path"]: teacher["oof_sha256"] for teacher in content["teachers"]},
     }
     return PseudoEssays(folder, recipe, columns, table[kept], teacher, record)
 

@@ -43,7 +43,8 @@ class Ensemble(NamedTuple):
 
     def text(self) -> str:
         """The table of methods, the weights, and the members that were dropped."""
-        return "\n".join([*self._methods(), "", *self._weights(), f"{self.path}: written"])
+        leaks = [f"LEAKS, so no score here is a CV: {leak}" for leak in self.members.leaks]
+        return "\n".join([*self._methods(), "", *self._weights(), *leaks, f"{self.path}: written"])
 
     def _methods(self) -> list[str]:
         stack, equal = self.stack, self.blends[0]
@@ -80,6 +81,7 @@ def weigh(
     data: Path | None = None,
     competition: str | None = None,
     recipe: str | None = None,
+    allow_leaks: bool = False,
 ) -> Ensemble:
     """Weighs members on their out-of-fold predictions, and writes the new folder `out`.
 
@@ -88,7 +90,7 @@ def weigh(
     decision where the recipe's is a fitted one.
 
     Args:
-        paths, data, recipe, competition: see `read_members`.
+        paths, data, recipe, competition, allow_leaks: see `read_members`.
         out: the folder.
         method: a name in `METHODS`; none: see `Stack.choose`.
 
@@ -100,7 +102,7 @@ def weigh(
         raise Fb3Error(f"--method {method}: no such method; {nearest(method, METHODS)}")
     if out.exists():
         raise Fb3Error(f"{out}: is there already; choose another --out")
-    members = read_members(paths, data, recipe, competition)
+    members = read_members(paths, data, recipe, competition, allow_leaks)
     stack = stack_of(members)
     blends = stack.fit_all()
     chosen = stack.choose(blends, method)
@@ -161,6 +163,7 @@ def _content(ensemble: Ensemble) -> dict[str, Any]:
         **{key: scores(chosen)[key] for key in ("method", "weights", "honest")},
         "decision": method_name(decision_of(ensemble.members.recipe)),
         "methods": [scores(blend) for blend in ensemble.blends],
+        "leaks": ensemble.members.leaks,
         "members": [
             {
                 "path": str(file.parent if file.name == OOF else file),

@@ -13,9 +13,11 @@ from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_table, whole_number
 from fb3.ensembles.comparison import split
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_competition, load_recipe
+from fb3.runs.leaks import labels_of, recorded_leak
 from fb3.runs.scores import TRUTH, caveats
 from fb3.system.compressed_files import stored_file
 from fb3.system.file_names import OOF, RECIPE
+from fb3.system.files import sha256
 from fb3.system.progress import say
 from fb3.targets.build import resolve, target_of
 from fb3.targets.target import Probabilities, Target
@@ -26,13 +28,17 @@ _FEWEST = 20  # essays from which weights are fitted
 
 @dataclass(frozen=True)
 class MemberFile:
-    """A member's file: its ids (N,), predictions (N, K), and fold numbers (N,) and truths (N, K) where it has them."""
+    """A member's file: its ids (N,), predictions (N, K), and fold numbers (N,) and truths (N, K) where it has them.
+
+    leak: why its predictions know some truths, in words; empty for no reason.
+    """
 
     path: Path
     ids: pd.Series
     predicted: np.ndarray
     folds: np.ndarray | None
     truth: np.ndarray | None
+    leak: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Members:
     """M members on the same N essays, by id in ascending order.
 
     recipe: names the target and the metric. predicted: (M, N, K). folds: (N,), those of all members, or of a split of
-    the essays where `own_folds` is false.
+    the essays where `own_folds` is false. leaks: members that know some truths, and why, in words.
     """
 
     recipe: Recipe
@@ -50,6 +56,7 @@ class Members:
     truth: np.ndarray
     folds: np.ndarray
     own_folds: bool
+    leaks: list[str]
 
 
 def read_members(
@@ -57,6 +64,7 @@ def read_members(
     data: Path | None = None,
     recipe: str | Path | None = None,
     competition: str | None = None,
+    allow_leaks: bool = False,
 ) -> Members:
     """Reads the members and the truths.
 
@@ -65,10 +73,11 @@ def read_members(
             `fold` and truths in the form of a run's oof.csv.
         data: the folder with train.csv; none: the truths are those in the first member that has some.
         recipe, competition: name the target and the metric; neither: the first run folder's recipe does.
+        allow_leaks: take members that learned from models which saw their validation essays.
 
     Raises:
         Fb3Error: a file without a column, with an id twice, with other ids than the first one, with cells that are no
-            numbers or no probabilities, or with other truths; no recipe or no truths.
+            numbers or no probabilities, or with other truths; no recipe or no truths; a member leaks.
     """
     places = [_run_of(Path(path)) for path in paths]
     if len(places) < 2:
@@ -86,6 +95,10 @@ def read_members(
     if not target.columns:
         raise Fb3Error("task.classes: nothing names the classes; give --data DIR with the competition's train.csv")
     files = [_read_member(place, settings, target) for place in places]
+    leaks = [f"{file.path}: {file.leak}" for file in files if file.leak]
+    if leaks and not allow_leaks:
+        raise Fb3Error(f"{leaks[0]}, and weights would favour it; leave it out, or give --allow-leaks")
+    _tell_pseudo_labels(files)
     source, truth_ids, truth = known or _truths_of(files)
     ids = files[0].ids.sort_values()
     rows = match_ids(truth_ids, ids, source, files[0].path, "; are they of this competition?", subset=True)
@@ -100,7 +113,19 @@ def read_members(
     else:
         numbers = split(len(ids), None if groups is None else groups.iloc[rows].tolist())
     predicted = np.stack([file.predicted for file in aligned])
-    return Members(settings, [file.path for file in files], ids.to_numpy(), predicted, truth[rows], numbers, own)
+    places = [file.path for file in files]
+    return Members(settings, places, ids.to_numpy(), predicted, truth[rows], numbers, own, leaks)
+
+
+def _tell_pseudo_labels(files: list["MemberFile"]) -> None:
+    """Says which members learned from labels of models that did not see their validation essays, and from whose."""
+    digests = {sha256(file.path): str(file.path.parent) for file in files}
+    for file in files:
+        if not file.leak and (teachers := labels_of(file.path.parent).get("teachers")):
+            names = ", ".join(
+                f"{digests[digest]}, a member" if digest in digests else path for path, digest in teachers.items()
+            )
+            say(f"{file.path.parent}: trained on pseudo-labels that were made for its own split, by {names}")
 
 
 def _run_of(path: Path) -> Path:
@@ -136,12 +161,16 @@ def _read_member(place: Path, recipe: Recipe, target: Target) -> MemberFile:
             f"{path}: {predicted[row, column]} in row {row + 1} ({identifier} {table[identifier].iloc[row]}), column "
             f"{columns[column]}, is no probability; turn logits into probabilities first"
         )
-    if (place / RECIPE).is_file() and (found := caveats(place, load_recipe(place / RECIPE))):
-        say(f"WARNING: {place}: its score is no CV: {'; '.join(found)}")
+    leak = ""
+    if (place / RECIPE).is_file():
+        own = load_recipe(place / RECIPE)
+        leak = recorded_leak(place, own)
+        if found := caveats(place, own):
+            say(f"WARNING: {place}: its score is no CV: {'; '.join(found)}")
     folds = np.array(whole_numbers(table[FOLD_COLUMN], path)) if FOLD_COLUMN in table.columns else None
     truths = [TRUTH + column for column in columns]
     truth = parse_numbers(table, identifier, truths, path) if set(truths) <= set(table.columns) else None
-    return MemberFile(path, table[identifier], predicted, folds, truth)
+    return MemberFile(path, table[identifier], predicted, folds, truth, leak)
 
 
 def _truths_of(files: list[MemberFile]) -> tuple[object, pd.Series, np.ndarray]:
@@ -161,7 +190,7 @@ def _aligned(file: MemberFile, ids: pd.Series, first: Path, source: object, trut
             f"{file.path}: its truths differ from {source} in {len(bad)} essays, first {ids.name} {ids.iloc[bad[0]]}; "
             "leave out a member of other data"
         )
-    return MemberFile(file.path, ids, file.predicted[rows], folds, own)
+    return MemberFile(file.path, ids, file.predicted[rows], folds, own, file.leak)
 
 
 def _shared_folds(files: list[MemberFile]) -> np.ndarray | None:

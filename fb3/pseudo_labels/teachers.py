@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fb3.data.folds import split_hash
 from fb3.data.tables import FOLD_COLUMN, read_table, whole_numbers
 from fb3.ensembles.ensemble_file import Weights, check_run, packed_runs
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.fold_json import check_weights, ids_hash, is_finished
+from fb3.runs.leaks import recorded_leak
 from fb3.runs.run_folder import Member, own_prepare
-from fb3.system.file_names import ENSEMBLE, ENVIRONMENT, FOLD_JSON, OOF, RECIPE, fold_folder, fold_folders, fold_number
+from fb3.system.file_names import ENSEMBLE, FOLD_JSON, OOF, RECIPE, fold_folder, fold_folders, fold_number
 from fb3.system.files import read_json, sha256
 from fb3.targets.build import target_of
 
@@ -133,20 +133,6 @@ def _read_teacher(run: Path, weights: Weights | None, by_fold: dict[int, Weights
         valid = [identifier for identifier, fold in split.items() if fold_folder(run, fold) == folder]
         if ids_hash(valid) != read_json(folder / FOLD_JSON).get("valid_ids_sha256"):
             raise Fb3Error(f"{folder}: validated on other essays than folds.csv says; copy the run again")
-    _refuse_leaks(run, split)
-    return Teacher(Member(run.name, run, recipe, folds), split, recipe.pseudo is not None, weights, by_fold)
-
-
-def _refuse_leaks(run: Path, split: Split) -> None:
-    """Refuses a run that learned from pseudo-labels, unless they were made for its own split."""
-    recipe = load_recipe(run / RECIPE)
-    if not recipe.pseudo:
-        return
-    recorded = read_json(run / ENVIRONMENT).get("pseudo") if (run / ENVIRONMENT).is_file() else None
-    leak = recipe.pseudo.leak()
-    if not leak and (
-        not isinstance(recorded, dict) or recorded.get("split") != split_hash([*split], [*split.values()])
-    ):
-        leak = f"{ENVIRONMENT} does not say that its pseudo-labels were made for its split"
-    if leak:
+    if leak := recorded_leak(run, recipe):
         raise Fb3Error(f"{run}: {leak}, so its labels would carry truths over; leave it out")
+    return Teacher(Member(run.name, run, recipe, folds), split, recipe.pseudo is not None, weights, by_fold)

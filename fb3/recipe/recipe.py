@@ -72,10 +72,10 @@ class Recipe(Settings):
     of classes class_scaling; F1 of several labels thresholds; the others rounding or argmax."""
     predict: PredictSettings = PredictSettings()
     """Inference."""
-    pseudo: PseudoSettings | None = None
-    """Training on the predictions of other models; none: on true labels alone."""
     tricks: tuple[TrickSettings, ...] = ()
     """Tricks around the training step, each by its kind; their order here does not matter."""
+    pseudo: PseudoSettings | None = None
+    """Training on the predictions of other models; none: on true labels alone."""
     pretrain: PretrainingSettings | None = None
     """Pretraining on the competition's own texts, for `fb3 pretrain` alone; none: it takes the defaults."""
     competition: Annotated[str, AfterValidator(_slug)] | None = None
@@ -120,6 +120,11 @@ class Recipe(Settings):
         """The recipe with another path of the file in data.prepare; the same one where it names none."""
         changed = {"data": self.data.model_copy(update={"prepare": file})}
         return self.model_copy(update=changed) if self.data.prepare else self
+
+    def with_labels(self, folder: str) -> "Recipe":
+        """The recipe with another path of pseudo.folder; the same one where it names none."""
+        changed = self.pseudo and {"pseudo": self.pseudo.model_copy(update={"folder": folder})}
+        return self.model_copy(update=changed) if changed else self
 
     def all_epochs(self) -> int:
         """All epochs: on pseudo-labelled essays alone, if any, and then train.epochs."""

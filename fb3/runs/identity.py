@@ -8,7 +8,7 @@ from typing import Any
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
-from fb3.system.file_names import ENVIRONMENT, PREPARE, RECIPE
+from fb3.system.file_names import ENVIRONMENT, PREPARE, PSEUDO, RECIPE
 from fb3.system.files import read_json
 
 
@@ -22,9 +22,10 @@ class Identity:
     def differences(self, there: "Identity") -> str:
         """The differences, to follow the words "made with another"; empty where there are none.
 
-        The file of data.prepare is compared by its hash, wherever it lies.
+        The file of data.prepare and the folder of pseudo-labels are compared by their hashes, wherever they lie.
         """
-        recipe = differences(self.recipe.with_prepare(PREPARE), there.recipe.with_prepare(PREPARE))
+        one, other = (each.recipe.with_prepare(PREPARE).with_labels(PSEUDO) for each in (self, there))
+        recipe = differences(one, other)
         one, two = self.ingredients, there.ingredients
         names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
         return ", ".join([f"recipe ({'; '.join(recipe)})", *names] if recipe else names)

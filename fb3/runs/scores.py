@@ -36,7 +36,9 @@ def caveats(run: Path, recipe: Recipe) -> list[str]:
         found.append(f"a --debug run, {len(table)} essays and {recipe.train.epochs} epochs")
     elif recipe.data.sample == len(table):
         found.append(f"trained on a sample of {len(table)} essays (data.sample)")
-    if recipe.pseudo and (leak := recipe.pseudo.leak()):
+    if (run / ENSEMBLE).is_file():
+        found += map(str, read_json(run / ENSEMBLE).get("leaks") or [])
+    elif recipe.pseudo and (leak := recipe.pseudo.leak()):
         found.append(leak)
     if left:
         found.append(f"folds {left} of {len(known)} are not trained to their end")

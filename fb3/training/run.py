@@ -92,6 +92,7 @@ def train(
     unlabelled = _read_unlabelled(recipe, data)
     if recipe.pseudo:
         read_provenance(Path(recipe.pseudo.folder))
+        recipe = recipe.with_labels(str(Path(recipe.pseudo.folder).absolute()))
     refuse_foreign_folder(out)
     digests = {key: sha256(file) for key, file in training_files(recipe, data).items()}
     with lock_folder(out, "fb3 train") if is_main_process() else nullcontext():

@@ -145,6 +145,7 @@ EXEMPT = {
     "FileMetricSettings": "chooses among evaluations too",
     "PlainDecisionSettings": "changes no weight; tests/targets/test_decisions.py",
     "CutPointsSettings": "changes no weight; tests/targets/test_decisions.py",
+    "PseudoSettings": "wants a folder of labels; tests/training/test_pseudo.py trains each use",
     "FilesSettings": "names files; tests/data/test_joins.py trains with others",
     "JoinSettings": "names files; tests/data/test_joins.py trains with others",
     **{
