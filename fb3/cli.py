@@ -9,6 +9,7 @@ import typer
 
 from fb3.commands.kaggle_commands import push_notebook, submit
 from fb3.commands.options import Competition, Data, required
+from fb3.commands.pretraining_commands import pretrain
 from fb3.commands.second_level import ensemble, pseudo, words
 from fb3.errors import Fb3Error, Stopped
 from fb3.system.progress import escape_output
@@ -173,7 +174,7 @@ def decide(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run folder or a bundle.")],
+    path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE|ENCODER", help="A run, bundle or pretrained encoder.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the run's train.csv, if it has moved.")] = None,
     essays: Annotated[int, typer.Option(min=0, help="Essays of each fold to predict again from the weights.")] = 0,
 ) -> None:
@@ -279,6 +280,7 @@ def rehearse(
         raise typer.Exit(1)
 
 
+app.command()(pretrain)
 app.command()(ensemble)
 app.command()(pseudo)
 app.command()(words)

@@ -22,7 +22,7 @@ STATIONS = [
     {"tasks", "runs"},
     {"prediction", "ensembles"},
     {"training", "bundles", "pseudo_labels"},
-    {"tuning", "submission", "verification", "upload", "sessions", "initial_recipe"},
+    {"tuning", "submission", "verification", "upload", "sessions", "initial_recipe", "pretraining"},
     {"rehearsal"},
     {"demo", "commands"},
     {"cli"},

@@ -109,7 +109,7 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
         batch |= window_places([len(windows) for windows in split])
     batch["input_ids"], batch["attention_mask"] = _padded(inputs, encoded.pad_id, encoded.pad_to)
     if truths is not None:
-        batch["targets"] = truths
+        batch |= truths if isinstance(truths, dict) else {"targets": truths}
     if encoded.statistics is not None:
         batch["statistics"] = encoded.statistics[rows]
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}

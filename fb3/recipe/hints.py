@@ -9,6 +9,7 @@ from fb3.recipe.keys import dotted, dotted_keys, kinds_with, known_keys
 from fb3.recipe.settings import Settings
 from fb3.recipe.training import FORMER_DEFAULTS
 
+_APART = "pretrain"  # a group whose keys repeat other groups' names; those it suggests to its own alone
 _LIKE = 0.75  # similarity above which a key is suggested: metric and tricks have 0.67, epoch and epochs 0.91
 
 
@@ -63,6 +64,9 @@ def key_hint(key: str, known: Sequence[str], beside: Sequence[str]) -> str:
     """
     above, _, last = key.rpartition(".")
     others = [other for other in known if other != key and not key.startswith(f"{other}.")]
+    if not _mistyped(key.partition(".")[0], _APART):
+        plain = {_last(other) for other in others if not other.startswith(f"{_APART}.")}
+        others = [other for other in others if not (other.startswith(f"{_APART}.") and _last(other) in plain)]
     likely = [other for other in others if _last(other) == last]
     near = [other for other in others if _near(last, _last(other))]
     alike = get_close_matches(key, near, n=1, cutoff=_LIKE)
@@ -80,5 +84,9 @@ def _last(key: str) -> str:
 
 def _near(word: str, other: str) -> bool:
     """Whether two words are similar, one begins the other, or one letter is mistyped."""
-    typo = len(word) == len(other) and sum(a != b for a, b in zip(word, other, strict=True)) <= 1
-    return typo or bool(likeliest(word, [other]))
+    return _mistyped(word, other) or bool(likeliest(word, [other]))
+
+
+def _mistyped(word: str, other: str) -> bool:
+    """Whether two words are equal but for one letter at most."""
+    return len(word) == len(other) and sum(a != b for a, b in zip(word, other, strict=True)) <= 1

@@ -14,6 +14,7 @@ from fb3.recipe.hints import explain, is_rule
 from fb3.recipe.metric import MetricSettings
 from fb3.recipe.model import ModelSettings
 from fb3.recipe.prediction import PredictSettings
+from fb3.recipe.pretraining import PretrainingSettings
 from fb3.recipe.pseudo import PseudoSettings
 from fb3.recipe.rules import RULES
 from fb3.recipe.settings import Settings
@@ -75,6 +76,8 @@ class Recipe(Settings):
     """Tricks around the training step, each by its kind; their order here does not matter."""
     pseudo: PseudoSettings | None = None
     """Training on the predictions of other models; none: on true labels alone."""
+    pretrain: PretrainingSettings | None = None
+    """Pretraining on the competition's own texts, for `fb3 pretrain` alone; none: it takes the defaults."""
     competition: Annotated[str, AfterValidator(_slug)] | None = None
     """Kaggle's name of the competition, such as feedback-prize-effectiveness, for `fb3 push-notebook` and `fb3 submit`.
     none: they ask for it."""

@@ -17,6 +17,9 @@ ENVIRONMENT = "environment.json"
 PSEUDO = "pseudo.json"  # provenance, in the folder of pseudo-labels
 LOCK = "lock"  # held by the process that writes the folder
 
+# In the folder of a pretrained encoder, beside config, tokenizer and weights
+PROVENANCE = "pretraining.json"  # texts that the encoder has seen, and hashes of its files
+
 # In a fold folder
 WEIGHTS = "model.safetensors"
 FOLD_JSON = "fold.json"  # score, seed and hash

@@ -34,7 +34,7 @@ class Learner:
 
     scorer: the model, on its device, not yet prepared for several processes. task: gives the loss; on that device too.
     optimizer: for the parameters of both. schedule: the optimizer's, counted in optimizer steps. tricks: act around the
-    step, outermost first.
+    step, outermost first. whole_batches: whether the loss is one of whole batches, whatever the recipe's task.
     """
 
     scorer: Scorer
@@ -42,6 +42,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     tricks: Sequence[Trick] = ()
+    whole_batches: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class Loop:
         self.scorer, self.task, self.tricks = learner.scorer, learner.task, learner.tricks
         self.schedule = learner.schedule
         self.step, self.window = Step(self.scorer, {}), _LossWindow(accelerator, log)
-        self.micro_batching = MicroBatching(recipe, self.scorer, data.fold, accelerator.num_processes, log)
+        self.micro_batching = MicroBatching(
+            recipe, self.scorer, data.fold, accelerator.num_processes, log, learner.whole_batches
+        )
         self.model, self.optimizer = accelerator.prepare(self.scorer, learner.optimizer)
         self.parameters = [*trainable(self.scorer), *self.task.parameters()]
 

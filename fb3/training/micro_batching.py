@@ -21,12 +21,21 @@ class MicroBatching:
         fold: its number, for messages.
         processes: how many train together.
         log: takes the events.
+        whole_batches: whether the loss is one of whole batches, whatever the recipe's task.
     """
 
-    def __init__(self, recipe: Recipe, scorer: Scorer, fold: int, processes: int, log: RunLog) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        scorer: Scorer,
+        fold: int,
+        processes: int,
+        log: RunLog,
+        whole_batches: bool = False,
+    ) -> None:
         self.fold, self.processes, self.log = fold, processes, log
         self.count, self.recomputes = 1, recipe.model.gradient_checkpointing is True
-        self._scorer, self._divisible = scorer, not recipe.task.of_batches()
+        self._scorer, self._divisible = scorer, not (recipe.task.of_batches() or whole_batches)
         self._may_recompute = recipe.model.gradient_checkpointing == "auto"
         # Where one of several processes runs out of memory, the others already wait for its gradients: it cannot start
         # the step over, so activations are recomputed from the first step on.

@@ -34,7 +34,13 @@ from fb3.system.progress import as_command, say
 from fb3.targets.build import resolve, target_of
 from fb3.targets.decisions import FITTED, decision_of, fit_decision
 from fb3.training.run_log import columns_in_words
-from fb3.training.run_start import continued_splits, folds_to_train, refuse_foreign_folder, write_first_files
+from fb3.training.run_start import (
+    continued_splits,
+    folds_to_train,
+    refuse_foreign_folder,
+    tell_seen_texts,
+    write_first_files,
+)
 from fb3.training.stop_request import StopRequest
 
 if TYPE_CHECKING:
@@ -113,6 +119,7 @@ def train(
         session = replace(session, on_evaluation=on_evaluation, digests=digests, stop=stop)
         if accelerator.is_main_process:
             write_first_files(session, data, splits, begun)
+            tell_seen_texts(session, chosen)
         with nullcontext() if on_evaluation else stop.listening():
             _train_folds(session, chosen)
         close_session(session)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from fb3 import version
@@ -16,6 +17,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun, is_finished
 from fb3.runs.identity import Identity, named_files, recorded
+from fb3.runs.provenance import seen_before, text_hashes
 from fb3.runs.run_folder import copy_prepare
 from fb3.system.file_names import (
     ENCODER,
@@ -85,17 +87,38 @@ def folds_to_train(splits: list[FoldSplit], folds: Sequence[int] | None, out: Pa
 
 
 def write_first_files(session: "Session", data: Path, splits: list[FoldSplit], begun: bool) -> None:
-    """Writes the files that a run folder holds before its first step; keeps the environment of an earlier start."""
-    import torch
-
-    from fb3.training.session import versions
-
+    """Writes the files that a run folder holds before its first step."""
     recipe, out = session.recipe, session.out
     copy_prepare(recipe, out)
     if recipe.data.prepare and sha256(out / PREPARE) != session.digests["prepare_sha256"]:
         raise Fb3Error(f"{recipe.data.prepare}: changed while the run began; start it again")
     write_text(recipe.with_prepare(PREPARE).to_yaml(), out / RECIPE)
     write_csv(fold_table(session.essays, splits, recipe.data.id_column), out / "folds.csv")
+    write_environment(session, data, begun)
+
+
+def tell_seen_texts(session: "Session", splits: Sequence[FoldSplit]) -> None:
+    """Says how many validation essays' texts the backbone was pretrained on, where it is one of `fb3 pretrain`."""
+    from fb3.training.session import with_local_backbone
+
+    recipe = session.recipe
+    backbone = with_local_backbone(recipe, session.out).model.backbone
+    if seen_before(backbone, []) is not None:
+        hashes = np.array(text_hashes(session.essays, recipe.data.text_columns()))
+        for split in splits:
+            texts = set(hashes[split.valid_rows])
+            seen = seen_before(backbone, texts)
+            words = f"the backbone was pretrained on {seen} of {len(texts)} validation texts, without their scores"
+            session.log.event("pretrained", f"fold {split.fold}: {words}", fold=split.fold, seen=seen, texts=len(texts))
+
+
+def write_environment(session: "Session", data: Path, begun: bool) -> None:
+    """Writes environment.json; keeps the one of an earlier start within it."""
+    import torch
+
+    from fb3.training.session import versions
+
+    recipe, out = session.recipe, session.out
     environment = {
         "versions": versions(),
         "device": torch.cuda.get_device_name() if session.accelerator.device.type == "cuda" else platform.machine(),

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
 from tokenizers import Tokenizer
 
 from fb3.data.pseudo_essays import PseudoEssays, with_pseudo_essays
@@ -155,16 +156,7 @@ def open_session(
     Raises:
         Fb3Error: the encoder cannot be used, or not as the recipe wants it.
     """
-    # The encoder folder of a run that goes on stays as it is: its folds were trained on it, by whatever version.
-    if writes := accelerator.is_main_process and not (is_begun(out) and (out / ENCODER / CONFIG).is_file()):
-        _write_encoder(recipe, essays, out)
-    accelerator.wait_for_everyone()
-    accelerator, precision = _try_encoders(recipe, out, accelerator, precision, writes=writes)
-    accelerator.wait_for_everyone()
-    if recipe.train.trackers:
-        if "wandb" in recipe.train.trackers:
-            _prepare_wandb()
-        accelerator.init_trackers("fb3", config={"recipe": recipe.to_yaml()})
+    accelerator, precision = open_encoder(recipe, essays, out, accelerator, precision)
 
     def tokenised(table: pd.DataFrame) -> tuple[list[str], Encoded]:
         return input_texts(table, recipe.data), encode_essays(table, out / ENCODER, recipe.data)
@@ -188,8 +180,42 @@ def open_session(
         targets=task.target.truths(essays),
         unlabelled=None if unlabelled is None else Unlabelled(*tokenised(unlabelled)),
         pseudo=pseudo,
-        log=RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step)),
+        log=open_log(out, accelerator),
     )
+
+
+def open_encoder(
+    recipe: Recipe, essays: pd.DataFrame, out: Path, accelerator: Accelerator, precision: Precision
+) -> tuple[Accelerator, Precision]:
+    """Writes the encoder folder, tries the encoder, and opens the trackers.
+
+    Returns:
+        Accelerator and precision, other ones where the encoder cannot learn in the precision given.
+
+    Raises:
+        Fb3Error: the encoder cannot be used, or not as the recipe wants it.
+    """
+    # The encoder folder of a run that goes on stays as it is: its folds were trained on it, by whatever version.
+    if writes := accelerator.is_main_process and not (is_begun(out) and (out / ENCODER / CONFIG).is_file()):
+        _write_encoder(recipe, essays, out)
+    accelerator.wait_for_everyone()
+    accelerator, precision = _try_encoders(recipe, out, accelerator, precision, writes=writes)
+    accelerator.wait_for_everyone()
+    if recipe.train.trackers:
+        if "wandb" in recipe.train.trackers:
+            _prepare_wandb()
+        accelerator.init_trackers("fb3", config={"recipe": recipe.to_yaml()})
+    return accelerator, precision
+
+
+def open_log(out: Path, accelerator: Accelerator) -> RunLog:
+    """The log of a run folder."""
+    return RunLog(out / "log.jsonl", accelerator.is_main_process, lambda v, step: accelerator.log(v, step=step))
+
+
+def gathered(accelerator: Accelerator, item: Any) -> list[Any]:
+    """The items of all processes, in their order."""
+    return gather_object([item]) if accelerator.num_processes > 1 else [item]
 
 
 def versions() -> dict[str, str]:

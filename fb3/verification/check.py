@@ -10,8 +10,9 @@ from fb3.bundles.bundle import SOURCE_ONLY, Bundle, read_bundle
 from fb3.bundles.wheels import locked
 from fb3.errors import Fb3Error
 from fb3.runs.fold_json import digest_of
+from fb3.runs.provenance import changed_files, read_provenance
 from fb3.runs.run_folder import training_file
-from fb3.system.file_names import ENSEMBLE, ENVIRONMENT, FOLD_JSON, MANIFEST, RECIPE, fold_folders
+from fb3.system.file_names import ENSEMBLE, ENVIRONMENT, FOLD_JSON, MANIFEST, PROVENANCE, RECIPE, fold_folders
 from fb3.system.files import read_json
 from fb3.verification.check_run import check_run
 from fb3.verification.findings import Report, RunCheck
@@ -34,7 +35,16 @@ def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0)
     path, data = Path(path), None if data is None else Path(data)
     if (path / ENSEMBLE).is_file():
         raise Fb3Error(f"{path}: an ensemble, which holds weights alone; verify its runs, or the bundle of them")
-    if (path / MANIFEST).is_file():
+    if (path / PROVENANCE).is_file():
+        report = Report(path, "encoder")
+        with report.check(f"{PROVENANCE}: each file by hash, the tokenizer and the weights fit the config"):
+            for fault in changed_files(path):
+                report.add("FAULT", fault)
+            if report.passed:
+                _check_encoder(path)
+        seen = read_provenance(path)
+        report.add("note", f"it has seen {len(seen['texts'])} texts, and {len(seen['held_out'])} chose its best state")
+    elif (path / MANIFEST).is_file():
         report = Report(path, "bundle")
         _check_bundle(report, read_bundle(path), data, essays)
     elif (path / RECIPE).is_file() or any((folder / FOLD_JSON).is_file() for folder in fold_folders(path)):
@@ -44,8 +54,24 @@ def verify(path: str | Path, data: str | Path | None = None, *, essays: int = 0)
             recorded = dict(read_json(path / ENVIRONMENT))
         check_run(RunCheck(report, path, data or _recorded_folder(recorded, path), recorded, digest_of, essays))
     else:
-        raise Fb3Error(f"{path}: neither a run folder (no {RECIPE}) nor a bundle (no {MANIFEST})")
+        raise Fb3Error(
+            f"{path}: neither a run folder (no {RECIPE}) nor a bundle (no {MANIFEST}) nor a pretrained encoder (no "
+            f"{PROVENANCE})"
+        )
     return report
+
+
+def _check_encoder(folder: Path) -> None:
+    """Loads an encoder as a run would."""
+    import transformers
+
+    from fb3.data.tokenizer import load_tokenizer
+    from fb3.models.backbone import pretrained_encoder
+    from fb3.recipe.model import ModelSettings
+
+    transformers.utils.logging.disable_progress_bar()
+    load_tokenizer(folder)
+    pretrained_encoder(ModelSettings(backbone=str(folder)), folder)
 
 
 def _check_data(data: Path | None, run: Path) -> None:

@@ -23,7 +23,7 @@ class Report:
     """All findings about a run folder or a bundle."""
 
     path: Path
-    kind: Literal["run", "bundle"]
+    kind: Literal["run", "bundle", "encoder"]
     findings: list[Finding] = field(default_factory=list)
 
     @property

@@ -148,6 +148,10 @@ EXEMPT = {
     "PseudoSettings": "wants a folder of labels; tests/training/test_pseudo.py trains each use",
     "FilesSettings": "names files; tests/data/test_joins.py trains with others",
     "JoinSettings": "names files; tests/data/test_joins.py trains with others",
+    **{
+        f"{kind}Settings": "is read by pretraining alone; tests/pretraining trains it"
+        for kind in ("Masking", "Mlm", "Simcse", "Rtd", "Order", "Pretraining")
+    },
     "TextPartSettings": "the row parts has both",
     "ClassificationSettings.weighting=uncertainty": "refused: one loss leaves nothing to weigh",
     "FoldsSettings.stratify": "changes the split; tests/data/test_folds.py",

@@ -313,7 +313,9 @@ def test_the_command(broken, tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
     assert "FAULT     " in done.stdout
     assert done.stdout.splitlines()[-1] == f"{broken}: run, 1 faults"
-    with pytest.raises(Fb3Error, match=r"neither a run folder \(no recipe\.yaml\) nor a bundle \(no manifest\.json\)"):
+    with pytest.raises(
+        Fb3Error, match=r"neither a run folder \(no recipe\.yaml\) nor a bundle \(no manifest\.json\) nor a "
+    ):
         verify(tmp_path)
 
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from fb3.data.augmentation.text_changes import Synonyms, mistyped, read_synonyms, replaced, shuffled
 from fb3.data.augmentation.token_changes import change, spliced
+from fb3.data.masking import mask_token
 from fb3.data.tokens import Encoded, RowEncoder
 from fb3.errors import Fb3Error
 from fb3.recipe.augmentation import AugmentSettings
@@ -93,7 +94,7 @@ def augment_essays(
     Raises:
         Fb3Error: augment.mask is set and the tokenizer has no mask; a word list cannot be used.
     """
-    mask_id = next((i for word in ("[MASK]", "<mask>") if (i := tokenizer.token_to_id(word)) is not None), None)
+    mask_id = mask_token(tokenizer)
     if settings.mask and mask_id is None:
         raise Fb3Error("augment.mask: this tokenizer has neither [MASK] nor <mask>; use delete")
     return AugmentedEssays(
