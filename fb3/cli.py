@@ -9,7 +9,7 @@ import typer
 
 from fb3.commands.kaggle_commands import push_notebook, submit
 from fb3.commands.options import Competition, Data, required
-from fb3.commands.second_level import ensemble
+from fb3.commands.second_level import ensemble, member
 from fb3.errors import Fb3Error, Stopped
 from fb3.system.progress import escape_output
 
@@ -280,6 +280,7 @@ def rehearse(
 
 
 app.command()(ensemble)
+app.add_typer(member, name="member")
 app.command("push-notebook")(push_notebook)
 app.command()(submit)
 

@@ -41,6 +41,14 @@ class Tolerance:
         return bool((np.abs(difference) > self.largest).any()) or rms > max(self.noise, _SPREAD_SHARE * spread)
 
 
+def least_precision(member: Member) -> Precision:
+    """The precision that a run's predictions have at most: a feature's last digit may send an essay down another branch
+    of a tree, which moves its prediction by far more.
+    """
+    trees = member.recipe.estimator and member.recipe.estimator.kind == "lightgbm"
+    return "fp16" if trees else "fp32"
+
+
 def tolerance(member: Member, precision: Precision) -> Tolerance:
     """The tolerance for a precision, on the scale of a run's targets."""
     scale = target_scale(member)

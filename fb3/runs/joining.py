@@ -15,7 +15,18 @@ from fb3.runs.fold_json import check_weights, digest_of, ids_hash, is_finished
 from fb3.runs.identity import Identity, recorded
 from fb3.runs.run_folder import Run, own_prepare, run_of
 from fb3.system.disk_space import raises_disk_full
-from fb3.system.file_names import ENCODER, ENVIRONMENT, FOLD_JSON, OOF, PREPARE, RECIPE, RESUME, SECOND, fold_folder
+from fb3.system.file_names import (
+    ENCODER,
+    ENVIRONMENT,
+    FEATURES,
+    FOLD_JSON,
+    OOF,
+    PREPARE,
+    RECIPE,
+    RESUME,
+    SECOND,
+    fold_folder,
+)
 from fb3.system.files import atomic_folder, link_or_copy, read_json, write_csv, write_json
 
 
@@ -45,7 +56,7 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     with atomic_folder(out) as aside:
         for name in (RECIPE, "folds.csv", *([PREPARE] if recipe.data.prepare else [])):
             shutil.copyfile(runs[0] / name, aside / name)
-        for name in (ENCODER, "scratch"):
+        for name in (ENCODER, FEATURES, "scratch"):
             if (runs[0] / name).is_dir():
                 shutil.copytree(runs[0] / name, aside / name)
         for fold, run in homes.items():

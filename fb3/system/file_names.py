@@ -16,6 +16,9 @@ ENSEMBLE = "ensemble.json"  # members and weights, in the folder of an ensemble
 ENVIRONMENT = "environment.json"
 LOCK = "lock"  # held by the process that writes the folder
 
+FEATURES = "features"  # the folder of an estimator's encoders, and in a fold folder that of the fold's own
+VECTORS = "vectors.safetensors"  # of the training essays, in the folder of a feature
+
 # In a fold folder
 WEIGHTS = "model.safetensors"
 FOLD_JSON = "fold.json"  # score, seed and hash
@@ -42,6 +45,11 @@ def fold_folders(run: Path) -> list[Path]:
     """The fold folders in a run folder, by number, trained to their end or not."""
     folders = (path for path in run.glob("fold*") if fold_number(path) is not None and path.is_dir())
     return sorted(folders, key=fold_number)
+
+
+def feature_folder(folder: Path, number: int) -> Path:
+    """The folder of a feature, in a run folder or a fold folder."""
+    return folder / FEATURES / str(number)
 
 
 def encoder_files(second: bool) -> list[str]:

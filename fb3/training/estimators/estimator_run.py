@@ -1,0 +1,186 @@
+"""A run of an estimator on fixed features: the same folds, files and scores as a fine-tuned run's."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from fb3.data.folds import FoldSplit
+from fb3.data.tfidf import learn_vocabulary, tfidf
+from fb3.data.tokens import encode_essays
+from fb3.errors import Fb3Error
+from fb3.prediction.estimators.embeddings import vectors
+from fb3.prediction.estimators.estimator_fold import Features, estimate_fold, vocabulary_file
+from fb3.prediction.estimators.feature_inputs import FeatureInputs, encode_features, source_recipe, tokens_hash
+from fb3.prediction.estimators.feature_matrix import beside, fit_scales, scaled
+from fb3.prediction.predictions import Predictions
+from fb3.prediction.scorer_prediction import How
+from fb3.recipe import Recipe
+from fb3.recipe.estimator import KEEPS_ESSAYS
+from fb3.recipe.task import LabelsSettings
+from fb3.runs.checkpoint import read_weights, write_weights
+from fb3.runs.fold_json import ids_hash
+from fb3.system.devices import Precision
+from fb3.system.file_names import FEATURES, FOLD_JSON, VECTORS, WEIGHTS, feature_folder, fold_folder
+from fb3.system.files import read_json, sha256, write_json, write_text
+from fb3.system.progress import say
+from fb3.tasks.build import build_task
+from fb3.training.estimators.feature_sources import copy_fold_sources, write_sources
+from fb3.training.estimators.fitting import fit
+from fb3.training.run_log import RunLog
+from fb3.training.session import Evaluation, Session, versions
+
+_SVR_SECONDS = 2e-8  # of one column, times essays squared and features; measured on one core
+_LONG = 600  # seconds of all folds, above which they are told before the first
+
+
+def open_estimator_session(
+    recipe: Recipe,
+    essays: pd.DataFrame,
+    out: Path,
+    accelerator: Accelerator,
+    precision: Precision,
+    unlabelled: pd.DataFrame | None = None,
+) -> Session:
+    """Writes the encoders' folders and reads all essays as features; see `fb3.training.session.open_session`."""
+    if accelerator.num_processes > 1:
+        raise Fb3Error("estimator: several processes would each fit the same; use one")
+    write_sources(recipe, essays, out)
+    task = build_task(recipe)
+    return Session(
+        recipe=recipe,
+        essays=essays,
+        out=out,
+        accelerator=accelerator,
+        precision=precision,
+        task=task,
+        tokenizer=None,
+        texts=[],
+        encoded=encode_features(out, recipe, essays, encode_essays),
+        targets=task.target.truths(essays),
+        unlabelled=None,
+        log=RunLog(out / "log.jsonl", True, lambda values, step: None),
+    )
+
+
+def run_estimator_fold(session: Session, split: FoldSplit) -> Predictions:
+    """Fits one fold into the run folder; returns its out-of-fold predictions, not clipped."""
+    recipe, out, began = session.recipe, session.out, time.monotonic()
+    folder, fold = fold_folder(out, split.fold), split.fold
+    kind, train, valid = recipe.estimator.kind, split.train_rows, split.valid_rows
+    session.log.event(
+        "fold",
+        f"fold {fold}: {len(train)} essays to train on, {len(valid)} to validate, {kind}",
+        fold=fold,
+        train=len(train),
+        valid=len(valid),
+    )
+    copy_fold_sources(recipe, out, fold)
+    features = _features(session, fold)
+    _fit_fold(session, split, features.of(train))
+    values = estimate_fold(out, recipe, folder, features.of(valid))
+    ids = session.ids[valid]
+    predictions = Predictions(ids, values, session.target.columns, f"fold {fold} validation")
+    score, seconds = session.task.score(session.targets[valid], values), time.monotonic() - began
+    means = session.targets[train].mean(0).tolist()
+    own = {file.relative_to(out).as_posix(): sha256(file) for file in _own_files(out, recipe, folder)}
+    info = {
+        "fold": fold,
+        "score": score.overall,
+        "columns": score.columns,
+        "seed": recipe.train.seed + fold,
+        "seconds": round(seconds, 1),
+        "target_means": dict(zip(session.target.columns, means, strict=True)),
+        "valid_ids_sha256": ids_hash(ids),
+        "versions": versions(),
+        "sha256": sha256(folder / WEIGHTS),
+        "files": own,
+    }
+    write_json(info, folder / FOLD_JSON)
+    session.log.evaluation(fold, 1, 1, session.target.metric.title, score, True, seconds)
+    if session.on_evaluation:
+        session.on_evaluation(Evaluation(fold, 1.0, score))
+    return predictions
+
+
+def _features(session: Session, fold: int) -> Features:
+    """The features of all training essays, as one fold sees them."""
+    inputs: FeatureInputs = session.encoded
+    blocks = [_vectors(session, number, fold) for number in inputs.tokens]
+    return Features(blocks, inputs.statistics, inputs.counts)
+
+
+def _vectors(session: Session, feature: int, fold: int) -> np.ndarray:
+    """A feature's vectors of all essays, (N, D) float16; a plain encoder's are computed once and kept in the run."""
+    out, encoded = session.out, session.encoded.tokens[feature]
+    file, rows = feature_folder(out, feature) / VECTORS, np.arange(len(encoded.rows))
+    shared = source_recipe(out, feature) is None
+    note, made = file.with_suffix(".json"), tokens_hash(encoded, rows)
+    if shared and file.is_file() and note.is_file() and read_json(note).get("tokens") == made:
+        return read_weights(file)["vectors"].numpy()
+    name = f"vectors of feature {feature}" + ("" if shared else f", fold {fold}")
+    how = How(name, str(session.accelerator.device), session.recipe.predict, None, session.precision)
+    found, _ = vectors(out, session.recipe, feature, fold_folder(out, fold), encoded, rows, how)
+    if shared:
+        write_weights({"vectors": torch.from_numpy(found)}, file)
+        write_json({"tokens": made}, note)
+    return found
+
+
+def _fit_fold(session: Session, split: FoldSplit, features: Features) -> None:
+    """Fits scales, vocabularies and the estimator to the training essays, and writes them into the fold's folder."""
+    recipe, folder = session.recipe, fold_folder(session.out, split.fold)
+    settings, seed = recipe.estimator, recipe.train.seed + split.fold
+    tensors = fit_scales(features.blocks, features.statistics, settings.statistics_weight)
+    files, terms = {}, []
+    for number, found in features.counts.items():
+        vocabulary, idf = learn_vocabulary(found, settings.features[number])
+        if not vocabulary:
+            raise Fb3Error(
+                f"estimator.features[{number}]: no term is in min_texts training texts; give a smaller number"
+            )
+        files[vocabulary_file(folder, number).name] = json.dumps({"terms": vocabulary}, ensure_ascii=False)
+        tensors[f"idf.{number}"] = idf
+        terms.append(tfidf(found.of(vocabulary), idf))
+    x = beside(scaled(features.blocks, features.statistics, tensors, settings.statistics_weight), terms)
+    y = session.targets[split.train_rows].astype(np.float64)
+    _tell_price(session, x.shape, y.shape[1])
+    title = f"fold {split.fold}: {settings.kind}, columns"
+    fitted = fit(settings, x, y, isinstance(recipe.task, LabelsSettings), seed, title)
+    tensors |= fitted.tensors
+    if settings.kind in KEEPS_ESSAYS:
+        tensors |= _kept(session, split, features, fitted.rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in {**files, **fitted.files}.items():
+        write_text(text, folder / name)
+    write_weights({name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in tensors.items()}, folder / WEIGHTS)
+
+
+def _kept(session: Session, split: FoldSplit, features: Features, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The features of the training essays that a fold keeps: rows of the run's vectors, or the fold's own vectors."""
+    kept = {"rows": split.train_rows[rows]}
+    for number, block in zip(session.encoded.tokens, features.blocks, strict=True):
+        if source_recipe(session.out, number):
+            kept[f"vectors.{number}"] = block[rows]
+    if features.statistics is not None:
+        kept["statistics"] = features.statistics[rows]
+    return kept
+
+
+def _own_files(out: Path, recipe: Recipe, folder: Path) -> list[Path]:
+    """The files of a fold beside its weights: vocabularies, LightGBM's models, encoders, and the vectors it reads."""
+    own = [*folder.glob("vocabulary*.json"), *folder.glob("lightgbm*.txt"), *(folder / FEATURES).rglob("*")]
+    own += (out / FEATURES).glob(f"*/{VECTORS}") if recipe.estimator.kind in KEEPS_ESSAYS else []
+    return sorted(file for file in own if file.is_file())
+
+
+def _tell_price(session: Session, shape: tuple[int, int], columns: int) -> None:
+    """Says how long SVR will take, before the first fold, where that is long."""
+    folds = session.recipe.folds.count if session.recipe.folds.holdout is None else 1
+    seconds = _SVR_SECONDS * shape[0] ** 2 * columns * folds
+    if session.recipe.estimator.kind == "svr" and seconds > _LONG:
+        say(f"estimator.kind=svr: about {seconds / 60:.0f} minutes for {shape[0]:,} essays; ridge takes seconds")
