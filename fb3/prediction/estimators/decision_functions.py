@@ -41,7 +41,7 @@ def lightgbm(x: Matrix, fold: Tensors, kept: np.ndarray, folder: Path) -> np.nda
 def knn(x: Matrix, fold: Tensors, kept: np.ndarray, folder: Path) -> np.ndarray:
     """The mean truth (R, K) of the nearest kept essays by cosine, weighed by 1 / distance; an equal essay decides."""
     kept, out = _unit(kept), np.empty((len(x), fold["truths"].shape[1]))
-    count = int(fold["neighbours"])
+    count = int(fold["neighbours"][0])
     for start in range(0, len(x), _AT_ONCE):
         distances = (1 - _unit(x[start : start + _AT_ONCE]) @ kept.T).clip(0, 2)  # (B, R)
         nearest = np.argpartition(distances, count - 1, 1)[:, :count]

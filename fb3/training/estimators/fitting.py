@@ -63,7 +63,7 @@ def _svr(settings: Any, x: np.ndarray, y: np.ndarray, labels: bool, seed: int, a
         intercept[column] = machine.intercept_[0] * deviations[column] + means[column]
         advance()
     rows = np.flatnonzero(dual.any(1))
-    return Fitted({"dual": dual[rows], "intercept": intercept, "gamma": np.array(gamma)}, rows=rows)
+    return Fitted({"dual": dual[rows], "intercept": intercept, "gamma": np.array([gamma])}, rows=rows)
 
 
 def _ridge(settings: Any, x: Matrix, y: np.ndarray, labels: bool, seed: int, advance: Callable) -> Fitted:
@@ -120,7 +120,7 @@ def _lightgbm(settings: Any, x: Matrix, y: np.ndarray, labels: bool, seed: int, 
 
 def _knn(settings: Any, x: np.ndarray, y: np.ndarray, labels: bool, seed: int, advance: Callable) -> Fitted:
     advance(y.shape[1])
-    neighbours = np.array(min(settings.neighbours, len(x)))
+    neighbours = np.array([min(settings.neighbours, len(x))])
     return Fitted({"truths": y, "neighbours": neighbours}, rows=np.arange(len(x)))
 
 
