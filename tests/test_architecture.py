@@ -113,6 +113,8 @@ def test_no_circles():
         ("pydantic", {"recipe", "tuning.space"}),
         ("kaggle", {"upload"}),
         ("optuna", {"tuning.study"}),
+        ("sklearn", {"training.estimators.fitting"}),
+        ("lightgbm", {"prediction.estimators.decision_functions"}),
         ("openvino", {"prediction.backends.openvino"}),
         ("onnx", {"prediction.backends.onnx"}),
         ("onnxruntime", {"prediction.backends.onnx"}),

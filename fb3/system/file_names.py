@@ -17,7 +17,7 @@ ENVIRONMENT = "environment.json"
 LOCK = "lock"  # held by the process that writes the folder
 
 FEATURES = "features"  # the folder of an estimator's encoders, and in a fold folder that of the fold's own
-VECTORS = "vectors.safetensors"  # of the training essays, in the folder of a feature
+VECTORS = "vectors.safetensors"  # in the folder of a feature: one for each training essay
 
 # In a fold folder
 WEIGHTS = "model.safetensors"

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from accelerate import Accelerator
 from fb3.data.folds import FoldSplit
 from fb3.data.tfidf import learn_vocabulary, tfidf
 from fb3.data.tokens import encode_essays
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, Stopped
 from fb3.prediction.estimators.embeddings import vectors
 from fb3.prediction.estimators.estimator_fold import Features, estimate_fold, vocabulary_file
 from fb3.prediction.estimators.feature_inputs import FeatureInputs, encode_features, source_recipe, tokens_hash
@@ -23,18 +25,20 @@ from fb3.recipe import Recipe
 from fb3.recipe.estimator import KEEPS_ESSAYS
 from fb3.recipe.task import LabelsSettings
 from fb3.runs.checkpoint import read_weights, write_weights
-from fb3.runs.fold_json import ids_hash
+from fb3.runs.fold_json import digest_of, ids_hash
 from fb3.system.devices import Precision
 from fb3.system.file_names import FEATURES, FOLD_JSON, VECTORS, WEIGHTS, feature_folder, fold_folder
 from fb3.system.files import read_json, sha256, write_json, write_text
-from fb3.system.progress import say
+from fb3.system.progress import progress, say
 from fb3.tasks.build import build_task
 from fb3.training.estimators.feature_sources import copy_fold_sources, write_sources
 from fb3.training.estimators.fitting import fit
 from fb3.training.run_log import RunLog
+from fb3.training.saves import stop_reason
 from fb3.training.session import Evaluation, Session, versions
 
-_SVR_SECONDS = 2e-8  # of one column, times essays squared and features; measured on one core
+_AT_ONCE = 512  # essays, after whose vectors the run folder is up to date
+_SVR_SECONDS = 4e-7  # one column's time over the square of its essays, on one core
 _LONG = 600  # seconds of all folds, above which they are told before the first
 
 
@@ -115,19 +119,47 @@ def _features(session: Session, fold: int) -> Features:
 
 
 def _vectors(session: Session, feature: int, fold: int) -> np.ndarray:
-    """A feature's vectors of all essays, (N, D) float16; a plain encoder's are computed once and kept in the run."""
+    """A feature's vectors of all N essays, (N, D) float16: a fold's own, or the run's."""
     out, encoded = session.out, session.encoded.tokens[feature]
-    file, rows = feature_folder(out, feature) / VECTORS, np.arange(len(encoded.rows))
     shared = source_recipe(out, feature) is None
-    note, made = file.with_suffix(".json"), tokens_hash(encoded, rows)
-    if shared and file.is_file() and note.is_file() and read_json(note).get("tokens") == made:
-        return read_weights(file)["vectors"].numpy()
     name = f"vectors of feature {feature}" + ("" if shared else f", fold {fold}")
     how = How(name, str(session.accelerator.device), session.recipe.predict, None, session.precision)
-    found, _ = vectors(out, session.recipe, feature, fold_folder(out, fold), encoded, rows, how)
-    if shared:
-        write_weights({"vectors": torch.from_numpy(found)}, file)
-        write_json({"tokens": made}, note)
+    rows, folder = np.arange(len(encoded.rows)), fold_folder(out, fold)
+    if not shared:
+        return vectors(out, session.recipe, feature, folder, encoded, rows, how)[0]
+
+    def compute(some: np.ndarray) -> np.ndarray:
+        return vectors(out, session.recipe, feature, folder, encoded, some, replace(how, shown=False))[0]
+
+    return _shared_vectors(session, feature_folder(out, feature), tokens_hash(encoded, rows), len(rows), compute)
+
+
+def _shared_vectors(
+    session: Session, home: Path, tokens: str, count: int, compute: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """A plain encoder's vectors of N essays, computed once for all folds and kept, so that a stopped run goes on.
+
+    Args:
+        session: says whether to stop.
+        home: the feature's folder.
+        tokens: the hash of the essays' tokens; vectors of others are computed anew.
+        count: N.
+        compute: gives the vectors of some rows.
+    """
+    file, note = home / VECTORS, (home / VECTORS).with_suffix(".json")
+    done, found = 0, np.zeros((0, 0), np.float16)
+    if note.is_file() and (said := read_json(note)).get("tokens") == tokens and said.get("sha256") == digest_of(file):
+        found = read_weights(file)["vectors"].numpy()
+        done = len(found)
+    with progress(f"vectors of feature {home.name}", count, done < count, done=done) as advance:
+        for start in range(done, count, _AT_ONCE):
+            if reason := stop_reason(session):
+                raise Stopped(f"{reason}: vectors of {start} of {count} essays are kept; the same command goes on")
+            part = compute(np.arange(start, min(count, start + _AT_ONCE)))
+            found = np.concatenate([found, part]) if start else part
+            write_weights({"vectors": torch.from_numpy(found)}, file)
+            write_json({"tokens": tokens, "sha256": sha256(file)}, note)
+            advance(len(part))
     return found
 
 

@@ -36,8 +36,8 @@ def fit(settings: EstimatorSettings, x: Matrix, y: np.ndarray, labels: bool, see
         settings: the recipe's estimator.
         x, y: features (N, D) and truths (N, K), float64.
         labels: whether the truths are labels, so that probabilities are wanted.
-        seed: of the features that LightGBM's trees look at.
-        title: of the progress bar.
+        seed: decides which features LightGBM's trees look at, and which essays ridge's penalty is chosen on.
+        title: names the progress bar.
 
     Raises:
         Fb3Error: the estimator cannot be fitted to these truths, or its package is missing.
