@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from fb3.tasks.base import Task
 _MOST_KEPT = 8
 # Vectors that this process has computed, by everything that decides them: the folds of a run, and runs on the same
 # encoder, need them again. The device pool's processes keep their own.
-_VECTORS: OrderedDict[Hashable, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+_VECTORS: OrderedDict[Hashable, np.ndarray] = OrderedDict()
 
 
 class VectorsTask:
@@ -62,13 +63,17 @@ def vectors(
         (R, D) float16, rounded alike for training and test essays, and (R,) bool.
     """
     settings, file = encoders(recipe)[feature], weights_file(run, feature, fold)
-    key = (_hash(file), tokens_hash(encoded, rows), settings.layers, settings.normalise, how.wanted(), how.device)
+    how = replace(how, precision=how.wanted())
+    key = (_hash(file), tokens_hash(encoded, rows), settings.layers, settings.normalise, how.precision, how.device)
     if key not in _VECTORS:
-        _VECTORS[key] = _compute(lambda: load_embedder(run, recipe, feature, fold), encoded, rows, how)
+        found, reached = _compute(lambda: load_embedder(run, recipe, feature, fold), encoded, rows, how)
+        if not reached.all():  # cut off by a deadline
+            return found, reached
+        _VECTORS[key] = found
         while len(_VECTORS) > _MOST_KEPT:
             _VECTORS.popitem(last=False)
     _VECTORS.move_to_end(key)
-    return _VECTORS[key]
+    return _VECTORS[key], np.ones(len(rows), bool)
 
 
 def _compute(load: Callable[[], Scorer], encoded: Encoded, rows: np.ndarray, how: How) -> tuple[np.ndarray, np.ndarray]:
