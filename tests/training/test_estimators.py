@@ -1,6 +1,7 @@
 """Estimators on fixed features: the same predictions as scikit-learn's own, the same run folders as fine-tuned runs."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -15,16 +16,27 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_union
 from sklearn.svm import SVR
 from transformers import AutoModel, AutoTokenizer
+from typer.testing import CliRunner
 
 from fb3.bundles.int8_scales import calibrate
 from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
+from fb3.cli import app
 from fb3.data.text_statistics import text_statistics
 from fb3.errors import Fb3Error, Stopped
+from fb3.prediction.estimators import embeddings as embeddings_module
+from fb3.prediction.fold_prediction import predict_fold
+from fb3.prediction.member_inputs import encode
 from fb3.recipe import Recipe, load_recipe
+from fb3.recipe.estimator import SvrSettings
+from fb3.recipe.load import overridden
 from fb3.recipe.member_recipe import member_recipe
 from fb3.runs.joining import merge
+from fb3.runs.run_folder import Member
+from fb3.submission.device_pool import share_by_tokens
+from fb3.submission.fold_queue import FoldTimes
 from fb3.submission.inference import infer
+from fb3.training.estimators import fitting
 from fb3.training.run import train
 from fb3.verification.check import verify
 
@@ -175,9 +187,8 @@ def test_each_test_essay_gets_what_scikit_learn_gives_it(members, competition, t
 def test_vectors_are_computed_once_for_all_folds_and_a_stopped_run_goes_on(
     competition, tiny_bert, tmp_path, monkeypatch
 ):
-    from fb3.prediction.estimators import embeddings as module
-
-    computed, real = [], module._compute
+    module, computed = embeddings_module, []
+    real = module._compute
     monkeypatch.setattr(
         module,
         "_compute",
@@ -273,8 +284,6 @@ def test_classes_get_the_libraries_own_probabilities(kind, competition, tiny_ber
 
 
 def load_recipe_of(overrides):
-    from fb3.recipe.load import overridden
-
     return overridden(Recipe(), overrides)
 
 
@@ -332,3 +341,61 @@ def test_int8_leaves_estimators_alone(members, tmp_path, monkeypatch):
     monkeypatch.setattr("fb3.bundles.int8_scales.cpu_has_int8", lambda: True)
     bundle = write_bundle([members / "svr"], tmp_path / "bundle", int8=calibrate(None))
     assert bundle.manifest["int8"]["worse"] == {}
+
+
+def test_the_command_trains_what_its_recipe_trains(competition, tiny_bert, tmp_path):
+    options = ["--data", competition, "--out", tmp_path / "a", *SMALL, "estimator.C=2", "data.text.statistics=false"]
+    command = ["member", "embeddings", tiny_bert, "--model", "svr", "--layers", "1", *options]
+    done = CliRunner().invoke(app, [str(each) for each in command])
+    assert done.exit_code == 0, done.exception
+    made = load_recipe(tmp_path / "a" / "recipe.yaml")
+    assert made.estimator.C == 2
+    assert not made.data.text.statistics
+    train(tmp_path / "a" / "recipe.yaml", competition, tmp_path / "b")
+    assert (tmp_path / "a" / "oof.csv").read_bytes() == (tmp_path / "b" / "oof.csv").read_bytes()
+
+
+def test_a_kernel_too_large_for_memory_gives_the_same_machines(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y, settings = rng.normal(size=(60, 5)), rng.normal(size=(60, 2)), SvrSettings(kind="svr")
+    whole = fitting.fit(settings, x, y, False, 0, "svr")
+    monkeypatch.setattr(fitting, "KERNEL_AT_ONCE", 10)
+    again = fitting.fit(settings, x, y, False, 0, "svr")
+    assert whole.rows.tolist() == again.rows.tolist()
+    for name in whole.tensors:
+        np.testing.assert_allclose(again.tensors[name], whole.tensors[name], atol=1e-8)
+
+
+def test_devices_share_the_essays(members, competition):
+    """Each device's process gets all inputs as bytes, and some of the rows."""
+    found, essays = read_bundle_member(members / "svr"), table_of(competition, "test")
+    ids, inputs = essays["text_id"].to_numpy(), encode(found, essays)
+    one = predict_fold(found, 0, inputs, ids, "cpu", shown=False)
+    sent = pickle.loads(pickle.dumps(inputs))
+    parts = [
+        predict_fold(found, 0, sent, ids, "cpu", rows=r, shown=False) for r in share_by_tokens(sent.total_lengths, 2)
+    ]
+    values = pd.DataFrame(np.concatenate([part.values for part in parts]), np.concatenate([part.ids for part in parts]))
+    np.testing.assert_allclose(values.loc[ids], one.values, atol=2e-3)  # batches differ, and so do digits of fp16
+
+
+def read_bundle_member(run):
+    return Member(run.name, run, load_recipe(run / "recipe.yaml"), [run / "fold0", run / "fold1"])
+
+
+def test_a_deadline_that_has_passed_reaches_no_essay(members, competition, monkeypatch):
+    monkeypatch.setattr(embeddings_module, "_VECTORS", type(embeddings_module._VECTORS)())
+    found, essays = read_bundle_member(members / "knn"), table_of(competition, "test")
+    late = predict_fold(found, 0, encode(found, essays), essays["text_id"].to_numpy(), "cpu", until=0.0, shown=False)
+    assert late.values.shape == (0, 6)
+
+
+def test_the_first_fold_pays_for_the_vectors_of_all(members, competition):
+    times, found = FoldTimes(), read_bundle_member(members / "svr")
+    times.add(found, encode(found, table_of(competition, "test")))
+    times.timed("svr", 8.0)
+    assert times.estimate("svr") == 0.0
+    times.timed("svr", 0.5)
+    assert times.estimate("svr") == 0.5
+    times.flops["other"] = times.flops["svr"]
+    assert times.estimate("other") == pytest.approx(1.5 * 8.0), "its speed is that of the first fold"

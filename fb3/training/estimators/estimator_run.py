@@ -32,14 +32,16 @@ from fb3.system.files import read_json, sha256, write_json, write_text
 from fb3.system.progress import progress, say
 from fb3.tasks.build import build_task
 from fb3.training.estimators.feature_sources import copy_fold_sources, write_sources
-from fb3.training.estimators.fitting import fit
+from fb3.training.estimators.fitting import KERNEL_AT_ONCE, fit
 from fb3.training.run_log import RunLog
 from fb3.training.saves import stop_reason
 from fb3.training.session import Evaluation, Session, versions
 
 _AT_ONCE = 512  # essays, after whose vectors the run folder is up to date
-_SVR_SECONDS = 4e-7  # one column's time over the square of its essays, on one core
-_LONG = 600  # seconds of all folds, above which they are told before the first
+# Seconds of one column over the square of its essays, by measurement on one core: with a kernel that is in memory, and
+# for each feature where libsvm computes the kernel again and again.
+_SVR_SECONDS, _KERNEL_SECONDS = 5e-8, 5e-10
+_LONG = 120  # seconds of a fold, above which they are told
 
 
 def open_estimator_session(
@@ -180,7 +182,7 @@ def _fit_fold(session: Session, split: FoldSplit, features: Features) -> None:
         terms.append(tfidf(found.of(vocabulary), idf))
     x = beside(scaled(features.blocks, features.statistics, tensors, settings.statistics_weight), terms)
     y = session.targets[split.train_rows].astype(np.float64)
-    _tell_price(session, x.shape, y.shape[1])
+    _tell_price(split.fold, settings.kind, x.shape, y.shape[1])
     title = f"fold {split.fold}: {settings.kind}, columns"
     fitted = fit(settings, x, y, isinstance(recipe.task, LabelsSettings), seed, title)
     tensors |= fitted.tensors
@@ -210,9 +212,8 @@ def _own_files(out: Path, recipe: Recipe, folder: Path) -> list[Path]:
     return sorted(file for file in own if file.is_file())
 
 
-def _tell_price(session: Session, shape: tuple[int, int], columns: int) -> None:
-    """Says how long SVR will take, before the first fold, where that is long."""
-    folds = session.recipe.folds.count if session.recipe.folds.holdout is None else 1
-    seconds = _SVR_SECONDS * shape[0] ** 2 * columns * folds
-    if session.recipe.estimator.kind == "svr" and seconds > _LONG:
-        say(f"estimator.kind=svr: about {seconds / 60:.0f} minutes for {shape[0]:,} essays; ridge takes seconds")
+def _tell_price(fold: int, kind: str, shape: tuple[int, int], columns: int) -> None:
+    """Says how long a fold of SVR takes, where that is long: its time grows with the square of the essays."""
+    seconds = shape[0] ** 2 * columns * (_KERNEL_SECONDS * shape[1] if shape[0] > KERNEL_AT_ONCE else _SVR_SECONDS)
+    if kind == "svr" and seconds > _LONG:
+        say(f"fold {fold}: svr of {shape[0]:,} essays takes about {seconds / 60:.0f} minutes; ridge takes seconds")

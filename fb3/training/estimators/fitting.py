@@ -15,7 +15,7 @@ from fb3.system.progress import progress
 
 ALPHAS = np.logspace(-3, 3, 13)
 _LEAVE_ONE_OUT = 5000  # essays, at most, on which ridge's penalty is chosen
-_KERNEL_AT_ONCE = 12_000  # essays, whose kernel of 8 bytes a pair is in memory: 1.2 GB
+KERNEL_AT_ONCE = 12_000  # essays, whose kernel of 8 bytes a pair is in memory: 1.2 GB
 _SURE = 1e-3  # distance from 0 and 1 of the share that stands in for a label which all training essays have
 
 
@@ -52,7 +52,7 @@ def _svr(settings: Any, x: np.ndarray, y: np.ndarray, labels: bool, seed: int, a
 
     gamma = settings.gamma or 1 / max(x.shape[1] * x.var(), np.finfo(float).tiny)
     means, deviations = y.mean(0), np.where(y.std(0) > 0, y.std(0), 1.0)
-    dual, intercept, at_once = np.zeros(y.shape), np.empty(y.shape[1]), len(x) <= _KERNEL_AT_ONCE
+    dual, intercept, at_once = np.zeros(y.shape), np.empty(y.shape[1]), len(x) <= KERNEL_AT_ONCE
     squares = (x**2).sum(1)
     given = np.exp(-gamma * (squares[:, None] + squares - 2 * x @ x.T).clip(0)) if at_once else x
     for column in range(y.shape[1]):
