@@ -102,7 +102,7 @@ class LightgbmSettings(BaseEstimatorSettings):
     """Share of each tree's correction that is taken."""
     least_essays: Count = 20
     """Training essays of a leaf, at least."""
-    columns: Annotated[Share, Field(gt=0)] = 0.2
+    columns: Annotated[Share, Field(gt=0)] = 0.1
     """Share of the features that a tree may look at."""
 
 
