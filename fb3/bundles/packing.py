@@ -228,7 +228,7 @@ def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
 def _shared(member: Member) -> list[Path]:
     """The files that all folds of a run read, except vectors of training essays: a fold that needs some names them."""
     folder = member.path / shared_folder(member.recipe)
-    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.stem != Path(VECTORS).stem]
+    return [file for file in sorted(folder.rglob("*")) if not file.is_dir() and file.stem != Path(VECTORS).stem]
 
 
 def _copy(file: Path, to: Path, member: Member, weights: str, link: bool) -> None:
@@ -243,13 +243,13 @@ def _copy(file: Path, to: Path, member: Member, weights: str, link: bool) -> Non
 
         write_weights(as_half(read_weights(file), str(file)), to)
     else:
-        (link_or_copy if link and of_encoder else shutil.copyfile)(file.resolve(), to)
+        link_or_copy(file.resolve(), to) if link and of_encoder else shutil.copyfile(file, to)
 
 
 def _packed_bytes(member: Member, weights: str, link: bool) -> int:
     """Bytes of a packed run's large files; linked weights take none."""
     folds = sum(file.stat().st_size for fold in member.folds for file in fold.rglob("*") if file.is_file())
-    shared = sum(file.stat().st_size for file in _shared(member))
+    shared = sum(file.stat().st_size for file in _shared(member) if file.is_file())
     return shared + (folds // 2 if weights == "fp16" else 0 if link else folds)
 
 

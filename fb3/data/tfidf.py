@@ -1,6 +1,6 @@
 """TF-IDF: counts of n-grams in texts, and their weights, as scikit-learn's TfidfVectorizer computes them.
 
-Inference may not import scikit-learn; scipy is in the competition's image.
+Inference may not import scikit-learn. scipy is in the competition's image, and is imported where terms are counted.
 """
 
 import re
@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from fb3.recipe.estimator import TfidfSettings
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 _SPACES = re.compile(r"\s\s+")
@@ -22,7 +25,7 @@ _SPACES = re.compile(r"\s\s+")
 class TermCounts:
     """How often each term stands in each text: (N, T), columns in the order of `terms`."""
 
-    counts: csr_matrix
+    counts: "csr_matrix"
     terms: list[str]
 
     @cached_property
@@ -30,8 +33,10 @@ class TermCounts:
         """The column of each term."""
         return {term: column for column, term in enumerate(self.terms)}
 
-    def of(self, vocabulary: Sequence[str]) -> csr_matrix:
+    def of(self, vocabulary: Sequence[str]) -> "csr_matrix":
         """The counts of some terms alone, (N, V); 0 for a term that stands in no text."""
+        from scipy.sparse import csr_matrix
+
         known = [(place, self.columns[term]) for place, term in enumerate(vocabulary) if term in self.columns]
         places, columns = np.array(known, np.int64).reshape(-1, 2).T
         found = self.counts[:, columns].tocoo()
@@ -40,6 +45,8 @@ class TermCounts:
 
 def count_terms(texts: Sequence[str], settings: TfidfSettings) -> TermCounts:
     """Counts all terms of N texts."""
+    from scipy.sparse import csr_matrix
+
     columns: dict[str, int] = {}
     data, indices, starts = [], [], [0]
     split = _word_terms if settings.of == "words" else _character_terms
@@ -79,7 +86,7 @@ def learn_vocabulary(found: TermCounts, settings: TfidfSettings) -> tuple[list[s
     return [found.terms[column] for column in kept], idf
 
 
-def tfidf(counts: csr_matrix, idf: np.ndarray) -> csr_matrix:
+def tfidf(counts: "csr_matrix", idf: np.ndarray) -> "csr_matrix":
     """Counts (N, V) to rows of length 1: (1 + log count) · idf; a text without any term stays 0."""
     out = counts.copy()
     out.data = (1 + np.log(out.data)) * idf[out.indices]

@@ -1,14 +1,17 @@
 """The matrix that an estimator reads: vectors and statistics on one scale, terms beside them."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
-from scipy.sparse import csr_matrix, hstack
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 _CONSTANT = 1e-4  # standard deviation as a share of the mean: a smaller one is rounding
 _MOST = 4.0  # standard deviations: bounds a text of one word, or of a thousand blank lines
 
-Matrix = np.ndarray | csr_matrix  # (N, features) float64
+Matrix = Union[np.ndarray, "csr_matrix"]  # (N, features) float64
 
 
 def fit_scales(blocks: Sequence[np.ndarray], statistics: np.ndarray | None, weight: float) -> dict[str, np.ndarray]:
@@ -46,8 +49,10 @@ def scaled(
     return dense
 
 
-def beside(dense: np.ndarray, terms: Sequence[csr_matrix]) -> Matrix:
+def beside(dense: np.ndarray, terms: Sequence["csr_matrix"]) -> Matrix:
     """Dense columns and terms side by side; sparse where there are terms."""
     if not terms:
         return dense
+    from scipy.sparse import csr_matrix, hstack
+
     return hstack([csr_matrix(dense), *terms] if dense.shape[1] else terms, format="csr")
