@@ -42,11 +42,11 @@ class Tolerance:
 
 
 def least_precision(member: Member) -> Precision:
-    """The precision that a run's predictions have at most: a feature's last digit may send an essay down another branch
-    of a tree, which moves its prediction by far more.
+    """The precision that a run's predictions have at most. An estimator's vectors are rounded to fp16, and a last digit
+    may send an essay down another branch of a tree.
     """
-    trees = member.recipe.estimator and member.recipe.estimator.kind == "lightgbm"
-    return "fp16" if trees else "fp32"
+    features = member.recipe.estimator.features if member.recipe.estimator else ()
+    return "fp16" if any(feature.kind == "embeddings" for feature in features) else "fp32"
 
 
 def tolerance(member: Member, precision: Precision) -> Tolerance:

@@ -16,6 +16,7 @@ from fb3.system.progress import progress
 ALPHAS = np.logspace(-3, 3, 13)
 _LEAVE_ONE_OUT = 5000  # essays, at most, on which ridge's penalty is chosen
 KERNEL_AT_ONCE = 12_000  # essays, whose kernel of 8 bytes a pair is in memory: 1.2 GB
+_TOLERANCE = 1e-5  # libsvm stops there; its own 1e-3 lets two fits of the same essays differ by 1e-4
 _SURE = 1e-3  # distance from 0 and 1 of the share that stands in for a label which all training essays have
 
 
@@ -57,7 +58,7 @@ def _svr(settings: Any, x: np.ndarray, y: np.ndarray, labels: bool, seed: int, a
     given = np.exp(-gamma * (squares[:, None] + squares - 2 * x @ x.T).clip(0)) if at_once else x
     for column in range(y.shape[1]):
         kernel = {"kernel": "precomputed"} if at_once else {"kernel": "rbf", "gamma": gamma}
-        machine = SVR(**kernel, C=settings.C, epsilon=settings.epsilon, cache_size=1000)
+        machine = SVR(**kernel, C=settings.C, epsilon=settings.epsilon, tol=_TOLERANCE, cache_size=1000)
         machine.fit(given, (y[:, column] - means[column]) / deviations[column])
         dual[machine.support_, column] = machine.dual_coef_[0] * deviations[column]
         intercept[column] = machine.intercept_[0] * deviations[column] + means[column]
