@@ -157,7 +157,7 @@ def test_runs_pack_verify_and_predict_together_with_a_fine_tuned_one(members, ru
     for path in paths:
         report = verify(path, essays=5)
         assert report.passed, report.text()
-    bundle = write_bundle([*paths, run], tmp_path / "bundle", check=replay(None), weights="fp16")
+    bundle = write_bundle([*paths, run], tmp_path / "bundle", check=replay(None))
     assert verify(bundle.path, competition, essays=5).passed
     assert not [file for file in bundle.path.rglob("*") if file.suffix in (".pkl", ".pickle", ".joblib")]
     packed = {file.parent.parent.parent.name for file in bundle.path.glob("runs/*/features/0/vectors.safetensors")}
