@@ -54,7 +54,8 @@ def worker(kind: str, run: Path, arguments: argparse.Namespace) -> None:
 
 def backend(kind, run, recipe, table):
     """As `fb3 infer` runs a fold."""
-    from fb3.prediction.fold_prediction import encode, predict_fold
+    from fb3.prediction.fold_prediction import predict_fold
+    from fb3.prediction.member_inputs import encode
     from fb3.runs.run_folder import Member
     from fb3.system.devices import pick_device
 

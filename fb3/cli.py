@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fb3.commands.kaggle_commands import push_notebook, submit
+from fb3.commands.member_commands import member
 from fb3.commands.options import Competition, Data, required
 from fb3.commands.pretraining_commands import pretrain
 from fb3.commands.second_level import ensemble, pseudo, words
@@ -282,6 +283,7 @@ def rehearse(
 
 app.command()(pretrain)
 app.command()(ensemble)
+app.add_typer(member, name="member")
 app.command()(pseudo)
 app.command()(words)
 app.command("push-notebook")(push_notebook)

@@ -20,8 +20,9 @@ from fb3.models.build import build_scorer
 from fb3.models.kernels.deberta import precompute_position_tables
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction import token_budget as budget
-from fb3.prediction.fold_prediction import encode, predict_fold
+from fb3.prediction.fold_prediction import predict_fold
 from fb3.prediction.inference_loop import lower_weights, predict
+from fb3.prediction.member_inputs import encode
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import load_fold
 from fb3.runs.run_folder import Member

@@ -1,7 +1,7 @@
 """Reading a bundle, the folder of a Kaggle data set whose manifest names every file with its size and hash."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,28 @@ import numpy as np
 from fb3.ensembles.blend_forms import FORMS, Averaging
 from fb3.ensembles.calibration import is_calibration
 from fb3.errors import Fb3Error
-from fb3.recipe import load_recipe
+from fb3.recipe import Recipe, load_recipe
 from fb3.runs.run_folder import Member
-from fb3.system.file_names import FOLD_JSON, INT8, MANIFEST, METADATA, RECIPE, WEIGHTS, fold_folder
+from fb3.runs.shared_files import shared_files, shared_folder
+from fb3.system.file_names import (
+    ENCODER,
+    FEATURES,
+    FOLD_JSON,
+    INT8,
+    MANIFEST,
+    METADATA,
+    RECIPE,
+    SECOND,
+    VECTORS,
+    WEIGHTS,
+    encoder_files,
+    fold_folder,
+)
 from fb3.system.files import read_json, sha256
 from fb3.targets.target import Target
 
 FORMAT = 1
+_LARGE = {WEIGHTS, VECTORS}  # files that take seconds to hash
 SOURCE_ONLY = (  # ends a sentence about a bundle
     "holds fb3's source and wheels and no trained run: notebooks/train.ipynb trains with it; to predict, give the "
     "bundle that came out of the training, or one of `python build_dataset.py RUN`"
@@ -61,15 +76,28 @@ class Bundle:
             raise Fb3Error(f"{self.path}: {SOURCE_ONLY}")
 
     def check_fold(self, folder: Path) -> None:
-        """Compares a fold's files with the manifest, see `check`, except its int8 scales, which are optional."""
-        self.check_below(folder, [FOLD_JSON, WEIGHTS], besides=INT8)
+        """Compares a fold's files with the manifest, see `check`, except its int8 scales, which are optional.
 
-    def check_below(self, folder: Path, wanted: Iterable[str], besides: str = "") -> None:
+        The large files that an estimator's folds share are compared here, because the first submission waits for none.
+        """
+        self.check_below(folder, [FOLD_JSON, WEIGHTS], besides=INT8)
+        self.check_below(folder.parent / FEATURES, [], _LARGE.__contains__)
+
+    def check_shared(self, run: Path, recipe: Recipe) -> None:
+        """Compares the small files that all folds of a run share with the manifest: configs, tokenizers, recipes."""
+        folder, stitched = run / shared_folder(recipe), (run / ENCODER / SECOND).is_dir()
+        names = [*shared_files(run, recipe), *(encoder_files(True) if stitched else [])]
+        self.check_below(folder, names, lambda name: name not in _LARGE)
+
+    def check_below(
+        self, folder: Path, wanted: Iterable[str], taken: Callable[[str], bool] = lambda name: True, besides: str = ""
+    ) -> None:
         """Compares the files of a folder with the manifest.
 
         Args:
             folder: a folder in the bundle.
             wanted: names of its files that the manifest must hold, because they will be read.
+            taken: takes a file's name, and says whether it is compared.
             besides: name of a file that its reader checks.
 
         Raises:
@@ -78,7 +106,8 @@ class Bundle:
         start = folder.relative_to(self.path).as_posix() + "/"
         below = [name for name in self.manifest["files"] if name.startswith(start) and name != start + besides]
         for name in dict.fromkeys([*below, *(start + name for name in wanted)]):
-            self.check(name)
+            if taken(name.rpartition("/")[2]):
+                self.check(name)
 
     def check(self, name: str) -> None:
         """Compares a file with the manifest; an Fb3Error where it is missing, changed, or outside the bundle."""

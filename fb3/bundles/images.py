@@ -19,6 +19,7 @@ RECORDED = Path(__file__).resolve().parents[2] / "wheels" / "images"
 _OWN = Path(__file__).parents[1] / "requirements.txt"
 # Requirements of predict.backend beyond fb3's own; setup.cfg names the same as extras.
 BACKENDS = {"openvino": ("openvino>=2025.0",), "onnx": ("onnx>=1.17", "onnxruntime>=1.20")}
+_OPTIONAL = ("lightgbm>=4",)  # a run may need it, and an image may have it
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s;#]+)")
 _GLIBC = (2, 35)  # in Kaggle's images since 2023
 
@@ -119,7 +120,7 @@ def find_image(name: str) -> Image:
 
 def freeze_image() -> str:
     """The list of this interpreter's image: the installed packages among fb3's requirements and their own."""
-    found = installed_closure(own_requirements())
+    found = installed_closure([*own_requirements(), *map(Requirement, _OPTIONAL)])
     glibc = platform.libc_ver()[1] or ".".join(map(str, _GLIBC))
     head = [f"# python {platform.python_version()}", f"# glibc {glibc}"]
     return "\n".join([*head, *(f"{name}=={found[name]}" for name in sorted(found))]) + "\n"

@@ -14,8 +14,8 @@ from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
 from fb3.models.kernels.int8_linear import SHIFT, BiasCorrection, Scales, observe
 from fb3.models.scorer import Scorer
-from fb3.prediction.fold_prediction import encode
 from fb3.prediction.inference_loop import lower_weights, predict
+from fb3.prediction.member_inputs import encode
 from fb3.runs.checkpoint import drop_scales, load_fold, save_scales
 from fb3.runs.run_folder import Member, check_known
 from fb3.runs.scores import TRUTH
@@ -48,6 +48,7 @@ def calibrate(data: Path | None, essays: int = ESSAYS) -> PackingStep:
         def measure(_: Path, member: Member, position: int, texts: pd.DataFrame) -> float:
             return _calibrate_fold(member, position, texts, essays)
 
+        members = [member for member in members if not member.recipe.estimator]
         _check_wishes(members)
         return {"essays": essays, "worse": measure_folds("int8", members, packed, data, measure)}
 

@@ -15,16 +15,18 @@ from fb3.runs.decide import ensemble_decision
 from fb3.runs.fold_json import check_weights, is_finished
 from fb3.runs.run_folder import Member, own_prepare
 from fb3.runs.scores import caveats
+from fb3.runs.shared_files import shared_folder
 from fb3.system.disk_space import cannot_write, check_free_space, raises_disk_full
 from fb3.system.file_names import (
     DECISION,
-    ENCODER,
+    FEATURES,
     FOLD_JSON,
     MANIFEST,
     METADATA,
     OOF,
     PREPARE,
     RECIPE,
+    VECTORS,
     WEIGHTS,
     fold_folders,
     fold_number,
@@ -211,30 +213,48 @@ def _pack_run(member: Member, out: Path, weights: str, link: bool) -> None:
         _check_inside(file, member.path)
         shutil.copyfile(file, out / PREPARE)
         say(f"{file}: packed; it is code of one's own, which runs at inference (data.prepare)")
-    for file in (member.path / ENCODER).rglob("*"):
+    for file in _shared(member):
         _check_safe(file, member.path)
-    shutil.copytree(member.path / ENCODER, out / ENCODER)
+        _copy(file, out / file.relative_to(member.path), member, weights, link)
     for fold in member.folds:
         info = read_json(fold / FOLD_JSON)
         info.pop("int8", None)  # a run that was taken from a bundle: its scales are measured anew
         check_weights(fold, "train this fold again")
-        target = out / fold.name
-        target.mkdir()
-        if weights == "fp16":
-            from fb3.runs.checkpoint import as_half, read_weights, write_weights
+        for name in [f"{fold.name}/{WEIGHTS}", *info.get("files", {})]:
+            _check_inside(member.path / name, member.path)
+            _copy(member.path / name, out / name, member, weights, link)
+        info["sha256"] = sha256(out / fold.name / WEIGHTS)
+        if "files" in info:
+            info["files"] = {name: sha256(out / name) for name in info["files"]}
+        write_json(info, out / fold.name / FOLD_JSON)
 
-            write_weights(as_half(read_weights(fold / WEIGHTS), str(fold / WEIGHTS)), target / WEIGHTS)
-            info["sha256"] = sha256(target / WEIGHTS)
-        else:
-            (link_or_copy if link else shutil.copyfile)((fold / WEIGHTS).resolve(), target / WEIGHTS)
-        write_json(info, target / FOLD_JSON)
+
+def _shared(member: Member) -> list[Path]:
+    """The files that all folds of a run read, except vectors of training essays: a fold that needs some names them."""
+    folder = member.path / shared_folder(member.recipe)
+    return [file for file in sorted(folder.rglob("*")) if not file.is_dir() and file.stem != Path(VECTORS).stem]
+
+
+def _copy(file: Path, to: Path, member: Member, weights: str, link: bool) -> None:
+    """Copies a file; an encoder's weights in fp16 where that is wished, or as a link."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    of_feature = FEATURES in file.relative_to(member.path).parts
+    of_encoder = file.name == WEIGHTS and (of_feature or not member.recipe.estimator)
+    if to.exists():  # vectors that several folds name
+        return
+    if of_encoder and weights == "fp16":
+        from fb3.runs.checkpoint import as_half, read_weights, write_weights
+
+        write_weights(as_half(read_weights(file), str(file)), to)
+    else:
+        link_or_copy(file.resolve(), to) if link and of_encoder else shutil.copyfile(file, to)
 
 
 def _packed_bytes(member: Member, weights: str, link: bool) -> int:
     """Bytes of a packed run's large files; linked weights take none."""
-    folds = sum((fold / WEIGHTS).stat().st_size for fold in member.folds if (fold / WEIGHTS).is_file())
-    encoder = sum(file.stat().st_size for file in (member.path / ENCODER).rglob("*") if file.is_file())
-    return encoder + (folds // 2 if weights == "fp16" else 0 if link else folds)
+    folds = sum(file.stat().st_size for fold in member.folds for file in fold.rglob("*") if file.is_file())
+    shared = sum(file.stat().st_size for file in _shared(member) if file.is_file())
+    return shared + (folds // 2 if weights == "fp16" else 0 if link else folds)
 
 
 def _check_safe(file: Path, run: Path) -> None:

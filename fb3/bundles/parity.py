@@ -12,7 +12,7 @@ import pandas as pd
 
 from fb3.bundles.packed_folds import measure_folds, predict_again
 from fb3.bundles.packing import PackingStep
-from fb3.bundles.tolerance import TOLERANCE, tolerance
+from fb3.bundles.tolerance import TOLERANCE, least_precision, tolerance
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error
 from fb3.prediction.backends.choose import tell_backends
@@ -90,7 +90,7 @@ def _compare(
     rows = _some(rows, texts.loc[rows[identifier]].iloc[:, 0].str.len().to_numpy(), essays)
     device = pick_device()
     replayed = made if made == pick_precision("auto", device) else "fp32"
-    lower = max(made, replayed, key=TOLERANCE.get)
+    lower = max(made, replayed, least_precision(member), key=TOLERANCE.get)
     allowed, want = tolerance(member, lower), rows[columns].to_numpy(np.float64)  # (N, K)
     difference = predict_again(member, position, rows[identifier], texts, str(device), replayed) - want
     largest, spread = np.abs(difference).max(1), float(want.std(0).mean())  # (N,)

@@ -41,6 +41,14 @@ class Tolerance:
         return bool((np.abs(difference) > self.largest).any()) or rms > max(self.noise, _SPREAD_SHARE * spread)
 
 
+def least_precision(member: Member) -> Precision:
+    """The precision that a run's predictions have at most. An estimator's vectors are rounded to fp16, and a last digit
+    may send an essay down another branch of a tree.
+    """
+    features = member.recipe.estimator.features if member.recipe.estimator else ()
+    return "fp16" if any(feature.kind == "embeddings" for feature in features) else "fp32"
+
+
 def tolerance(member: Member, precision: Precision) -> Tolerance:
     """The tolerance for a precision, on the scale of a run's targets."""
     scale = target_scale(member)

@@ -7,7 +7,7 @@ import pandas as pd
 
 FORMS = ("values", "ranks", "logits", "votes")
 _LEAST = 1e-7  # probabilities below it would let one member decide alone
-_DIGITS = 7  # of blended ranks, which may be float32
+_DIGITS = 7  # Blended ranks may be float32
 _UNDECIDED = 1e-6  # share of the probabilities in votes: it decides between classes of as many votes
 
 

@@ -13,8 +13,8 @@ from fb3.ensembles.comparison import METHODS, Blend, Stack
 from fb3.ensembles.ensemble_file import stored_path
 from fb3.ensembles.frontier import Frontier, TimeLimit
 from fb3.ensembles.members import Members, read_members
-from fb3.ensembles.run_flops import fold_flops, trained_run
 from fb3.errors import Fb3Error, nearest
+from fb3.prediction.run_flops import fold_flops, trained_run
 from fb3.recipe.decision import method_name
 from fb3.runs.decide import write_scores
 from fb3.runs.scores import TRUTH

@@ -15,6 +15,7 @@ from fb3.system.file_names import CONFIG, TOKENIZER, WEIGHTS
 from fb3.system.files import read_json
 
 KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # the names in errors
+FEATURE_KEY = "estimator.features: encoder"
 _VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model")
 _BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BIN = "pytorch_model.bin"

@@ -8,7 +8,7 @@ from torch import nn
 from fb3.data.tokenizer import load_tokenizer, special_tokens
 from fb3.errors import Fb3Error
 from fb3.models.backbone import empty_encoder, pretrained_encoder, random_encoder
-from fb3.models.backbone_files import KEY, SECOND_KEY
+from fb3.models.backbone_files import FEATURE_KEY, KEY, SECOND_KEY
 from fb3.models.dry_run import make_up_weights
 from fb3.models.heads import build_head
 from fb3.models.kernels.blocked_attention import use_blocked_attention
@@ -16,11 +16,14 @@ from fb3.models.kernels.deberta import use_fused_disentangled_attention
 from fb3.models.layer_stack import layer_stack
 from fb3.models.mixout import mix_out
 from fb3.models.poolings.build import build_pooling, build_window_pooling
+from fb3.models.poolings.layer_poolings import LayerMeansPooling
 from fb3.models.scorer import Scorer, StitchedScorer
 from fb3.models.statistics_net import NoStatistics, StatisticsNet
 from fb3.models.surgery import operate, reinitialise
 from fb3.models.towers import Tower
 from fb3.recipe import Recipe
+from fb3.recipe.data import DataSettings
+from fb3.recipe.estimator import EmbeddingsSettings
 from fb3.recipe.model import ModelSettings
 from fb3.system.file_names import SECOND
 
@@ -53,6 +56,37 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
         _to_meta(beside)
         _to_meta(head)
     return StitchedScorer(tower, second, beside, head) if second else Scorer(tower, beside, head)
+
+
+def build_embedder(settings: EmbeddingsSettings, data: DataSettings, source: Scorer | Path, *, init: Init) -> Scorer:
+    """A scorer without a head, to be asked for its pooled vectors alone, (B, layers · D): means of an encoder's layers.
+
+    Args:
+        settings: name the layers, and with `pretrained` the encoder.
+        data: says whether an essay has windows; it gets the mean of their vectors.
+        source: a fine-tuned scorer, whose first encoder is taken, or the encoder folder of a plain encoder.
+        init: a plain encoder's, see `build_scorer`.
+    """
+    encoder = source.encoder if isinstance(source, Scorer) else _build_plain(settings, source, init)
+    depth = getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder)))
+    if max(settings.layers) > depth:
+        raise Fb3Error(f"{FEATURE_KEY}={settings.encoder}: layers={list(settings.layers)}, and it has {depth}")
+    pooling = LayerMeansPooling(encoder.config.hidden_size, settings.layers, settings.normalise)
+    windows = data.windows and data.windows.model_copy(update={"pool": "mean"})
+    tower = Tower(encoder, pooling, build_window_pooling(windows, pooling.width))
+    return Scorer(tower, NoStatistics(pooling.width), nn.Identity())
+
+
+def _build_plain(settings: EmbeddingsSettings, folder: Path, init: Init) -> nn.Module:
+    if init == "pretrained":
+        encoder = pretrained_encoder(ModelSettings(backbone=settings.encoder), folder, FEATURE_KEY)
+    else:
+        encoder = empty_encoder(folder)
+    if init == "trial":
+        make_up_weights(encoder)
+    use_blocked_attention(encoder)
+    use_fused_disentangled_attention(encoder)
+    return encoder
 
 
 def _build_tower(recipe: Recipe, settings: ModelSettings, folder: Path, init: str, key: str) -> Tower:

@@ -14,6 +14,7 @@ from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table
 from fb3.ensembles.blend_forms import into_form, out_of_form
 from fb3.ensembles.ensemble_file import packed_form
 from fb3.errors import Fb3Error
+from fb3.prediction.member_inputs import encode
 from fb3.pseudo_labels.label_filters import agreeing, check_filters, confident, hardened
 from fb3.pseudo_labels.near_duplicates import SIMILAR, near_duplicates
 from fb3.pseudo_labels.teachers import Split, Teacher, read_teachers
@@ -199,7 +200,7 @@ def _predict(
     teacher: Teacher, models: dict[int, int], unlabelled: Unlabelled, essays: Path, folder: Path
 ) -> dict[int, np.ndarray]:
     """The predictions (P, K) of each model that labels, by its position, in the order of the ids."""
-    from fb3.prediction.fold_prediction import encode, predict_fold
+    from fb3.prediction.fold_prediction import predict_fold
     from fb3.system.devices import pick_device
 
     member, identifier, device = teacher.member, teacher.member.recipe.data.id_column, str(pick_device())

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ValidationError, model_validator
 from fb3.errors import Fb3Error, RuleError
 from fb3.recipe.data import DataSettings, FoldsSettings
 from fb3.recipe.decision import DecisionSettings
+from fb3.recipe.estimator import EstimatorSettings
 from fb3.recipe.hints import explain, is_rule
 from fb3.recipe.metric import MetricSettings
 from fb3.recipe.model import ModelSettings
@@ -78,6 +79,8 @@ class Recipe(Settings):
     """Training on the predictions of other models; none: on true labels alone."""
     pretrain: PretrainingSettings | None = None
     """Pretraining on the competition's own texts, for `fb3 pretrain` alone; none: it takes the defaults."""
+    estimator: EstimatorSettings | None = None
+    """A classical estimator on fixed features. none: the encoder of `model` is fine-tuned."""
     competition: Annotated[str, AfterValidator(_slug)] | None = None
     """Kaggle's name of the competition, such as feedback-prize-effectiveness, for `fb3 push-notebook` and `fb3 submit`.
     none: they ask for it."""

@@ -7,11 +7,15 @@ imports this one.
 from typing import Any
 
 from fb3.recipe.decision import METHODS, methods_for
+from fb3.recipe.estimator import KEEPS_ESSAYS, OF_LABELS, OF_NUMBERS
+from fb3.recipe.model import ModelSettings
 from fb3.recipe.task import COMPARISONS, LabelsSettings
+from fb3.recipe.training import AdamWSettings, CosineScheduleSettings
 
 _OF_NUMBERS, _OF_ORDER = {"mcrmse", "rmse", "mae"}, {"pearson", "spearman"}
 _OF_LABELS = {"log_loss", "balanced_accuracy", "macro_f1", "micro_f1", "f1_mean"}
 _OF_LABELS |= {"map_at_k", "map_at_5", "map_at_10", "map_at_25"}
+TARGET_KEYS = {"kind", "minimum", "maximum", "classes"}  # settings of a task that say what it predicts, not how
 _OTHER_KIND = {True: "regression", False: "classification or multilabel"}
 
 
@@ -211,6 +215,49 @@ def pseudo_labels_suit_the_loss(recipe: Any) -> None:
         )
 
 
+def estimator_suits_the_task(recipe: Any) -> None:
+    estimator, task = recipe.estimator, recipe.task
+    if not estimator:
+        return
+    if task.kind in ("binned", "ordinal"):
+        raise ValueError(f"task.kind={task.kind} says how an encoder learns numbers; take task.kind=regression")
+    labels = isinstance(task, LabelsSettings)
+    if estimator.kind in (OF_NUMBERS if labels else OF_LABELS):
+        what, mend = ("numbers", "logistic, lightgbm or knn") if labels else ("labels", "svr, ridge, lightgbm or knn")
+        raise ValueError(
+            f"estimator.kind={estimator.kind} predicts {what}, and task.kind={task.kind} has "
+            f"{'labels' if labels else 'numbers'}; take {mend}"
+        )
+    if not estimator.features and not recipe.data.text.statistics:
+        raise ValueError("estimator.features: there is none; give some, or set data.text.statistics=true")
+    if estimator.kind in KEEPS_ESSAYS and any(feature.kind == "tfidf" for feature in estimator.features):
+        raise ValueError(
+            f"estimator.kind={estimator.kind} keeps the features of training essays, and tfidf has too many of them; "
+            "take ridge, logistic or lightgbm"
+        )
+
+
+def estimator_leaves_no_setting_idle(recipe: Any) -> None:
+    """Refuses settings of a fine-tuning; a recipe cannot tell defaults that were given from those that were not."""
+    if not recipe.estimator:
+        return
+    task, data = recipe.task, recipe.data
+    of_task = {f"task.{name}": getattr(task, name) for name in type(task).model_fields if name not in TARGET_KEYS}
+    defaults = {f"task.{name}": field.get_default() for name, field in type(task).model_fields.items()}
+    values = {
+        "model": recipe.model,
+        "optimizer": recipe.optimizer,
+        "schedule": recipe.schedule,
+        "tricks": recipe.tricks,
+        "pseudo": recipe.pseudo,
+    }
+    values |= {"data.augment": data.augment, "data.weight_column": data.weight_column, **of_task}
+    defaults |= {"model": ModelSettings(), "optimizer": AdamWSettings(), "schedule": CosineScheduleSettings()}
+    defaults |= {"tricks": (), "pseudo": None, "data.augment": None, "data.weight_column": None}
+    if idle := [name for name, value in values.items() if value != defaults[name]]:
+        raise ValueError(f"{idle[0]} does nothing with an estimator on fixed features; leave it out, or the estimator")
+
+
 # The first broken rule raises a ValueError that names the keys and the mend.
 RULES = (
     tricks_fit,
@@ -231,4 +278,6 @@ RULES = (
     metric_suits_the_task,
     sampling_has_classes,
     pseudo_labels_suit_the_loss,
+    estimator_suits_the_task,
+    estimator_leaves_no_setting_idle,
 )

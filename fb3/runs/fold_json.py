@@ -41,7 +41,13 @@ def digest_of(file: Path) -> str | None:
 
 
 def check_weights(folder: Path, mend: str, digest: Callable[[Path], str | None] = digest_of) -> None:
-    """Refuses a folder whose weights are missing, or are not the ones that its fold.json describes."""
-    if (found := digest(folder / WEIGHTS)) is None or found != read_json(folder / FOLD_JSON).get("sha256"):
-        fault = "missing" if found is None else f"not the file that {FOLD_JSON} describes"
-        raise Fb3Error(f"{folder / WEIGHTS}: {fault}; {mend}")
+    """Refuses a folder whose weights are missing, or are not the ones that its fold.json describes.
+
+    An estimator's fold names further files, by their places in the run folder.
+    """
+    info = read_json(folder / FOLD_JSON)
+    further = {folder.parent / name: each for name, each in info.get("files", {}).items()}
+    for file, wanted in {folder / WEIGHTS: info.get("sha256"), **further}.items():
+        if (found := digest(file)) is None or found != wanted:
+            fault = "missing" if found is None else f"not the file that {FOLD_JSON} describes"
+            raise Fb3Error(f"{file}: {fault}; {mend}")

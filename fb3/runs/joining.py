@@ -19,6 +19,7 @@ from fb3.system.file_names import (
     ENCODER,
     ENSEMBLE,
     ENVIRONMENT,
+    FEATURES,
     FOLD_JSON,
     OOF,
     PREPARE,
@@ -58,7 +59,7 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     with atomic_folder(out) as aside:
         for name in (RECIPE, "folds.csv", *([PREPARE] if recipe.data.prepare else [])):
             shutil.copyfile(runs[0] / name, aside / name)
-        for name in (ENCODER, "scratch"):
+        for name in (ENCODER, FEATURES, "scratch"):
             if (runs[0] / name).is_dir():
                 shutil.copytree(runs[0] / name, aside / name)
         for fold, run in homes.items():

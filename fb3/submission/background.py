@@ -11,12 +11,14 @@ import pandas as pd
 from fb3.bundles.bundle import Bundle
 from fb3.data.tokens import Encoded, encode_essays
 from fb3.errors import Fb3Error
+from fb3.prediction.estimators.feature_inputs import FeatureInputs
+from fb3.prediction.member_inputs import encode
+from fb3.recipe.data import DataSettings
 from fb3.runs.run_folder import Member
-from fb3.system.file_names import ENCODER
 from fb3.system.files import sha256
 from fb3.system.prefetch import in_background
 
-Tokens = dict[str, Future[Encoded]]  # each run's tokens in the making, by its name
+Tokens = dict[str, Future[Encoded | FeatureInputs]]  # each run's tokens in the making, by its name
 _SAME_TOKENS = {"augment", "sample", "prepare"}  # data settings that change no token here; prepare ran before
 
 
@@ -26,18 +28,21 @@ def begin_tokens(members: Sequence[Member], essays: pd.DataFrame) -> Tokens:
     return {member.name: future for member, future in zip(members, futures, strict=True)}
 
 
-def _encode(essays: pd.DataFrame, made: dict[tuple, Encoded], member: Member) -> Encoded:
-    data, folder = member.recipe.data, member.path / ENCODER
+def _encode(essays: pd.DataFrame, made: dict[tuple, Encoded], member: Member) -> Encoded | FeatureInputs:
     try:
-        tokenizers = map(sha256, sorted(folder.rglob("tokenizer.json")))
-        key = (*tokenizers, data.model_dump_json(exclude=_SAME_TOKENS))
-        if key not in made:
-            made[key] = encode_essays(essays, folder, data)
-        return made[key]
+        return encode(member, essays, partial(_tokenise, made))
     except Exception:
         raise
     except BaseException as error:  # a panic inside tokenizers is no Exception, and must cost this run only
-        raise Fb3Error(f"{folder}: cannot tokenise ({error!r})") from None
+        raise Fb3Error(f"{member.path}: cannot tokenise ({error!r})") from None
+
+
+def _tokenise(made: dict[tuple, Encoded], essays: pd.DataFrame, folder: Path, data: DataSettings) -> Encoded:
+    tokenizers = map(sha256, sorted(folder.rglob("tokenizer.json")))
+    key = (*tokenizers, data.model_dump_json(exclude=_SAME_TOKENS))
+    if key not in made:
+        made[key] = encode_essays(essays, folder, data)
+    return made[key]
 
 
 class FoldChecks:

@@ -11,6 +11,7 @@ import torch
 
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
+from fb3.prediction.estimators.feature_inputs import FeatureInputs
 from fb3.prediction.fold_prediction import predict_fold
 from fb3.prediction.predictions import Predictions
 from fb3.runs.run_folder import Member
@@ -30,7 +31,13 @@ class DevicePool:
         self._pools = [_pool(len(devices)) for _ in devices] if len(devices) > 1 else []
 
     def predict(
-        self, member: Member, fold: int, encoded: Encoded, ids: np.ndarray, until: float, again: bool = True
+        self,
+        member: Member,
+        fold: int,
+        encoded: Encoded | FeatureInputs,
+        ids: np.ndarray,
+        until: float,
+        again: bool = True,
     ) -> Predictions:
         """One fold's predictions, see `predict_fold`. Essays that the deadline left unread are not among them.
 

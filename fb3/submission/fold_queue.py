@@ -12,8 +12,9 @@ from fb3.data.tokens import Encoded
 from fb3.ensembles.blend_forms import Averaging, into_form, out_of_form
 from fb3.ensembles.calibration import calibrated
 from fb3.errors import Fb3Error
-from fb3.models.flops import encoder_flops
 from fb3.prediction.backends.choose import tell_backends
+from fb3.prediction.estimators.feature_inputs import FeatureInputs
+from fb3.prediction.member_inputs import member_flops, shares_vectors
 from fb3.prediction.predictions import Predictions, average
 from fb3.runs.run_folder import Member, in_turn
 from fb3.submission.background import FoldChecks, Tokens
@@ -21,7 +22,6 @@ from fb3.submission.device_pool import DevicePool
 from fb3.submission.submission_file import SubmissionFile
 from fb3.submission.summary import Summary
 from fb3.system.devices import pick_devices
-from fb3.system.file_names import ENCODER
 from fb3.system.progress import say
 
 # Safety factor for a run without a timed fold: its FLOPs and another run's speed tell its time only roughly.
@@ -63,7 +63,7 @@ class FoldQueue:
         tell_backends((member.recipe for member in members), devices[0], strict)
         self.pool = DevicePool(devices)
         say(f"{len(ids)} essays, {sum(len(m.folds) for m in members)} folds of {len(members)} runs, on {devices}")
-        self.encoded: dict[str, Encoded] = {}
+        self.encoded: dict[str, Encoded | FeatureInputs] = {}
         self.times = FoldTimes()
         self.summary.flops = self.times.flops
         self.means: dict[str, Predictions] = {}
@@ -131,7 +131,7 @@ class FoldQueue:
         except Exception as error:
             self._failed([name], error)
             return
-        self.times.seconds[member.name] = time.monotonic() - began
+        self.times.timed(member.name, time.monotonic() - began)
         self.summary.used(name, time.monotonic() - began)
 
     def _failed(self, names: list[str], error: Exception) -> None:
@@ -185,20 +185,31 @@ class FoldQueue:
 class FoldTimes:
     """Estimates how long a fold of each run takes.
 
-    By the run's name, flops: a fold's FLOPs; seconds: the time of its last fold.
+    By the run's name, flops: a fold's FLOPs; seconds: the time of its last fold; speeds: seconds of one FLOP; shared:
+    runs whose first fold computes the vectors of all.
     """
 
     def __init__(self) -> None:
         self.flops: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        self.speeds: dict[str, float] = {}
+        self.shared: set[str] = set()
 
-    def add(self, member: Member, encoded: Encoded) -> None:
+    def add(self, member: Member, encoded: Encoded | FeatureInputs) -> None:
         """Counts a run's FLOPs, before its first fold."""
-        self.flops[member.name] = float(encoder_flops(member.path / ENCODER, encoded).sum())
+        self.flops[member.name] = member_flops(member, encoded)
+        if shares_vectors(encoded):
+            self.shared.add(member.name)
+
+    def timed(self, run: str, seconds: float) -> None:
+        """Records a fold's time. Where folds share their vectors, the first says nothing about the others."""
+        if self.flops[run] and not (run in self.shared and run in self.seconds):
+            self.speeds[run] = seconds / self.flops[run]
+        self.seconds[run] = 0.0 if run in self.shared and run not in self.seconds else seconds
 
     def estimate(self, run: str) -> float:
         """Seconds of the run's next fold; 0 while no fold of any run was timed."""
         if run in self.seconds:
             return self.seconds[run]
-        slowest = max((seconds / self.flops[name] for name, seconds in self.seconds.items()), default=0.0)
+        slowest = max(self.speeds.values(), default=0.0)
         return _UNTIMED * slowest * self.flops[run]

@@ -22,7 +22,7 @@ from fb3.submission.form import SubmissionForm, read_sample, read_test
 from fb3.submission.submission_file import SubmissionFile, write_first_file
 from fb3.submission.summary import Summary
 from fb3.system.compressed_files import stored_file
-from fb3.system.file_names import DECISION, ENCODER, PREPARE, RECIPE, SECOND, encoder_files
+from fb3.system.file_names import DECISION, PREPARE, RECIPE
 from fb3.system.files import check_output_path, read_json
 from fb3.system.kaggle import find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
@@ -133,8 +133,7 @@ def _usable_runs(packed: Bundle, summary: Summary, strict: bool) -> list[Member]
             recipe = load_recipe(path / RECIPE)
             if own_prepare(path, recipe):
                 packed.check((path / PREPARE).relative_to(packed.path).as_posix())
-            second = bool(recipe.model.stitch) or (path / ENCODER / SECOND).is_dir()
-            packed.check_below(path / ENCODER, encoder_files(second))
+            packed.check_shared(path, recipe)
             members.append(Member(name, path, recipe, folds, weights[name]))
         except Exception as error:
             if strict:

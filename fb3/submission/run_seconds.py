@@ -8,9 +8,10 @@ import pandas as pd
 
 from fb3.data.tables import read_table
 from fb3.ensembles.frontier import TimeLimit
-from fb3.ensembles.run_flops import fold_flops, trained_run
 from fb3.errors import Fb3Error, nearest
 from fb3.models.flops import T4_FLOPS
+from fb3.prediction.member_inputs import encode
+from fb3.prediction.run_flops import fold_flops, trained_run
 from fb3.runs.run_folder import Member, training_essays
 from fb3.system.compressed_files import stored_file
 from fb3.system.file_names import OOF
@@ -73,7 +74,7 @@ def _test_rows(run: Member, data: Path | None) -> tuple[int, str]:
 
 def _measured(run: Member, essays: int, data: Path | None) -> float:
     """Seconds of all folds: one fold is loaded and predicts some training essays, few and then more."""
-    from fb3.prediction.fold_prediction import encode, predict_fold
+    from fb3.prediction.fold_prediction import predict_fold
     from fb3.system.devices import pick_device
 
     texts = training_essays(run.path, run, data)

@@ -17,6 +17,9 @@ ENVIRONMENT = "environment.json"
 PSEUDO = "pseudo.json"  # provenance, in the folder of pseudo-labels
 LOCK = "lock"  # held by the process that writes the folder
 
+FEATURES = "features"  # the folder of an estimator's encoders, and in a fold folder that of the fold's own
+VECTORS = "vectors.safetensors"  # in the folder of a feature: one for each training essay
+
 # In the folder of a pretrained encoder, beside config, tokenizer and weights
 PROVENANCE = "pretraining.json"  # texts that the encoder has seen, and hashes of its files
 
@@ -46,6 +49,11 @@ def fold_folders(run: Path) -> list[Path]:
     """The fold folders in a run folder, by number, trained to their end or not."""
     folders = (path for path in run.glob("fold*") if fold_number(path) is not None and path.is_dir())
     return sorted(folders, key=fold_number)
+
+
+def feature_folder(folder: Path, number: int) -> Path:
+    """The folder of a feature, in a run folder or a fold folder."""
+    return folder / FEATURES / str(number)
 
 
 def encoder_files(second: bool) -> list[str]:

@@ -4,7 +4,7 @@ torch is imported only once recipe, essays, folds and folder are checked: the im
 mistake should be told at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from fb3.data.folds import FoldSplit, describe_groups, make_folds, take_sample
 from fb3.data.pseudo_essays import read_provenance, read_pseudo_essays
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error, Stopped
-from fb3.models.backbone_files import SECOND_KEY, check_backbone
+from fb3.models.backbone_files import FEATURE_KEY, SECOND_KEY, check_backbone
 from fb3.prediction.predictions import Predictions
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.decide import write_scores
@@ -26,7 +26,7 @@ from fb3.runs.fold_json import is_begun, mark_finished
 from fb3.runs.run_folder import Run, run_of
 from fb3.runs.scores import TRUTH, caveats, named_score, read_scores
 from fb3.system.disk_space import raises_disk_full
-from fb3.system.file_names import OOF, fold_folder
+from fb3.system.file_names import OOF, RECIPE, fold_folder
 from fb3.system.files import delete_partial_files, sha256, write_csv
 from fb3.system.folder_lock import lock_folder
 from fb3.system.kaggle import is_main_process, parse_duration, session_seconds
@@ -85,9 +85,7 @@ def train(
     recipe = recipe.debug() if debug else recipe
     data, out = Path(data), Path(out)
     stop = StopRequest(None if stop_after is None else parse_duration(str(stop_after)) - session_seconds())
-    check_backbone(recipe.model.backbone)
-    if recipe.model.stitch:
-        check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
+    _check_backbones(recipe)
     recipe, essays = _read_training(recipe, data)
     unlabelled = _read_unlabelled(recipe, data)
     if recipe.pseudo:
@@ -106,8 +104,12 @@ def train(
         _check_metric(recipe, essays, chosen)
         pseudo = read_pseudo_essays(recipe, data, essays, chosen, target_of(recipe).columns)
         from fb3.runs.save_folder import delete_finished
-        from fb3.training.session import close_session, open_accelerator, open_session
+        from fb3.training.session import close_session, open_accelerator
 
+        if recipe.estimator:
+            from fb3.training.estimators.feature_sources import check_sources
+
+            check_sources(recipe, essays, chosen)
         accelerator, precision = open_accelerator(recipe, out)
         accelerator.wait_for_everyone()  # until every process has looked at the folder, none may write to it
         if not chosen:
@@ -115,15 +117,39 @@ def train(
         if accelerator.is_main_process:
             delete_partial_files(out)
             delete_finished(out)
+        open_session, run_fold = _learner(recipe)
         session = open_session(recipe, essays, out, accelerator, precision, unlabelled, pseudo)
         session = replace(session, on_evaluation=on_evaluation, digests=digests, stop=stop)
         if accelerator.is_main_process:
             write_first_files(session, data, splits, begun)
-            tell_seen_texts(session, chosen)
+            if not recipe.estimator:
+                tell_seen_texts(session, chosen)
         with nullcontext() if on_evaluation else stop.listening():
-            _train_folds(session, chosen)
+            _train_folds(session, chosen, run_fold)
         close_session(session)
         return _finish(session)
+
+
+def _check_backbones(recipe: Recipe) -> None:
+    if not recipe.estimator:
+        check_backbone(recipe.model.backbone)
+    if recipe.model.stitch:
+        check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
+    for feature in recipe.estimator.features if recipe.estimator else ():
+        if feature.kind == "embeddings" and not (Path(feature.encoder) / RECIPE).is_file():
+            check_backbone(feature.encoder, FEATURE_KEY)
+
+
+def _learner(recipe: Recipe) -> tuple[Callable, Callable]:
+    """The functions that open a session and train a fold; the one place that asks what a run trains."""
+    if recipe.estimator:
+        from fb3.training.estimators.estimator_run import open_estimator_session, run_estimator_fold
+
+        return open_estimator_session, run_estimator_fold
+    from fb3.training.fold import run_fold
+    from fb3.training.session import open_session
+
+    return open_session, run_fold
 
 
 def _check_metric(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit]) -> None:
@@ -139,9 +165,8 @@ def _check_metric(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit])
         fit_decision(decision, target.metric, truths, truths, target.columns)
 
 
-def _train_folds(session: "Session", chosen: list[FoldSplit]) -> None:
+def _train_folds(session: "Session", chosen: list[FoldSplit], run_fold: Callable) -> None:
     from fb3.runs.save_folder import delete_finished
-    from fb3.training.fold import run_fold
     from fb3.training.saves import stop_reason
 
     accelerator, out = session.accelerator, session.out
@@ -167,9 +192,9 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
         split: one of `make_folds(essays, recipe)`.
         out: gets encoder/ and fold<n>/; `train` writes the rest that a bundle needs, and saves on the way.
     """
-    from fb3.training.fold import run_fold
-    from fb3.training.session import close_session, open_accelerator, open_session
+    from fb3.training.session import close_session, open_accelerator
 
+    open_session, run_fold = _learner(recipe)
     recipe, out, unlabelled = resolve(recipe, essays), Path(out), _read_unlabelled(recipe, None)
     pseudo = read_pseudo_essays(recipe, None, essays, [split], target_of(recipe).columns)
     session = open_session(recipe, essays, out, *open_accelerator(recipe, out), unlabelled, pseudo)

@@ -19,14 +19,15 @@ from fb3.runs.fold_json import is_begun, is_finished
 from fb3.runs.identity import Identity, named_files, recorded
 from fb3.runs.provenance import seen_before, text_hashes
 from fb3.runs.run_folder import copy_prepare
+from fb3.runs.shared_files import shared_files
 from fb3.system.file_names import (
     ENCODER,
     ENVIRONMENT,
+    FEATURES,
     LOCK,
     PREPARE,
     RECIPE,
     RESUME,
-    encoder_files,
     fold_folder,
     fold_number,
 )
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from fb3.training.session import Session
 
 # Names in a run folder before its first evaluation: a start that failed may be started over in its folder.
-_FIRST_FILES = {ENCODER, "scratch", RECIPE, PREPARE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
+_FIRST_FILES = {ENCODER, FEATURES, "scratch", RECIPE, PREPARE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
 _PARTIAL = re.compile(r"\..*\.part")  # left by a process that was killed while it wrote
 
 
@@ -131,7 +132,7 @@ def write_environment(session: "Session", data: Path, begun: bool) -> None:
         **({"pseudo": session.pseudo.record} if session.pseudo else {}),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "encoder": {name: sha256(out / ENCODER / name) for name in encoder_files(bool(recipe.model.stitch))},
+        "encoder": {name: sha256(file) for name, file in shared_files(out, recipe).items()},
     }
     if begun:
         before = read_json(out / ENVIRONMENT)

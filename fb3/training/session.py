@@ -29,6 +29,7 @@ from fb3.models.backbone_files import KEY, SECOND_KEY
 from fb3.models.build import build_scorer
 from fb3.models.dry_run import check_length, padding_for, precision_problem
 from fb3.models.from_scratch import build_backbone
+from fb3.prediction.estimators.feature_inputs import FeatureInputs
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun
 from fb3.system.devices import Precision, keep_freed_memory, pick_device, pick_precision
@@ -71,8 +72,9 @@ class Session:
     """Everything that all folds of a run share.
 
     out: the run folder. targets: (N, K), the N essays'. texts, encoded: of these essays, and behind them of the P
-    pseudo-labelled ones. digests: hashes of the training files, by their keys in environment.json; none: folds are not
-    saved while they train. stop: when to stop early.
+    pseudo-labelled ones; an estimator's `encoded` are the inputs of its features, and it has no tokenizer. digests:
+    hashes of the training files, by their keys in environment.json; none: folds are not saved while they train. stop:
+    when to stop early.
     """
 
     recipe: Recipe
@@ -82,8 +84,8 @@ class Session:
     precision: Precision
     task: Task
     texts: list[str]
-    encoded: Encoded
-    tokenizer: Tokenizer
+    encoded: Encoded | FeatureInputs
+    tokenizer: Tokenizer | None
     targets: np.ndarray
     unlabelled: Unlabelled | None
     pseudo: PseudoEssays | None

@@ -16,16 +16,15 @@ from fb3.runs.decide import read_decision
 from fb3.runs.fold_json import check_weights, ids_hash, is_finished
 from fb3.runs.run_folder import Member, own_prepare
 from fb3.runs.scores import TRUTH, caveats, scores_of
+from fb3.runs.shared_files import shared_files, shared_folder
 from fb3.system.file_names import (
     DECISION,
-    ENCODER,
     ENVIRONMENT,
     FOLD_JSON,
     OOF,
     PREPARE,
     RECIPE,
     RESUME,
-    encoder_files,
     fold_folders,
     fold_number,
 )
@@ -106,9 +105,8 @@ def _read_folds(run: RunCheck, recipe: Recipe) -> pd.DataFrame:
 def _check_encoder(run: RunCheck, recipe: Recipe) -> None:
     """Checks that the encoder's files are there, by hash where environment.json has their hashes."""
     hashes = (run.recorded or {}).get("encoder", {})
-    with run.check(f"{ENCODER}: {'by hash' if hashes else 'there'}"):
-        for name in encoder_files(bool(recipe.model.stitch)):
-            file = run.path / ENCODER / name
+    with run.check(f"{shared_folder(recipe)}: {'by hash' if hashes else 'there'}"):
+        for name, file in shared_files(run.path, recipe).items():
             if (found := run.digest(file)) is None:
                 run.add("FAULT", f"{file}: missing; {run.again}")
             elif found != hashes.get(name, found):

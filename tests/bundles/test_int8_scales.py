@@ -15,7 +15,8 @@ from fb3.bundles.parity import replay
 from fb3.data.essays import read_essays
 from fb3.errors import Fb3Error
 from fb3.models.kernels.int8_linear import Int8Linear
-from fb3.prediction.fold_prediction import encode, predict_fold
+from fb3.prediction.fold_prediction import predict_fold
+from fb3.prediction.member_inputs import encode
 from fb3.recipe import load_recipe
 from fb3.submission.inference import infer
 from fb3.system.files import read_json

@@ -20,7 +20,8 @@ from fb3.models.backbone import empty_encoder
 from fb3.models.build import build_scorer
 from fb3.models.dry_run import check_length, make_up_weights, padding_for, precision_problem
 from fb3.models.layer_stack import longest_input
-from fb3.prediction.fold_prediction import encode, predict_fold
+from fb3.prediction.fold_prediction import predict_fold
+from fb3.prediction.member_inputs import encode
 from fb3.recipe import load_recipe
 from fb3.runs.checkpoint import check_reload, load_fold
 from fb3.submission.inference import infer

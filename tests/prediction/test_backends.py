@@ -24,7 +24,8 @@ from fb3.models.statistics_net import NoStatistics
 from fb3.models.towers import Tower
 from fb3.prediction.backends.choose import pick_backend, use_backend
 from fb3.prediction.backends.functional_encoder import FunctionalEncoder
-from fb3.prediction.fold_prediction import encode, predict_fold
+from fb3.prediction.fold_prediction import predict_fold
+from fb3.prediction.member_inputs import encode
 from fb3.recipe import load_recipe
 from fb3.recipe.data import WindowsSettings
 from fb3.submission.inference import infer
@@ -231,7 +232,7 @@ def test_a_bundle_is_replayed_and_predicts_with_its_backend(of, backend, competi
     assert len(graphs) == 1, "the inference did not use it"
     table = infer(bundle.path, competition, tmp_path / "s.csv", strict=True)
     assert "torch" not in capsys.readouterr().err, "no fold was left to torch"
-    monkeypatch.setattr("fb3.prediction.fold_prediction.pick_backend", lambda *_: ("torch", ""))
+    monkeypatch.setattr("fb3.prediction.scorer_prediction.pick_backend", lambda *_: ("torch", ""))
     want = predicted(bundle.path, competition)
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert table.iloc[:, 1:].notna().all(axis=None)

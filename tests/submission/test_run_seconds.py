@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from fb3.cli import app
 from fb3.data.tokens import encode_essays
-from fb3.ensembles.run_flops import trained_run
 from fb3.errors import Fb3Error
 from fb3.models.flops import T4_FLOPS, forward_flops
+from fb3.prediction.run_flops import trained_run
 from fb3.submission.run_seconds import price_members
 from tests.conftest import copied
 

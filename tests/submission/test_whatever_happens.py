@@ -16,9 +16,10 @@ import torch
 
 from fb3.bundles.packing import write_bundle
 from fb3.errors import Fb3Error
-from fb3.prediction import fold_prediction
+from fb3.prediction import fold_prediction, scorer_prediction
 from fb3.prediction import inference_loop as prediction
 from fb3.prediction import token_budget as budget
+from fb3.prediction.member_inputs import encode
 from fb3.prediction.predictions import Predictions
 from fb3.recipe.data import DataSettings
 from fb3.recipe.task import RegressionSettings
@@ -195,11 +196,11 @@ def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkey
     member = inference.read_bundle(bundle).members()[0]
     texts = [f"essay {number} of some words" for number in range(9)]
     encoded, ids = (
-        fold_prediction.encode(member, pd.DataFrame({"full_text": texts})),
+        encode(member, pd.DataFrame({"full_text": texts})),
         np.array(list("abcdefghi"), object),
     )
     plain = fold_prediction.predict_fold(member, 0, encoded, ids, "cpu", precision="fp32")
-    real, tried = fold_prediction.predict, []
+    real, tried = scorer_prediction.predict, []
 
     def overflowing(*arguments, rows, precision, **keywords):
         tried.append((precision, len(rows)))
@@ -208,7 +209,7 @@ def test_only_what_overflowed_is_predicted_again_and_that_is_said(bundle, monkey
             out.values[3:5] = np.inf
         return out
 
-    monkeypatch.setattr(fold_prediction, "predict", overflowing)
+    monkeypatch.setattr(scorer_prediction, "predict", overflowing)
     again = fold_prediction.predict_fold(member, 0, encoded, ids, "cpu", precision="bf16")
     assert tried == [("bf16", 9), ("fp32", 2)]
     assert "2 essays got no number in bf16, first d" in capsys.readouterr().err
@@ -396,7 +397,7 @@ def test_devices_get_nearly_equal_tokens_and_each_row_once(parts):
 def test_unreached_essays_are_simply_not_in_the_result(bundle, competition):
     packed = inference.read_bundle(bundle)
     member = packed.members()[0]
-    encoded = fold_prediction.encode(member, pd.DataFrame({"full_text": ["one", "two"]}))
+    encoded = encode(member, pd.DataFrame({"full_text": ["one", "two"]}))
     done = DevicePool(["cpu"]).predict(member, 0, encoded, np.array(["a", "b"], object), time.monotonic() - 1)
     assert isinstance(done, Predictions)
     assert len(done.ids) == 0

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from fb3.errors import Fb3Error
-from fb3.prediction import fold_prediction
+from fb3.prediction import scorer_prediction
 from fb3.recipe import load_recipe
-from fb3.runs.run_folder import Member
 from fb3.system import devices
 from fb3.system.devices import pick_device, pick_precision
 
@@ -48,7 +47,7 @@ def test_bf16_is_not_emulated(capability, taken, run, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     device = torch.device("cuda:1")
     recipe = load_recipe(run / "recipe.yaml", ["predict.precision=bf16"])
-    assert fold_prediction._precision(Member("run", run, recipe, []), device, "run/fold0") == taken
+    assert scorer_prediction.How("run/fold0", str(device), recipe.predict).wanted() == taken
     said = capsys.readouterr().err
     if taken == "bf16":
         assert pick_precision("bf16", device) == "bf16"

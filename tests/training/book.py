@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fb3.errors import Fb3Error
 from fb3.models.from_scratch import SPECIAL, train_tokenizer
-from fb3.prediction.fold_prediction import encode, predict_fold
+from fb3.prediction.fold_prediction import predict_fold
+from fb3.prediction.member_inputs import encode
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.settings import Settings, kinds
 from fb3.recipe.task import BaseTaskSettings

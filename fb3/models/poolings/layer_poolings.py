@@ -1,5 +1,7 @@
 """Poolings over the states of several layers."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,27 @@ class ConcatLayersPooling(Pooling):
 
     def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         return torch.cat([masked_mean(layer, mask) for layer in states[-self.layers :]], dim=-1)  # (B, nD)
+
+
+class LayerMeansPooling(Pooling):
+    """Token means of some layers side by side, for estimators on fixed features.
+
+    Args:
+        hidden: width of the encoder's states.
+        layers: counted from the top, 1 the last.
+        normalise: whether each mean is scaled to length 1.
+    """
+
+    def __init__(self, hidden: int, layers: Sequence[int], normalise: bool) -> None:
+        super().__init__(hidden)
+        self.layers, self.normalise = layers, normalise
+        self.reads = "last" if tuple(layers) == (1,) else "layers"
+        self.width = hidden * len(layers)
+
+    def forward(self, states: Tensor | tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        taken = [states] if self.reads == "last" else [states[-layer] for layer in self.layers]
+        means = [masked_mean(layer, mask) for layer in taken]
+        return torch.cat([nn.functional.normalize(m, dim=-1) for m in means] if self.normalise else means, dim=-1)
 
 
 class ParallelLayersPooling(Pooling):

@@ -1,0 +1,28 @@
+"""The essays as a run's folds need them: the one place that asks whether an encoder or features read them. No torch."""
+
+import pandas as pd
+
+from fb3.data.tokens import Encoded, encode_essays
+from fb3.models.flops import encoder_flops
+from fb3.prediction.estimators.feature_inputs import FeatureInputs, Tokenise, encode_features, feature_flops
+from fb3.runs.run_folder import Member
+from fb3.system.file_names import ENCODER
+
+
+def encode(member: Member, essays: pd.DataFrame, tokenise: Tokenise = encode_essays) -> Encoded | FeatureInputs:
+    """The essays as a run reads them: tokens of its encoder, or the inputs of its features."""
+    if member.recipe.estimator:
+        return encode_features(member.path, member.recipe, essays, tokenise)
+    return tokenise(essays, member.path / ENCODER, member.recipe.data)
+
+
+def member_flops(member: Member, encoded: Encoded | FeatureInputs) -> float:
+    """FLOPs of a run's encoders for all essays: a fold's, or of all folds where they share their vectors."""
+    if isinstance(encoded, FeatureInputs):
+        return feature_flops(member.path, encoded)
+    return float(encoder_flops(member.path / ENCODER, encoded).sum())
+
+
+def shares_vectors(encoded: Encoded | FeatureInputs) -> bool:
+    """Whether the first fold computes what all folds of the run use."""
+    return isinstance(encoded, FeatureInputs) and encoded.shared
