@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fb3.ensembles.blend_forms import FORMS, Averaging
+from fb3.ensembles.blend_forms import FORMS, Averaging, averaging_of
 from fb3.ensembles.calibration import is_calibration
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
@@ -66,9 +64,7 @@ class Bundle:
 
     def averaging(self, target: Target) -> Averaging:
         """The way from the runs' predictions of a target to the submission's values."""
-        found = self.manifest.get("calibration")
-        line = found and np.array([[found[name][column] for column in target.columns] for name in ("slope", "shift")])
-        return Averaging(self.manifest.get("blended", "values"), target.exclusive, line)
+        return averaging_of(self.manifest, target.columns, target.exclusive)
 
     def check_trained(self) -> None:
         """Refuses a bundle of `--source-only`: it holds no run, so it cannot predict."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fb3.bundles.bundle import FORMAT, Bundle, read_bundle
 from fb3.bundles.kaggle_names import dataset_metadata, default_slug, safe_file_name
-from fb3.ensembles.ensemble_file import Weights, packed_calibration, packed_decision, packed_form, packed_runs
+from fb3.ensembles.ensemble_file import Weights, packed_blend, packed_decision, packed_runs
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.decide import ensemble_decision
@@ -111,10 +111,7 @@ def write_bundle(
         if decision := packed_decision(paths) or _mean_decision(members):
             write_json(decision, temporary / DECISION)
         added = {"int8": int8(members, temporary)} if int8 else {}
-        if calibration := packed_calibration(paths):
-            added["calibration"] = calibration
-        if (form := packed_form(paths)) != "values":
-            added["blended"] = form
+        added |= packed_blend(paths)
         manifest = {
             "format": FORMAT,
             "fb3": __version__,

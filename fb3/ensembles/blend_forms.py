@@ -1,9 +1,12 @@
 """Forms in which predictions are averaged: as they are, as ranks, as logits, or as votes."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from fb3.ensembles.calibration import calibrated
 
 FORMS = ("values", "ranks", "logits", "votes")
 _LEAST = 1e-7  # probabilities below it would let one member decide alone
@@ -21,6 +24,22 @@ class Averaging(NamedTuple):
     form: str = "values"
     exclusive: bool = False
     calibration: np.ndarray | None = None
+
+
+def averaging_of(stored: Mapping[str, Any], columns: Sequence[str], exclusive: bool) -> Averaging:
+    """The averaging that ensemble.json or a manifest holds, which were checked when they were read."""
+    line = stored.get("calibration")
+    line = line and np.array([[line[name][column] for column in columns] for name in ("slope", "shift")])
+    return Averaging(stored.get("blended", "values"), exclusive, line)
+
+
+def averaged(how: Averaging, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Runs' predictions (R, N, K) of the same essays with weights (R, K), in no column all zero, to values (N, K)."""
+    total = np.zeros(values.shape[1:], np.float64)
+    for each, weight in zip(values, weights / weights.sum(0), strict=True):
+        total += weight * into_form(how.form, each, how.exclusive)
+    restored = out_of_form(how.form, total, values, how.exclusive)
+    return restored if how.calibration is None else calibrated(restored, how.calibration)
 
 
 def into_form(form: str, values: np.ndarray, exclusive: bool) -> np.ndarray:

@@ -60,25 +60,21 @@ def packed_decision(paths: Sequence[Path]) -> dict[str, Any] | None:
     return read_json(files[0]) if files else None
 
 
-def packed_form(paths: Sequence[Path]) -> str:
-    """The form in which an ensemble blends, a name in `FORMS`; values where the paths are runs."""
-    for file in (path / ENSEMBLE for path in paths if (path / ENSEMBLE).is_file()):
-        if (form := read_json(file, {"blended": str})["blended"]) not in FORMS:
-            raise Fb3Error(f"{file}: blended: {form!r} is none of {', '.join(FORMS)}; run `fb3 ensemble` again")
-        return form
-    return "values"
+def packed_blend(paths: Sequence[Path]) -> dict[str, Any]:
+    """The form in which an ensemble blends, and its slope and shift, as ensemble.json and a manifest hold them.
 
-
-def packed_calibration(paths: Sequence[Path]) -> dict[str, Weights] | None:
-    """Slope and shift by column that an ensemble's blends go through; none where there are none."""
+    Empty where the paths are runs.
+    """
     for file in (path / ENSEMBLE for path in paths if (path / ENSEMBLE).is_file()):
-        content = read_json(file, {"members": list})
-        if "calibration" not in content:
-            return None
-        if not is_calibration(content["calibration"], _weights(content["members"][0], file)):
+        content = read_json(file, {"blended": str, "members": list})
+        if content["blended"] not in FORMS:
+            form, known = content["blended"], ", ".join(FORMS)
+            raise Fb3Error(f"{file}: blended: {form!r} is none of {known}; run `fb3 ensemble` again")
+        line = content.get("calibration")
+        if line is not None and not is_calibration(line, _weights(content["members"][0], file)):
             raise Fb3Error(f"{file}: calibration: want a slope above 0 and a shift a column; run `fb3 ensemble` again")
-        return content["calibration"]
-    return None
+        return {"blended": content["blended"], **({} if line is None else {"calibration": line})}
+    return {}
 
 
 def _weights(member: Any, file: Path) -> Weights:

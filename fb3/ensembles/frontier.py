@@ -66,7 +66,7 @@ class Frontier:
                 f"--limit: no set of members fits into {limit.seconds:.0f} s: {names[last.members[0]]} alone takes "
                 f"about {last.seconds:.0f} s on {limit.machine}; raise the limit, or add a cheaper member"
             )
-        self.taken = min(within, key=lambda each: stack.sign * each.honest)
+        self.taken = min(within, key=lambda each: (round(stack.sign * each.honest, 6), each.seconds))
 
     def text(self) -> list[str]:
         """The table of sets."""

@@ -52,11 +52,12 @@ def average(
     first = members[0]
     total = np.zeros(first.values.shape, np.float64)
     for member, weight in zip(members, weights / weights.sum(0), strict=True):
-        total += weight * _aligned(member, first)
+        total += weight * aligned(member, first)
     return Predictions(first.ids, total.astype(np.float32), first.columns, name)
 
 
-def _aligned(member: Predictions, first: Predictions) -> np.ndarray:
+def aligned(member: Predictions, first: Predictions) -> np.ndarray:
+    """A member's values (N, K) in the order of the first one's ids; an Fb3Error where ids or columns differ."""
     if member.columns != first.columns:
         raise Fb3Error(f"{member.name} predicts {member.columns}, {first.name} predicts {first.columns}")
     return member.values[match_ids(member.ids, first.ids, member.name, first.name)]

@@ -11,8 +11,8 @@ from fb3.data.essays import read_essays
 from fb3.data.folds import split_hash
 from fb3.data.pseudo_essays import ESSAYS, FOLDS
 from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table
-from fb3.ensembles.blend_forms import into_form, out_of_form
-from fb3.ensembles.ensemble_file import packed_form
+from fb3.ensembles.blend_forms import averaged, averaging_of
+from fb3.ensembles.ensemble_file import packed_blend
 from fb3.errors import Fb3Error
 from fb3.prediction.member_inputs import encode
 from fb3.pseudo_labels.label_filters import agreeing, check_filters, confident, hardened
@@ -92,7 +92,7 @@ def label_essays(
         if unlabelled:
             write_csv(unlabelled.rows, aside / ESSAYS)
             folder = data or Path(essays).parent
-            counts = _write_labels(teachers, models, unlabelled, filters, folder, packed_form([path]), aside)
+            counts = _write_labels(teachers, models, unlabelled, filters, folder, packed_blend([path]), aside)
         content = {
             "fb3": __version__,
             "split": split_hash([*split], [*split.values()]),
@@ -162,13 +162,14 @@ def _write_labels(
     unlabelled: Unlabelled,
     filters: Filters,
     folder: Path,
-    form: str,
+    blend: dict[str, Any],
     out: Path,
 ) -> dict[str, int]:
-    """Writes the labels of each fold, the teachers' predictions averaged in a form, and returns how many."""
+    """Writes the labels of each fold, the teachers' predictions averaged as inference does, and returns how many."""
     recipe, counts = teachers[0].member.recipe, {}
     target = target_of(recipe)
     columns, identifier = list(target.columns), recipe.data.id_column
+    averaging = averaging_of(blend, columns, target.exclusive)
     predicted = [
         _predict(teacher, used, unlabelled, out / ESSAYS, folder)
         for teacher, used in zip(teachers, models, strict=True)
@@ -178,9 +179,7 @@ def _write_labels(
         weights = np.stack([teacher.columns_weights(fold, columns) for teacher in teachers])  # (M, K)
         if not weights.sum(0).all():
             raise Fb3Error(f"fold {fold}: no teacher has weight in some column; run `fb3 ensemble` again")
-        formed = np.stack([into_form(form, values, target.exclusive) for values in each])
-        mixed = np.einsum("mpk,mk->pk", formed, weights / weights.sum(0))
-        labels = target.clip(out_of_form(form, mixed, each, target.exclusive))
+        labels = target.clip(averaged(averaging, each, weights))
         kept = np.ones(len(labels), bool)
         if filters.agreement is not None:
             kept &= agreeing(each, filters.agreement)

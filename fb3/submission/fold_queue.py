@@ -3,19 +3,17 @@
 import time
 import traceback
 from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import replace
 from threading import TIMEOUT_MAX
 
 import numpy as np
 
 from fb3.data.tokens import Encoded
-from fb3.ensembles.blend_forms import Averaging, into_form, out_of_form
-from fb3.ensembles.calibration import calibrated
+from fb3.ensembles.blend_forms import Averaging, averaged
 from fb3.errors import Fb3Error
 from fb3.prediction.backends.choose import tell_backends
 from fb3.prediction.estimators.feature_inputs import FeatureInputs
 from fb3.prediction.member_inputs import member_flops, shares_vectors
-from fb3.prediction.predictions import Predictions, average
+from fb3.prediction.predictions import Predictions, aligned, average
 from fb3.runs.run_folder import Member, in_turn
 from fb3.submission.background import FoldChecks, Tokens
 from fb3.submission.device_pool import DevicePool
@@ -150,22 +148,21 @@ class FoldQueue:
         self._write(self._blended([*means.values()], self._weights(means)))
         self.means[run], self.counts[run] = mean, count + 1
 
-    def _blended(self, means: list[Predictions], weights: np.ndarray | None) -> Predictions:
+    def _blended(self, means: list[Predictions], weights: np.ndarray) -> Predictions:
         """The runs' means, averaged in the ensemble's form, and calibrated where it is."""
-        form, exclusive, calibration = self.averaging
-        mean = average([replace(m, values=into_form(form, m.values, exclusive)) for m in means], weights, "ensemble")
-        values = out_of_form(form, mean.values, np.stack([each.values for each in means]), exclusive)
-        return replace(mean, values=values if calibration is None else calibrated(values, calibration))
+        first = means[0]
+        values = averaged(self.averaging, np.stack([aligned(each, first) for each in means]), weights)
+        return Predictions(first.ids, values.astype(np.float32), first.columns, "ensemble")
 
-    def _weights(self, means: dict[str, Predictions]) -> np.ndarray | None:
-        """Weights (R, K) of the runs that have a mean, brought to a sum of 1 by `average`; none: all weigh the same.
+    def _weights(self, means: dict[str, Predictions]) -> np.ndarray:
+        """Weights (R, K) of the runs that have a mean; `averaged` brings them to a sum of 1.
 
         A column in which none of these runs has weight takes their plain mean until one arrives that has.
         """
         of_runs = {member.name: member.weights for member in self.members}
         columns = next(iter(means.values())).columns
         if any(of_runs[run] is None for run in means):
-            return None
+            return np.ones((len(means), len(columns)))
         weights = np.array([[of_runs[run][column] for column in columns] for run in means])
         return np.where(weights.sum(0) > 0, weights, 1.0)
 

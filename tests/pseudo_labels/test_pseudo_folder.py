@@ -11,7 +11,8 @@ from fb3.cli import app
 from fb3.demo.synthetic import make_essays
 from fb3.ensembles.ensemble import weigh
 from fb3.errors import Fb3Error
-from fb3.prediction.fold_prediction import encode, predict_fold
+from fb3.prediction.fold_prediction import predict_fold
+from fb3.prediction.member_inputs import encode
 from fb3.pseudo_labels.pseudo_folder import Filters, label_essays
 from fb3.pseudo_labels.teachers import Teacher
 from fb3.recipe import load_recipe
