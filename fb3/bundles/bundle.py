@@ -19,6 +19,7 @@ from fb3.system.file_names import (
     INT8,
     MANIFEST,
     METADATA,
+    PREDICTIONS,
     RECIPE,
     SECOND,
     VECTORS,
@@ -157,6 +158,10 @@ def read_bundle(path: str | Path) -> Bundle:
             f"{path / MANIFEST}: want files by their names, and runs, each with the name of a folder of its own and "
             "the numbers of its folds, and weights for all of them or for none; build the bundle anew"
         )
+    if not _are_predictions(manifest.get(PREDICTIONS, []), manifest):
+        raise Fb3Error(
+            f"{path / MANIFEST}: {PREDICTIONS}: want a packed file and weights for each; build the bundle anew"
+        )
     columns = next((run["weights"] for run in manifest["runs"] if "weights" in run), {})
     if "calibration" in manifest and not is_calibration(manifest["calibration"], columns):
         raise Fb3Error(
@@ -185,6 +190,14 @@ def _are_runs(runs: Any) -> bool:
         return False
     numbers = all(isinstance(each, list) and all(type(n) is int and 0 <= n < 10**6 for n in each) for each in folds)
     return numbers and len(set(names)) == len(names) and all(len(set(each)) == len(each) for each in folds)
+
+
+def _are_predictions(found: Any, manifest: dict[str, Any]) -> bool:
+    """Whether each file of predictions is packed, and has weights as the runs have."""
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        return False
+    first = next((run.get("weights") for run in manifest["runs"]), None)
+    return all(each.get("file") in manifest["files"] and _are_weights(each.get("weights"), first) for each in found)
 
 
 def _are_weights(weights: Any, first: Any) -> bool:

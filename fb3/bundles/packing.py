@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fb3.bundles.bundle import FORMAT, Bundle, read_bundle
 from fb3.bundles.kaggle_names import dataset_metadata, default_slug, safe_file_name
-from fb3.ensembles.ensemble_file import Weights, packed_blend, packed_decision, packed_runs
+from fb3.ensembles.ensemble_file import Weights, packed_blend, packed_decision, packed_runs, packed_tests
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.decide import ensemble_decision
@@ -24,6 +24,7 @@ from fb3.system.file_names import (
     MANIFEST,
     METADATA,
     OOF,
+    PREDICTIONS,
     PREPARE,
     RECIPE,
     VECTORS,
@@ -92,7 +93,9 @@ def write_bundle(
     if bool(runs) == source_only:
         raise Fb3Error(f"{out}: give either the run folders to pack, or source_only (--source-only)")
     paths = [Path(run) for run in runs]
-    members = _read_runs(packed_runs(paths))
+    members, tests = _read_runs(packed_runs(paths, with_tests=True)), packed_tests(paths)
+    if tests and not members:
+        raise Fb3Error(f"{paths[0]}: all members with weight are files of predictions; a bundle wants a run at least")
     competition = _competition(members)
     metadata = dataset_metadata(id or f"your-name/{default_slug(out.name)}", title)
     wheels = list(wheels)  # an iterator may download them, so only once the runs are known to be good
@@ -112,6 +115,11 @@ def write_bundle(
             write_json(decision, temporary / DECISION)
         added = {"int8": int8(members, temporary)} if int8 else {}
         added |= packed_blend(paths)
+        for number, (file, of_columns) in enumerate(tests.items()):
+            (temporary / PREDICTIONS).mkdir(exist_ok=True)
+            name = f"{PREDICTIONS}/{number}-{safe_file_name(file.name)}"
+            shutil.copyfile(file, temporary / name)
+            added.setdefault(PREDICTIONS, []).append({"file": name, "weights": of_columns})
         manifest = {
             "format": FORMAT,
             "fb3": __version__,

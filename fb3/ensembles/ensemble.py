@@ -242,7 +242,8 @@ def _content(ensemble: Ensemble) -> dict[str, Any]:
                 "adds": None if np.isnan(ensemble.adds[member]) else float(ensemble.adds[member]),
                 **({} if np.isnan(ensemble.flops[member]) else {"flops": ensemble.flops[member]}),
                 **({"order": order.index(member)} if member in order else {}),
+                **({"test": stored_path(test, ensemble.path), "test_sha256": sha256(test)} if test else {}),
             }
-            for member, file in enumerate(ensemble.members.files)
+            for member, (file, test) in enumerate(zip(ensemble.members.files, ensemble.members.tests, strict=True))
         ],
     }

@@ -14,8 +14,10 @@ from fb3.system.files import read_json, sha256
 Weights = dict[str, float]  # by column
 
 
-def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
+def packed_runs(paths: Sequence[Path], with_tests: bool = False) -> dict[Path, Weights | None]:
     """The run folders that paths mean, in the order of inference; an ensemble's members with their weights.
+
+    With `with_tests`, members whose predictions for the test essays are given need no model, and are left out here.
 
     Runs of an ensemble stand in the order of what they add for their time, so that a deadline costs the least useful.
 
@@ -34,10 +36,30 @@ def packed_runs(paths: Sequence[Path]) -> dict[Path, Weights | None]:
     file = ensembles[0] / ENSEMBLE
     content = read_json(file, {"blended": str, "members": list})
     members = [member for member in content["members"] if any(_weights(member, file).values())]
+    members = [member for member in members if not (with_tests and "test" in member)]
     for member in members:
         check_run(member_path(member["path"], ensembles[0]), member.get("sha256"), file)
     members.sort(key=lambda member: member.get("order", -(member.get("adds") or 0.0)))  # older files hold no order
     return {member_path(member["path"], ensembles[0]): _weights(member, file) for member in members}
+
+
+def packed_tests(paths: Sequence[Path]) -> dict[Path, Weights]:
+    """The files of an ensemble's predictions for test essays, with their members' weights.
+
+    Raises:
+        Fb3Error: a file has moved, or is another one by now.
+    """
+    found = {}
+    for ensemble in (path for path in paths if (path / ENSEMBLE).is_file()):
+        for member in read_json(ensemble / ENSEMBLE, {"members": list})["members"]:
+            weights = _weights(member, ensemble / ENSEMBLE)
+            if "test" not in member or not any(weights.values()):
+                continue
+            file = member_path(str(member["test"]), ensemble)
+            if not file.is_file() or sha256(file) != member.get("test_sha256"):
+                raise Fb3Error(f"{file}: not the file that was given; run `fb3 ensemble` again")
+            found[file] = weights
+    return found
 
 
 def stored_path(path: Path, ensemble: Path) -> str:
@@ -89,7 +111,7 @@ def check_run(run: Path, digest: object, file: Path) -> None:
     if run.is_file():
         raise Fb3Error(
             f"{file}: {run} has weight and is a file of predictions, so there is no model to predict with; run "
-            "`fb3 ensemble` without it"
+            "`fb3 ensemble` without it, or give its predictions for the test essays too, as OOF.csv=TEST.csv"
         )
     if not (run / RECIPE).is_file() or not (run / OOF).is_file():
         raise Fb3Error(f"{file}: {run} is no run folder from here; move it back, or run `fb3 ensemble` again")

@@ -45,12 +45,14 @@ class MemberFile:
 class Members:
     """M members on the same N essays, by id in ascending order.
 
-    recipe: names the target and the metric. predicted: (M, N, K). folds: (N,), those of all members, or of a split of
-    the essays where `own_folds` is false. leaks: members that know some truths, and why, in words.
+    recipe: names the target and the metric. tests: files of the members' predictions for the test essays, where given.
+    predicted: (M, N, K). folds: (N,), those of all members, or of a split of the essays where `own_folds` is false.
+    leaks: members that know some truths, and why, in words.
     """
 
     recipe: Recipe
     files: list[Path]
+    tests: list[Path | None]
     ids: np.ndarray
     predicted: np.ndarray
     truth: np.ndarray
@@ -62,7 +64,8 @@ class Members:
         """Some of the members, on the same essays."""
         files = [self.files[place] for place in places]
         leaks = [leak for leak in self.leaks if leak.startswith(tuple(f"{file}: " for file in files))]
-        return replace(self, files=files, predicted=self.predicted[list(places)], leaks=leaks)
+        tests = [self.tests[place] for place in places]
+        return replace(self, files=files, tests=tests, predicted=self.predicted[list(places)], leaks=leaks)
 
 
 def read_members(
@@ -76,7 +79,8 @@ def read_members(
 
     Args:
         paths: run folders, or CSVs with the ids and a column for each output; further columns are ignored, except
-            `fold` and truths in the form of a run's oof.csv.
+            `fold` and truths in the form of a run's oof.csv. OOF.csv=TEST.csv names predictions for the test essays
+            too.
         data: the folder with train.csv; none: the truths are those in the first member that has some.
         recipe, competition: name the target and the metric; neither: the first run folder's recipe does.
         allow_leaks: take members that learned from models which saw their validation essays.
@@ -85,7 +89,8 @@ def read_members(
         Fb3Error: a file without a column, with an id twice, with other ids than the first one, with cells that are no
             numbers or no probabilities, or with other truths; no recipe or no truths; a member leaks.
     """
-    places = [_run_of(Path(path)) for path in paths]
+    given = [_with_test(path) for path in paths]
+    places, tests = [_run_of(place) for place, _ in given], [test for _, test in given]
     if len(places) < 2:
         raise Fb3Error("fb3 ensemble: give two members or more, run folders or CSVs")
     settings = _recipe_of(places, recipe, competition)
@@ -119,8 +124,10 @@ def read_members(
     else:
         numbers = split(len(ids), None if groups is None else groups.iloc[rows].tolist())
     predicted = np.stack([file.predicted for file in aligned])
+    for test in filter(None, tests):
+        _read_outputs(test, settings, target)
     places = [file.path for file in files]
-    return Members(settings, places, ids.to_numpy(), predicted, truth[rows], numbers, own, leaks)
+    return Members(settings, places, tests, ids.to_numpy(), predicted, truth[rows], numbers, own, leaks)
 
 
 def _tell_pseudo_labels(files: list["MemberFile"]) -> None:
@@ -132,6 +139,14 @@ def _tell_pseudo_labels(files: list["MemberFile"]) -> None:
                 f"{digests[digest]}, a member" if digest in digests else path for path, digest in teachers.items()
             )
             say(f"{file.path.parent}: trained on pseudo-labels that were made for its own split, by {names}")
+
+
+def _with_test(path: str | Path) -> tuple[Path, Path | None]:
+    """A member and the file of its predictions for the test essays, given as OOF.csv=TEST.csv."""
+    out_of_fold, _, test = str(path).partition("=")
+    if not test or Path(path).exists():
+        return Path(path), None
+    return Path(out_of_fold), Path(test)
 
 
 def _run_of(path: Path) -> Path:
@@ -154,9 +169,25 @@ def _recipe_of(places: list[Path], recipe: str | Path | None, competition: str |
 
 
 def _read_member(place: Path, recipe: Recipe, target: Target) -> MemberFile:
-    path, identifier, columns = (place / OOF if place.is_dir() else place), recipe.data.id_column, list(target.columns)
+    path, identifier = (place / OOF if place.is_dir() else place), recipe.data.id_column
     if place.is_dir() and not path.is_file():
         raise Fb3Error(f"{place}: no {OOF} in it; give a run folder with a trained fold, or a CSV of predictions")
+    table, predicted = _read_outputs(path, recipe, target)
+    leak = ""
+    if (place / RECIPE).is_file():
+        own = load_recipe(place / RECIPE)
+        leak = recorded_leak(place, own)
+        if found := caveats(place, own):
+            say(f"WARNING: {place}: its score is no CV: {'; '.join(found)}")
+    folds = np.array(whole_numbers(table[FOLD_COLUMN], path)) if FOLD_COLUMN in table.columns else None
+    truths = [TRUTH + column for column in target.columns]
+    truth = parse_numbers(table, identifier, truths, path) if set(truths) <= set(table.columns) else None
+    return MemberFile(path, table[identifier], predicted, folds, truth, leak)
+
+
+def _read_outputs(path: Path, recipe: Recipe, target: Target) -> tuple[pd.DataFrame, np.ndarray]:
+    """A file of predictions: its table, and the outputs (N, K)."""
+    identifier, columns = recipe.data.id_column, list(target.columns)
     table = read_table(path, [identifier, *columns], _MEND)
     check_ids(table[identifier], path)
     predicted = parse_numbers(table, identifier, columns, path)
@@ -167,16 +198,7 @@ def _read_member(place: Path, recipe: Recipe, target: Target) -> MemberFile:
             f"{path}: {predicted[row, column]} in row {row + 1} ({identifier} {table[identifier].iloc[row]}), column "
             f"{columns[column]}, is no probability; turn logits into probabilities first"
         )
-    leak = ""
-    if (place / RECIPE).is_file():
-        own = load_recipe(place / RECIPE)
-        leak = recorded_leak(place, own)
-        if found := caveats(place, own):
-            say(f"WARNING: {place}: its score is no CV: {'; '.join(found)}")
-    folds = np.array(whole_numbers(table[FOLD_COLUMN], path)) if FOLD_COLUMN in table.columns else None
-    truths = [TRUTH + column for column in columns]
-    truth = parse_numbers(table, identifier, truths, path) if set(truths) <= set(table.columns) else None
-    return MemberFile(path, table[identifier], predicted, folds, truth, leak)
+    return table, predicted
 
 
 def _truths_of(files: list[MemberFile]) -> tuple[object, pd.Series, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 from threading import TIMEOUT_MAX
 
@@ -17,6 +18,7 @@ from fb3.prediction.predictions import Predictions, aligned, average
 from fb3.runs.run_folder import Member, in_turn
 from fb3.submission.background import FoldChecks, Tokens
 from fb3.submission.device_pool import DevicePool
+from fb3.submission.given_predictions import Given
 from fb3.submission.submission_file import SubmissionFile
 from fb3.submission.summary import Summary
 from fb3.system.devices import pick_devices
@@ -38,6 +40,7 @@ class FoldQueue:
         submission: the file to improve.
         summary: records each fold's fate.
         averaging: the way from the runs' predictions to the submission's values.
+        given: members without a model, by name; they are in the submission before the first fold is.
         ends: the deadline, by time.monotonic().
         strict: a fold that cannot be used is an error.
     """
@@ -51,6 +54,7 @@ class FoldQueue:
         submission: SubmissionFile,
         summary: Summary,
         averaging: Averaging,
+        given: Mapping[str, Given],
         ends: float,
         strict: bool,
     ) -> None:
@@ -64,7 +68,11 @@ class FoldQueue:
         self.encoded: dict[str, Encoded | FeatureInputs] = {}
         self.times = FoldTimes()
         self.summary.flops = self.times.flops
-        self.means: dict[str, Predictions] = {}
+        self.weights = {member.name: member.weights for member in members}
+        self.weights |= {name: each.weights for name, each in given.items()}
+        self.means = {name: each.predictions for name, each in given.items()}
+        if self.means:
+            self._write(self._blended([*self.means.values()], self._weights(self.means)))
         self.counts = {member.name: 0 for member in members}
 
     def run(self) -> None:
@@ -159,11 +167,10 @@ class FoldQueue:
 
         A column in which none of these runs has weight takes their plain mean until one arrives that has.
         """
-        of_runs = {member.name: member.weights for member in self.members}
         columns = next(iter(means.values())).columns
-        if any(of_runs[run] is None for run in means):
+        if any(self.weights[run] is None for run in means):
             return np.ones((len(means), len(columns)))
-        weights = np.array([[of_runs[run][column] for column in columns] for run in means])
+        weights = np.array([[self.weights[run][column] for column in columns] for run in means])
         return np.where(weights.sum(0) > 0, weights, 1.0)
 
     def _cut_off(self, name: str, predictions: Predictions) -> None:

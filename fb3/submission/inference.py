@@ -19,6 +19,7 @@ from fb3.recipe.data import FilesSettings
 from fb3.runs.run_folder import Member, in_turn, own_prepare
 from fb3.runs.scores import caveats
 from fb3.submission.form import SubmissionForm, read_sample, read_test
+from fb3.submission.given_predictions import read_given
 from fb3.submission.submission_file import SubmissionFile, write_first_file
 from fb3.submission.summary import Summary
 from fb3.system.compressed_files import stored_file
@@ -177,12 +178,13 @@ def _predict(
     from fb3.submission.background import FoldChecks, begin_tokens
 
     checks = FoldChecks(packed, [member.folds[k] for member, k in in_turn(members)])
-    tokens, ids = begin_tokens(members, form.essays), form.essays[members[0].recipe.data.id_column].to_numpy()
+    recipe = members[0].recipe
+    tokens, ids = begin_tokens(members, form.essays), form.essays[recipe.data.id_column].to_numpy()
     form.essays = None  # frees the texts, a good part of the memory, once they are tokens
     from fb3.submission.fold_queue import FoldQueue
 
-    averaging = packed.averaging(target_of(members[0].recipe))
-    FoldQueue(checks, members, ids, tokens, submission, summary, averaging, ends, strict).run()
+    averaging, given = packed.averaging(target_of(recipe)), read_given(packed, recipe, ids, summary)
+    FoldQueue(checks, members, ids, tokens, submission, summary, averaging, given, ends, strict).run()
 
 
 def _tell_caveats(members: list[Member]) -> None:

@@ -31,6 +31,7 @@ RESUME = "resume"  # folder of saves, until the fold is trained to its end
 
 # In a bundle
 MANIFEST = "manifest.json"
+PREDICTIONS = "predictions"  # folder of members without a model, and the manifest's key of their weights
 METADATA = "dataset-metadata.json"  # read by Kaggle's client, which leaves it out of the data set
 
 

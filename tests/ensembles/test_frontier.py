@@ -45,7 +45,10 @@ def test_a_limit_takes_the_best_set_within_it(stack, method):
     for seconds in (1000, 130, 110):
         found = frontier(stack, seconds, method=method)
         within = [each for each in found.sets if each.seconds <= seconds]
-        assert found.taken.honest == min(each.honest for each in within)
+        best = min(each.honest for each in within)
+        alike = [each for each in within if each.honest < best + 2e-6]
+        assert found.taken in alike
+        assert found.taken.seconds == min(each.seconds for each in alike)
     with pytest.raises(Fb3Error, match=r"no set of members fits into 20 s: \w+ alone takes about \d+ s on a machine"):
         frontier(stack, 20)
 

@@ -106,6 +106,54 @@ def test_ranks_of_the_runs_are_averaged_where_the_ensemble_blends_ranks(pair, ru
         read_bundle(packed.path)
 
 
+@pytest.fixture
+def with_csv(run, competition, tmp_path):
+    """An ensemble, equally weighed, of the run and of predictions from elsewhere, and those for the test essays."""
+    columns = list(pd.read_csv(competition / "sample_submission.csv").columns[1:])
+    pd.read_csv(run / "oof.csv", dtype={"text_id": str})[["text_id", *columns]].to_csv(tmp_path / "a.csv", index=False)
+    test = pd.read_csv(competition / "test.csv", dtype={"text_id": str})[["text_id"]].iloc[::-1]
+    values = 1 + 4 * np.random.default_rng(0).random((len(test), len(columns)))
+    test[columns] = values.astype(np.float32)
+    test.to_csv(tmp_path / "b.csv", index=False)
+    weigh([run, f"{tmp_path / 'a.csv'}={tmp_path / 'b.csv'}"], tmp_path / "E", method="equal")
+    return tmp_path / "E", test.set_index("text_id")
+
+
+def test_predictions_from_elsewhere_take_part_by_id_where_all_test_essays_are_among_them(
+    with_csv, run, competition, tmp_path
+):
+    ensemble, test = with_csv
+    packed = write_bundle([ensemble], tmp_path / "bundle")
+    verify_bundle(packed.path)
+    alone = predicted(write_bundle([run], tmp_path / "single").path, competition, tmp_path)
+    np.testing.assert_allclose(predicted(packed.path, competition, tmp_path), (alone + test.loc[alone.index]) / 2, 1e-5)
+    others = tmp_path / "others"
+    shutil.copytree(competition, others)
+    hidden = pd.read_csv(others / "test.csv", dtype={"text_id": str})
+    hidden["text_id"] = [f"{identifier}x" for identifier in hidden["text_id"]]
+    hidden.to_csv(others / "test.csv", index=False)
+    sample = pd.read_csv(others / "sample_submission.csv", dtype={"text_id": str})
+    sample.assign(text_id=hidden["text_id"]).to_csv(others / "sample_submission.csv", index=False)
+    left = predicted(packed.path, others, tmp_path)
+    np.testing.assert_allclose(left.to_numpy(), alone.to_numpy(), atol=1e-6)
+    fates = {each["fold"]: each for each in read_json(tmp_path / "submission.report.json")["folds"]}
+    assert "the test essays" in fates["predictions/0-b.csv"]["reason"]
+
+
+def test_predictions_from_elsewhere_that_changed_or_stand_alone_are_refused(with_csv, tmp_path):
+    ensemble, _ = with_csv
+    content = read_json(ensemble / "ensemble.json")
+    for member in content["members"][:1]:
+        member["weights"] = dict.fromkeys(member["weights"], 0.0)
+    write_json(content, ensemble / "ensemble.json")
+    with pytest.raises(Fb3Error, match="all members with weight are files of predictions; a bundle wants a run"):
+        write_bundle([ensemble], tmp_path / "bundle")
+    with (tmp_path / "b.csv").open("a") as file:
+        file.write("late,1,1,1,1,1,1\n")
+    with pytest.raises(Fb3Error, match=r"b.csv: not the file that was given; run `fb3 ensemble` again"):
+        write_bundle([ensemble], tmp_path / "bundle")
+
+
 def test_a_column_without_weight_takes_the_mean_until_a_run_with_weight_arrives(pair, competition, tmp_path):
     folder, _ = pair
     packed = write_bundle([folder / "E"], tmp_path / "bundle")
