@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fb3.bundles.packing import write_bundle
+from fb3.ensembles.blend_forms import Averaging
 from fb3.errors import Fb3Error
 from fb3.prediction import fold_prediction, scorer_prediction
 from fb3.prediction import inference_loop as prediction
@@ -23,7 +24,6 @@ from fb3.prediction.member_inputs import encode
 from fb3.prediction.predictions import Predictions
 from fb3.recipe.data import DataSettings
 from fb3.recipe.task import RegressionSettings
-from fb3.runs.run_folder import Member
 from fb3.submission import background, device_pool, fold_queue, form, inference
 from fb3.submission.device_pool import DevicePool, share_by_tokens
 from fb3.submission.inference import infer
@@ -183,8 +183,7 @@ def test_a_run_that_this_transformers_does_not_know_costs_only_itself(
 def test_each_of_three_folds_weighs_alike_and_each_run_by_its_weight(tmp_path, weights, means):
     ids = np.array(["x", "y"], object)
     queue = fold_queue.FoldQueue.__new__(fold_queue.FoldQueue)
-    queue.means, queue.counts = {}, {"one": 0, "two": 0}
-    queue.members = [Member(name, tmp_path, None, [], of_run) for name, of_run in weights.items()]
+    queue.means, queue.counts, queue.weights, queue.averaging = {}, {"one": 0, "two": 0}, weights, Averaging()
     queue.submission = SubmissionFile(pd.Series(ids, name="id"), [3.0], TARGET, ["a"], tmp_path / "s.csv")
     arriving = (("one", 1.0), ("two", 5.0), ("one", 2.0), ("one", 4.5))
     for (run, value), mean in zip(arriving, means, strict=True):

@@ -152,6 +152,10 @@ EXEMPT = {
         f"{kind}Settings": "is read by pretraining alone; tests/pretraining trains it"
         for kind in ("Masking", "Mlm", "Simcse", "Rtd", "Order", "Pretraining")
     },
+    **{
+        f"{kind}Settings": "fits an estimator, and trains no encoder; tests/training/test_estimators.py fits each"
+        for kind in ("Svr", "Ridge", "Logistic", "Lightgbm", "Knn", "Embeddings", "Tfidf", "Estimator")
+    },
     "TextPartSettings": "the row parts has both",
     "ClassificationSettings.weighting=uncertainty": "refused: one loss leaves nothing to weigh",
     "FoldsSettings.stratify": "changes the split; tests/data/test_folds.py",
