@@ -74,7 +74,7 @@ def _positive_information(counts: "csr_matrix") -> "csr_matrix":
     """max(0, ln(p(a, b) / (p(a) p(b)))), p(b) from the counts to the power 0.75."""
     from scipy.sparse import csr_matrix
 
-    totals = np.asarray(counts.sum(1)).ravel()
+    totals = np.asarray(counts.sum(1)).ravel() if counts.nnz else np.ones(counts.shape[0])
     chance = totals**_SMOOTHING / (totals**_SMOOTHING).sum()
     pairs = counts.tocoo()
     information = np.log(pairs.data / (totals[pairs.row] * chance[pairs.col]))

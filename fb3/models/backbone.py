@@ -109,14 +109,15 @@ def pretrained_encoder(settings: ModelSettings, folder: Path, key: str = KEY) ->
     with _explained(place, source):
         options = {"local_files_only": source.local, "trust_remote_code": False}
         config.vocab_size = AutoConfig.from_pretrained(source.name, **options).vocab_size
-        encoder, report = _auto_class(config).from_pretrained(
-            source.name,
-            config=config,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the sizes
-            weights_only=True,
-            **options,
-        )
+        with _without_report():
+            encoder, report = _auto_class(config).from_pretrained(
+                source.name,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the sizes
+                weights_only=True,
+                **options,
+            )
     if wrong := sorted(report["mismatched_keys"]):
         name, there, described = wrong[0]
         raise Fb3Error(
@@ -176,6 +177,17 @@ def _check_config(folder: Path) -> None:
         largest = _MOST_LAYERS if key.endswith(("layer", "layers", "blocks", "block_sizes")) else _LARGEST
         if any(abs(size) > largest for size in sizes):
             raise Fb3Error(f"{folder / CONFIG}: {key}={max(sizes, key=abs)}: more than {largest}; is it an encoder's?")
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps transformers from telling missing weights: poolers may be missing, and others are refused here."""
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
 
 
 @contextmanager

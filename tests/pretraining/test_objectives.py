@@ -208,4 +208,4 @@ def test_a_new_head_knows_how_frequent_tokens_are(encoder):
     counts[7] = 1000.0
     assert not head.start(counts, {"lm_predictions.lm_head.dense.weight": torch.zeros(16, 16)})
     assert head(torch.zeros(1, 16), word_embeddings(encoder[0])).argmax() == 7
-    assert float(head.bias.exp().sum()) == pytest.approx(1.0, abs=1e-4)
+    assert head.bias.detach().exp().sum().item() == pytest.approx(1.0, abs=1e-4)
