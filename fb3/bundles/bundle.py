@@ -67,6 +67,18 @@ class Bundle:
         """The way from the runs' predictions of a target to the submission's values."""
         return averaging_of(self.manifest, target.columns, target.exclusive)
 
+    def weighs(self, columns: Iterable[str]) -> bool:
+        """Whether the runs weigh alike, or have weights for these columns."""
+        return all(set(of_run) == set(columns) for of_run in self.weights().values() if of_run is not None)
+
+    def unweighed(self) -> "Bundle":
+        """The bundle without an ensemble's weights and whatever belongs to them."""
+        kept = {
+            key: value for key, value in self.manifest.items() if key not in {"blended", "calibration", PREDICTIONS}
+        }
+        runs = [{key: value for key, value in run.items() if key != "weights"} for run in self.manifest["runs"]]
+        return Bundle(self.path, kept | {"runs": runs})
+
     def check_trained(self) -> None:
         """Refuses a bundle of `--source-only`: it holds no run, so it cannot predict."""
         if not self.manifest["runs"]:
@@ -197,14 +209,16 @@ def _are_predictions(found: Any, manifest: dict[str, Any]) -> bool:
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         return False
     first = next((run.get("weights") for run in manifest["runs"]), None)
-    return all(each.get("file") in manifest["files"] and _are_weights(each.get("weights"), first) for each in found)
+    if not all(isinstance(each.get("file"), str) for each in found):
+        return False
+    return all(each["file"] in manifest["files"] and _are_weights(each.get("weights"), first) for each in found)
 
 
 def _are_weights(weights: Any, first: Any) -> bool:
-    """Whether a run's weights are numbers from 0 up, for the same columns as the first run's."""
+    """Whether a run's weights are numbers from 0 to 1, for the same columns as the first run's."""
     if not isinstance(weights, dict) or not isinstance(first, dict) or weights.keys() != first.keys():
         return False
-    return all(type(each) in (int, float) and 0 <= each < float("inf") for each in weights.values())
+    return all(type(each) in (int, float) and 0 <= each <= 1 + 1e-6 for each in weights.values())
 
 
 def verify_bundle(path: str | Path) -> Bundle:

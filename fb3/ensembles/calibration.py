@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+_LARGEST = 1e9  # numbers beyond it are no calibration, and might overflow
+
 
 def fit_calibration(truth: np.ndarray, blended: np.ndarray) -> np.ndarray:
     """Least squares of the truths on blends, (N, K) each: slope and shift of each column, (2, K).
@@ -29,5 +31,5 @@ def is_calibration(found: Any, columns: Iterable[str]) -> bool:
     if not all(isinstance(each, dict) and each.keys() == set(columns) for each in found.values()):
         return False
     numbers = [number for each in found.values() for number in each.values()]
-    finite = all(type(number) in (int, float) and abs(number) < float("inf") for number in numbers)
+    finite = all(type(number) in (int, float) and abs(number) < _LARGEST for number in numbers)
     return finite and all(slope > 0 for slope in found["slope"].values())

@@ -14,6 +14,7 @@ from fb3.recipe import load_recipe
 from fb3.runs.fold_json import check_weights, ids_hash, is_finished
 from fb3.runs.leaks import recorded_leak
 from fb3.runs.run_folder import Member, own_prepare
+from fb3.runs.scores import pseudo_settings
 from fb3.system.file_names import ENSEMBLE, FOLD_JSON, OOF, RECIPE, fold_folder, fold_folders, fold_number
 from fb3.system.files import read_json, sha256
 from fb3.targets.build import target_of
@@ -135,4 +136,4 @@ def _read_teacher(run: Path, weights: Weights | None, by_fold: dict[int, Weights
             raise Fb3Error(f"{folder}: validated on other essays than folds.csv says; copy the run again")
     if leak := recorded_leak(run, recipe):
         raise Fb3Error(f"{run}: {leak}, so its labels would carry truths over; leave it out")
-    return Teacher(Member(run.name, run, recipe, folds), split, recipe.pseudo is not None, weights, by_fold)
+    return Teacher(Member(run.name, run, recipe, folds), split, bool(pseudo_settings(run, recipe)), weights, by_fold)

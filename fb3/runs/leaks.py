@@ -5,6 +5,7 @@ from pathlib import Path
 from fb3.data.folds import split_hash
 from fb3.data.tables import FOLD_COLUMN, read_table
 from fb3.recipe import Recipe
+from fb3.runs.scores import told_leak
 from fb3.system.file_names import ENSEMBLE, ENVIRONMENT
 from fb3.system.files import read_json
 
@@ -16,8 +17,8 @@ def recorded_leak(run: Path, recipe: Recipe) -> str:
     """
     if (run / ENSEMBLE).is_file():
         return "; ".join(map(str, read_json(run / ENSEMBLE).get("leaks") or []))
-    if not recipe.pseudo or (leak := recipe.pseudo.leak()):
-        return leak if recipe.pseudo else ""
+    if (leak := told_leak(run, recipe)) or not recipe.pseudo:
+        return leak
     table = read_table(run / "folds.csv", [recipe.data.id_column, FOLD_COLUMN])
     if labels_of(run).get("split") != split_hash(table[recipe.data.id_column], table[FOLD_COLUMN]):
         return f"{ENVIRONMENT} does not say that its pseudo-labels were made for its split"

@@ -8,11 +8,12 @@ import numpy as np
 
 from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error, nearest
-from fb3.recipe import Recipe
+from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.decision import METHODS, method_name
 from fb3.recipe.metric import FileMetricSettings
+from fb3.recipe.pseudo import PseudoSettings
 from fb3.runs.fold_json import is_finished
-from fb3.system.file_names import DECISION, ENSEMBLE, OOF, fold_folder
+from fb3.system.file_names import DECISION, ENSEMBLE, OOF, RECIPE, feature_folder, fold_folder
 from fb3.system.files import read_json
 from fb3.targets.build import target_of
 from fb3.targets.decisions import FITTED, decision_of, honest_decisions
@@ -38,11 +39,25 @@ def caveats(run: Path, recipe: Recipe) -> list[str]:
         found.append(f"trained on a sample of {len(table)} essays (data.sample)")
     if (run / ENSEMBLE).is_file():
         found += map(str, read_json(run / ENSEMBLE).get("leaks") or [])
-    elif recipe.pseudo and (leak := recipe.pseudo.leak()):
+    elif leak := told_leak(run, recipe):
         found.append(leak)
     if left:
         found.append(f"folds {left} of {len(known)} are not trained to their end")
     return found
+
+
+def told_leak(run: Path, recipe: Recipe) -> str:
+    """The leak that the recipes of a run and of the runs whose encoders it took tell; empty for none."""
+    return next(filter(None, (pseudo.leak() for pseudo in pseudo_settings(run, recipe))), "")
+
+
+def pseudo_settings(run: Path, recipe: Recipe) -> list[PseudoSettings]:
+    """The settings of pseudo-labels from which a run learned, itself or by the runs whose encoders it took."""
+    sources = [
+        feature_folder(run, n) / RECIPE for n in range(len(recipe.estimator.features) if recipe.estimator else 0)
+    ]
+    found = [recipe.pseudo, *(load_recipe(file).pseudo for file in sources if file.is_file())]
+    return [pseudo for pseudo in found if pseudo]
 
 
 def named_score(score: float, metric: str | FileMetricSettings, found: list[str]) -> str:

@@ -7,6 +7,7 @@ module imported on the way is in the competition's image.
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from fb3.submission.given_predictions import read_given
 from fb3.submission.submission_file import SubmissionFile, write_first_file
 from fb3.submission.summary import Summary
 from fb3.system.compressed_files import stored_file
-from fb3.system.file_names import DECISION, PREPARE, RECIPE
+from fb3.system.file_names import DECISION, MANIFEST, PREPARE, RECIPE
 from fb3.system.files import check_output_path, read_json
 from fb3.system.kaggle import find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
@@ -76,6 +77,8 @@ def infer(
     members = _usable_runs(packed, summary, strict)
     recipe = members[0].recipe if members else None
     target = target_of(recipe, packed_decision(packed, recipe, strict)) if recipe else None
+    if recipe and not packed.weighs(target.columns):
+        packed, members = _unweighed(packed, members, summary, strict)
     files = recipe.data.files if recipe else FilesSettings()
     data = find_competition(names=files.markers()) if data is None and test is None else data
     ends = start + _seconds(deadline, members)
@@ -107,6 +110,17 @@ def infer(
         if submission is not None:
             summary.finish(out, len(submission.frame))
     return submission.frame
+
+
+def _unweighed(packed: Bundle, members: list[Member], summary: Summary, strict: bool) -> tuple[Bundle, list[Member]]:
+    """The bundle and its runs without weights that are for other columns than the runs'."""
+    error = Fb3Error(
+        f"{packed.path / MANIFEST}: its weights are for other columns than its runs; build the bundle anew"
+    )
+    if strict:
+        raise error
+    summary.warn([f"{error}. All runs weigh alike"])
+    return packed.unweighed(), [replace(member, weights=None) for member in members]
 
 
 def packed_decision(packed: Bundle, recipe: Recipe, strict: bool) -> Decision | None:

@@ -109,7 +109,7 @@ def train(
         if recipe.estimator:
             from fb3.training.estimators.feature_sources import check_sources
 
-            check_sources(recipe, essays, chosen)
+            check_sources(recipe, essays, chosen, out)
         accelerator, precision = open_accelerator(recipe, out)
         accelerator.wait_for_everyone()  # until every process has looked at the folder, none may write to it
         if not chosen:

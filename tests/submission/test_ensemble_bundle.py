@@ -170,11 +170,29 @@ def test_a_column_without_weight_takes_the_mean_until_a_run_with_weight_arrives(
     assert (left[columns[1]] != both[columns[1]]).any()
 
 
+def test_weights_for_other_columns_than_the_runs_cost_the_weights_alone(pair, competition, tmp_path):
+    packed = write_bundle([pair[0] / "E"], tmp_path / "bundle")
+    manifest = read_json(packed.path / "manifest.json")
+    alike = {key: each for key, each in manifest.items() if key != "blended"}
+    alike["runs"] = [{key: each for key, each in run.items() if key != "weights"} for run in manifest["runs"]]
+    for run in manifest["runs"]:
+        run["weights"] = {"wrong": 0.5}
+    manifest["calibration"] = {"slope": {"wrong": 2.0}, "shift": {"wrong": 0.0}}
+    write_json(manifest, packed.path / "manifest.json")
+    with pytest.raises(Fb3Error, match="its weights are for other columns than its runs"):
+        predicted(packed.path, competition, tmp_path, strict=True)
+    found = predicted(packed.path, competition, tmp_path)
+    assert "All runs weigh alike" in read_json(tmp_path / "submission.report.json")["warnings"][0]
+    write_json(alike, packed.path / "manifest.json")
+    pd.testing.assert_frame_equal(found, predicted(packed.path, competition, tmp_path))
+
+
 def test_manifests_with_weights_that_do_not_fit_are_refused(pair, tmp_path):
     folder, _ = pair
     packed = write_bundle([folder / "E"], tmp_path / "bundle")
     manifest = read_json(packed.path / "manifest.json")
-    for bad in ({"cohesion": 1.0}, {**manifest["runs"][0]["weights"], "cohesion": -1.0}, [1, 2], None):
+    whole = manifest["runs"][0]["weights"]
+    for bad in ({"cohesion": 1.0}, {**whole, "cohesion": -1.0}, {**whole, "cohesion": 1e308}, [1, 2], None):
         write_json(
             {**manifest, "runs": [manifest["runs"][0] | {"weights": bad}, manifest["runs"][1]]},
             packed.path / "manifest.json",

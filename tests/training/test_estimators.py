@@ -23,22 +23,29 @@ from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.cli import app
 from fb3.data.text_statistics import text_statistics
+from fb3.ensembles.ensemble import weigh
 from fb3.errors import Fb3Error, Stopped
 from fb3.prediction.estimators import embeddings as embeddings_module
 from fb3.prediction.fold_prediction import predict_fold
 from fb3.prediction.member_inputs import encode
+from fb3.pseudo_labels.teachers import read_teachers
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.estimator import SvrSettings
 from fb3.recipe.load import overridden
 from fb3.recipe.member_recipe import member_recipe
+from fb3.recipe.pseudo import PseudoSettings
+from fb3.runs.checkpoint import read_weights, write_weights
 from fb3.runs.joining import merge
 from fb3.runs.run_folder import Member
+from fb3.runs.scores import caveats
 from fb3.submission.device_pool import share_by_tokens
 from fb3.submission.fold_queue import FoldTimes
 from fb3.submission.inference import infer
+from fb3.system.files import read_json, sha256, write_json, write_text
 from fb3.training.estimators import fitting
 from fb3.training.run import train
 from fb3.verification.check import verify
+from tests.conftest import copied
 
 SCORES = ["cohesion", "syntax", "vocabulary", "phraseology", "grammar", "conventions"]
 SMALL = ["folds.count=2", "data.max_length=40", "train.precision=fp32", "predict.precision=fp32"]
@@ -226,6 +233,33 @@ def test_a_fine_tuned_run_gives_each_fold_the_vectors_of_its_own_fold(run, compe
     bundle = write_bundle([made.path], tmp_path / "bundle", check=replay(None))
     shutil.rmtree(tmp_path / "member")
     infer(bundle.path, competition, tmp_path / "s.csv", strict=True)
+
+
+def test_a_leak_of_a_source_is_one_of_the_estimator(run, competition, tmp_path):
+    leaky, base = copied(run, tmp_path / "leaky"), load_recipe(run / "recipe.yaml")
+    told = PseudoSettings(folder="labels", use="mix", allow_leaks=True)
+    write_text(base.model_copy(update={"pseudo": told}).to_yaml(), leaky / "recipe.yaml")
+    made = train(recipe_of("ridge", embeddings(leaky), base=base, overrides=[]), competition, tmp_path / "member").path
+    assert any(
+        "trained on pseudo-labels of models that saw" in each
+        for each in caveats(made, load_recipe(made / "recipe.yaml"))
+    )
+    with pytest.raises(Fb3Error, match="trained on pseudo-labels of models that saw its validation essays"):
+        weigh([run, made], tmp_path / "E")
+    with pytest.raises(Fb3Error, match="trained on pseudo-labels of models that saw its validation essays"):
+        read_teachers(made)
+
+
+def test_an_estimator_does_not_go_on_with_a_source_that_was_trained_anew(run, competition, tmp_path):
+    source, base = copied(run, tmp_path / "source"), load_recipe(run / "recipe.yaml")
+    recipe = recipe_of("ridge", embeddings(source), base=base, overrides=[])
+    train(recipe, competition, tmp_path / "member", folds=[0])
+    weights = read_weights(source / "fold0" / "model.safetensors")
+    write_weights({name: each * 1.01 for name, each in weights.items()}, source / "fold0" / "model.safetensors")
+    info = read_json(source / "fold0" / "fold.json")
+    write_json(info | {"sha256": sha256(source / "fold0" / "model.safetensors")}, source / "fold0" / "fold.json")
+    with pytest.raises(Fb3Error, match=r"fold0/fold.json: not the file that .*member was begun with; choose another"):
+        train(recipe, competition, tmp_path / "member")
 
 
 def test_a_fine_tuned_run_of_other_folds_is_refused(run, competition, tmp_path):

@@ -21,8 +21,20 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.estimator import EmbeddingsSettings
 from fb3.recipe.model import ModelSettings
 from fb3.runs.checkpoint import weights_of, write_weights
-from fb3.runs.fold_json import check_weights, is_finished
-from fb3.system.file_names import CONFIG, ENCODER, FOLD_JSON, PADDED, RECIPE, WEIGHTS, feature_folder, fold_folder
+from fb3.runs.fold_json import check_weights, digest_of, is_finished
+from fb3.runs.leaks import recorded_leak
+from fb3.runs.scores import told_leak
+from fb3.system.file_names import (
+    CONFIG,
+    ENCODER,
+    FOLD_JSON,
+    PADDED,
+    RECIPE,
+    WEIGHTS,
+    feature_folder,
+    fold_folder,
+    fold_folders,
+)
 from fb3.system.files import atomic_folder, link_or_copy, read_json, write_json
 from fb3.system.progress import say
 
@@ -32,15 +44,27 @@ def is_run(encoder: str) -> bool:
     return (Path(encoder) / RECIPE).is_file()
 
 
-def check_sources(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit]) -> None:
+def check_sources(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit], out: Path) -> None:
     """Refuses fine-tuned sources that would leak: their folds must validate on the same essays.
+
+    A run folder `out` that goes on must find them as they were.
 
     Raises:
         Fb3Error: names the run and the mend.
     """
-    for settings in encoders(recipe).values():
+    for number, settings in encoders(recipe).items():
         if is_run(settings.encoder):
             _check_run(Path(settings.encoder), recipe, essays, splits)
+            _check_unchanged(Path(settings.encoder), out, number)
+
+
+def _check_unchanged(run: Path, out: Path, number: int) -> None:
+    """Refuses a source that was trained anew since the run folder `out` took its recipe or a fold."""
+    taken = {feature_folder(out, number) / RECIPE: run / RECIPE}
+    taken |= {feature_folder(fold, number) / FOLD_JSON: run / fold.name / FOLD_JSON for fold in fold_folders(out)}
+    for there, now in taken.items():
+        if there.is_file() and digest_of(there) != digest_of(now):
+            raise Fb3Error(f"{now}: not the file that {out} was begun with; choose another --out")
 
 
 def _check_run(run: Path, recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit]) -> None:
@@ -51,6 +75,8 @@ def _check_run(run: Path, recipe: Recipe, essays: pd.DataFrame, splits: list[Fol
         raise Fb3Error(f"{place}: reads other columns of train.csv; give --recipe {run / RECIPE}")
     if bool(source.data.prepare) != bool(recipe.data.prepare):
         raise Fb3Error(f"{place}: one of the two recipes has data.prepare; give --recipe {run / RECIPE}")
+    if (leak := recorded_leak(run, source)) and not told_leak(run, source):  # recipes tell the others, and are copied
+        raise Fb3Error(f"{place}: {leak}; give another run")
     table = read_table(run / "folds.csv", [source.data.id_column, FOLD_COLUMN])
     rows = match_ids(table[identifier], essays[identifier], run / "folds.csv", "the essays", f"; leave {run} out")
     theirs = table[FOLD_COLUMN].astype(int).to_numpy()[rows]
