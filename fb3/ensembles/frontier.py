@@ -30,7 +30,8 @@ class TimeLimit(NamedTuple):
 
 
 class MemberSet(NamedTuple):
-    """A set of members: their places, the one that left last, seconds, honest score, and how it differs from all.
+    """A set of members: their places, the one that left last (none: all, or one that was tried alone), seconds, honest
+    score, and how it differs from all.
 
     better: by how much the score is better than with all members; error: its standard error.
     """
@@ -59,12 +60,14 @@ class Frontier:
     def __init__(self, limit: TimeLimit, names: Sequence[str], stack: Stack, blend: Blend) -> None:
         self.limit, self.names, self.metric = limit, names, stack.metric
         self.sets = _eliminated(limit, stack, blend._replace(method="simplex") if blend.method == "greedy" else blend)
-        within = [each for each in self.sets if each.seconds <= limit.seconds]
+        # A cheap member may have left before the last one.
+        self.alone = _alone(limit, stack, blend, self.sets) if self.sets[-1].seconds > limit.seconds else []
+        within = [each for each in [*self.sets, *self.alone] if each.seconds <= limit.seconds]
         if not within:
-            last = self.sets[-1]
+            least = min([*self.sets, *self.alone], key=lambda each: each.seconds)
             raise Fb3Error(
-                f"--limit: no set of members fits into {limit.seconds:.0f} s: {names[last.members[0]]} alone takes "
-                f"about {last.seconds:.0f} s on {limit.machine}; raise the limit, or add a cheaper member"
+                f"--limit: no set of members fits into {limit.seconds:.0f} s: {names[least.members[0]]} alone takes "
+                f"about {least.seconds:.0f} s on {limit.machine}; raise the limit, or add a cheaper member"
             )
         self.taken = min(within, key=lambda each: (round(stack.sign * each.honest, 6), each.seconds))
 
@@ -74,29 +77,33 @@ class Frontier:
         return [
             f"on {self.limit.machine}; limit {self.limit.seconds:.0f} s",
             head,
-            *map(self._line, self.sets),
+            *map(self._line, [*self.sets, *self.alone]),
             _CHOSEN,
         ]
 
     def _line(self, each: MemberSet) -> str:
-        if each.left is None:
+        if len(each.members) == len(self.names):
             words = f"{'':<22}{len(self.names)}"
+        elif each.left is None:
+            words = f"{each.better:+.5f} ± {each.error:.5f}   {self.names[each.members[0]]} alone"
         else:
             words = f"{each.better:+.5f} ± {each.error:.5f}   {len(each.members)}, without {self.names[each.left]}"
         return f"{each.seconds:>9.0f}{each.honest:>10.5f}  {words}{' (taken)' if each is self.taken else ''}"
 
     def write(self, out: Path) -> None:
         """Writes frontier.csv, and frontier.png where matplotlib is there."""
-        table = pd.DataFrame(self.sets).drop(columns=["members", "left"])
-        table.insert(0, "members", [" ".join(self.names[each] for each in row.members) for row in self.sets])
+        every = [*self.sets, *self.alone]
+        table = pd.DataFrame(every).drop(columns=["members", "left"])
+        table.insert(0, "members", [" ".join(self.names[each] for each in row.members) for row in every])
         write_csv(table, out / CSV)
+        way = table.iloc[: len(self.sets)]
         try:
             from matplotlib.figure import Figure
         except ImportError:
             say(f"no {PICTURE} without matplotlib: pip install matplotlib, or plot {CSV}")
             return
         axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
-        axes.errorbar(table["seconds"], table["honest"], yerr=table["error"], fmt="o-", capsize=2)
+        axes.errorbar(way["seconds"], way["honest"], yerr=way["error"], fmt="o-", capsize=2)
         axes.plot(self.taken.seconds, self.taken.honest, "s", markersize=9, label="taken")
         axes.axvline(self.limit.seconds, linestyle="--", color="grey", label="limit")
         last = 0.0
@@ -131,3 +138,18 @@ def _eliminated(limit: TimeLimit, stack: Stack, blend: Blend) -> list[MemberSet]
         taken, better = np.flatnonzero(members).tolist(), stack.sign * (honest - scores[left])
         sets.append(MemberSet(taken, left, limit.start + seconds[members].sum(), scores[left], better, error))
     return sets
+
+
+def _alone(limit: TimeLimit, stack: Stack, blend: Blend, sets: Sequence[MemberSet]) -> list[MemberSet]:
+    """Each member by itself, except the last of the way down."""
+    values_of, (whole, last) = stack.subsets(blend), (sets[0], sets[-1])
+    draws, found = stack.draw_scores(values_of(np.ones(stack.size, bool))), []
+    for member in (each for each in range(stack.size) if [each] != last.members):
+        values = values_of(np.arange(stack.size) == member)
+        honest = stack.score(values).overall
+        better, error = (
+            stack.sign * (whole.honest - honest),
+            float(np.nanstd(draws - stack.draw_scores(values), ddof=1)),
+        )
+        found.append(MemberSet([member], None, limit.start + limit.of_members[member], honest, better, error))
+    return found

@@ -49,8 +49,16 @@ def test_a_limit_takes_the_best_set_within_it(stack, method):
         alike = [each for each in within if each.honest < best + 2e-6]
         assert found.taken in alike
         assert found.taken.seconds == min(each.seconds for each in alike)
-    with pytest.raises(Fb3Error, match=r"no set of members fits into 20 s: \w+ alone takes about \d+ s on a machine"):
-        frontier(stack, 20)
+    with pytest.raises(Fb3Error, match=r"no set of members fits into 14 s: random alone takes about 15 s on a machine"):
+        frontier(stack, 14)
+
+
+def test_a_cheap_member_that_left_early_is_tried_alone_where_no_set_on_the_way_fits(stack):
+    found = frontier(stack, 30)
+    assert found.sets[-1].seconds > 30
+    assert found.taken.members == [1]
+    assert found.taken.honest == pytest.approx(stack.score(stack.predicted[1]).overall)
+    assert any(line.endswith("fair alone (taken)") for line in found.text())
 
 
 def test_table_file_and_picture_tell_the_sets(stack, tmp_path, capsys):
