@@ -53,7 +53,7 @@ def test_commands_and_their_options_exist(page):
     for program, name, options in commands_of(page):
         if program == "fb3":
             assert name in COMMANDS, f"fb3 {name}"
-            inner = [COMMANDS[name], *getattr(COMMANDS[name], "commands", {}).values()]  # of a group, such as member
+            inner = [COMMANDS[name], *getattr(COMMANDS[name], "commands", {}).values()]
             known = {option for command in inner for each in command.params for option in each.opts}
         elif name.endswith(".py"):
             known = set(re.findall(r'"(--[\w-]+)"', read(ROOT / name)))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fb3.commands.options import Competition, Data, required
+from fb3.commands.options import Competition, Data, required, settings_of
 from fb3.errors import Fb3Error
 
 Model = Annotated[str, typer.Option("--model", help="svr, ridge, logistic, lightgbm or knn.")]
@@ -73,15 +73,10 @@ def _train_member(
     out: Path | None,
     statistics: bool,
 ) -> None:
-    from fb3.recipe import Recipe, load_competition, load_recipe
     from fb3.recipe.member_recipe import member_recipe
     from fb3.system.kaggle import find_competition
 
-    if base:
-        settings = load_recipe(base, competition=competition)
-    else:
-        settings = load_competition(competition) if competition else Recipe()
-    made = member_recipe(settings, model, features, overrides, statistics)
+    made = member_recipe(settings_of(base, competition), model, features, overrides, statistics)
     out = required(out, "--out RUN")
     from fb3.training.run import train
 

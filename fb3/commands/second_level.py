@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fb3.commands.options import Competition, Data, required
+from fb3.commands.options import Competition, Data, required, settings_of
 from fb3.errors import Fb3Error
 
 
@@ -90,10 +90,7 @@ def words(
     if train == bool(vectors):
         raise Fb3Error("give a file of vectors, or --train to train them on the texts")
     out, data = required(out, "--out ENCODER"), required(data, "--data DIR")
-    from fb3.recipe import Recipe, load_competition, load_recipe
-
-    default = load_competition(competition) if competition else Recipe()
-    settings = load_recipe(recipe, competition=competition) if recipe else default
+    settings = settings_of(recipe, competition)
     from fb3.models.word_encoder import build_word_encoder
 
     build_word_encoder(settings, data, out, vectors=vectors, further=texts or [], keep=keep, size=size, window=window)

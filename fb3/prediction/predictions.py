@@ -33,25 +33,22 @@ class Predictions:
         return table
 
 
-def average(
-    members: Sequence[Predictions], weights: Sequence[float] | np.ndarray | None = None, name: str = ""
-) -> Predictions:
+def average(members: Sequence[Predictions], weights: Sequence[float] | None = None, name: str = "") -> Predictions:
     """The weighted mean of predictions, aligned by id, in the order of the first member.
 
-    Weights are one for each member, or (M, K), one for each of its columns too; not negative, and in no column all
-    zero; None weighs all alike. An Fb3Error where there is no member, ids or columns differ, or the weights do not fit.
+    Weights are one for each member, not negative, not all zero; None weighs all alike. An Fb3Error where there is no
+    member, ids or columns differ, or the weights do not fit.
     """
     if not members:
         raise Fb3Error("nothing to average: no predictions")
     weights = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
-    fits = weights.shape in ((len(members),), (len(members), len(members[0].columns)))
-    if not fits or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum(0).all():
+    if weights.shape != (len(members),) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum():
         raise Fb3Error(
             f"{len(members)} predictions want as many weights, not negative, not all 0; got {weights.tolist()}"
         )
     first = members[0]
     total = np.zeros(first.values.shape, np.float64)
-    for member, weight in zip(members, weights / weights.sum(0), strict=True):
+    for member, weight in zip(members, weights / weights.sum(), strict=True):
         total += weight * aligned(member, first)
     return Predictions(first.ids, total.astype(np.float32), first.columns, name)
 

@@ -114,8 +114,6 @@ def _open_session(
         texts=input_texts(essays, recipe.data),
         encoded=Encoded([], pad, np.zeros(0, np.int64)),
         targets=np.zeros((0, 0), np.float32),
-        unlabelled=None,
-        pseudo=None,
         log=open_log(out, accelerator),
         digests=corpus.digests,
         stop=stop,

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 
 from fb3.data.folds import FoldSplit
 from fb3.models.scorer import Scorer
@@ -18,7 +17,7 @@ from fb3.runs.save_folder import Tree
 from fb3.system.file_names import fold_folder
 from fb3.targets.metrics import Score
 from fb3.tasks.base import Task
-from fb3.training.session import Evaluation, Session, versions
+from fb3.training.session import Evaluation, Session, gathered, versions
 from fb3.training.soup import Soup
 from fb3.training.tricks.trick import Step
 
@@ -90,19 +89,22 @@ class BestCheckpoint:
 
     def _info(self, step: Step, score: Score) -> dict[str, Any]:
         """The content of fold.json."""
-        session, split = self.session, self.split
-        means = session.targets[split.train_rows].mean(0).tolist()
-        return {
-            "fold": split.fold,
-            "score": score.overall,
-            "columns": score.columns,
-            "epoch": step.epoch + 1,
-            "step": step.number,
-            "seed": self.seed,
-            "target_means": dict(zip(self.task.target.columns, means, strict=True)),
-            "valid_ids_sha256": ids_hash(session.ids[split.valid_rows]),
-            "versions": versions(),
-        }
+        info = fold_info(self.session, self.split, score, self.seed)
+        return {**info, "epoch": step.epoch + 1, "step": step.number}
+
+
+def fold_info(session: Session, split: FoldSplit, score: Score, seed: int) -> dict[str, Any]:
+    """The part of fold.json that folds of every kind hold."""
+    means = session.targets[split.train_rows].mean(0).tolist()
+    return {
+        "fold": split.fold,
+        "score": score.overall,
+        "columns": score.columns,
+        "seed": seed,
+        "target_means": dict(zip(session.target.columns, means, strict=True)),
+        "valid_ids_sha256": ids_hash(session.ids[split.valid_rows]),
+        "versions": versions(),
+    }
 
 
 def _predict_validation(session: Session, split: FoldSplit, task: Task, scorer: Scorer, name: str) -> Predictions:
@@ -122,7 +124,7 @@ def _predict_validation(session: Session, split: FoldSplit, task: Task, scorer: 
     )
     if accelerator.num_processes == 1:
         return part
-    parts = gather_object([(mine, part)])
+    parts = gathered(accelerator, (mine, part))
     order = np.argsort(np.concatenate([part_rows for part_rows, _ in parts]))
     return Predictions(
         np.concatenate([p.ids for _, p in parts])[order],

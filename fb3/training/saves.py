@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,7 +35,7 @@ from fb3.system.files import atomic_file, atomic_folder, format_bytes, link_or_c
 from fb3.system.progress import say
 from fb3.training.best_checkpoint import BestCheckpoint
 from fb3.training.loop import Loop
-from fb3.training.session import Session, versions
+from fb3.training.session import Session, gathered, versions
 from fb3.training.state import load_process_state, load_shared_state, process_state, shared_state
 
 _AGREE_EVERY = 5  # steps between two agreements of several processes: each waits for the GPU
@@ -106,9 +105,9 @@ class Saves:
             DiskFull: it cannot be written; says how much it needs. The last save is whole.
         """
         started, accelerator = time.monotonic(), self.session.accelerator
-        several, tensors, failed = accelerator.num_processes > 1, dict[str, Tensor](), None
+        tensors, failed = dict[str, Tensor](), None
         own = extract_tensors(process_state(loop), tensors, f"own/{accelerator.process_index}")
-        every = gather_object([(own, tensors)]) if several else [(own, tensors)]
+        every = gathered(accelerator, (own, tensors))
         if accelerator.is_main_process:
             for _, held in every:
                 tensors |= held
@@ -122,8 +121,7 @@ class Saves:
             losses = [tensor for name, tensor in tensors.items() if name.endswith("window/losses")]
             if all(torch.isfinite(values).all() for values in losses):
                 failed = self._write(loop.step.number, state, tensors, started)
-        if several:
-            failed = next(filter(None, gather_object([failed])), None)
+        failed = next(filter(None, gathered(accelerator, failed)), None)
         if failed:
             raise DiskFull(failed)
         self.last = time.monotonic()
@@ -236,10 +234,7 @@ class Saves:
 
 def stop_reason(session: Session) -> str:
     """The reason why any process of the run should stop; empty where none should."""
-    reasons = [session.stop.reason]
-    if session.accelerator.num_processes > 1:
-        reasons = gather_object(reasons)
-    return next(filter(None, reasons), "")
+    return next(filter(None, gathered(session.accelerator, session.stop.reason)), "")
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

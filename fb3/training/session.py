@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,9 +72,9 @@ class Session:
     """Everything that all folds of a run share.
 
     out: the run folder. targets: (N, K), the N essays'. texts, encoded: of these essays, and behind them of the P
-    pseudo-labelled ones; an estimator's `encoded` are the inputs of its features, and it has no tokenizer. digests:
-    hashes of the training files, by their keys in environment.json; none: folds are not saved while they train. stop:
-    when to stop early.
+    pseudo-labelled ones; an estimator's `encoded` are the inputs of its features, and it has no texts and no tokenizer.
+    digests: hashes of the training files, by their keys in environment.json; none: folds are not saved while they
+    train. stop: when to stop early.
     """
 
     recipe: Recipe
@@ -83,13 +83,13 @@ class Session:
     accelerator: Accelerator
     precision: Precision
     task: Task
-    texts: list[str]
-    encoded: Encoded | FeatureInputs
-    tokenizer: Tokenizer | None
-    targets: np.ndarray
-    unlabelled: Unlabelled | None
-    pseudo: PseudoEssays | None
     log: RunLog
+    encoded: Encoded | FeatureInputs
+    targets: np.ndarray
+    texts: Sequence[str] = ()
+    tokenizer: Tokenizer | None = None
+    unlabelled: Unlabelled | None = None
+    pseudo: PseudoEssays | None = None
     on_evaluation: OnEvaluation | None = None
     digests: dict[str, str] | None = None
     stop: StopRequest = field(default_factory=StopRequest)

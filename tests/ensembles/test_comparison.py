@@ -151,7 +151,7 @@ def test_inference_begins_with_what_lowers_the_error_most_for_its_price():
     stack = Stack(members, truth, split(400), METRICS["mcrmse"], COLUMNS)
     equal = stack.fit("equal", True)
 
-    def gains(before, price):  # of each member beside some, by the mean of their predictions
+    def gains(before, price):  # each member taken beside those of `before`, by the mean of their predictions
         start = (
             truth.std(0).mean() if not before else METRICS["mcrmse"].formula(truth, members[before].mean(0), False)[0]
         )

@@ -12,12 +12,11 @@ from fb3.data.text_statistics import text_statistics
 from fb3.data.texts import input_texts
 from fb3.data.tfidf import TermCounts, count_terms
 from fb3.data.tokens import Encoded
-from fb3.models.flops import forward_flops
+from fb3.models.flops import encoder_flops
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.data import DataSettings
 from fb3.recipe.estimator import EmbeddingsSettings
-from fb3.system.file_names import CONFIG, ENCODER, RECIPE, feature_folder
-from fb3.system.files import read_json
+from fb3.system.file_names import ENCODER, RECIPE, feature_folder
 
 Tokenise = Callable[[pd.DataFrame, Path, DataSettings], Encoded]
 
@@ -68,11 +67,8 @@ def encode_features(run: Path, recipe: Recipe, essays: pd.DataFrame, tokenise: T
 
 def feature_flops(run: Path, inputs: FeatureInputs) -> float:
     """FLOPs of the encoders for all essays; the estimator's own are few beside them."""
-    flops = 0.0
-    for number, encoded in inputs.tokens.items():
-        config = read_json(feature_folder(run, number) / ENCODER / CONFIG)
-        flops += float(forward_flops(config, encoded.lengths).sum())
-    return flops
+    found = (encoder_flops(feature_folder(run, n) / ENCODER, encoded).sum() for n, encoded in inputs.tokens.items())
+    return float(sum(found))
 
 
 def tokens_hash(encoded: Encoded, rows: np.ndarray) -> str:

@@ -26,17 +26,17 @@ from fb3.recipe import Recipe
 from fb3.recipe.estimator import KEEPS_ESSAYS
 from fb3.recipe.task import LabelsSettings
 from fb3.runs.checkpoint import read_weights, write_weights
-from fb3.runs.fold_json import digest_of, ids_hash
+from fb3.runs.fold_json import digest_of
 from fb3.system.devices import Precision
 from fb3.system.file_names import FEATURES, FOLD_JSON, VECTORS, WEIGHTS, feature_folder, fold_folder
 from fb3.system.files import read_json, sha256, write_json, write_text
 from fb3.system.progress import progress, say
 from fb3.tasks.build import build_task
+from fb3.training.best_checkpoint import fold_info
 from fb3.training.estimators.feature_sources import copy_fold_sources, write_sources
 from fb3.training.estimators.fitting import KERNEL_AT_ONCE, fit
-from fb3.training.run_log import RunLog
 from fb3.training.saves import stop_reason
-from fb3.training.session import Evaluation, Session, versions
+from fb3.training.session import Evaluation, Session, open_log
 
 _AT_ONCE = 512  # essays, after whose vectors the run folder is up to date
 # Seconds of one column over the square of its essays, by measurement on one core: with a kernel that is in memory, and
@@ -66,13 +66,9 @@ def open_estimator_session(
         accelerator=accelerator,
         precision=precision,
         task=task,
-        tokenizer=None,
-        texts=[],
         encoded=encode_features(out, recipe, essays, encode_essays),
         targets=task.target.truths(essays),
-        unlabelled=None,
-        pseudo=None,
-        log=RunLog(out / "log.jsonl", True, lambda values, step: None),
+        log=open_log(out, accelerator),
     )
 
 
@@ -95,17 +91,10 @@ def run_estimator_fold(session: Session, split: FoldSplit) -> Predictions:
     ids = session.ids[valid]
     predictions = Predictions(ids, values, session.target.columns, f"fold {fold} validation")
     score, seconds = session.task.score(session.targets[valid], values), time.monotonic() - began
-    means = session.targets[train].mean(0).tolist()
     own = {file.relative_to(out).as_posix(): sha256(file) for file in _own_files(out, recipe, folder)}
     info = {
-        "fold": fold,
-        "score": score.overall,
-        "columns": score.columns,
-        "seed": recipe.train.seed + fold,
+        **fold_info(session, split, score, recipe.train.seed + fold),
         "seconds": round(seconds, 1),
-        "target_means": dict(zip(session.target.columns, means, strict=True)),
-        "valid_ids_sha256": ids_hash(ids),
-        "versions": versions(),
         "sha256": sha256(folder / WEIGHTS),
         "files": own,
     }
