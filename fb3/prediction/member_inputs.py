@@ -23,6 +23,11 @@ def member_flops(member: Member, encoded: Encoded | FeatureInputs) -> float:
     return float(encoder_flops(member.path / ENCODER, encoded).sum())
 
 
+def passes(member: Member, encoded: Encoded | FeatureInputs) -> int:
+    """How often the essays go through a run's encoders: once a fold, or once for all folds that share their vectors."""
+    return 1 if shares_vectors(encoded) else len(member.folds)
+
+
 def shares_vectors(encoded: Encoded | FeatureInputs) -> bool:
     """Whether the first fold computes what all folds of the run use."""
     return isinstance(encoded, FeatureInputs) and encoded.shared

@@ -10,7 +10,7 @@ from fb3.data.tables import read_table
 from fb3.ensembles.frontier import TimeLimit
 from fb3.errors import Fb3Error, nearest
 from fb3.models.flops import T4_FLOPS
-from fb3.prediction.member_inputs import encode, shares_vectors
+from fb3.prediction.member_inputs import encode, passes
 from fb3.prediction.run_flops import fold_flops, trained_run
 from fb3.runs.run_folder import Member, training_essays
 from fb3.system.compressed_files import stored_file
@@ -80,20 +80,19 @@ def _measured(run: Member, essays: int, data: Path | None) -> float:
     texts = training_essays(run.path, run, data)
     some = texts.sample(min(_FEW + _MANY, len(texts)), random_state=0).reset_index()
 
-    def timed(part: pd.DataFrame) -> tuple[float, float, float, bool]:
+    def timed(part: pd.DataFrame) -> tuple[float, float, float, int]:
         begun = time.monotonic()
         encoded = encode(run, part)
         tokenised = time.monotonic()
         predict_fold(run, 0, encoded, part[run.recipe.data.id_column].to_numpy(), str(pick_device()), shown=False)
         seconds = time.monotonic() - tokenised
-        return encoded.total_lengths.sum(), tokenised - begun, seconds, shares_vectors(encoded)
+        return encoded.total_lengths.sum(), tokenised - begun, seconds, passes(run, encoded)
 
     timed(some[:1])  # the first call of a process pays for more than its essay
     few, _, loading, _ = timed(some[:_FEW])
-    many, tokenising, predicting, shared = timed(some[_FEW:])
+    many, tokenising, predicting, times = timed(some[_FEW:])
     per_token = max(predicting - loading, 0.0) / max(many - few, 1)
     tokens, load = essays * many / len(some[_FEW:]), max(loading - per_token * few, 0.0)
-    passes = 1 if shared else len(run.folds)  # over the essays
-    seconds = len(run.folds) * load + passes * per_token * tokens + tokenising * essays / len(some[_FEW:])
+    seconds = len(run.folds) * load + times * per_token * tokens + tokenising * essays / len(some[_FEW:])
     say(f"{run.name}: {len(run.folds)} folds, about {seconds:.0f} s ({load:.1f} s to load one)")
     return seconds

@@ -119,7 +119,16 @@ def test_a_model_is_safe_if_it_saw_no_validation_essay(split, wanted, run):
     assert teacher(run, split).model_for(0, {"a", "b"}, run) == wanted
 
 
-@pytest.mark.parametrize(("split", "taught"), [({"a": 0, "b": 1}, False), ({"a": 0, "b": -1}, False), ({"a": 0}, True)])
+@pytest.mark.parametrize(
+    ("split", "taught"),
+    [
+        ({"a": 0, "b": 1}, False),
+        ({"a": 0, "b": -1}, False),
+        ({"a": -1, "b": -1}, False),  # every fold of the run trained on both
+        ({"a": 0}, True),
+        ({"x": 0, "y": 1}, True),  # labels of its own may know both
+    ],
+)
 def test_a_run_whose_models_all_saw_a_validation_essay_is_refused(split, taught, run):
     with pytest.raises(Fb3Error, match=r"has another split than .* put the fold numbers of"):
         teacher(run, split, taught).model_for(0, {"a", "b"}, run)

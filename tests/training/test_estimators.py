@@ -22,12 +22,14 @@ from fb3.bundles.int8_scales import calibrate
 from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.cli import app
+from fb3.data.folds import split_hash
 from fb3.data.text_statistics import text_statistics
 from fb3.ensembles.ensemble import weigh
 from fb3.errors import Fb3Error, Stopped
 from fb3.prediction.estimators import embeddings as embeddings_module
 from fb3.prediction.fold_prediction import predict_fold
-from fb3.prediction.member_inputs import encode
+from fb3.prediction.member_inputs import encode, member_flops, passes
+from fb3.prediction.run_flops import fold_flops, trained_run
 from fb3.pseudo_labels.teachers import read_teachers
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.estimator import SvrSettings
@@ -233,6 +235,29 @@ def test_a_fine_tuned_run_gives_each_fold_the_vectors_of_its_own_fold(run, compe
     bundle = write_bundle([made.path], tmp_path / "bundle", check=replay(None))
     shutil.rmtree(tmp_path / "member")
     infer(bundle.path, competition, tmp_path / "s.csv", strict=True)
+
+
+def test_folds_that_share_vectors_are_priced_once(members, run, competition):
+    data = pd.read_csv(competition / "train.csv", dtype={"text_id": str})
+    svr, tuned, tfidf = (trained_run(path) for path in (members / "svr", run, members / "tfidf"))
+    assert [len(each.folds) for each in (svr, tuned, tfidf)] == [2, 2, 2]
+    assert passes(svr, encode(svr, data)) == passes(tfidf, encode(tfidf, data)) == 1
+    assert passes(tuned, encode(tuned, data)) == 2
+    assert fold_flops(svr, competition) * 2 == pytest.approx(member_flops(svr, encode(svr, data)) / len(data))
+    assert fold_flops(tuned, competition) == pytest.approx(member_flops(tuned, encode(tuned, data)) / len(data))
+    assert fold_flops(tfidf, competition) > 0
+
+
+def test_a_source_with_safe_labels_makes_the_estimator_a_taught_teacher(run, competition, tmp_path):
+    source, base = copied(run, tmp_path / "source"), load_recipe(run / "recipe.yaml")
+    safe = PseudoSettings(folder="labels", use="mix")
+    write_text(base.model_copy(update={"pseudo": safe}).to_yaml(), source / "recipe.yaml")
+    folds = pd.read_csv(source / "folds.csv", dtype={"text_id": str})
+    made_for = {"pseudo": {"split": split_hash(folds["text_id"], folds["fold"])}}
+    write_json(read_json(source / "environment.json") | made_for, source / "environment.json")
+    made = train(recipe_of("ridge", embeddings(source), base=base, overrides=[]), competition, tmp_path / "member").path
+    plain = train(recipe_of("ridge", embeddings(run), base=base, overrides=[]), competition, tmp_path / "plain").path
+    assert [teacher.taught for path in (made, plain) for teacher in read_teachers(path)] == [True, False]
 
 
 def test_a_leak_of_a_source_is_one_of_the_estimator(run, competition, tmp_path):
