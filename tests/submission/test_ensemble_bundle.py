@@ -85,7 +85,8 @@ def test_slope_and_shift_are_packed_and_applied_to_the_averages_of_whichever_run
     write_json({name: each for name, each in manifest.items() if name != "calibration"}, packed.path / "manifest.json")
     before = predicted(packed.path, competition, tmp_path)
     np.testing.assert_allclose(after, (before * 1.25 - 0.5).clip(1, 5), atol=1e-5)
-    for bad in ({}, line | {"slope": dict.fromkeys(columns, 0)}, line | {"shift": dict.fromkeys(columns, "1")}):
+    steep = line | {"slope": dict.fromkeys(columns, 10**400)}
+    for bad in ({}, steep, line | {"slope": dict.fromkeys(columns, 0)}, line | {"shift": dict.fromkeys(columns, "1")}):
         write_json(manifest | {"calibration": bad}, packed.path / "manifest.json")
         with pytest.raises(Fb3Error, match="want a slope above 0 and a shift for each column that has weights"):
             read_bundle(packed.path)
@@ -138,6 +139,15 @@ def test_predictions_from_elsewhere_take_part_by_id_where_all_test_essays_are_am
     np.testing.assert_allclose(left.to_numpy(), alone.to_numpy(), atol=1e-6)
     fates = {each["fold"]: each for each in read_json(tmp_path / "submission.report.json")["folds"]}
     assert "the test essays" in fates["predictions/0-b.csv"]["reason"]
+
+
+def test_predictions_from_elsewhere_stand_before_the_first_fold(with_csv, competition, tmp_path):
+    ensemble, test = with_csv
+    packed = write_bundle([ensemble], tmp_path / "bundle")
+    for file in packed.path.glob("runs/*/fold*/model.safetensors"):
+        file.unlink()
+    found = predicted(packed.path, competition, tmp_path)
+    np.testing.assert_allclose(found, test.loc[found.index], 1e-5)
 
 
 def test_predictions_from_elsewhere_that_changed_or_stand_alone_are_refused(with_csv, tmp_path):
