@@ -26,12 +26,14 @@ def embeddings(
     out: RunFolder = None,
     recipe: OtherRecipe = None,
     competition: Competition = None,
-    layers: Annotated[str, typer.Option(help="Layers counted from the top, such as 1,2.")] = "1",
+    layers: Annotated[
+        str | None, typer.Option(help="Layers counted from the top, such as 1,2; the last 4 else.")
+    ] = None,
 ) -> None:
     """Frozen mean vectors of encoders, or of a run's fine-tuned ones, and statistics of the texts."""
     overrides = [each for each in encoders if _is_override(each)]
     chosen = [each for each in encoders if each not in overrides]
-    taken = {"kind": "embeddings", "layers": _numbers(layers)}
+    taken = {"kind": "embeddings", "layers": None if layers is None else _numbers(layers)}
     runs = [each for each in chosen if (Path(each) / "recipe.yaml").is_file()]
     base = recipe or (None if competition or not runs else str(Path(runs[0]) / "recipe.yaml"))
     _train_member(base, competition, model, [{"encoder": each, **taken} for each in chosen], overrides, data, out, True)

@@ -62,16 +62,17 @@ def build_embedder(settings: EmbeddingsSettings, data: DataSettings, source: Sco
     """A scorer without a head, to be asked for its pooled vectors alone, (B, layers · D): means of an encoder's layers.
 
     Args:
-        settings: name the layers, and with `pretrained` the encoder.
+        settings: name the layers, and with `pretrained` the encoder. Without layers, the last four, or all of fewer.
         data: says whether an essay has windows; it gets the mean of their vectors.
         source: a fine-tuned scorer, whose first encoder is taken, or the encoder folder of a plain encoder.
         init: a plain encoder's, see `build_scorer`.
     """
     encoder = source.encoder if isinstance(source, Scorer) else _build_plain(settings, source, init)
     depth = getattr(encoder.config, "num_hidden_layers", len(layer_stack(encoder)))
-    if max(settings.layers) > depth:
-        raise Fb3Error(f"{FEATURE_KEY}={settings.encoder}: layers={list(settings.layers)}, and it has {depth}")
-    pooling = LayerMeansPooling(encoder.config.hidden_size, settings.layers, settings.normalise)
+    layers = settings.layers or tuple(range(1, min(4, depth) + 1))
+    if max(layers) > depth:
+        raise Fb3Error(f"{FEATURE_KEY}={settings.encoder}: layers={list(layers)}, and it has {depth}")
+    pooling = LayerMeansPooling(encoder.config.hidden_size, layers, settings.normalise)
     windows = data.windows and data.windows.model_copy(update={"pool": "mean"})
     tower = Tower(encoder, pooling, build_window_pooling(windows, pooling.width))
     return Scorer(tower, NoStatistics(pooling.width), nn.Identity())

@@ -14,8 +14,8 @@ class EmbeddingsSettings(Settings):
     """The mean of the token states, scaled to length 1 by layer (Reimers & Gurevych 2019, arXiv:1908.10084)."""
     encoder: str
     """A local folder, a hub id, or a run folder: then fold k takes the vectors of that run's fold k."""
-    layers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
-    """Layers counted from the top, 1 the last; several stand side by side."""
+    layers: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    """Layers counted from the top, 1 the last, side by side; none: the last four (arXiv:1810.04805, section 5.3)."""
     normalise: bool = True
     """Scale each layer's mean to length 1."""
 

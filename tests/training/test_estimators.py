@@ -15,7 +15,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_union
 from sklearn.svm import SVR
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
 from fb3.bundles.int8_scales import calibrate
@@ -191,6 +191,19 @@ def test_each_test_essay_gets_what_scikit_learn_gives_it(members, competition, t
         x = by_hand([vectors], statistics, rows)
         total = total + own_prediction("svr", x[rows], y[rows], x[len(essays) :])
     np.testing.assert_allclose(found.loc[new["text_id"], SCORES], (total / 2).clip(1, 5), atol=2e-3)  # fp16 vectors
+
+
+def test_without_layers_the_last_four_stand_side_by_side(competition, tiny_bert, tmp_path):
+    deep = copied(tiny_bert, tmp_path / "deep")
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_bert, num_hidden_layers=5)
+    AutoModel.from_config(config).save_pretrained(deep)
+    run = train(recipe_of("ridge", embeddings(deep)), competition, tmp_path / "run").path
+    kept = load_file(run / "features" / "0" / "vectors.safetensors")["vectors"].astype(np.float64)
+    texts = table_of(competition)["full_text"]
+    np.testing.assert_allclose(
+        kept, np.concatenate([plain_vectors(deep, texts, -n) for n in (1, 2, 3, 4)], 1), atol=5e-4
+    )
 
 
 def test_vectors_are_computed_once_for_all_folds_and_a_stopped_run_goes_on(
