@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from fb3.pseudo_labels.pseudo_folder import label_essays
+from tests.conftest import ROOT, TINY
 from tests.training.witness import watch
 
 OVERRIDES = [
@@ -38,7 +39,7 @@ def call(prefix, competition, out, *options, program=TRAIN, overrides=OVERRIDES)
     )
 
 
-def run(prefix, competition, out, *options, overrides=OVERRIDES):
+def scored(prefix, competition, out, *options, overrides=OVERRIDES):
     done = finish(call(prefix, competition, out, *options, overrides=overrides))
     return json.loads((out / "scores.json").read_text()), done.stderr
 
@@ -65,8 +66,8 @@ def steps(out):
 
 
 def test_two_processes_score_like_one(competition, tmp_path):
-    one, _ = run([sys.executable], competition, tmp_path / "one")
-    two, said = run(launcher(), competition, tmp_path / "two")
+    one, _ = scored([sys.executable], competition, tmp_path / "one")
+    two, said = scored(launcher(), competition, tmp_path / "two")
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
     assert two["score"] == pytest.approx(one["score"], abs=1e-3)
     assert two["essays"] == one["essays"] == 60
@@ -79,12 +80,12 @@ def test_two_processes_score_like_one(competition, tmp_path):
 
 def test_two_processes_stop_together_and_go_on(competition, tmp_path):
     fold, noise = ("--folds", "0"), "model.dropout=0.1"  # each process draws masks of its own
-    whole, _ = run(launcher(), competition, tmp_path / "whole", noise, *fold)
+    whole, _ = scored(launcher(), competition, tmp_path / "whole", noise, *fold)
     stopped = call(launcher(), competition, tmp_path / "run", noise, *fold, "--stop-after", "0s")
     assert "the time is up: fold 0 is saved after step 5 of 10" in stopped.stderr, stopped.stderr[-3000:]
     alone = call([sys.executable], competition, tmp_path / "run", noise, *fold)
     assert "saved by 2 processes, here are 1; launch as many" in alone.stderr
-    resumed, said = run(launcher(), competition, tmp_path / "run", noise, *fold)
+    resumed, said = scored(launcher(), competition, tmp_path / "run", noise, *fold)
     assert "goes on after step 5 of 10" in said
     assert resumed == whole
     losses = [[step["loss"] for step in steps(tmp_path / name)] for name in ("run", "whole")]
@@ -100,9 +101,25 @@ def test_two_processes_share_the_essays_without_scores(competition, tmp_path):
     table.assign(fold=[n % 2 for n in range(24)]).to_csv(data / "train.csv", index=False)
     uda = f"{{file: {competition / 'test.csv'}, augment: {{mask: 0.9999999}}, batch_size: 4, weight: 3.0}}"
     overrides = [*OVERRIDES, "train.batch_size=4", f"task.uda={uda}", "--folds", "0"]
-    run([sys.executable], data, tmp_path / "one", overrides=overrides)
-    run(launcher(), data, tmp_path / "two", overrides=overrides)
+    scored([sys.executable], data, tmp_path / "one", overrides=overrides)
+    scored(launcher(), data, tmp_path / "two", overrides=overrides)
     assert len(steps(tmp_path / "one")) == 6
+    for alone, shared in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+        assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-2)
+
+
+USES = ["{use: mix}", "{use: stage, epochs: 1}", "{use: distil}"]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_two_processes_learn_pseudo_labels_like_one(use, run, competition, tmp_path):
+    more = pd.read_csv(competition / "test.csv", dtype=str).assign(text_id=[f"u{n}" for n in range(20)])
+    more.to_csv(tmp_path / "more.csv", index=False)
+    label_essays(run, tmp_path / "labels", tmp_path / "more.csv")
+    settings = [*TINY, *OVERRIDES, f"pseudo={use}", f"pseudo.folder={tmp_path / 'labels'}"]
+    scored([sys.executable], competition, tmp_path / "one", "--folds", "0", overrides=settings)
+    scored(launcher(), competition, tmp_path / "two", "--folds", "0", overrides=settings)
     for alone, shared in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
         assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-2)
