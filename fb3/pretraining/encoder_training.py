@@ -118,7 +118,7 @@ def _learner(
     settings = recipe.train
     size = steps_per_epoch(len(rows), settings.batch_size, settings.accumulation)
     ends = [size * (epoch + 1) for epoch in range(settings.epochs)]
-    data = TrainingData(0, [rows] * settings.epochs, windows, np.zeros((len(rows), 0)), ends, seed)
+    data = TrainingData(0, [rows] * settings.epochs, windows, np.zeros((len(rows), 0)), ends, seed, title="pretraining")
     optimizer = build_optimizer(model, recipe.optimizer, scaled=session.precision == "fp16")
     schedule = build_schedule(optimizer, recipe.schedule, data.steps)
     whole = bool(recipe.pretrain.objective("simcse"))

@@ -51,7 +51,8 @@ class TrainingData:
 
     fold: its number. epochs: for each epoch the positions of its essays among the N encoded ones. targets: (N, K).
     ends: for each epoch the optimizer steps that are done at its end. seed: decides the order of the batches.
-    sampling: see `training_batches`. weights: of each essay's loss, (N,); none: all alike.
+    sampling: see `training_batches`. weights: of each essay's loss, (N,); none: all alike. title: in messages, in the
+    place of the fold's number.
     """
 
     fold: int
@@ -62,6 +63,12 @@ class TrainingData:
     seed: int
     sampling: Sampling | None = None
     weights: np.ndarray | None = None
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """What is trained, in messages."""
+        return self.title or f"fold {self.fold}"
 
     @property
     def steps(self) -> int:
@@ -94,7 +101,7 @@ class Loop:
         self.schedule = learner.schedule
         self.step, self.window = Step(self.scorer, {}), _LossWindow(accelerator, log)
         self.micro_batching = MicroBatching(
-            recipe, self.scorer, data.fold, accelerator.num_processes, log, learner.whole_batches
+            recipe, self.scorer, data.fold, data.name, accelerator.num_processes, log, learner.whole_batches
         )
         self.model, self.optimizer = accelerator.prepare(self.scorer, learner.optimizer)
         self.parameters = [*trainable(self.scorer), *self.task.parameters()]
@@ -108,7 +115,8 @@ class Loop:
         step, data, size = self.step, self.data, self.settings.accumulation
         batches = None
         self.scorer.train()
-        with progress(f"fold {data.fold}", data.steps, self.accelerator.is_main_process, done=step.number) as advance:
+        told = step.number - len(self.window.losses)  # steps of an open window are told when it closes
+        with progress(data.name, data.steps, self.accelerator.is_main_process, done=told) as advance:
             if step.number and self.due():  # a save is made before the evaluation of its step
                 self.evaluate()
             while step.number < data.steps:
@@ -122,7 +130,7 @@ class Loop:
                 step.progress = step.number / data.steps
                 due = self.due()
                 if due or len(self.window.losses) >= self.settings.log_every_steps:
-                    self.window.close(advance, step, data.fold, data.steps)
+                    self.window.close(advance, step, data)
                 self.hooks.after_step(self)
                 if due:
                     self.evaluate()
@@ -271,23 +279,23 @@ class _LossWindow:
     def _unstacked(self, values: Tensor | None) -> list[Tensor]:
         return [] if values is None else list(values.to(self.accelerator.device).unbind())
 
-    def close(self, advance: Advance, step: Step, fold: int, steps: int) -> None:
+    def close(self, advance: Advance, step: Step, data: TrainingData) -> None:
         """Logs the window and starts the next; an Fb3Error where a loss in it is not a finite number."""
         losses, norms = self._fetched(self.losses), torch.stack(self.norms).tolist()
         rate = max((r for name, r in self.rates.items() if name.startswith("encoder")), default=0.0)
         if not np.isfinite(losses).all():
             bad = int(np.argmin(np.isfinite(losses)))
             raise Fb3Error(
-                f"fold {fold}: the loss became {losses[bad]} at step {step.number - len(losses) + bad + 1} "
+                f"{data.name}: the loss became {losses[bad]} at step {step.number - len(losses) + bad + 1} "
                 f"(learning rate {rate:.2e}); try a lower optimizer.encoder_rate, optimizer.clip=1.0, "
-                "schedule.warmup_share=0.1 or train.precision=fp32. The fold's best checkpoint so far is kept"
+                "schedule.warmup_share=0.1 or train.precision=fp32. The best checkpoint so far is kept"
             )
         self.total, self.count = self.total + sum(losses), self.count + len(losses)
         elapsed = time.monotonic() - self.start
         self.log.window(
             advance,
             len(losses),
-            fold=fold,
+            fold=data.fold,
             epoch=step.epoch + 1,
             step=step.number,
             loss=sum(losses) / len(losses),
@@ -297,7 +305,7 @@ class _LossWindow:
             rate=rate,
             head_rate=self.rates.get("head.decay", 0.0),
             elapsed=round(elapsed, 1),
-            remaining=round(elapsed / step.number * (steps - step.number), 1),
+            remaining=round(elapsed / step.number * (data.steps - step.number), 1),
         )
         self.losses, self.norms, self.terms = [], [], {}
 

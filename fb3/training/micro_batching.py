@@ -18,7 +18,8 @@ class MicroBatching:
         recipe: says whether activations may be recomputed, and whether the loss of a batch is the mean of its essays'
             losses; only then do the gradients of micro-batches add up to the batch's.
         scorer: the model, not yet prepared for several processes.
-        fold: its number, for messages.
+        fold: its number, for the log.
+        name: what is trained, in messages.
         processes: how many train together.
         log: takes the events.
         whole_batches: whether the loss is one of whole batches, whatever the recipe's task.
@@ -29,11 +30,12 @@ class MicroBatching:
         recipe: Recipe,
         scorer: Scorer,
         fold: int,
+        name: str,
         processes: int,
         log: RunLog,
         whole_batches: bool = False,
     ) -> None:
-        self.fold, self.processes, self.log = fold, processes, log
+        self.fold, self.name, self.processes, self.log = fold, name, processes, log
         self.count, self.recomputes = 1, recipe.model.gradient_checkpointing is True
         self._scorer, self._divisible = scorer, not (recipe.task.of_batches() or whole_batches)
         self._may_recompute = recipe.model.gradient_checkpointing == "auto"
@@ -60,7 +62,7 @@ class MicroBatching:
             Fb3Error: micro-batches are single essays already, or the loss or other processes forbid to split.
         """
         size = math.ceil(essays / self.count)
-        where = f"fold {self.fold}, step {step}: out of memory with {size} essays at a time"
+        where = f"{self.name}, step {step}: out of memory with {size} essays at a time"
         if self._may_recompute and not self.recomputes:
             self.recompute()
             self._report(step, size, f"{where}; from here on activations are recomputed, which takes a third more time")

@@ -86,7 +86,7 @@ class Saves:
         if stopping:
             saves = list_saves(self.folder)
             where = f"is saved after step {saves[0].name} of {self.steps} in {self.folder}" if saves else "has no save"
-            raise Stopped(f"{reason or 'stopped'}: fold {self.fold} {where}; the same command goes on")
+            raise Stopped(f"{reason or 'stopped'}: {loop.data.name} {where}; the same command goes on")
 
     def _agreed(self, number: int, stopping: bool, timed: bool) -> tuple[bool, bool]:
         """Whether any process wants to stop or to save; a save needs all of them at the same step."""
@@ -120,17 +120,17 @@ class Saves:
             # Do not save NaN losses: closing their window raises the error that explains them.
             losses = [tensor for name, tensor in tensors.items() if name.endswith("window/losses")]
             if all(torch.isfinite(values).all() for values in losses):
-                failed = self._write(loop.step.number, state, tensors, started)
+                failed = self._write(loop, state, tensors, started)
         failed = next(filter(None, gathered(accelerator, failed)), None)
         if failed:
             raise DiskFull(failed)
         self.last = time.monotonic()
 
-    def _write(self, number: int, state: Tree, tensors: dict[str, Tensor], started: float) -> str | None:
+    def _write(self, loop: Loop, state: Tree, tensors: dict[str, Tensor], started: float) -> str | None:
         """Writes a save; returns what went wrong, in words, so that the other processes hear of it."""
-        text = hashed_json({"made_of": self.made_of, "state": state, "tensors": ""})
+        number, text = loop.step.number, hashed_json({"made_of": self.made_of, "state": state, "tensors": ""})
         need = sum(tensor.nbytes for tensor in tensors.values()) + len(text) + _SPARE
-        where = f"fold {self.fold}: no save after step {number}: it needs {format_bytes(need)}"
+        where = f"{loop.data.name}: no save after step {number}: it needs {format_bytes(need)}"
         whole = list_saves(self.folder)
         still = f"the save of step {whole[0].name} is whole" if whole else "there is none yet"
         mend = f"{still}. Make room, and the same command goes on"

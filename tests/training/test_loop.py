@@ -198,7 +198,7 @@ def test_a_resumed_run_goes_on_recomputing(competition, tmp_path, scarce, monkey
 def test_several_processes_cannot_wait_for_one_to_run_out(run, tiny, wish, processes, at_once):
     recipe = tiny.model_copy(update={"model": tiny.model.model_copy(update={"gradient_checkpointing": wish})})
     scorer = build_scorer(recipe, run / "encoder", init="config")
-    micro_batching = MicroBatching(recipe, scorer, fold=0, processes=processes, log=None)
+    micro_batching = MicroBatching(recipe, scorer, fold=0, name="fold 0", processes=processes, log=None)
     assert micro_batching.recomputes == scorer.encoder.is_gradient_checkpointing == at_once
     layer, calls = layer_stack(scorer.encoder)[0], []
     layer.attention.register_forward_hook(lambda *_: calls.append(1))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,22 @@ def broken_run(recipe, competition, out, monkeypatch, number=5):
         with pytest.raises(Broken):
             train(recipe, competition, out, folds=[0])
     return out
+
+
+def test_a_fold_that_goes_on_tells_each_step_once(competition, tmp_path, monkeypatch):
+    recipe = load_recipe("tiny", [*SMALL, "train.save_every_steps=5"])
+    out = broken_run(recipe, competition, tmp_path / "run", monkeypatch, 6)
+    told = []
+
+    @contextmanager
+    def progress(title, total, shown, done):
+        told.append(done)
+        yield lambda amount=1, note="": told.append(amount)
+
+    monkeypatch.setattr("fb3.training.loop.progress", progress)
+    train(recipe, competition, out, folds=[0])
+    assert told[0] == 4  # of the 5 saved steps the last was not told yet
+    assert sum(told) == 8
 
 
 PIECES = {
