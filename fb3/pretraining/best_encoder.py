@@ -55,9 +55,8 @@ class BestEncoder:
         self.first = self.first or measures
         score = step.score = Score(measures["loss"], {k: v for k, v in measures.items() if k != "loss"}, True)
         best = score.better_than(self.best_score)
-        session.log.evaluation(
-            0, step.epoch + bool(step.number), step.number, "held-out loss", score, best, time.monotonic() - self.start
-        )
+        epoch, elapsed = step.epoch + bool(step.number), time.monotonic() - self.start
+        session.log.evaluation(0, epoch, step.number, "held-out loss", score, best, elapsed, "pretraining")
         self.since = 0 if best else self.since + 1
         if best:
             self.best_score = score

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from fb3.data.masking import IGNORED
 from fb3.models.pretraining_heads import BinaryHead, Generator, MaskedTokenHead, word_embeddings
 from fb3.pretraining.encodings import Encodings
+from fb3.pretraining.every_process import of_every_process
 from fb3.recipe.pretraining import ObjectiveSettings, OrderSettings, RtdSettings, SimcseSettings
 
 
@@ -70,7 +71,8 @@ class Simcse(nn.Module):
     """Two dropout masks of a text against other texts: InfoNCE on cosines (Gao et al. 2021, arXiv:2104.08821).
 
     Texts of one group, such as essays on one prompt or windows of one text, are alike without being the same: they are
-    left out of each other's negatives. In validation too the passes keep their dropout, without which both are equal.
+    left out of each other's negatives. In training the other texts are those of all processes. In validation too the
+    passes keep their dropout, without which both are equal.
     """
 
     def __init__(self, settings: SimcseSettings, encoder: nn.Module) -> None:
@@ -90,7 +92,10 @@ class Simcse(nn.Module):
         first = encodings.plain if was_training else encodings.encode(ids)
         one, two = (self._vectors(states, encodings.mask) for states in (first, encodings.encode(ids)))
         encodings.encoder.train(was_training)
-        losses = info_nce(one, two, encodings.batch["group"], self.temperature)
+        group, begin, others = encodings.batch["group"], 0, two
+        if was_training:  # validation is each process's own, of as many texts as it has
+            (others, begin), (group, _) = of_every_process(two), of_every_process(group)
+        losses = info_nce(one, others, group, self.temperature, begin)
         count = torch.tensor(float(len(losses)), device=losses.device)
         apart = (F.normalize(one, dim=-1) - F.normalize(two, dim=-1)).square().sum(-1)
         measures |= {"simcse": (losses.detach().sum(), count), "alignment": (apart.detach().sum(), count)}
@@ -136,23 +141,25 @@ def build_objectives(settings: tuple[ObjectiveSettings, ...], encoder: nn.Module
     return nn.ModuleDict({each.kind: OBJECTIVES[each.kind](each, encoder) for each in settings})
 
 
-def info_nce(one: Tensor, two: Tensor, group: Tensor, temperature: float) -> Tensor:
+def info_nce(one: Tensor, two: Tensor, group: Tensor, temperature: float, begin: int = 0) -> Tensor:
     """Cross-entropy of each text's second vector among all second vectors, by cosine over temperature.
 
     Args:
-        one, two: vectors of B texts, (B, D) each.
-        group: (B,); a text's negatives are the texts of other groups.
+        one: first vectors of B texts, (B, D).
+        two: second vectors of N texts, (N, D), among them those B.
+        group: (N,); a text's negatives are the texts of other groups.
         temperature: divides the cosines.
+        begin: where the B texts stand among the N.
 
     Returns:
         A loss for each text, (B,); 0 where the batch holds no text of another group.
     """
     with torch.autocast(one.device.type, enabled=False):
-        cosines = F.normalize(one.float(), dim=-1) @ F.normalize(two.float(), dim=-1).T / temperature  # (B, B)
-        own = torch.eye(len(group), dtype=torch.bool, device=group.device)
-        alike = (group[:, None] == group) & ~own
-        cosines = cosines.masked_fill(alike, -torch.inf)
-        return torch.logsumexp(cosines, 1) - cosines.diagonal()
+        cosines = F.normalize(one.float(), dim=-1) @ F.normalize(two.float(), dim=-1).T / temperature  # (B, N)
+        rows = torch.arange(len(one), device=group.device)
+        alike = group[begin + rows, None] == group
+        alike[rows, begin + rows] = False
+        return torch.logsumexp(cosines.masked_fill(alike, -torch.inf), 1) - cosines[rows, begin + rows]
 
 
 def drawn(logits: Tensor) -> Tensor:

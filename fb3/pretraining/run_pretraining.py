@@ -72,8 +72,6 @@ def pretrain_encoder(
         from fb3.training.session import close_session, open_accelerator
 
         accelerator, precision = open_accelerator(recipe, out)
-        if recipe.pretrain.objective("simcse") and accelerator.num_processes > 1:
-            raise Fb3Error("pretrain.objectives: simcse compares the texts of a whole batch; use one process")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             delete_partial_files(out)

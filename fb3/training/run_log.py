@@ -96,13 +96,15 @@ class RunLog:
         values = {name: fields[name] for name in names} | {f"terms/{name}": value for name, value in terms.items()}
         self._track({f"{prefix}/{name}": value for name, value in values.items()}, self._offset + int(fields["step"]))
 
-    def evaluation(self, fold: int, epoch: int, step: int, metric: str, score: Any, best: bool, elapsed: float) -> None:
-        """Logs an evaluation: validation loss, score, score of each column."""
+    def evaluation(
+        self, fold: int, epoch: int, step: int, metric: str, score: Any, best: bool, elapsed: float, name: str = ""
+    ) -> None:
+        """Logs an evaluation: validation loss, score, score of each column; `name` stands in the place of the fold."""
         loss = "" if math.isnan(score.loss) else f" loss {score.loss:.4f}"
         self.event(
             "evaluation",
-            f"fold {fold} epoch {epoch} step {step}: {metric} {score.overall:.4f}{' (best)' if best else ''}"
-            f"{loss}{columns_in_words(score.columns)} | {elapsed / 60:.1f} min",
+            f"{name or f'fold {fold}'} epoch {epoch} step {step}: {metric} {score.overall:.4f}"
+            f"{' (best)' if best else ''}{loss}{columns_in_words(score.columns)} | {elapsed / 60:.1f} min",
             fold=fold,
             epoch=epoch,
             step=step,
