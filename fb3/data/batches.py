@@ -96,7 +96,8 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
     Returns:
         input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given. With windows, W in all and at
         most V an essay: input_ids and attention_mask (W, T), windows (B, V), the places of an essay's windows among the
-        W, and window_mask (B, V), 1 where there is a window. statistics (B, S) where the recipe wants them. A second
+        W, and window_mask (B, V), 1 where there is a window. statistics (B, S) where the recipe wants them. frames
+        (B, F, D) and frame_mask (B, F) where there are frames, drawn anew where there are too many and targets. A second
         encoder's tensors have names such as second_input_ids.
     """
     import torch
@@ -110,6 +111,8 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
     batch["input_ids"], batch["attention_mask"] = _padded(inputs, encoded.pad_id, encoded.pad_to)
     if truths is not None:
         batch |= truths if isinstance(truths, dict) else {"targets": truths}
+    if encoded.frames:
+        batch |= encoded.frames.batch(rows, targets is not None)
     if encoded.statistics is not None:
         batch["statistics"] = encoded.statistics[rows]
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}

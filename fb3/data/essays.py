@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fb3.data.frames.item_frames import FRAMES_COLUMN, find_frames
 from fb3.data.ids import check_ids
 from fb3.data.joins import joined_files, read_split
 from fb3.data.tables import FOLD_COLUMN, parse_numbers, to_floats
@@ -36,8 +37,8 @@ def read_essays(
 
     Returns:
         Id and text as str, targets as float32 or, where they are labels, as str, weights as float64, `fold` as int,
-        groups as str, a column to stratify by as float64 where it holds numbers alone and as str otherwise; other
-        columns are left out.
+        groups as str, a column to stratify by as float64 where it holds numbers alone and as str otherwise, references
+        to frames; other columns are left out.
 
     Raises:
         Fb3Error: see `read_split`; also empty or duplicate ids, targets that are no number or out of range, and empty
@@ -68,6 +69,9 @@ def read_essays(
             numbers = to_floats(table[column])
             as_numbers = column != folds.group_column and np.isfinite(numbers).all()
             essays[column] = numbers if as_numbers else table[column]
+    if data.frames:
+        ids = essays[data.id_column].tolist()
+        essays[FRAMES_COLUMN] = find_frames(ids, data.frames, folder or path.parent, split == "train")
     return essays
 
 

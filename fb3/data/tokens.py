@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
+from fb3.data.frames.item_frames import FRAMES_COLUMN, ItemFrames
 from fb3.data.text_statistics import text_statistics
 from fb3.data.texts import Text, input_texts
 from fb3.data.tokenizer import check_tokenizer, load_tokenizer, padded_length, prefix_and_suffix, separator
@@ -16,7 +17,8 @@ from fb3.data.truncation import end_paragraphs, share_room, truncate
 from fb3.data.windows import WindowSplitter
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
-from fb3.system.file_names import SECOND
+from fb3.system.file_names import CONFIG, FRAME_WIDTH, SECOND
+from fb3.system.files import read_json
 
 _AT_ONCE = 1024  # texts: the tokenizer's own encodings are many times as large in memory as the ids
 
@@ -28,7 +30,7 @@ class Encoded:
     pad_id: fills the shorter inputs of a batch. lengths: (N,), tokens of each essay in all its windows, padding up to
     `pad_to` included. splitter: cuts a row into windows; none: an essay is one input. second: the essays in the tokens
     of a second encoder. statistics: (N, S), of the texts; none: not wanted. pad_to: tokens to which every input is
-    padded; 0: to the longest of its batch.
+    padded; 0: to the longest of its batch. frames: beside the texts; none: there are none.
     """
 
     rows: Sequence[np.ndarray]
@@ -38,26 +40,30 @@ class Encoded:
     second: "Encoded | None" = None
     statistics: np.ndarray | None = None
     pad_to: int = 0
+    frames: ItemFrames | None = None
 
     @property
     def total_lengths(self) -> np.ndarray:
-        """Tokens of each essay over all encoders, (N,): batches are made by them."""
-        return self.lengths + (self.second.total_lengths if self.second else 0)
+        """Tokens of each essay over all encoders, and frames, (N,): batches are made by them."""
+        further = self.frames.counts if self.frames else 0
+        return self.lengths + further + (self.second.total_lengths if self.second else 0)
 
     def draw(self, rows: np.ndarray, targets: np.ndarray | None) -> tuple[list[np.ndarray], np.ndarray | None]:
         """The tokens of some essays, and their targets (B, K) where `targets` (N, K) are given."""
         return [self.rows[row] for row in rows], None if targets is None else targets[rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state on which the next draw depends; plain essays have none."""
-        return {}
+        """The state on which the next draw depends; plain texts have none."""
+        return self.frames.state_dict() if self.frames else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
+        if self.frames:
+            self.frames.load_state_dict(state)
 
 
 def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataSettings) -> Encoded:
-    """Encodes N essays: their tokens, and the texts' statistics where the recipe wants them.
+    """Encodes N essays: their tokens, and the texts' statistics and frames where the recipe wants them.
 
     Args:
         essays: the table of `read_essays`.
@@ -68,9 +74,22 @@ def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataSettings) 
         Fb3Error: see `encode_texts`.
     """
     encoded = encode_texts(input_texts(essays, data), folder, data)
+    if frames := item_frames(essays, data):
+        known = read_json(Path(folder) / CONFIG).get(FRAME_WIDTH)
+        if len(frames.references) and frames.width != known:
+            file = frames.references[0].file
+            raise Fb3Error(
+                f"{file}: frames of {frames.width} numbers, and {folder} knows {known}; take the files of its training"
+            )
+        encoded = replace(encoded, frames=frames)
     if not data.text.statistics:
         return encoded
     return replace(encoded, statistics=text_statistics(essays[data.text_column].tolist()))
+
+
+def item_frames(essays: pd.DataFrame, data: DataSettings) -> ItemFrames | None:
+    """The frames of the items of `read_essays`; None where the recipe has none."""
+    return ItemFrames(essays[FRAMES_COLUMN].to_numpy(), data.frames.most) if data.frames else None
 
 
 def encode_texts(texts: Sequence[Text], folder: str | Path, data: DataSettings) -> Encoded:

@@ -10,6 +10,8 @@ from fb3.errors import Fb3Error
 from fb3.models.backbone import empty_encoder, pretrained_encoder, random_encoder
 from fb3.models.backbone_files import FEATURE_KEY, KEY, SECOND_KEY
 from fb3.models.dry_run import make_up_weights
+from fb3.models.frame_embeddings import FrameEmbeddings
+from fb3.models.frame_scorers import DualStreamScorer, SingleStreamScorer
 from fb3.models.heads import build_head
 from fb3.models.kernels.blocked_attention import use_blocked_attention
 from fb3.models.kernels.deberta import use_fused_disentangled_attention
@@ -25,7 +27,8 @@ from fb3.recipe import Recipe
 from fb3.recipe.data import DataSettings
 from fb3.recipe.estimator import EmbeddingsSettings
 from fb3.recipe.model import ModelSettings
-from fb3.system.file_names import SECOND
+from fb3.system.file_names import CONFIG, FRAME_WIDTH, SECOND
+from fb3.system.files import read_json
 
 _EMPTY = {"empty", "trial"}  # parameters on the meta device
 
@@ -50,12 +53,33 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
         second.encoder.requires_grad_(stitch.frozen == "none")
         if stitch.frozen == "both":
             tower.encoder.requires_grad_(False)
+    dual = recipe.data.frames and recipe.model.frames.kind == "dual_stream"
+    if dual:
+        width = DualStreamScorer.width(width, tower.encoder.config.hidden_size)
     beside = StatisticsNet(width) if recipe.data.text.statistics else NoStatistics(width)
     head = build_head(recipe.model.head, beside.width, recipe.task.outputs(len(recipe.data.target_columns)))
+    if second:
+        scorer = StitchedScorer(tower, second, beside, head)
+    elif recipe.data.frames:
+        kind, frames = DualStreamScorer if dual else SingleStreamScorer, _frame_embeddings(recipe, tower, folder, init)
+        scorer = kind(tower, frames, recipe.model.frames, beside, head)
+    else:
+        scorer = Scorer(tower, beside, head)
     if init in _EMPTY:
-        _to_meta(beside)
-        _to_meta(head)
-    return StitchedScorer(tower, second, beside, head) if second else Scorer(tower, beside, head)
+        parts = [part for tower in scorer.towers().values() for part in tower.named_children()]
+        for name, part in parts:
+            if name not in ("encoder", "second"):
+                _to_meta(part)
+    return scorer
+
+
+def _frame_embeddings(recipe: Recipe, tower: Tower, folder: Path, init: Init) -> FrameEmbeddings:
+    """The frames' embeddings, on the scale of the encoder's own."""
+    width = read_json(folder / CONFIG, {FRAME_WIDTH: int})[FRAME_WIDTH]
+    frames = FrameEmbeddings(width, tower.encoder.config.hidden_size, recipe.data.frames.most)
+    if init not in _EMPTY:
+        frames.start_like(tower.encoder.get_input_embeddings().weight)
+    return frames
 
 
 def build_embedder(settings: EmbeddingsSettings, data: DataSettings, source: Scorer | Path, *, init: Init) -> Scorer:
@@ -114,9 +138,6 @@ def _build_tower(recipe: Recipe, settings: ModelSettings, folder: Path, init: st
         prompt=_prompt(recipe, settings, folder),
     )
     over_windows = build_window_pooling(recipe.data.windows, pooling.width)
-    if init in _EMPTY:
-        _to_meta(pooling)
-        _to_meta(over_windows)
     return Tower(encoder, pooling, over_windows)
 
 

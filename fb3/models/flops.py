@@ -32,6 +32,10 @@ def forward_flops(config: Mapping[str, Any], lengths: np.ndarray) -> np.ndarray:
 
 
 def encoder_flops(folder: Path, encoded: "Encoded") -> np.ndarray:
-    """FLOPs of one fold for each essay, (N,) float64: its encoder's, and the second encoder's where there is one."""
-    flops = forward_flops(read_json(folder / CONFIG), encoded.lengths)
+    """FLOPs of one fold for each essay, (N,) float64: its encoder's, and the second encoder's where there is one.
+
+    Frames count as tokens, also where a smaller net of their own reads them.
+    """
+    own = encoded.lengths + (encoded.frames.counts if encoded.frames else 0)
+    flops = forward_flops(read_json(folder / CONFIG), own)
     return flops + encoder_flops(folder / SECOND, encoded.second) if encoded.second else flops

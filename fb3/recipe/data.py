@@ -1,26 +1,16 @@
 """Settings of the competition's files, texts, tokens and folds."""
 
-from pathlib import PurePosixPath
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from fb3.recipe.augmentation import AugmentSettings
-from fb3.recipe.settings import Count, Listed, Rate, Seed, Settings
+from fb3.recipe.frames import FramesSettings
+from fb3.recipe.settings import Count, FileName, Listed, Rate, Seed, Settings
 
 Split = Literal["train", "test"]
 _LONGEST_TEMPLATE = 2000  # characters: a column may be named in it any number of times
-
-
-def _within_the_folder(name: str) -> str:
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or {"..", "~"} & {*path.parts} or "\\" in name or "\0" in name:
-        raise ValueError("want a name within the competition's folder, such as train.csv")
-    return name
-
-
-FileName = Annotated[str, AfterValidator(_within_the_folder)]
 
 
 class JoinSettings(Settings):
@@ -208,6 +198,8 @@ class DataSettings(Settings):
     """Changes of a text before the tokenizer."""
     augment: AugmentSettings | None = None
     """Changes of the training essays' tokens; none: off."""
+    frames: FramesSettings | None = None
+    """Frames beside the texts, which model.frames reads; none: texts alone."""
     sample: Count | None = None
     """Use only so many essays, drawn with folds.seed; none: all."""
 
@@ -239,6 +231,12 @@ class DataSettings(Settings):
             raise ValueError(
                 "augment changes one text; leave it or text.parts out, or join the columns by text.template"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _frames_beside_one_input(self) -> "DataSettings":
+        if self.frames and self.windows:
+            raise ValueError("frames stand beside one text; leave them or windows out")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fb3.recipe.frames import FrameModelSettings, SingleStreamSettings
 from fb3.recipe.settings import Count, Probability, Settings, read_kind
 
 
@@ -158,6 +159,8 @@ class ModelSettings(Settings):
     """The way from token states to one vector."""
     stitch: StitchSettings | None = None
     """A second encoder; none: off. Tricks, freezing and re-initialisation act on the first."""
+    frames: FrameModelSettings = SingleStreamSettings()
+    """The way that data.frames join the text; unused without them."""
     head: HeadSettings = LinearHeadSettings()
     """The way from the vector to scores."""
     dropout: Probability = 0.0

@@ -215,6 +215,20 @@ def pseudo_labels_suit_the_loss(recipe: Any) -> None:
         )
 
 
+def frames_stand_beside_one_text(recipe: Any) -> None:
+    if not recipe.data.frames:
+        return
+    if recipe.model.stitch:
+        raise ValueError("model.stitch: frames stand beside one encoder's text; leave it or data.frames out")
+    if recipe.data.augment and recipe.data.augment.mix:
+        raise ValueError("data.augment.mix joins the texts of two items, and not their frames; leave one of them out")
+    if recipe.estimator:
+        raise ValueError("data.frames: an estimator reads no frames; leave them out")
+    kind = recipe.model.pooling.kind
+    if recipe.model.frames.kind == "single_stream" and kind in ("target_tokens", "token_weighted", "cnn"):
+        raise ValueError(f"model.pooling.kind={kind} reads the places of a text, where frames stand too; take mean")
+
+
 def estimator_suits_the_task(recipe: Any) -> None:
     estimator, task = recipe.estimator, recipe.task
     if not estimator:
@@ -277,6 +291,7 @@ RULES = (
     labels_stand_in_one_column,
     metric_suits_the_task,
     sampling_has_classes,
+    frames_stand_beside_one_text,
     pseudo_labels_suit_the_loss,
     estimator_suits_the_task,
     estimator_leaves_no_setting_idle,

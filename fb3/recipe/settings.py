@@ -1,9 +1,10 @@
 """The base of all groups of settings, unions of them by kind, and common types of values."""
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Settings(BaseModel):
@@ -49,6 +50,14 @@ def _plain(value: Any) -> Any:
         return value
 
 
+def _within_the_folder(name: str) -> str:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or {"..", "~"} & {*path.parts} or "\\" in name or "\0" in name:
+        raise ValueError("want a name within the competition's folder, such as train.csv")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_within_the_folder)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]

@@ -1,5 +1,7 @@
 """One fold: model, optimizer and loop put together; the best evaluation kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -122,11 +124,12 @@ def _process_seed(session: Session, seed: int) -> int:
 
 def _training_essays(session: Session, seed: int) -> Encoded:
     """The essays as training draws them: augmented where the recipe wants that."""
-    data = session.recipe.data
+    data, own, encoded = session.recipe.data, _process_seed(session, seed), session.encoded
+    if encoded.frames:
+        encoded = replace(encoded, frames=replace(encoded.frames, rng=np.random.default_rng(own)))
     if not data.augment:
-        return session.encoded
-    own = _process_seed(session, seed)
-    return augment_essays(session.encoded, session.texts, session.tokenizer, data, data.augment, own)
+        return encoded
+    return augment_essays(encoded, session.texts, session.tokenizer, data, data.augment, own)
 
 
 def _training_task(session: Session, task: Task, seed: int) -> Task:

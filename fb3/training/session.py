@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from fb3.data.pseudo_essays import PseudoEssays, with_pseudo_essays
 from fb3.data.texts import input_texts
 from fb3.data.tokenizer import added_tokens, frequent_characters, load_tokenizer
-from fb3.data.tokens import Encoded, encode_essays
+from fb3.data.tokens import Encoded, encode_essays, item_frames
 from fb3.data.unknown_tokens import tell_unknown
 from fb3.errors import Fb3Error
 from fb3.models.attached_backbone import local_backbone
@@ -33,7 +33,7 @@ from fb3.prediction.estimators.feature_inputs import FeatureInputs
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun
 from fb3.system.devices import Precision, keep_freed_memory, pick_device, pick_precision
-from fb3.system.file_names import CONFIG, ENCODER, PADDED, SECOND
+from fb3.system.file_names import CONFIG, ENCODER, FRAME_WIDTH, PADDED, SECOND
 from fb3.system.files import atomic_folder, read_json, write_json
 from fb3.system.kaggle import secret
 from fb3.system.progress import say
@@ -255,6 +255,8 @@ def _write_encoder(recipe: Recipe, essays: pd.DataFrame, out: Path) -> None:
     characters = frequent_characters(input_texts(essays, recipe.data), recipe.data)
     added, model = added_tokens(recipe.data), with_local_backbone(recipe, out).model
     export_encoder(model, out / ENCODER, added, characters=characters)
+    if frames := item_frames(essays, recipe.data):
+        write_json({**read_json(out / ENCODER / CONFIG), FRAME_WIDTH: frames.width}, out / ENCODER / CONFIG)
     if model.stitch:
         export_encoder(model.second(), out / ENCODER / SECOND, added, SECOND_KEY, characters)
 
@@ -268,6 +270,8 @@ def _try_encoders(
     """
     scorer, longest = build_scorer(recipe, out / ENCODER, init="trial"), recipe.data.encoder_length()
     key = "data.windows.length" if recipe.data.windows else "data.max_length"
+    if recipe.data.frames and recipe.model.frames.kind == "single_stream":
+        longest, key = longest + recipe.data.frames.most, "data.max_length + data.frames.most"
     failures = []
     kinds = [(out / ENCODER, KEY, recipe.model)]
     kinds += [(out / ENCODER / SECOND, SECOND_KEY, recipe.model.second())] if recipe.model.stitch else []

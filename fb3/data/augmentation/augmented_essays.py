@@ -41,9 +41,10 @@ class AugmentedEssays(Encoded):
         return [np.concatenate([prefix, tokens, suffix]) for tokens in inner], truths
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.rng.bit_generator.state}
+        return {**super().state_dict(), "generator": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.rng.bit_generator.state = state["generator"]
 
     def _changed(self, row: int) -> np.ndarray:

@@ -1,0 +1,118 @@
+"""Frames of items as a batch needs them: some of each item's, padded, with a mask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fb3.data.frames.frame_files import open_frames
+from fb3.errors import Fb3Error
+from fb3.recipe.frames import FramesSettings
+
+FRAMES_COLUMN = "frames of data.frames"  # of the table of items; no file's column is called so
+
+
+class FrameReference(NamedTuple):
+    """The place of an item's frames, none of them where `count` is 0; the file is opened again in each process."""
+
+    file: Path
+    identifier: str
+    count: int
+
+
+def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Path, some: bool) -> np.ndarray:
+    """References to the frames of N items, (N,) objects.
+
+    Args:
+        identifiers: the items' ids.
+        settings: names the files.
+        folder: holds them.
+        some: whether one item at least must have frames.
+
+    Raises:
+        Fb3Error: no file is there, none knows any item, two differ in width, or both know an item.
+    """
+    paths = [folder / name for name in settings.files if (folder / name).is_file()]
+    if not paths:
+        raise Fb3Error(f"{folder}: holds none of {list(settings.files)} (data.frames.files); say where the frames are")
+    files, found = [open_frames(path) for path in paths], np.empty(len(identifiers), object)
+    if len(widths := {file.width for file in files}) > 1:
+        raise Fb3Error(
+            f"{folder}: {[path.name for path in paths]} hold frames of {sorted(widths)} numbers; want one width"
+        )
+    for row, identifier in enumerate(identifiers):
+        where = [n for n, file in enumerate(files) if identifier in file.counts]
+        if len(where) > 1:
+            raise Fb3Error(f"{folder}: {identifier} has frames in {[paths[n].name for n in where]}; leave one out")
+        first = where[0] if where else 0
+        found[row] = FrameReference(paths[first], identifier, files[first].counts.get(identifier, 0))
+    if some and not any(reference.count for reference in found):
+        raise Fb3Error(
+            f"{folder}: {[path.name for path in paths]} hold no frames of any item, such as {identifiers[0]}"
+        )
+    return found
+
+
+@dataclass
+class ItemFrames:
+    """The frames of N items.
+
+    references: (N,). most: frames of an item in a batch, at most. rng: draws some of too many in
+    training.
+    """
+
+    references: np.ndarray
+    most: int
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Frames of each item in a batch, (N,)."""
+        return np.array([min(self.most, each.count) for each in self.references], np.int64)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a frame; 0 where there are no items."""
+        return open_frames(self.references[0].file).width if len(self.references) else 0
+
+    def batch(self, rows: np.ndarray, drawn: bool) -> dict[str, np.ndarray]:
+        """frames (B, F, D) float32 and frame_mask (B, F), F the most frames of an item of the batch, one at least.
+
+        Raises:
+            Fb3Error: a number is not finite; names the file and the item.
+        """
+        found = [self._frames(self.references[row], drawn) for row in rows]
+        longest = max(1, *map(len, found))
+        frames = np.zeros((len(rows), longest, self.width), np.float32)
+        mask = np.zeros((len(rows), longest), np.int64)
+        for place, each in enumerate(found):
+            frames[place, : len(each)], mask[place, : len(each)] = each, 1
+        return {"frames": frames, "frame_mask": mask}
+
+    def _frames(self, reference: FrameReference, drawn: bool) -> np.ndarray:
+        if not reference.count:
+            return np.zeros((0, self.width), np.float32)
+        frames = open_frames(reference.file).read(reference.identifier)
+        if (count := len(frames)) > self.most:
+            some = np.sort(self.rng.choice(count, self.most, replace=False)) if drawn else even_steps(count, self.most)
+            frames = frames[some]
+        if not np.isfinite(frames).all():
+            raise Fb3Error(
+                f"{reference.file}: frames of {reference.identifier} hold NaN or infinity; compute them anew"
+            )
+        return frames.astype(np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state on which the next draw depends."""
+        return {"frames": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.rng.bit_generator.state = state["frames"]
+
+
+def even_steps(count: int, most: int) -> np.ndarray:
+    """`most` of `count` places in even steps, each the middle of its stretch, (most,)."""
+    return ((np.arange(most) + 0.5) * count / most).astype(np.int64)

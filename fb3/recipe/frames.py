@@ -1,0 +1,50 @@
+"""Frames beside an item's text: where they are, and how a model reads them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fb3.recipe.settings import Count, FileName, Listed, Probability, Settings, read_kind
+
+
+class FramesSettings(Settings):
+    """Frames of a video, or other pictures, as vectors of an image encoder, in the competition's folder by item's id."""
+
+    files: Annotated[tuple[FileName, ...], Field(min_length=1), Listed]
+    """Files with the frames of some items each. An item that none of them has is one without frames; a file that is
+    absent is passed over, one at least is there. x.npz: ids, offsets (items + 1) and features (frames of all items,
+    width): item i has features[offsets[i]:offsets[i+1]]. x.zip: {id}.npy for each item, (frames, width)."""
+    most: Count = 32
+    """Frames of an item that are read. Of more, training draws some anew each time, in their order, and inference takes
+    them in even steps."""
+
+
+class SingleStreamSettings(Settings):
+    """Frames among the text's tokens: [CLS] frames text [SEP], through all layers of one encoder."""
+
+    kind: Literal["single_stream"] = "single_stream"
+    """A linear layer turns a frame into an embedding, and a learned vector for each place stands for its time."""
+    modality_dropout: Probability = 0.0
+    """Probability that a training item has no frames."""
+
+
+class DualStreamSettings(Settings):
+    """Frames in a transformer of their own beside the text's, and attention between the two, both ways."""
+
+    kind: Literal["dual_stream"]
+    """The head reads the text's vector, the frames' mean, and the means of both after the attention; an item without
+    frames still has its text's vector, and one without a text its frames'."""
+    layers: Count = 2
+    """Layers of the frames' transformer."""
+    cross_layers: Count = 2
+    """Layers of attention in each direction."""
+    heads: Count = 6
+    """Attention heads of both."""
+    dropout: Probability = 0.1
+    """Dropout of both."""
+    modality_dropout: Probability = 0.0
+    """Probability that a training item has no frames."""
+
+
+_FrameModel = SingleStreamSettings | DualStreamSettings
+FrameModelSettings = Annotated[_FrameModel, Field(discriminator="kind"), read_kind(_FrameModel, "single_stream", {})]
