@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fb3.data.frames.item_frames import FRAMES_COLUMN, find_frames
 from fb3.data.ids import check_ids
 from fb3.data.joins import joined_files, read_split
 from fb3.data.tables import FOLD_COLUMN, parse_numbers, to_floats
@@ -54,7 +53,7 @@ def read_essays(
     wanted = list(dict.fromkeys([data.id_column, *data.text_columns(), *targets, *weights, *further]))
     table = read_split(path, data, split, wanted, mend, folder=folder)
     check_ids(table[data.id_column], path)
-    essays = table[[data.id_column, *data.text_columns()]].copy()
+    essays = table[[data.id_column, *data.input_columns()]].copy()
     if target:
         numbers = parse_numbers(table, data.id_column, targets, path).astype(np.float32) if target.numeric else None
         essays[targets] = table[targets] if numbers is None else numbers
@@ -69,9 +68,6 @@ def read_essays(
             numbers = to_floats(table[column])
             as_numbers = column != folds.group_column and np.isfinite(numbers).all()
             essays[column] = numbers if as_numbers else table[column]
-    if data.frames:
-        ids = essays[data.id_column].tolist()
-        essays[FRAMES_COLUMN] = find_frames(ids, data.frames, folder or path.parent, split == "train")
     return essays
 
 

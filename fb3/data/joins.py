@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.column_guess import fitting_overrides
+from fb3.data.frames.item_frames import find_frames
 from fb3.data.prepare import prepare_table
 from fb3.data.tables import check_columns_there, read_table
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings, JoinSettings, Split
+from fb3.recipe.frames import FRAMES_COLUMN
 from fb3.system.compressed_files import stored_file
 from fb3.system.files import read_utf8
 
@@ -48,15 +50,32 @@ def read_split(
 
     Returns:
         The table of `read_table`, in its order, with the joined columns at its end; or what data.prepare makes of it.
+        A further column holds references to frames, where the recipe has data.frames.
 
     Raises:
         Fb3Error: see `read_table` and `prepare_table`; also a key that is missing in the joined file or there twice, a
             name that is a column of both, a folder's key that is no plain file name.
     """
+    path, wanted = Path(path), [name for name in wanted if name != FRAMES_COLUMN]
     table = read_joined(path, data, split, wanted, mend, folder=folder, faults=faults)[0]
-    if not data.prepare:
-        return table
-    file, path = Path(data.prepare), Path(path)
+    if data.prepare:
+        table = _prepared(table, path, data, split, wanted, mend, folder)
+    if data.frames:
+        place, ids = folder or path.parent, table[data.id_column].tolist()
+        table[FRAMES_COLUMN] = find_frames(ids, data.frames, place, split == "train")
+    return table
+
+
+def _prepared(
+    table: pd.DataFrame,
+    path: Path,
+    data: DataSettings,
+    split: Split,
+    wanted: Sequence[str],
+    mend: str,
+    folder: Path | None,
+) -> pd.DataFrame:
+    file = Path(data.prepare)
     mended = partial(_mend, data=data, folder=folder or path.parent, wanted=wanted, begin=mend)
     if split == "test":
         check_columns_there(table, [data.id_column], path, mended)

@@ -92,7 +92,7 @@ def read_pseudo_essays(
     elif settings.use != "distil":
         raise Fb3Error(f"{folder}: holds no essays, and pseudo.use={settings.use} learns from them; give --essays FILE")
     teacher = _read_teacher(folder, recipe, essays, splits, columns) if settings.use == "distil" else None
-    kept = [identifier, *recipe.data.text_columns()]
+    kept = [identifier, *recipe.data.input_columns()]
     record = {
         "sha256": sha256(folder / PSEUDO),
         "use": settings.use,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
-from fb3.data.frames.item_frames import FRAMES_COLUMN, ItemFrames
+from fb3.data.frames.item_frames import ItemFrames
 from fb3.data.text_statistics import text_statistics
 from fb3.data.texts import Text, input_texts
 from fb3.data.tokenizer import check_tokenizer, load_tokenizer, padded_length, prefix_and_suffix, separator
@@ -17,6 +17,7 @@ from fb3.data.truncation import end_paragraphs, share_room, truncate
 from fb3.data.windows import WindowSplitter
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
+from fb3.recipe.frames import FRAMES_COLUMN
 from fb3.system.file_names import CONFIG, FRAME_WIDTH, SECOND
 from fb3.system.files import read_json
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from fb3.recipe.augmentation import AugmentSettings
-from fb3.recipe.frames import FramesSettings
+from fb3.recipe.frames import FRAMES_COLUMN, FramesSettings
 from fb3.recipe.settings import Count, FileName, Listed, Rate, Seed, Settings
 
 Split = Literal["train", "test"]
@@ -257,6 +257,10 @@ class DataSettings(Settings):
     def text_columns(self) -> tuple[str, ...]:
         """The columns of an essay's texts, text_column first."""
         return tuple(dict.fromkeys([self.text_column, *self.text.columns()]))
+
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that an example is made of: its texts, and the reference to its frames where there are any."""
+        return (*self.text_columns(), *([FRAMES_COLUMN] if self.frames else []))
 
 
 class FoldsSettings(Settings):

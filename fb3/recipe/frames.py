@@ -7,6 +7,11 @@ from pydantic import Field
 from fb3.recipe.settings import Count, FileName, Listed, Probability, Settings, read_kind
 
 
+FRAMES_COLUMN = (
+    "frames of data.frames"  # of a table of items, references to their frames; no file's column is called so
+)
+
+
 class FramesSettings(Settings):
     """Frames of a video, or other pictures, as vectors of an image encoder, in the competition's folder by item's id."""
 

@@ -100,8 +100,9 @@ def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFram
         data = Path(recorded)
     own_prepare(run, member.recipe)
     settings = member.recipe.data
-    table = read_split(data / settings.files.train, settings, "train", [settings.id_column, *settings.text_columns()])
-    return table.set_index(settings.id_column)[list(settings.text_columns())]
+    columns = list(settings.input_columns())
+    table = read_split(data / settings.files.train, settings, "train", [settings.id_column, *columns])
+    return table.set_index(settings.id_column)[columns]
 
 
 def check_known(ids: pd.Series, texts: pd.DataFrame, run: Path) -> None:

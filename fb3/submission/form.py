@@ -96,9 +96,9 @@ def read_test(
         Fb3Error: neither file gives ids.
     """
     identifier = recipe.data.id_column if recipe else form.ids.name
-    texts = recipe.data.text_columns() if recipe else ()
+    texts = recipe.data.input_columns() if recipe else ()
     read = read_table
-    if recipe and (recipe.data.files.joins or recipe.data.prepare):
+    if recipe and (recipe.data.files.joins or recipe.data.prepare or recipe.data.frames):
         faults, place = form.warnings if rerun else None, None if folder is None else Path(folder)
         read = partial(read_split, data=recipe.data, split="test", folder=place, faults=faults)
     table, fault = _read(path, [identifier, *texts], rerun, form.warnings, read)

@@ -11,8 +11,6 @@ from fb3.data.frames.frame_files import open_frames
 from fb3.errors import Fb3Error
 from fb3.recipe.frames import FramesSettings
 
-FRAMES_COLUMN = "frames of data.frames"  # of the table of items; no file's column is called so
-
 
 class FrameReference(NamedTuple):
     """The place of an item's frames, none of them where `count` is 0; the file is opened again in each process."""
