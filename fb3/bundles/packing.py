@@ -180,6 +180,10 @@ def _read_runs(paths: Mapping[Path, Weights | None]) -> list[Member]:
         members.append(Member(name, path, recipe, folds, weights))
         if weights and set(weights) != set(columns := target_of(recipe).columns):
             raise Fb3Error(f"{path}: predicts {columns}, its weights are for {list(weights)}; run `fb3 ensemble` again")
+    files = {member.recipe.data.frames.files: member.path for member in members if member.recipe.data.frames}
+    if len(files) > 1:
+        places = " and ".join(f"{list(names)} for {path}" for names, path in files.items())
+        raise Fb3Error(f"data.frames.files are {places}; pack these runs separately")
     for member in members[1:]:
         for what, columns in _COLUMNS.items():
             first, other = (columns(each.recipe) for each in (members[0], member))

@@ -97,7 +97,7 @@ def collate(encoded: Encoded, rows: np.ndarray, targets: np.ndarray | None = Non
         input_ids and attention_mask (B, T), row (B,), and targets (B, K) where given. With windows, W in all and at
         most V an essay: input_ids and attention_mask (W, T), windows (B, V), the places of an essay's windows among the
         W, and window_mask (B, V), 1 where there is a window. statistics (B, S) where the recipe wants them. frames
-        (B, F, D) and frame_mask (B, F) where there are frames, drawn anew where there are too many and targets. A second
+        (B, F, D) and frame_mask (B, F) where there are any, drawn where there are too many and targets. A second
         encoder's tensors have names such as second_input_ids.
     """
     import torch

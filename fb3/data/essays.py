@@ -75,7 +75,8 @@ def training_files(recipe: Recipe, data: Path) -> dict[str, Path]:
     """The files that a run trains on, each by the name of its hash in environment.json."""
     uda, joined = recipe.task.uda, joined_files(recipe.data, data, "train")
     files = {"train_sha256": data / recipe.data.files.train} | ({"unlabelled_sha256": data / uda.file} if uda else {})
-    further = {f"{name}_sha256": path for name, path in joined.items() if path.exists()}
+    frames = {name: data / name for name in (recipe.data.frames.files if recipe.data.frames else ())}
+    further = {f"{name}_sha256": path for name, path in {**joined, **frames}.items() if path.exists()}
     own = {"prepare_sha256": Path(recipe.data.prepare)} if recipe.data.prepare else {}
     labels = {"pseudo_sha256": Path(recipe.pseudo.folder) / PSEUDO} if recipe.pseudo else {}
     return {key: stored_file(path) for key, path in files.items()} | further | own | labels

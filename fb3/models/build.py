@@ -74,11 +74,13 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
 
 
 def _frame_embeddings(recipe: Recipe, tower: Tower, folder: Path, init: Init) -> FrameEmbeddings:
-    """The frames' embeddings, on the scale of the encoder's own."""
+    """The frames' embeddings, on the scale of the encoder's own where they join these."""
     width = read_json(folder / CONFIG, {FRAME_WIDTH: int})[FRAME_WIDTH]
-    frames = FrameEmbeddings(width, tower.encoder.config.hidden_size, recipe.data.frames.most)
-    if init not in _EMPTY:
-        frames.start_like(tower.encoder.get_input_embeddings().weight)
+    words, single = tower.encoder.get_input_embeddings().weight, recipe.model.frames.kind == "single_stream"
+    hidden = words.shape[1] if single else tower.encoder.config.hidden_size
+    frames = FrameEmbeddings(width, hidden, recipe.data.frames.most)
+    if single and init not in _EMPTY:
+        frames.start_like(words)
     return frames
 
 

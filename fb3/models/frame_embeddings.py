@@ -1,25 +1,37 @@
 """Frames as an encoder's input: embeddings of their own, alone or packed between the tokens of a text."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+_CONSTANT = 1e-6  # standard deviation below which a number of the frames says nothing
+_MOST = 10.0  # standard deviations: bounds a frame that is broken
+
 
 class FrameEmbeddings(nn.Module):
-    """A linear layer on standardised frames, plus a learned vector for each place, on the scale of word embeddings.
+    """A linear layer on frames, standardised by the training's, plus a learned vector for each place.
 
     Args:
         width: numbers of a frame.
-        hidden: width of the encoder.
+        hidden: numbers of an embedding.
         most: frames of an item, at most.
     """
 
     def __init__(self, width: int, hidden: int, most: int) -> None:
         super().__init__()
-        self.standard = nn.LayerNorm(width)
+        self.register_buffer("mean", torch.zeros(width))  # the training frames'; saved with the weights
+        self.register_buffer("factor", torch.ones(width))
         self.linear = nn.Linear(width, hidden)
         self.places = nn.Embedding(most, hidden)
         self.norm = nn.LayerNorm(hidden)
         nn.init.normal_(self.places.weight, std=0.02)
+
+    def fit(self, frames: np.ndarray) -> None:
+        """Learns mean and standard deviation of each number from training frames (N, width), once, before training."""
+        deviation = frames.std(0, dtype=np.float64)
+        factor = np.where(deviation > _CONSTANT, 1 / np.maximum(deviation, _CONSTANT), 0.0)
+        self.mean.copy_(torch.from_numpy(frames.mean(0, dtype=np.float64)))
+        self.factor.copy_(torch.from_numpy(factor))
 
     def start_like(self, words: Tensor) -> None:
         """Gives the embeddings the standard deviation of an encoder's word embeddings (V, D), to which it is used."""
@@ -28,7 +40,8 @@ class FrameEmbeddings(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, F, width) to (B, F, D)."""
-        placed = self.linear(self.standard(frames)) + self.places.weight[: frames.shape[1]]
+        standard = ((frames - self.mean) * self.factor).clamp(-_MOST, _MOST)
+        placed = self.linear(standard) + self.places.weight[: frames.shape[1]]
         return self.norm(placed)
 
 

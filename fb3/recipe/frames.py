@@ -6,14 +6,11 @@ from pydantic import Field
 
 from fb3.recipe.settings import Count, FileName, Listed, Probability, Settings, read_kind
 
-
-FRAMES_COLUMN = (
-    "frames of data.frames"  # of a table of items, references to their frames; no file's column is called so
-)
+FRAMES_COLUMN = "frames of data.frames"  # of a table of items: references to their frames
 
 
 class FramesSettings(Settings):
-    """Frames of a video, or other pictures, as vectors of an image encoder, in the competition's folder by item's id."""
+    """Frames of a video, or other pictures, as vectors of an image encoder, found by the item's id."""
 
     files: Annotated[tuple[FileName, ...], Field(min_length=1), Listed]
     """Files with the frames of some items each. An item that none of them has is one without frames; a file that is

@@ -8,11 +8,14 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.column_guess import guess_columns
+from fb3.data.frames.frame_files import write_frames
+from fb3.data.frames.item_frames import FrameReference, find_frames, read_frames
 from fb3.data.joins import Joined, joined_files, read_joined, read_split
 from fb3.data.tables import FOLD_COLUMN, read_table, write_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.recipe.data import DataSettings, FilesSettings
+from fb3.recipe.frames import FRAMES_COLUMN, FramesSettings
 from fb3.system.compressed_files import stored_file
 from fb3.system.files import write_text
 from fb3.targets.build import target_of
@@ -51,8 +54,10 @@ def public_files(data: Path, files: FilesSettings = FilesSettings()) -> PublicFi
 
 def public_paths(data: Path, settings: DataSettings) -> list[Path]:
     """The public files as they are stored, with the files and folders that are joined to them where those are there."""
-    joined = [path for path in joined_files(settings, data, "test").values() if path.exists()]
-    return list(dict.fromkeys([*(stored_file(data / name) for name in settings.files.markers()), *joined]))
+    further = [*joined_files(settings, data, "test").values()]
+    further += [data / name for name in (settings.frames.files if settings.frames else ())]
+    there = [path for path in further if path.exists()]
+    return list(dict.fromkeys([*(stored_file(data / name) for name in settings.files.markers()), *there]))
 
 
 def invented_files(recipe: Recipe, data: Path) -> PublicFiles:
@@ -76,7 +81,8 @@ def write_hidden_test(
 ) -> dict[str, str]:
     """Writes test.csv and sample_submission.csv with training rows, odd essays, copies, and ids in different orders.
 
-    The files that the recipe joins to test.csv are written too, from the columns joined to the same training rows.
+    The files that the recipe joins to test.csv are written too, from the columns joined to the same training rows, and
+    a file with the frames of these rows; some have none there, or twice as many as are read.
 
     Args:
         data: the folder with train.csv. A hidden row takes all its cells from one row of it; cells of columns that only
@@ -95,6 +101,8 @@ def write_hidden_test(
     """
     settings, files = recipe.data, recipe.data.files
     train, joined = read_joined(data / files.train, settings, "train", settings.text_columns())
+    if settings.frames:
+        train[FRAMES_COLUMN] = find_frames(train[settings.id_column].tolist(), settings.frames, data, True)
     if settings.prepare:  # it got every join of train
         given = {*public.test.columns, *(name for join in joined for name in join.columns)}
         joined = [join for join in joined if join.settings.on in given]
@@ -123,6 +131,8 @@ def write_hidden_test(
     write_table(test[columns], _new_file(out / files.test))
     for join in joined:
         _write_joined(test, join, out)
+    if settings.frames:
+        _write_frames(test, identifier, settings.frames, out)
     sample = public.sample.iloc[rng.integers(0, len(public.sample), rows)].assign(
         **{identifier: test[identifier].values}
     )
@@ -135,7 +145,7 @@ def write_hidden_test(
 
 def _copies(essays: pd.DataFrame, settings: DataSettings) -> dict[str, str]:
     """For each id whose texts are a copy of an earlier row's, that row's id."""
-    texts, first = essays[list(settings.text_columns())].itertuples(index=False, name=None), dict[tuple, str]()
+    texts, first = essays[list(settings.input_columns())].itertuples(index=False, name=None), dict[tuple, str]()
     ids = zip(essays[settings.id_column], texts, strict=True)
     return {own: first[essay] for own, essay in ids if first.setdefault(essay, own) != own}
 
@@ -154,6 +164,17 @@ def _write_joined(test: pd.DataFrame, join: Joined, out: Path) -> None:
         return
     for name, text in rows.itertuples(index=False, name=None):
         write_text(text, path / f"{name}.txt")
+
+
+def _write_frames(test: pd.DataFrame, identifier: str, settings: FramesSettings, out: Path) -> None:
+    """Writes the frames of the hidden rows, and changes some references: they then say what stands in the file."""
+    path, frames = _new_file(out / settings.files[0]), [read_frames(each) for each in test[FRAMES_COLUMN]]
+    bare = next(row for row, each in enumerate(frames) if len(each))
+    for row, times in ((bare, 0), (bare + 1, 2 * settings.most)):
+        if row < len(frames):
+            frames[row] = np.concatenate([frames[row][:0], *[frames[row][:1]] * times])
+    write_frames(path, test[identifier].tolist(), frames)
+    test[FRAMES_COLUMN] = [FrameReference(path, str(each.tobytes()), len(each)) for each in frames]
 
 
 def ids_like(real: list[str], count: int, rng: np.random.Generator) -> list[str]:

@@ -19,7 +19,7 @@ from fb3.rehearsal.hidden_rows import invented_files, public_files, public_paths
 from fb3.rehearsal.notebooks import find_notebook
 from fb3.rehearsal.report import PUBLIC, RehearsalReport, pass_name, projection
 from fb3.rehearsal.sandbox import importable, namespace_command, run_in_sandbox
-from fb3.runs.run_folder import Member
+from fb3.runs.run_folder import Member, reading_recipe
 from fb3.submission.form import check_same_ids, submitted_columns
 from fb3.submission.inference import packed_decision
 from fb3.submission.submission_file import check_frame
@@ -60,7 +60,7 @@ def rehearse(
     """
     packed, data = verify_bundle(bundle), Path(data)
     members = packed.members()
-    recipe = members[0].recipe
+    recipe = reading_recipe(members)
     decision = packed_decision(packed, recipe, strict=True)
     files = recipe.data.files
     read_table(

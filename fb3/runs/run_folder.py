@@ -88,6 +88,11 @@ def training_file(run: Path, data: Path) -> Path:
     return stored_file(data / name)
 
 
+def reading_recipe(members: Sequence[Member]) -> Recipe:
+    """The recipe by which essays are read once for several runs: one with frames where there is one."""
+    return next((member.recipe for member in members if member.recipe.data.frames), members[0].recipe)
+
+
 def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFrame:
     """The training essays' texts by id; an Fb3Error where their folder is not known, or lacks the file."""
     if data is None:

@@ -17,7 +17,7 @@ from fb3.bundles.bundle import Bundle, read_bundle
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.data import FilesSettings
-from fb3.runs.run_folder import Member, in_turn, own_prepare
+from fb3.runs.run_folder import Member, in_turn, own_prepare, reading_recipe
 from fb3.runs.scores import caveats
 from fb3.submission.form import SubmissionForm, read_sample, read_test
 from fb3.submission.given_predictions import read_given
@@ -75,7 +75,7 @@ def infer(
     packed.check_trained()
     summary = Summary(out.with_suffix(".report.json"), start)
     members = _usable_runs(packed, summary, strict)
-    recipe = members[0].recipe if members else None
+    recipe = reading_recipe(members) if members else None
     target = target_of(recipe, packed_decision(packed, recipe, strict)) if recipe else None
     if recipe and not packed.weighs(target.columns):
         packed, members = _unweighed(packed, members, summary, strict)

@@ -96,6 +96,8 @@ def _build_model(session: Session, split: FoldSplit) -> tuple[Scorer, Task]:
     scorer = build_scorer(with_local_backbone(recipe, session.out), session.out / ENCODER, init="pretrained")
     for tower, encoded in zip(scorer.towers().values(), (essays, essays.second), strict=False):
         tower.pooling.fit(encoded.rows[row] for row in split.train_rows)
+    if essays.frames:
+        scorer.frames.fit(essays.frames.some(split.train_rows))
     if essays.statistics is not None:
         scorer.beside.fit(essays.statistics[split.train_rows])
     task, targets = build_task(recipe), torch.from_numpy(session.targets[split.train_rows])

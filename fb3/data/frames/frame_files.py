@@ -1,7 +1,7 @@
-"""Files with frames, read by id: npz with offsets, zips of npy. Nothing is unpickled, and nothing is read before its time."""
+"""Files with frames, by id: npz with offsets, zips of npy. Nothing is unpickled; a zip's arrays are read one by one."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Protocol
@@ -88,6 +88,19 @@ class _Zip:
     def read(self, identifier: str) -> np.ndarray:
         with self.archive.open(self.members[identifier]) as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def write_frames(path: Path, identifiers: Sequence[str], frames: Sequence[np.ndarray]) -> None:
+    """Writes the frames (F, D) of each item in the form that the file's name says, as float16."""
+    lowered = [each.astype(np.float16) for each in frames]
+    if path.suffix == ".npz":
+        offsets = np.cumsum([0, *map(len, lowered)])
+        np.savez(path, ids=np.array(identifiers, str), offsets=offsets, features=np.concatenate(lowered))
+        return
+    with zipfile.ZipFile(path, "w") as archive:
+        for identifier, each in zip(identifiers, lowered, strict=True):
+            with archive.open(f"{identifier}.npy", "w") as stream:
+                np.lib.format.write_array(stream, each, allow_pickle=False)
 
 
 def _head(stream: IO[bytes]) -> tuple[tuple[int, ...], str]:

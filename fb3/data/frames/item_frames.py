@@ -11,6 +11,8 @@ from fb3.data.frames.frame_files import open_frames
 from fb3.errors import Fb3Error
 from fb3.recipe.frames import FramesSettings
 
+_FITTED = 2000  # items whose frames say how frames are spread
+
 
 class FrameReference(NamedTuple):
     """The place of an item's frames, none of them where `count` is 0; the file is opened again in each process."""
@@ -89,10 +91,13 @@ class ItemFrames:
             frames[place, : len(each)], mask[place, : len(each)] = each, 1
         return {"frames": frames, "frame_mask": mask}
 
+    def some(self, rows: np.ndarray) -> np.ndarray:
+        """Frames of some of the items, `_FITTED` at most in even steps, side by side: (frames, D) float32."""
+        rows = rows[even_steps(len(rows), min(len(rows), _FITTED))]
+        return np.concatenate([self._frames(self.references[row], drawn=False) for row in rows])
+
     def _frames(self, reference: FrameReference, drawn: bool) -> np.ndarray:
-        if not reference.count:
-            return np.zeros((0, self.width), np.float32)
-        frames = open_frames(reference.file).read(reference.identifier)
+        frames = read_frames(reference)
         if (count := len(frames)) > self.most:
             some = np.sort(self.rng.choice(count, self.most, replace=False)) if drawn else even_steps(count, self.most)
             frames = frames[some]
@@ -109,6 +114,12 @@ class ItemFrames:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
         self.rng.bit_generator.state = state["frames"]
+
+
+def read_frames(reference: FrameReference) -> np.ndarray:
+    """All frames of an item, (F, D) as they are stored."""
+    file = open_frames(reference.file)
+    return file.read(reference.identifier) if reference.count else np.zeros((0, file.width), np.float16)
 
 
 def even_steps(count: int, most: int) -> np.ndarray:
