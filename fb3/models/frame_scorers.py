@@ -20,6 +20,8 @@ class SingleStreamScorer(Scorer):
     arXiv:1908.03557).
     """
 
+    of_tokens_alone = False
+
     def __init__(
         self, tower: Tower, frames: FrameEmbeddings, settings: SingleStreamSettings, beside: nn.Module, head: LinearHead
     ) -> None:
@@ -42,6 +44,8 @@ class DualStreamScorer(Scorer):
     The vectors of each stream alone stand beside the joined ones, so that an item that lacks one of them still has the
     other's. After LXMERT (Tan & Bansal 2019, arXiv:1908.07490).
     """
+
+    of_tokens_alone = False
 
     def __init__(
         self, tower: Tower, frames: FrameEmbeddings, settings: DualStreamSettings, beside: nn.Module, head: LinearHead

@@ -27,6 +27,8 @@ class Scorer(Tower):
         head: turns the vector into scores.
     """
 
+    of_tokens_alone = True  # whether its encoders get token ids and a mask, which is what other backends compute
+
     def __init__(self, tower: Tower, beside: nn.Module, head: LinearHead) -> None:
         super().__init__(tower.encoder, tower.pooling, tower.over_windows)
         self.beside = beside

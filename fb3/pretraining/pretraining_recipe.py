@@ -39,6 +39,7 @@ def pretraining_recipe(recipe: Recipe) -> Recipe:
     )
     length = settings.length or recipe.data.encoder_length()
     data = {"max_length": length, "windows": None, "augment": None, "weight_column": None, "weight_form": "weight"}
+    data["frames"] = None  # objectives read texts
     loop = {name: getattr(settings, name) for name in ("epochs", "batch_size", "accumulation")}
     optimizer = AdamWSettings(
         encoder_rate=settings.encoder_rate,

@@ -11,6 +11,8 @@ from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
 from fb3.data.frames.frame_files import open_frames, write_frames
 from fb3.errors import Fb3Error
+from fb3.pretraining.run_pretraining import pretrain_encoder
+from fb3.pseudo_labels.pseudo_folder import label_essays
 from fb3.recipe import load_recipe
 from fb3.rehearsal.hidden_rows import public_files, write_hidden_test
 from fb3.submission.inference import infer
@@ -103,6 +105,37 @@ def test_hidden_rows_have_the_frames_of_the_rows_they_were_drawn_from(name, runs
         infer(bundle.path, tmp_path / "hidden", tmp_path / "s.csv", strict=True)
         found = pd.read_csv(tmp_path / "s.csv").set_index("id")["label"]
         assert all(found[own] == found[first] for own, first in copies.items())
+
+
+def test_torch_computes_frames_whatever_the_backend(runs, items, tmp_path, capsys):
+    run = shutil.copytree(runs / "single_stream", tmp_path / "run")
+    text = (run / "recipe.yaml").read_text().replace("backend: auto", "backend: openvino")
+    (run / "recipe.yaml").write_text(text)
+    bundle = write_bundle([run], tmp_path / "bundle")
+    infer(bundle.path, items, tmp_path / "s.csv", strict=True)
+    said = capsys.readouterr().err
+    assert "frames stand beside; torch does" in said or "openvino is not installed" in said
+
+
+def test_unlabelled_items_get_labels_and_teach(runs, items, tmp_path):
+    more = write_items(tmp_path / "more", 20, seed=5)
+    data = shutil.copytree(items, tmp_path / "data")
+    table = pd.read_csv(more / "test.csv").assign(id=[f"more{n}" for n in range(20)])
+    table.to_csv(tmp_path / "unlabelled.csv", index=False)
+    stored = open_frames(more / "frames.npz")
+    write_frames(data / "more.zip", table["id"].tolist(), [stored.read(f"test{n}") for n in range(20)])
+    found = ["data.frames.files=[frames.npz, more.zip]"]
+    teacher = train(recipe_of("dual_stream", *found, "train.epochs=1"), data, tmp_path / "teacher").path
+    label_essays(teacher, tmp_path / "labels", tmp_path / "unlabelled.csv", data=data)
+    assert len(pd.read_csv(tmp_path / "labels" / "fold0.csv")) == 20  # of like titles, and items of their own
+    taught = recipe_of("single_stream", *found, f"pseudo={{folder: {tmp_path / 'labels'}, use: mix}}", "train.epochs=1")
+    assert verify(train(taught, data, tmp_path / "student").path, essays=4).passed
+
+
+def test_pretraining_reads_the_texts(items, tmp_path):
+    recipe = recipe_of("single_stream", "pretrain={epochs: 1, length: 16}")
+    encoder = pretrain_encoder(recipe, items, tmp_path / "encoder")
+    train(recipe_of("single_stream", f"model.backbone={encoder}", "train.epochs=1"), items, tmp_path / "run", folds=[0])
 
 
 def test_frames_of_another_encoder_are_refused(runs, items, tmp_path):

@@ -67,6 +67,9 @@ def use_backend(scorer: Scorer, backend: Backend, precision: Precision, name: st
     """
     if backend == "torch":
         return False
+    if not scorer.of_tokens_alone:
+        say(f"{name}: predict.backend={backend} computes encoders of tokens alone, and frames stand beside; torch does")
+        return False
     precision = "fp32" if backend == "onnx" else precision
     try:
         bind = import_module(f"fb3.prediction.backends.{backend}").bind
