@@ -128,7 +128,7 @@ def _read_unlabelled(path: Path, first: Teacher, data: Path | None) -> Unlabelle
     essays = read_essays(path, recipe.data, split=read_as, folder=data)
     labelled = training_essays(first.member.path, first.member, data)[recipe.data.text_column]
     known = essays[identifier].isin(labelled.index).to_numpy()
-    # Of items with frames the texts alone do not say that they are one: many have the same title, or none.
+    # Texts alone do not say that two items with frames are one: many have the same title, or none.
     alike = {} if recipe.data.frames else near_duplicates(essays[recipe.data.text_column].tolist(), labelled.tolist())
     ids, others = essays[identifier].to_numpy(), labelled.index.to_numpy()
     left = np.array([row for row in range(len(ids)) if not known[row] and row not in alike], np.int64)

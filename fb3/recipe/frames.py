@@ -6,7 +6,7 @@ from pydantic import Field
 
 from fb3.recipe.settings import Count, FileName, Listed, Probability, Settings, read_kind
 
-FRAMES_COLUMN = "frames of data.frames"  # of a table of items: references to their frames
+FRAMES_COLUMN = "frames of data.frames"  # a column of tables of items: references to their frames
 
 
 class FramesSettings(Settings):

@@ -67,7 +67,7 @@ class TrainingData:
 
     @property
     def name(self) -> str:
-        """What is trained, in messages."""
+        """The name of the training in messages."""
         return self.title or f"fold {self.fold}"
 
     @property

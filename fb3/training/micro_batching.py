@@ -19,7 +19,7 @@ class MicroBatching:
             losses; only then do the gradients of micro-batches add up to the batch's.
         scorer: the model, not yet prepared for several processes.
         fold: its number, for the log.
-        name: what is trained, in messages.
+        name: the training, in messages.
         processes: how many train together.
         log: takes the events.
         whole_batches: whether the loss is one of whole batches, whatever the recipe's task.
