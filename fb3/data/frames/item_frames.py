@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ class ItemFrames:
     most: int
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    @property
+    @cached_property
     def counts(self) -> np.ndarray:
         """Frames of each item in a batch, (N,)."""
         return np.array([min(self.most, each.count) for each in self.references], np.int64)
