@@ -126,10 +126,10 @@ def _read_unlabelled(path: Path, first: Teacher, data: Path | None) -> Unlabelle
     recipe, identifier = first.member.recipe, first.member.recipe.data.id_column
     read_as: Read = "test" if path.name == recipe.data.files.test else "train"
     essays = read_essays(path, recipe.data, split=read_as, folder=data)
-    labelled = training_essays(first.member.path, first.member, data)[recipe.data.text_column]
+    labelled = training_essays(first.member.path, first.member, data)
     known = essays[identifier].isin(labelled.index).to_numpy()
     # Texts alone do not say that two items with frames are one: many have the same title, or none.
-    alike = {} if recipe.data.frames else near_duplicates(essays[recipe.data.text_column].tolist(), labelled.tolist())
+    alike = {} if recipe.data.frames else near_duplicates(*(_whole_texts(each, recipe) for each in (essays, labelled)))
     ids, others = essays[identifier].to_numpy(), labelled.index.to_numpy()
     left = np.array([row for row in range(len(ids)) if not known[row] and row not in alike], np.int64)
     if not len(left):
@@ -148,6 +148,11 @@ def _read_unlabelled(path: Path, first: Teacher, data: Path | None) -> Unlabelle
         },
     }
     return Unlabelled(table[table[identifier].isin(ids[left])], ids[left], read_as, removed)
+
+
+def _whole_texts(essays: pd.DataFrame, recipe: Recipe) -> list[str]:
+    """All texts of each essay, joined: where there are several, one of them may stand in many essays."""
+    return [" ".join(texts) for texts in essays[list(recipe.data.text_columns())].itertuples(index=False, name=None)]
 
 
 def _write_teacher(path: Path, recipe: Recipe, split: Split, out: Path) -> None:

@@ -61,6 +61,19 @@ def labels_of(folder, fold):
     return pd.read_csv(folder / f"fold{fold}.csv", dtype={"text_id": str}).set_index("text_id")
 
 
+def test_essays_with_one_text_in_common_of_two_are_no_duplicates(competition, unlabelled, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in (competition / "train.csv", unlabelled):
+        table = pd.read_csv(path, dtype=str).assign(prompt="Why should students help their community?")
+        table.to_csv(data / path.name, index=False)
+    texts = ["data.text_column=prompt", 'data.text.template="{prompt} {full_text}"', "train.save_every_minutes=null"]
+    run = train(load_recipe("tiny", [*TINY, *texts, "data.sample=30"]), data, tmp_path / "run").path
+    told = label_essays(run, tmp_path / "P", data / unlabelled.name)
+    assert "1 have the id of a labelled one and 2 nearly the text of one" in told[0]
+    assert len(labels_of(tmp_path / "P", 0)) == 9
+
+
 def test_a_folds_labels_are_those_of_the_model_that_did_not_see_its_validation_essays(run, unlabelled, tmp_path):
     options = ["--essays", str(unlabelled), "--out", str(tmp_path / "P")]
     done = CliRunner().invoke(app, ["pseudo", str(run), *options])
