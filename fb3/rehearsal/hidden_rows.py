@@ -9,7 +9,7 @@ import pandas as pd
 
 from fb3.data.column_guess import guess_columns
 from fb3.data.frames.frame_files import write_frames
-from fb3.data.frames.item_frames import FrameReference, find_frames, read_frames
+from fb3.data.frames.item_frames import FrameReference, find_frames
 from fb3.data.joins import Joined, joined_files, read_joined, read_split
 from fb3.data.tables import FOLD_COLUMN, read_table, write_table
 from fb3.errors import Fb3Error
@@ -168,8 +168,8 @@ def _write_joined(test: pd.DataFrame, join: Joined, out: Path) -> None:
 
 def _write_frames(test: pd.DataFrame, identifier: str, settings: FramesSettings, out: Path) -> None:
     """Writes the frames of the hidden rows, and changes some references: they then say what stands in the file."""
-    path, frames = _new_file(out / settings.files[0]), [read_frames(each) for each in test[FRAMES_COLUMN]]
-    bare = next(row for row, each in enumerate(frames) if len(each))
+    path, frames = _new_file(out / settings.files[0]), [each.read() for each in test[FRAMES_COLUMN]]
+    bare = next((row for row, each in enumerate(frames) if len(each)), 0)
     for row, times in ((bare, 0), (bare + 1, 2 * settings.most)):
         if row < len(frames):
             frames[row] = np.concatenate([frames[row][:0], *[frames[row][:1]] * times])

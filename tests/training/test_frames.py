@@ -86,15 +86,16 @@ def test_runs_of_texts_and_of_frames_share_a_bundle(runs, items, tmp_path):
 def test_hidden_rows_have_the_frames_of_the_rows_they_were_drawn_from(name, runs, items, tmp_path):
     data = shutil.copytree(items, tmp_path / "data")
     stored = open_frames(data / "frames.npz")
-    by_id = {identifier: stored.read(identifier) for identifier in stored.counts}
+    by_id = {identifier: stored.read(identifier) for identifier in stored.ids}
     (data / "frames.npz").unlink()
     write_frames(data / name, list(by_id), list(by_id.values()))
     recipe = recipe_of("single_stream", f"data.frames.files=[{name}]")
     copies = write_hidden_test(data, recipe, public_files(data), tmp_path / "hidden", 50)
     hidden, table = open_frames(tmp_path / "hidden" / name), pd.read_csv(tmp_path / "hidden" / "test.csv")
-    assert {*hidden.counts} == {*table["id"]}
-    assert 0 in hidden.counts.values()
-    assert max(hidden.counts.values()) == 2 * recipe.data.frames.most
+    assert {*hidden.ids} == {*table["id"]}
+    counts = {hidden.count(identifier) for identifier in hidden.ids}
+    assert 0 in counts
+    assert max(counts) == 2 * recipe.data.frames.most
     known = {each.tobytes() for each in by_id.values()}
     assert sum(hidden.read(identifier).tobytes() in known for identifier in table["id"]) >= 48
     assert copies
@@ -140,7 +141,7 @@ def test_pretraining_reads_the_texts(items, tmp_path):
 
 def test_frames_of_another_encoder_are_refused(runs, items, tmp_path):
     data = shutil.copytree(items, tmp_path / "data")
-    ids = list(open_frames(items / "frames.npz").counts)
+    ids = list(open_frames(items / "frames.npz").ids)
     write_frames(data / "frames.npz", ids, [np.ones((2, 7))] * len(ids))
     bundle = write_bundle([runs / "single_stream"], tmp_path / "bundle")
     with pytest.raises(Fb3Error, match=r"frames of 7 numbers, and .* knows 12; take the files"):

@@ -1,10 +1,12 @@
 """Files with frames, by id: npz with offsets, zips of npy. Nothing is unpickled; a zip's arrays are read one by one."""
 
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -14,10 +16,13 @@ _OPEN_FILES = 16  # files with frames that a process keeps open
 
 
 class FrameFile(Protocol):
-    """A file with the frames of some items. counts: frames by id. width: numbers of a frame."""
+    """A file with the frames of some items. ids: theirs. width: numbers of a frame."""
 
-    counts: Mapping[str, int]
+    ids: Collection[str]
     width: int
+
+    def count(self, identifier: str) -> int:
+        """The number of an item's frames."""
 
     def read(self, identifier: str) -> np.ndarray:
         """The frames of an item, (F, D)."""
@@ -30,9 +35,29 @@ def open_frames(path: Path) -> FrameFile:
     Raises:
         Fb3Error: it is broken, or of another form; says which.
     """
-    try:
+    with _in_words(path):
         return _Npz(path) if path.suffix == ".npz" else _Zip(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+
+
+def count_frames(path: Path, identifier: str) -> int:
+    """The number of an item's frames, 0 where the file does not know it; an Fb3Error where the file is broken."""
+    file = open_frames(path)
+    with _in_words(path):
+        return file.count(identifier) if identifier in file.ids else 0
+
+
+def read_frames(path: Path, identifier: str) -> np.ndarray:
+    """An item's frames, (F, D), none where the file does not know it; an Fb3Error where the file is broken."""
+    file = open_frames(path)
+    with _in_words(path):
+        return file.read(identifier) if identifier in file.ids else np.zeros((0, file.width), np.float16)
+
+
+@contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         form = "ids, offsets and features" if path.suffix == ".npz" else "{id}.npy for each item"
         raise Fb3Error(f"{path}: no file with frames ({error}); want {path.suffix} of {form} (data.frames)") from error
 
@@ -55,38 +80,48 @@ class _Npz:
                 f"features are {self.frames.dtype} of {self.frames.ndim} dimensions, want floats (frames, width)"
             )
         self.width = self.frames.shape[1]
-        self.begins = dict(zip(ids.tolist(), offsets[:-1].tolist(), strict=True))
-        self.counts = dict(zip(ids.tolist(), steps.tolist(), strict=True))
+        self.ids = dict(zip(ids.tolist(), zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True), strict=True))
+
+    def count(self, identifier: str) -> int:
+        begin, end = self.ids[identifier]
+        return end - begin
 
     def read(self, identifier: str) -> np.ndarray:
-        begin = self.begins[identifier]
-        return self.frames[begin : begin + self.counts[identifier]]
+        return self.frames[slice(*self.ids[identifier])]
 
 
 class _Zip:
-    """{id}.npy for each item, (F, D). The directory and the heads of the arrays are read at once, the arrays later."""
+    """{id}.npy for each item, (F, D). An array's head is read when its frames are counted."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.archive = path, zipfile.ZipFile(path)
-        self.counts, widths, self.members = {}, set[int](), {}
+        self.path, self.archive, self.ids = path, zipfile.ZipFile(path), dict[str, str]()
         for member in self.archive.namelist():
-            if not member.endswith(".npy"):
-                continue
-            identifier = member.removesuffix(".npy").rpartition("/")[2]
-            if identifier in self.members:
-                raise ValueError(f"{identifier}.npy stands there twice")
-            with self.archive.open(member) as stream:
-                shape, kind = _head(stream)
-            if len(shape) != 2 or kind != "f":
-                raise ValueError(f"{member} is of shape {shape}, want floats (frames, width)")
-            self.members[identifier], self.counts[identifier] = member, shape[0]
-            widths.add(shape[1])
-        if len(widths) != 1:
-            raise ValueError(f"frames of {len(widths)} widths" if widths else "it holds no .npy")
-        (self.width,) = widths
+            if member.endswith(".npy"):
+                identifier = member.removesuffix(".npy").rpartition("/")[2]
+                if identifier in self.ids:
+                    raise ValueError(f"{identifier}.npy stands there twice")
+                self.ids[identifier] = member
+        if not self.ids:
+            raise ValueError("it holds no .npy")
+        self.width = self._shape(next(iter(self.ids)))[1]
+
+    def _shape(self, identifier: str) -> tuple[int, int]:
+        with self.archive.open(self.ids[identifier]) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+        if len(shape) != 2 or dtype.kind != "f":
+            raise ValueError(f"{self.ids[identifier]} holds {dtype} of shape {shape}, want floats (frames, width)")
+        return shape
+
+    def count(self, identifier: str) -> int:
+        count, width = self._shape(identifier)
+        if width != self.width:
+            raise ValueError(f"{self.ids[identifier]} holds frames of {width} numbers, others of {self.width}")
+        return count
 
     def read(self, identifier: str) -> np.ndarray:
-        with self.archive.open(self.members[identifier]) as stream:
+        with self.archive.open(self.ids[identifier]) as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
 
 
@@ -101,11 +136,3 @@ def write_frames(path: Path, identifiers: Sequence[str], frames: Sequence[np.nda
         for identifier, each in zip(identifiers, lowered, strict=True):
             with archive.open(f"{identifier}.npy", "w") as stream:
                 np.lib.format.write_array(stream, each, allow_pickle=False)
-
-
-def _head(stream: IO[bytes]) -> tuple[tuple[int, ...], str]:
-    """The shape and the kind of dtype of an array in npy form, without its numbers."""
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    return shape, dtype.kind

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fb3.data.frames.frame_files import open_frames
+from fb3.data.frames.frame_files import count_frames, open_frames, read_frames
 from fb3.errors import Fb3Error
 from fb3.recipe.frames import FramesSettings
 
@@ -21,6 +21,10 @@ class FrameReference(NamedTuple):
     file: Path
     identifier: str
     count: int
+
+    def read(self) -> np.ndarray:
+        """All frames of the item, (F, D) as they are stored."""
+        return read_frames(self.file, self.identifier)
 
 
 def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Path, some: bool) -> np.ndarray:
@@ -44,11 +48,11 @@ def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Pa
             f"{folder}: {[path.name for path in paths]} hold frames of {sorted(widths)} numbers; want one width"
         )
     for row, identifier in enumerate(identifiers):
-        where = [n for n, file in enumerate(files) if identifier in file.counts]
+        where = [n for n, file in enumerate(files) if identifier in file.ids]
         if len(where) > 1:
             raise Fb3Error(f"{folder}: {identifier} has frames in {[paths[n].name for n in where]}; leave one out")
-        first = where[0] if where else 0
-        found[row] = FrameReference(paths[first], identifier, files[first].counts.get(identifier, 0))
+        path = paths[where[0] if where else 0]
+        found[row] = FrameReference(path, identifier, count_frames(path, identifier))
     if some and not any(reference.count for reference in found):
         raise Fb3Error(
             f"{folder}: {[path.name for path in paths]} hold no frames of any item, such as {identifiers[0]}"
@@ -98,7 +102,7 @@ class ItemFrames:
         return np.concatenate([self._frames(self.references[row], drawn=False) for row in rows])
 
     def _frames(self, reference: FrameReference, drawn: bool) -> np.ndarray:
-        frames = read_frames(reference)
+        frames = reference.read()
         if (count := len(frames)) > self.most:
             some = np.sort(self.rng.choice(count, self.most, replace=False)) if drawn else even_steps(count, self.most)
             frames = frames[some]
@@ -115,12 +119,6 @@ class ItemFrames:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
         self.rng.bit_generator.state = state["frames"]
-
-
-def read_frames(reference: FrameReference) -> np.ndarray:
-    """All frames of an item, (F, D) as they are stored."""
-    file = open_frames(reference.file)
-    return file.read(reference.identifier) if reference.count else np.zeros((0, file.width), np.float16)
 
 
 def even_steps(count: int, most: int) -> np.ndarray:

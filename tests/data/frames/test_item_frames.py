@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fb3.data.frames.frame_files import open_frames, write_frames
+from fb3.data.frames.frame_files import count_frames, open_frames, write_frames
 from fb3.data.frames.item_frames import ItemFrames, even_steps, find_frames
 from fb3.errors import Fb3Error
 from fb3.recipe.frames import FramesSettings
@@ -28,7 +28,7 @@ def settings(*files, most=4):
 def test_a_file_gives_the_frames_that_were_written(name, tmp_path):
     frames = made(tmp_path, name)
     file = open_frames(tmp_path / name)
-    assert file.counts == {"i0": 2, "i1": 0, "i2": 5}
+    assert {each: file.count(each) for each in file.ids} == {"i0": 2, "i1": 0, "i2": 5}
     assert file.width == 3
     for number, each in enumerate(frames):
         np.testing.assert_array_equal(file.read(f"i{number}"), each)
@@ -39,7 +39,9 @@ def test_a_zip_may_have_folders_and_other_files(tmp_path):
         archive.writestr("readme.txt", "x")
         with archive.open("feats/a.npy", "w") as stream:
             np.save(stream, np.ones((2, 4), np.float32))
-    assert open_frames(tmp_path / "f.zip").counts == {"a": 2}
+    assert [*open_frames(tmp_path / "f.zip").ids] == ["a"]
+    assert count_frames(tmp_path / "f.zip", "a") == 2
+    assert count_frames(tmp_path / "f.zip", "b") == 0
 
 
 def test_batches_are_padded_and_masked_and_items_without_frames_are_empty(tmp_path):
@@ -112,6 +114,12 @@ def test_files_that_do_not_fit_are_refused_in_words(tmp_path):
     write_frames(tmp_path / "nan.npz", ["a"], [np.full((1, 2), np.nan)])
     with pytest.raises(Fb3Error, match="frames of a hold NaN or infinity"):
         ItemFrames(find_frames(["a"], settings("nan.npz"), tmp_path, True), 4).batch(np.array([0]), drawn=False)
+    with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as archive:
+        for name, width in (("a", 2), ("b", 3)):
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.save(stream, np.ones((1, width)))
+    with pytest.raises(Fb3Error, match=r"b\.npy holds frames of 3 numbers, others of 2"):
+        find_frames(["a", "b"], settings("mixed.zip"), tmp_path, True)
     (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04")
     with pytest.raises(Fb3Error, match=r"torn\.zip: no file with frames"):
         find_frames(["a"], settings("torn.zip"), tmp_path, True)
