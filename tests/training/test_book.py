@@ -156,6 +156,10 @@ EXEMPT = {
         f"{kind}Settings": "fits an estimator, and trains no encoder; tests/training/test_estimators.py fits each"
         for kind in ("Svr", "Ridge", "Logistic", "Lightgbm", "Knn", "Embeddings", "Tfidf", "Estimator")
     },
+    **{
+        f"{kind}Settings": "reads frames beside texts; tests/training/test_frames.py trains each"
+        for kind in ("Frames", "SingleStream", "DualStream")
+    },
     "TextPartSettings": "the row parts has both",
     "ClassificationSettings.weighting=uncertainty": "refused: one loss leaves nothing to weigh",
     "FoldsSettings.stratify": "changes the split; tests/data/test_folds.py",
