@@ -128,7 +128,7 @@ def test_unlabelled_items_get_labels_and_teach(runs, items, tmp_path):
     found = ["data.frames.files=[frames.npz, more.zip]"]
     teacher = train(recipe_of("dual_stream", *found, "train.epochs=1"), data, tmp_path / "teacher").path
     label_essays(teacher, tmp_path / "labels", tmp_path / "unlabelled.csv", data=data)
-    assert len(pd.read_csv(tmp_path / "labels" / "fold0.csv")) == 20  # of like titles, and items of their own
+    assert len(pd.read_csv(tmp_path / "labels" / "fold0.csv")) == 20  # with titles in common
     taught = recipe_of("single_stream", *found, f"pseudo={{folder: {tmp_path / 'labels'}, use: mix}}", "train.epochs=1")
     assert verify(train(taught, data, tmp_path / "student").path, essays=4).passed
 

@@ -79,7 +79,7 @@ def test_even_steps_rise_and_leave_gaps_of_one_size(most, further):
     assert places[-1] < count
     assert (gaps >= count // most).all()
     assert (gaps <= -(-count // most)).all()
-    assert abs(places[0] - (count - 1 - places[-1])) <= 1  # as far from both ends
+    assert abs(places[0] - (count - 1 - places[-1])) <= 1  # the ends are equally far
 
 
 @pytest.mark.parametrize(
