@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fb3.errors import Fb3Error
 from fb3.models.frame_embeddings import FrameEmbeddings, with_frames
 from fb3.models.heads import LinearHead
 from fb3.models.poolings.pooling import masked_mean
@@ -95,9 +96,12 @@ def seen_frames(mask: Tensor, dropped: float) -> Tensor:
 
 
 def _sizes(hidden: int, settings: DualStreamSettings) -> dict[str, object]:
+    heads = settings.heads or max(1, hidden // 64)
+    if hidden % heads:
+        raise Fb3Error(f"model.frames.heads={heads}: the encoder's width {hidden} does not divide by it; give another")
     return {
         "d_model": hidden,
-        "nhead": settings.heads,
+        "nhead": heads,
         "dim_feedforward": 4 * hidden,
         "dropout": settings.dropout,
         "activation": "gelu",

@@ -40,8 +40,8 @@ class DualStreamSettings(Settings):
     """Layers of the frames' transformer."""
     cross_layers: Count = 2
     """Layers of attention in each direction."""
-    heads: Count = 6
-    """Attention heads of both."""
+    heads: Count | None = None
+    """Attention heads of both, by which the encoder's width must divide; none: one for each 64 numbers of it."""
     dropout: Probability = 0.1
     """Dropout of both."""
     modality_dropout: Probability = 0.0

@@ -23,7 +23,7 @@ from tests.training.test_saves import broken_run, ended
 
 STREAMS = {
     "single_stream": ["model.frames={kind: single_stream, modality_dropout: 0.1}"],
-    "dual_stream": ["model.frames={kind: dual_stream, heads: 4, layers: 1, cross_layers: 1}"],
+    "dual_stream": ["model.frames={kind: dual_stream, layers: 1, cross_layers: 1}"],
 }
 
 
@@ -162,6 +162,11 @@ def test_frames_of_another_encoder_are_refused(runs, items, tmp_path):
 def test_settings_that_do_not_go_with_frames_are_refused(lines, words, items, tmp_path):
     with pytest.raises(Fb3Error, match=words):
         train(load_recipe("tiny", [*RECIPE, *lines]), items, tmp_path / "run")
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(items, tmp_path):
+    with pytest.raises(Fb3Error, match=r"model\.frames\.heads=6: the encoder's width 64 does not divide by it"):
+        train(recipe_of("dual_stream", "model.frames.heads=6"), items, tmp_path / "run")
 
 
 def test_frames_count_among_the_encoders_positions(items, tiny_bert, tmp_path):
