@@ -65,7 +65,8 @@ class Bundle:
 
     def averaging(self, target: Target) -> Averaging:
         """The way from the runs' predictions of a target to the submission's values."""
-        return averaging_of(self.manifest, target.columns, target.exclusive)
+        members = len(self.manifest["runs"]) + len(self.manifest.get(PREDICTIONS, []))
+        return averaging_of(self.manifest, target.columns, target.exclusive, members)
 
     def weighs(self, columns: Iterable[str]) -> bool:
         """Whether the runs weigh alike, or have weights for these columns."""

@@ -18,19 +18,21 @@ class Averaging(NamedTuple):
     """The way from runs' predictions to the values of a submission.
 
     form: a name in `FORMS`. exclusive: the columns are classes of one label. calibration: (2, K) slope and shift of
-    each column, which the averaged values go through; none: they stay as they are.
+    each column, which the averaged values go through; none: they stay as they are. members: how many runs the
+    calibration is for; fewer together shrink less, so that it would stretch them too far, and is left out.
     """
 
     form: str = "values"
     exclusive: bool = False
     calibration: np.ndarray | None = None
+    members: int = 0
 
 
-def averaging_of(stored: Mapping[str, Any], columns: Sequence[str], exclusive: bool) -> Averaging:
-    """The averaging that ensemble.json or a manifest holds, which were checked when they were read."""
+def averaging_of(stored: Mapping[str, Any], columns: Sequence[str], exclusive: bool, members: int) -> Averaging:
+    """The averaging of some members that ensemble.json or a manifest holds, which were checked when they were read."""
     line = stored.get("calibration")
     line = line and np.array([[line[name][column] for column in columns] for name in ("slope", "shift")])
-    return Averaging(stored.get("blended", "values"), exclusive, line)
+    return Averaging(stored.get("blended", "values"), exclusive, line, members)
 
 
 def averaged(how: Averaging, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -39,7 +41,8 @@ def averaged(how: Averaging, values: np.ndarray, weights: np.ndarray) -> np.ndar
     for each, weight in zip(values, weights / weights.sum(0), strict=True):
         total += weight * into_form(how.form, each, how.exclusive)
     restored = out_of_form(how.form, total, values, how.exclusive)
-    return restored if how.calibration is None else calibrated(restored, how.calibration)
+    whole = how.calibration is not None and len(values) >= how.members
+    return calibrated(restored, how.calibration) if whole else restored
 
 
 def into_form(form: str, values: np.ndarray, exclusive: bool) -> np.ndarray:

@@ -175,7 +175,7 @@ def _write_labels(
     recipe, counts = teachers[0].member.recipe, {}
     target = target_of(recipe)
     columns, identifier = list(target.columns), recipe.data.id_column
-    averaging = averaging_of(blend, columns, target.exclusive)
+    averaging = averaging_of(blend, columns, target.exclusive, len(teachers))
     predicted = [
         _predict(teacher, used, unlabelled, out / ESSAYS, folder)
         for teacher, used in zip(teachers, models, strict=True)

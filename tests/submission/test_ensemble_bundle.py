@@ -72,19 +72,26 @@ def test_runs_are_weighed_as_in_the_ensemble_and_renormalised_where_one_is_missi
     np.testing.assert_allclose(left, alone["tiny"].loc[left.index], atol=1e-6)
 
 
-def test_slope_and_shift_are_packed_and_applied_to_the_averages_of_whichever_runs_are_there(
-    pair, run, competition, tmp_path
-):
+def test_slope_and_shift_are_packed_and_applied_where_a_fold_of_every_run_is_there(pair, competition, tmp_path):
     columns = list(pair[1].stack.columns)
     line = {"slope": dict.fromkeys(columns, 1.25), "shift": dict.fromkeys(columns, -0.5)}
     packed = write_bundle([changed(pair[0], tmp_path, lambda c: c.update(calibration=line))], tmp_path / "bundle")
     manifest = read_json(packed.path / "manifest.json")
     assert manifest["calibration"] == line
-    shutil.rmtree(packed.path / "runs" / "other")
-    after = predicted(packed.path, competition, tmp_path)
-    write_json({name: each for name, each in manifest.items() if name != "calibration"}, packed.path / "manifest.json")
-    before = predicted(packed.path, competition, tmp_path)
+    plain = {name: each for name, each in manifest.items() if name != "calibration"}
+
+    def with_and_without() -> tuple[pd.DataFrame, pd.DataFrame]:
+        write_json(manifest, packed.path / "manifest.json")
+        after = predicted(packed.path, competition, tmp_path)
+        write_json(plain, packed.path / "manifest.json")
+        return after, predicted(packed.path, competition, tmp_path)
+
+    shutil.rmtree(packed.path / "runs" / "other" / "fold0")
+    after, before = with_and_without()
     np.testing.assert_allclose(after, (before * 1.25 - 0.5).clip(1, 5), atol=1e-5)
+    shutil.rmtree(packed.path / "runs" / "other")
+    after, before = with_and_without()
+    pd.testing.assert_frame_equal(after, before)
     steep = line | {"slope": dict.fromkeys(columns, 10**400)}
     for bad in ({}, steep, line | {"slope": dict.fromkeys(columns, 0)}, line | {"shift": dict.fromkeys(columns, "1")}):
         write_json(manifest | {"calibration": bad}, packed.path / "manifest.json")
