@@ -142,10 +142,11 @@ def score(
     from fb3.runs.file_score import score_files
     from fb3.targets.metrics import metric_of
 
-    metric = metric or (str(load_competition(competition).metric) if competition else None)
+    metric = metric or (load_competition(competition).metric if competition else None)
     result = score_files(predictions, truth, subset=subset, metric=metric)
     if as_json:
-        print(json.dumps({"score": result.overall, **{k: v for k, v in result._asdict().items() if k != "overall"}}))
+        content = {"score": result.overall, **{k: v for k, v in result._asdict().items() if k != "overall"}}
+        print(json.dumps(content, default=str))
         return
     print(f"{metric_of(result.metric).title} {result.overall:.6f}")
     for name, value in result.columns.items():

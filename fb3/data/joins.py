@@ -44,7 +44,8 @@ def read_split(
         split: the split whose files are joined.
         wanted: columns that the result must have.
         mend: end of the message where one is missing; the overrides that would fit are added.
-        folder: where the joined files are; none: beside `path`.
+        folder: the competition's, from which joined files and frames are named; none: the one that `path` is in by its
+            name in data.files.
         faults: gets the messages about keys that the joined file lacks, whose cells then stay empty; none: these keys
             are errors.
 
@@ -61,9 +62,17 @@ def read_split(
     if data.prepare:
         table = _prepared(table, path, data, split, wanted, mend, folder)
     if data.frames:
-        place, ids = folder or path.parent, table[data.id_column].tolist()
+        place, ids = folder or _folder(path, data, split), table[data.id_column].tolist()
         table[FRAMES_COLUMN] = find_frames(ids, data.frames, place, split == "train")
     return table
+
+
+def _folder(path: Path, data: DataSettings, split: Split) -> Path:
+    """The competition's folder: above the table's where its name in data.files has folders in it."""
+    above = PurePosixPath(getattr(data.files, split)).parent.parts
+    return (
+        path.parents[len(above)] if path.parent.parts[len(path.parent.parts) - len(above) :] == above else path.parent
+    )
 
 
 def _prepared(
@@ -76,7 +85,7 @@ def _prepared(
     folder: Path | None,
 ) -> pd.DataFrame:
     file = Path(data.prepare)
-    mended = partial(_mend, data=data, folder=folder or path.parent, wanted=wanted, begin=mend)
+    mended = partial(_mend, data=data, folder=folder or _folder(path, data, split), wanted=wanted, begin=mend)
     if split == "test":
         check_columns_there(table, [data.id_column], path, mended)
     table = prepare_table(table, file, split, data.id_column, path)
@@ -96,7 +105,7 @@ def read_joined(
 ) -> tuple[pd.DataFrame, list[Joined]]:
     """The table of `read_split` before data.prepare, and the joins that were made."""
     path, made = Path(path), []
-    folder = folder or path.parent
+    folder = folder or _folder(path, data, split)
     table = read_table(path, [], key=f"data.files.{split}")
     for join in data.files.joins:
         source = folder / join.name(split)

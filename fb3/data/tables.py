@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.ids import check_ids
+from fb3.data.json_table import JSON, read_json_table, write_json_table
 from fb3.data.parquet import read_parquet
 from fb3.errors import Fb3Error, likeliest
 from fb3.system.compressed_files import COMPRESSED, stored_file
@@ -19,7 +20,7 @@ from fb3.system.files import reading_utf8, write_csv
 FOLD_COLUMN = "fold"
 LARGEST = 4 * 2**30  # bytes of a table's file, unpacked; in memory its cells are up to four times as large
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
-_SUFFIXES = {".csv", ".tsv", ".txt", ".parquet", *COMPRESSED}
+_SUFFIXES = {".csv", ".tsv", ".txt", ".parquet", *JSON, *COMPRESSED}
 
 
 def read_table(
@@ -27,9 +28,9 @@ def read_table(
 ) -> pd.DataFrame:
     """Reads a table with every cell as text, exactly as it is: an essay that says "NA" stays an essay.
 
-    The suffix names the form: .csv, or .tsv with tabs, either also compressed, as .gz or as the only table of a .zip;
-    .parquet; a file of another suffix has tabs where its header has one. Where the file is absent, its compressed form
-    beside it is read. Empty columns without a name at the right end are left out.
+    The suffix names the form: .csv, .tsv with tabs, .json, .jsonl, each also compressed, as .gz or as the only table of
+    a .zip; .parquet; a file of another suffix has tabs where its header has one. Where the file is absent, its
+    compressed form beside it is read. Empty columns without a name at the right end are left out.
 
     Args:
         path: the file.
@@ -47,6 +48,8 @@ def read_table(
     if path.suffix.lower() == ".parquet":
         table = read_parquet(path, LARGEST)
         _checked_names(list(table.columns), path, "")
+    elif (form := _form(path)) in JSON:
+        table = read_json_table(path, form, LARGEST)
     else:
         with reading_utf8(path, LARGEST) as lines:
             table = _parse(lines, path)
@@ -76,10 +79,14 @@ def _no_such_file(path: Path, key: str) -> Fb3Error:
     return Fb3Error(f"{path}: no such file; tables in {path.parent}: {beside or 'none'}{end}")
 
 
+def _form(path: Path) -> str:
+    """The suffix that names a file's form, which stands before the one of a compression."""
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).suffix.lower()
+
+
 def _separator(path: Path, header: str) -> str:
-    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    suffix = name.suffix.lower()
-    return "\t" if suffix == ".tsv" or (suffix != ".csv" and "\t" in header) else ","
+    form = _form(path)
+    return "\t" if form == ".tsv" or (form != ".csv" and "\t" in header) else ","
 
 
 def _parse(lines: Iterable[str], path: Path) -> pd.DataFrame:
@@ -113,6 +120,8 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         write_csv(table, path)
     elif path.suffix.lower() == ".parquet":
         table.to_parquet(path, index=False)
+    elif path.suffix.lower() in JSON:
+        write_json_table(table, path)
     else:
         table.to_csv(path, index=False, sep=_separator(path, "\t"), quoting=csv.QUOTE_ALL, lineterminator="\n")
 

@@ -135,9 +135,10 @@ class RowEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, pad_id: int, data: DataSettings) -> None:
-        self.tokenizer, self.pad_id, self.truncation = tokenizer, pad_id, data.truncation
+        self.tokenizer, self.pad_id = tokenizer, pad_id
         self.prefix, self.suffix = prefix_and_suffix(tokenizer, data)
         self.shares = [part.share for part in data.text.parts or ()]
+        self.truncations = [part.truncation or data.truncation for part in data.text.parts or ()] or [data.truncation]
         self.between = separator(tokenizer) if self.shares else []
         gaps = max(0, len(self.shares) - 1)
         around, longest = len(self.prefix) + len(self.suffix) + gaps * len(self.between), data.encoder_length()
@@ -154,7 +155,8 @@ class RowEncoder:
     def rows(self, texts: Sequence[Text]) -> list[np.ndarray]:
         """One row of ids for each text, or for each tuple of texts."""
         if not self.shares:
-            return [self._row([self._cut(text, ids, self.room)]) for text, ids in self._encoded(texts)]
+            how = self.truncations[0]
+            return [self._row([self._cut(text, ids, self.room, how)]) for text, ids in self._encoded(texts)]
         columns = [list(self._encoded(column)) for column in zip(*texts, strict=True)]
         return [self._row(self._sharing(several)) for several in zip(*columns, strict=True)]
 
@@ -165,12 +167,13 @@ class RowEncoder:
     def _sharing(self, several: Sequence[tuple[str, list[int]]]) -> list[list[int]]:
         """The tokens that stay of several texts of one essay."""
         rooms = share_room([len(ids) for _, ids in several], self.shares, self.room)
-        return [self._cut(text, ids, room) for (text, ids), room in zip(several, rooms, strict=True)]
+        cuts = zip(several, rooms, self.truncations, strict=True)
+        return [self._cut(text, ids, room, how) for (text, ids), room, how in cuts]
 
-    def _cut(self, text: str, ids: list[int], room: int) -> list[int]:
-        by_paragraphs = self.truncation == "paragraphs" and len(ids) > room
+    def _cut(self, text: str, ids: list[int], room: int, how: str) -> list[int]:
+        by_paragraphs = how == "paragraphs" and len(ids) > room
         ends = end_paragraphs(text, self.tokenizer) if by_paragraphs else None
-        return truncate(ids, room, self.truncation, ends)
+        return truncate(ids, room, how, ends)
 
     def _row(self, several: list[list[int]]) -> np.ndarray:
         row = [*self.prefix, *several[0]]

@@ -1,5 +1,6 @@
 """The tables in a competition's folder, told apart by their names and columns."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import pandas as pd
 from fb3.data.tables import read_table
 from fb3.errors import Fb3Error
 
-_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".json", ".jsonl")
 _COMPRESSED = (".zip", ".gz")
 
 
@@ -45,6 +46,8 @@ def read_tables(folder: Path) -> CompetitionTables:
     roles = {word: [name for name in names if word in name.lower()] for word in ("sample", "train", "test")}
     if not roles["sample"]:
         roles["sample"] = [name for name in names if "submission" in name.lower()]
+    if not roles["train"]:
+        roles["train"] = [name for name in names if re.match("label+ed", name.lower())]
     for word in ("train", "test"):
         roles[word] = [name for name in roles[word] if name not in roles["sample"]]
         if not roles[word]:

@@ -69,12 +69,10 @@ def misfits(recipe: Recipe, tables: CompetitionTables) -> list[str]:
     names = [each and each.name for each in (tables.train, tables.test, tables.sample)]
     if names != (known := [data.files.train, data.files.test, data.files.sample]):
         return [f"its files are {known}, there are {names}"]
-    joined = {*data.text_columns()[1:]} if data.files.joins else set()
+    joined = {name for join in data.files.joins for name in join.columns or data.text_columns()[1:]}
     texts = [data.id_column, *(name for name in data.text_columns() if name not in joined)]
-    wanted = [
-        (tables.train, [*texts, *data.target_columns, *recipe.folds.columns()]),
-        (tables.test, texts),
-    ]
+    further = [name for name in recipe.folds.columns() if name not in joined]
+    wanted = [(tables.train, [*texts, *data.target_columns, *further]), (tables.test, texts)]
     wrong = [
         f"{each.name} has no column {missing}, it has {list(each.table.columns)}"
         for each, columns in wanted

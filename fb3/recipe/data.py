@@ -10,6 +10,7 @@ from fb3.recipe.frames import FRAMES_COLUMN, FramesSettings
 from fb3.recipe.settings import Count, FileName, Listed, Rate, Seed, Settings
 
 Split = Literal["train", "test"]
+Truncation = Literal["head", "tail", "head_tail", "paragraphs"]
 _LONGEST_TEMPLATE = 2000  # characters: a column may be named in it any number of times
 
 
@@ -61,7 +62,7 @@ class FilesSettings(Settings):
     """The names of the competition's files, which fb3 looks for in the folder of --data.
 
     Where a file is absent and its compressed form is there, such as train.csv.zip, that one is read. The suffix names
-    the form: .csv, .tsv, .txt with tabs, .parquet.
+    the form: .csv, .tsv, .txt with tabs, .parquet, .json (a list of records), .jsonl (a record a line).
     """
 
     train: FileName = "train.csv"
@@ -86,6 +87,8 @@ class TextPartSettings(Settings):
     share: Rate = 1.0
     """The text's share of max_length beside the other texts' shares: where they do not fit together, it keeps this
     share at least, and more where others need less."""
+    truncation: Truncation | None = None
+    """Its tokens that stay where it is too long, such as the tail of a picture's text; none: data.truncation's."""
 
 
 class TextSettings(Settings):
@@ -188,7 +191,7 @@ class DataSettings(Settings):
     max_length: Annotated[int, Field(ge=8)] = 512
     """Most tokens of an essay, special tokens included; longer ones are truncated. Without windows, the encoder's
     longest input."""
-    truncation: Literal["head", "tail", "head_tail", "paragraphs"] = "head"
+    truncation: Truncation = "head"
     """Tokens of a long essay that stay: the first, the last, or half of each (Sun et al. 2019, arXiv:1905.05583).
     paragraphs: the last paragraph, and as much from the beginning as fits; blank lines, else line breaks, separate
     them."""

@@ -1,10 +1,12 @@
-"""Settings of the metric: a name of fb3's table, or a function of one's own."""
+"""Settings of the metric: a name of fb3's table, one with settings, or a function of one's own."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag
 
-from fb3.recipe.settings import Settings
+from fb3.errors import Fb3Error
+from fb3.recipe.settings import Count, Settings
 
 MetricName = Literal[
     "mcrmse",
@@ -46,18 +48,49 @@ class FileMetricSettings(Settings):
         return f"{self.file}:{self.function}"
 
 
+class TwoLevelF1Settings(Settings):
+    """The mean of macro and micro F1 of classes and of their parents, as in the 2022 WeChat Big Data Challenge.
+
+    Each macro F1 is a mean over the classes that truths or decisions have.
+    """
+
+    kind: Literal["two_level_f1"]
+    """The mean of four F1s."""
+    parents: Count | dict[str, str]
+    """The parent of each class: by its name, or as many first characters of a class's name."""
+
+    def __str__(self) -> str:
+        return self.kind
+
+    def parents_of(self, classes: Sequence[str]) -> list[str]:
+        """The parent of each class; an Fb3Error names one that has none."""
+        if isinstance(self.parents, int):
+            return [name[: self.parents] for name in classes]
+        if absent := [name for name in classes if name not in self.parents]:
+            raise Fb3Error(f"metric.parents: class {absent[0]!r} has none ({len(absent)} such classes); name each")
+        return [self.parents[name] for name in classes]
+
+
+OwnMetricSettings = FileMetricSettings | TwoLevelF1Settings
+
+
 def _form(value: Any) -> str | None:
     """The member of the union that a value is meant for; none refuses it with the message below."""
-    if isinstance(value, (dict, FileMetricSettings)):
-        return FileMetricSettings.__name__
+    if isinstance(value, OwnMetricSettings):
+        return type(value).__name__
+    if isinstance(value, dict):
+        return (TwoLevelF1Settings if "kind" in value else FileMetricSettings).__name__
     return "name" if value in get_args(MetricName) else None
 
 
 MetricSettings = Annotated[
-    Annotated[MetricName, Tag("name")] | Annotated[FileMetricSettings, Tag(FileMetricSettings.__name__)],
+    Annotated[MetricName, Tag("name")]
+    | Annotated[FileMetricSettings, Tag(FileMetricSettings.__name__)]
+    | Annotated[TwoLevelF1Settings, Tag(TwoLevelF1Settings.__name__)],
     Discriminator(
         _form,
         custom_error_type="metric",
-        custom_error_message=f"want one of {', '.join(get_args(MetricName))}, or {{file: mine.py, function: name}}",
+        custom_error_message=f"want one of {', '.join(get_args(MetricName))}, {{kind: two_level_f1, parents: 2}}, or "
+        "{file: mine.py, function: name}",
     ),
 ]

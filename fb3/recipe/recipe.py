@@ -66,7 +66,8 @@ class Recipe(Settings):
     classes one against the rest; log_loss: cross-entropy; accuracy, of several labels all of them right;
     balanced_accuracy: mean recall; macro_f1, micro_f1, f1_mean: F1 of the classes or labels, their mean, of all
     decisions together, and the mean of both; map_at_k: mean average precision of the first 3 classes, map_at_5 of 5.
-    Of several columns mcrmse to log_loss take the mean, except rmse. {file: mine.py, function: name}: one's own."""
+    Of several columns mcrmse to log_loss take the mean, except rmse. {kind: two_level_f1, parents: 2}: of classes and
+    their parents. {file: mine.py, function: name}: one's own."""
     decision: DecisionSettings | None = None
     """How averaged predictions become whole numbers, labels or a class, fitted on out-of-fold predictions. none: by the
     metric and the task: of metrics that read decisions, qwk takes cut_points; macro_f1, f1_mean and balanced_accuracy

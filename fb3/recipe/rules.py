@@ -8,6 +8,7 @@ from typing import Any
 
 from fb3.recipe.decision import METHODS, methods_for
 from fb3.recipe.estimator import KEEPS_ESSAYS, OF_LABELS, OF_NUMBERS
+from fb3.recipe.metric import TwoLevelF1Settings
 from fb3.recipe.model import ModelSettings
 from fb3.recipe.task import COMPARISONS, LabelsSettings
 from fb3.recipe.training import AdamWSettings, CosineScheduleSettings
@@ -164,8 +165,12 @@ def decision_suits_the_task(recipe: Any) -> None:
 
 
 def metric_suits_the_task(recipe: Any) -> None:
-    kind, metric = recipe.task.kind, recipe.metric
+    kind, metric = recipe.task.kind, str(recipe.metric)
     labels = isinstance(recipe.task, LabelsSettings)
+    if isinstance(recipe.metric, TwoLevelF1Settings):
+        if kind != "classification":
+            raise ValueError(f"metric={metric} compares classes, and task.kind={kind} has none; take another of them")
+        recipe.metric.parents_of(recipe.task.classes or ())
     unfit = {"classification": _OF_NUMBERS | _OF_ORDER, "multilabel": _OF_NUMBERS}.get(kind, _OF_LABELS)
     if metric in unfit:
         compares, mend = ("numbers", "metric=log_loss or another of labels") if labels else ("labels", "metric=rmse")

@@ -12,6 +12,7 @@ from fb3.data.tables import FOLD_COLUMN, parse_numbers, read_table, to_floats
 from fb3.errors import Fb3Error, listed, nearest
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.decision import METHODS
+from fb3.recipe.metric import OwnMetricSettings
 from fb3.runs.scores import TRUTH, caveats, decision_method
 from fb3.system.compressed_files import stored_file
 from fb3.system.file_names import OOF, RECIPE
@@ -20,16 +21,18 @@ from fb3.targets.build import sorted_classes, target_of
 from fb3.targets.decisions import FITTED, honest_decisions
 from fb3.targets.metrics import METRICS, metric_of
 
+_Metric = str | OwnMetricSettings
+
 
 class FileScore(NamedTuple):
     """The score of a file of predictions.
 
-    metric: its name in `METRICS`, or FILE.py:FUNCTION. overall: its value. columns: its value for each. left_out:
-    columns of the truth that could have been scored, and were not. caveats: reasons why the score of a run's oof.csv is
-    no CV, see `caveats`.
+    metric: its name in `METRICS`, FILE.py:FUNCTION, or a recipe's settings of it. overall: its value. columns: its
+    value for each. left_out: columns of the truth that could have been scored, and were not. caveats: reasons why the
+    score of a run's oof.csv is no CV, see `caveats`.
     """
 
-    metric: str
+    metric: _Metric
     overall: float
     columns: dict[str, float]
     left_out: list[str]
@@ -46,7 +49,7 @@ class _Pairs(NamedTuple):
 
 
 def score_files(
-    predictions: str | Path, truth: str | Path, subset: bool = False, metric: str | None = None
+    predictions: str | Path, truth: str | Path, subset: bool = False, metric: _Metric | None = None
 ) -> FileScore:
     """The metric of a CSV of predictions against a CSV of truths.
 
@@ -59,13 +62,13 @@ def score_files(
         predictions: ids, and one column a target or one a class; other columns are ignored.
         truth: ids, targets, perhaps texts and further columns.
         subset: score the predicted ids only, where the truth has more.
-        metric: a name in `METRICS`, or FILE.py:FUNCTION; None: the metric of the run whose oof.csv `predictions` is,
-            else mcrmse for numbers, accuracy for labels, log_loss for a column a class.
+        metric: a name in `METRICS`, FILE.py:FUNCTION, or a recipe's settings of it; None: the metric of the run whose
+            oof.csv `predictions` is, else mcrmse for numbers, accuracy for labels, log_loss for a column a class.
 
     Raises:
         Fb3Error: a missing column, duplicate or empty ids, ids that do not match, a cell that is no number.
     """
-    if metric is not None and metric not in METRICS and not re.fullmatch(r".+\.py:\w+", metric):
+    if isinstance(metric, str) and metric not in METRICS and not re.fullmatch(r".+\.py:\w+", metric):
         raise Fb3Error(f"--metric {metric}: no such metric; {nearest(metric, METRICS)}; or give FILE.py:FUNCTION")
     predictions, truth = Path(predictions), Path(truth)
     predicted, true = read_table(predictions, []), read_table(truth, [])
@@ -93,7 +96,7 @@ def score_files(
     scored = [*pairs.columns, *(recipe.data.target_columns if recipe else ())]
     left_out = [column for column in numeric if column not in scored]
     found = caveats(predictions.parent, recipe) if recipe else []
-    return FileScore(str(wanted), score.overall, score.columns, left_out, found)
+    return FileScore(wanted, score.overall, score.columns, left_out, found)
 
 
 def _recipe_of(predictions: Path, identifier: str) -> Recipe | None:
@@ -104,7 +107,12 @@ def _recipe_of(predictions: Path, identifier: str) -> Recipe | None:
 
 
 def _by_recipe(
-    recipe: Recipe, predictions: Path, predicted: pd.DataFrame, truth: Path, true: pd.DataFrame, metric: str | None
+    recipe: Recipe,
+    predictions: Path,
+    predicted: pd.DataFrame,
+    truth: Path,
+    true: pd.DataFrame,
+    metric: _Metric | None,
 ) -> _Pairs:
     """The pairs of a run's oof.csv, whose recipe knows the target; decided as in its scores.json.
 
@@ -157,7 +165,11 @@ def _by_numbers(
 
 
 def _by_labels(
-    predictions: Path, predicted: pd.DataFrame, true: pd.DataFrame, shared: list[str], metric: str | None
+    predictions: Path,
+    predicted: pd.DataFrame,
+    true: pd.DataFrame,
+    shared: list[str],
+    metric: _Metric | None,
 ) -> _Pairs | None:
     """One-hot labels, where a single column of labels is predicted; none where it is one of numbers.
 

@@ -10,7 +10,7 @@ from fb3.data.tables import FOLD_COLUMN, read_numbers, read_table, whole_numbers
 from fb3.errors import Fb3Error, nearest
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.decision import METHODS, method_name
-from fb3.recipe.metric import FileMetricSettings
+from fb3.recipe.metric import OwnMetricSettings
 from fb3.recipe.pseudo import PseudoSettings
 from fb3.runs.fold_json import is_finished
 from fb3.system.file_names import DECISION, ENSEMBLE, OOF, RECIPE, feature_folder, fold_folder
@@ -60,7 +60,7 @@ def pseudo_settings(run: Path, recipe: Recipe) -> list[PseudoSettings]:
     return [pseudo for pseudo in found if pseudo]
 
 
-def named_score(score: float, metric: str | FileMetricSettings, found: list[str]) -> str:
+def named_score(score: float, metric: str | OwnMetricSettings, found: list[str]) -> str:
     """A run's score by its right name: a CV only where `caveats` found nothing."""
     named = f"{metric_of(metric).title} {score:.4f}"
     return f"out-of-fold {named} (no CV: {'; '.join(found)})" if found else f"CV {named}"

@@ -14,7 +14,7 @@ from fb3.errors import Fb3Error, one_line
 from fb3.system.disk_space import format_bytes
 
 COMPRESSED = (".zip", ".gz")
-_TABLES = {".csv", ".tsv", ".txt", ".vec"}
+_TABLES = {".csv", ".tsv", ".txt", ".vec", ".json", ".jsonl"}
 
 
 def stored_file(path: Path) -> Path:

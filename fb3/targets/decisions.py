@@ -114,7 +114,7 @@ def decision_of(recipe: Recipe) -> DecisionSettings:
     metric, task = recipe.metric, recipe.task.kind
     if recipe.decision or metric_of(metric).needs != "decisions":
         return recipe.decision or METHODS["none"]
-    by_f1 = metric in ("macro_f1", "f1_mean")
+    by_f1 = str(metric) in ("macro_f1", "f1_mean", "two_level_f1")
     if task == "classification":
         return METHODS["class_scaling" if by_f1 or metric == "balanced_accuracy" else "argmax"]
     if task == "multilabel":

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.recipe.metric import FileMetricSettings, Needs
+from fb3.recipe.metric import FileMetricSettings, Needs, OwnMetricSettings, TwoLevelF1Settings
 from fb3.targets.metric_file import call_metric
 
 _NEAREST = 1e-7  # distance of probabilities from 0 and 1 in the log loss, which a sure mistake would make infinite
@@ -49,7 +49,8 @@ class Metric:
 
     title: its name in messages. lower_is_better: its direction. in_units: the score is in the targets' units, so that
     it grows with their range. needs: the form of the predictions that it reads: values as they are, probabilities,
-    their order alone, or decisions: whole numbers, or one class of several.
+    their order alone, or decisions: whole numbers, or one class of several. parents: gives each class's parent by their
+    names; the score is then the mean of the classes' and their parents'.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Metric:
     lower_is_better: bool = False
     in_units: bool = False
     needs: Needs = "values"
+    parents: Callable[[Sequence[str]], list[str]] | None = None
 
     def score(self, truth: np.ndarray, predicted: np.ndarray, columns: Sequence[str], exclusive: bool = False) -> Score:
         """The score of predictions against truths.
@@ -82,6 +84,10 @@ class Metric:
             predicted = one_hot(predicted.argmax(1), truth.shape[1]) if exclusive else np.rint(predicted)
         try:
             overall, each = self.formula(truth, predicted, exclusive)
+            if self.parents:
+                _, codes = np.unique(self.parents(columns), return_inverse=True)
+                of_parent = one_hot(codes, codes.max() + 1)  # (K, parents)
+                overall = (overall + self.formula(truth @ of_parent, predicted @ of_parent, exclusive)[0]) / 2
         except _UndefinedError as error:
             other = "log_loss" if exclusive or set(np.unique(truth)) <= {0.0, 1.0} else "rmse"
             name = repr(columns[error.column])
@@ -247,6 +253,13 @@ def f1_mean(truth: np.ndarray, predicted: np.ndarray, exclusive: bool) -> tuple[
     return (macro + micro_f1(truth, predicted, exclusive)[0]) / 2, each
 
 
+def f1_mean_of_present(truth: np.ndarray, predicted: np.ndarray, exclusive: bool) -> tuple[float, np.ndarray]:
+    """`f1_mean` whose macro F1 leaves out a class in neither truths nor decisions, as scikit-learn does by itself."""
+    _, each = macro_f1(truth, predicted, exclusive)
+    there = (truth + predicted).any(0)
+    return (each[there].mean() + micro_f1(truth, predicted, exclusive)[0]) / 2, each
+
+
 def _map_at(most: int) -> Metric:
     """Mean average precision of the `most` likeliest columns: with one truth a row, the mean of 1 / its rank.
 
@@ -299,12 +312,14 @@ METRICS = {
 }
 
 
-def metric_of(wanted: str | FileMetricSettings) -> Metric:
+def metric_of(wanted: str | OwnMetricSettings) -> Metric:
     """The metric that a recipe's `metric` or `fb3 score --metric` names; a file is only read when it scores.
 
     Args:
-        wanted: a name in `METRICS`, FILE.py:FUNCTION, or the settings of a file.
+        wanted: a name in `METRICS`, FILE.py:FUNCTION, or the settings of a file or of two levels.
     """
+    if isinstance(wanted, TwoLevelF1Settings):
+        return Metric("two-level F1", f1_mean_of_present, needs="decisions", parents=wanted.parents_of)
     if isinstance(wanted, str) and ".py:" in wanted:
         file, _, function = wanted.rpartition(":")
         wanted = FileMetricSettings(file=file, function=function)

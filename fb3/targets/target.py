@@ -12,7 +12,7 @@ import pandas as pd
 
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
-from fb3.recipe.metric import FileMetricSettings
+from fb3.recipe.metric import OwnMetricSettings
 from fb3.recipe.task import BaseTaskSettings, ClassificationSettings, ScaleSettings
 from fb3.targets.decisions import Decision, decide
 from fb3.targets.metrics import Metric, Score, metric_of
@@ -33,7 +33,7 @@ class Target(ABC):
     exclusive = False
     width = 1.0
 
-    def __init__(self, data: DataSettings, task: BaseTaskSettings, metric: str | FileMetricSettings = "mcrmse") -> None:
+    def __init__(self, data: DataSettings, task: BaseTaskSettings, metric: str | OwnMetricSettings = "mcrmse") -> None:
         self.id_column, self.labels, self.columns = data.id_column, data.target_columns, data.target_columns
         self._metric = metric
         self.decision = Decision("none")
@@ -117,7 +117,7 @@ class Target(ABC):
 class Scores(Target):
     """Numbers on a scale: regression, binned, ordinal."""
 
-    def __init__(self, data: DataSettings, task: ScaleSettings, metric: str | FileMetricSettings = "mcrmse") -> None:
+    def __init__(self, data: DataSettings, task: ScaleSettings, metric: str | OwnMetricSettings = "mcrmse") -> None:
         super().__init__(data, task, metric)
         self.minimum = -np.inf if task.minimum is None else task.minimum
         self.maximum = np.inf if task.maximum is None else task.maximum
@@ -170,7 +170,7 @@ class Classes(Probabilities):
     exclusive = True
 
     def __init__(
-        self, data: DataSettings, task: ClassificationSettings, metric: str | FileMetricSettings = "mcrmse"
+        self, data: DataSettings, task: ClassificationSettings, metric: str | OwnMetricSettings = "mcrmse"
     ) -> None:
         super().__init__(data, task, metric)
         self.columns = task.classes or ()

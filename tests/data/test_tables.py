@@ -1,8 +1,10 @@
 import gzip
+import json
 import re
 import sys
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fb3.data.tables
-from fb3.data.tables import parse_numbers, read_table
+from fb3.data.tables import parse_numbers, read_table, write_table
 from fb3.errors import Fb3Error
 from fb3.system.files import write_csv
 
@@ -183,6 +185,58 @@ def test_parquet_comes_as_its_csv_would(tmp_path):
     table.to_parquet(tmp_path / "t.parquet")
     table.to_csv(tmp_path / "t.csv", index=False)
     pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet", ["id"]), read_table(tmp_path / "t.csv", ["id"]))
+
+
+RECORDS = [
+    {
+        "id": "007",
+        "title": 'a, "b"\nc',
+        "n": 10**17,
+        "x": 0.1,
+        "ocr": [{"time": 1, "text": "字"}, {"time": 2, "text": "b"}],
+    },
+    {"id": "NA", "n": None, "x": float("nan"), "ocr": [], "tags": ["u", "v"], "box": {"w": 1}, "ok": True},
+]
+CELLS = {
+    "id": ["007", "NA"],
+    "title": ['a, "b"\nc', ""],
+    "n": ["1" + "0" * 17, ""],
+    "x": ["0.1", ""],
+    "ocr": ["字\nb", ""],
+    "tags": ["", "u\nv"],
+    "box": ["", '{"w": 1}'],
+    "ok": ["", "true"],
+}
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl", "t.json.gz", "t.jsonl.zip"])
+def test_records_of_json_become_rows_of_text(tmp_path, name):
+    lines = [json.dumps(record, ensure_ascii=False) for record in RECORDS]
+    text = "\n".join(lines) if "jsonl" in name else json.dumps(RECORDS)
+    packed(tmp_path / name, text.encode())
+    found = read_table(tmp_path / name.removesuffix(".gz").removesuffix(".zip"), ["id"])
+    pd.testing.assert_frame_equal(found, pd.DataFrame(CELLS, dtype=object))
+    again = tmp_path / f"again{Path(name.removesuffix('.gz').removesuffix('.zip')).suffix}"
+    write_table(found, again)
+    pd.testing.assert_frame_equal(read_table(again, []), found)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("t.json", '{"id": {"0": "a"}}', "want a list of records, .* got dict"),
+        ("t.json", "[]", "want a list of records, .* got an empty list"),
+        ("t.json", '[{"id": 1}, 2]', "record 2 is '2', want names and values"),
+        ("t.json", '[{"id": 1}', r"t.json: not JSON \(Expecting ',' delimiter: line 1 .*; download it again"),
+        ("t.json", '[{"id": 1, "id": 2}]', "not JSON .key 'id' stands twice in a record"),
+        ("t.jsonl", '{"id": 1}\n\n{"id"', "t.jsonl: line 3: not JSON"),
+        ("t.json", "[" * 99_999, "not JSON"),
+    ],
+)
+def test_json_without_records_is_refused_in_words(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(Fb3Error, match=words):
+        read_table(tmp_path / name, [])
 
 
 def test_parquet_without_pyarrow_names_the_mend(tmp_path, monkeypatch):

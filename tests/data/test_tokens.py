@@ -79,6 +79,18 @@ def test_pairs_are_those_of_transformers_and_the_longer_text_gives_way(texts, po
             assert [row.tolist() for row in ours.rows] == expected
 
 
+def test_a_text_may_keep_its_tail_beside_others_that_keep_their_heads(tokenizer):
+    parts = [{"column": "full_text"}, {"column": "ocr", "truncation": "tail"}]
+    texts = ["a b c d e f g h i j", "k l m n o p q r s t"]
+    rows = [
+        tokenise([tuple(texts)], tokenizer, 0, DataSettings(text={"parts": each}, max_length=13)).rows[0].tolist()
+        for each in (parts, [{"column": "full_text"}, {"column": "ocr"}])
+    ]
+    title, ocr = (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+    assert rows[0] == [2, *title[:5], 3, *ocr[-5:], 3]
+    assert rows[1] == [2, *title[:5], 3, *ocr[:5], 3]
+
+
 def test_each_of_three_texts_keeps_its_share_and_takes_what_others_leave(tokenizer):
     names = ("full_text", "prompt", "title")
     parts = [{"column": name, "share": share} for name, share in zip(names, (3, 1, 1), strict=True)]

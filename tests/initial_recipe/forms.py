@@ -1,9 +1,12 @@
 """Small files in the form in which competitions hand theirs out: names, headers, quotes, line ends; invented rows."""
 
 import csv
+import json
 import random
 import zipfile
 from pathlib import Path
+
+import numpy as np
 
 from fb3.demo.synthetic import make_essays
 
@@ -154,16 +157,64 @@ def text_classification(folder: Path, draws: Draws) -> None:
     split(folder, ["id", "text"], ["label"], rows, {"label": "ham"})
 
 
+def emoji(folder: Path, draws: Draws) -> None:
+    """Noisy texts, of which some are empty, variants of one drawing, and an npz of all items' frames."""
+    words = ["笑", "cat", "flag", "heart", "手", "sun"]
+    kinds = ["animal-cat", "country-flag", "face-smiling"]
+    rows = []
+    for number, identifier in enumerate(draws.rng.sample(range(10**7, 10**8), ROWS + HIDDEN)):
+        cells = [" ".join(draws.rng.sample(words, draws.rng.choice([0, 1, 2]))) for _ in range(3)]
+        rows.append([str(identifier), *cells, kinds[number % 3], f"g{number // 6:03}"])
+    header = ["id", "title", "asr", "ocr"]
+    write(folder / "labeled.csv", [*header, "category"], [row[:5] for row in rows[:ROWS]])
+    write(folder / "labeled_groups.csv", ["id", "group"], [[row[0], row[5]] for row in rows[:ROWS]])
+    write(folder / "unlabeled.csv", header, [[f"{row[0]}u", *row[1:4]] for row in rows[:9]])
+    write(folder / "test.csv", header, [row[:4] for row in rows[ROWS:]])
+    write(folder.parent / "truth.csv", ["id", "category"], [[row[0], row[4]] for row in rows[ROWS:]])
+    counts = [draws.rng.choice([1, 2, 3, 4]) for _ in rows]
+    frames = np.random.default_rng(0).normal(size=(sum(counts), 10)).astype(np.float16)
+    offsets = np.cumsum([0, *counts]).astype(np.int32)
+    ids = np.array([row[0] for row in rows])
+    np.savez_compressed(folder / "features_efficientnet_lite0.npz", ids=ids, offsets=offsets, features=frames)
+
+
+def wechat_2022(folder: Path, draws: Draws) -> None:
+    """JSON records with texts found in the picture, and a zip of arrays for each split."""
+    records, rng = [], np.random.default_rng(0)
+    for number, title in enumerate(draws.texts(ROWS + HIDDEN)):
+        found = [{"time": second, "text": f"字幕 {second}"} for second in range(draws.rng.choice([0, 1, 3]))]
+        record = {
+            "id": f"{draws.rng.randrange(10**19, 10**20)}",
+            "title": title,
+            "asr": "说" * (number % 5),
+            "ocr": found,
+        }
+        records.append(record | {"category_id": ["0101", "0102", "0203", "1700"][number % 4]})
+    truth = [[record["id"], record.pop("category_id")] for record in records[ROWS:]]
+    write(folder.parent / "truth.csv", ["id", "category_id"], truth)
+    (folder / "annotations").mkdir()
+    (folder / "zip_feats").mkdir()
+    for split_name, part in (("labeled", records[:ROWS]), ("test_a", records[ROWS:])):
+        text = json.dumps(part, ensure_ascii=False)
+        (folder / "annotations" / f"{split_name}.json").write_text(text, encoding="utf-8")
+        with zipfile.ZipFile(folder / "zip_feats" / f"{split_name}.zip", "w") as archive:
+            for record in part:
+                with archive.open(f"{record['id']}.npy", "w") as stream:
+                    np.lib.format.write_array(stream, rng.normal(size=(rng.integers(1, 40), 16)).astype(np.float16))
+
+
 FORMS = {
     "aes2": aes2,
     "commonlit-readability": commonlit_readability,
     "commonlit-summaries": commonlit_summaries,
     "detect-ai-text": detect_ai_text,
+    "emoji": emoji,
     "feedback-effectiveness": feedback_effectiveness,
     "feedback-ell": feedback_ell,
     "jigsaw-toxicity": jigsaw_toxicity,
     "text-classification": text_classification,
     "us-patent": us_patent,
+    "wechat-2022": wechat_2022,
 }
 
 

@@ -35,6 +35,10 @@ def qwk(truth, predicted):
     return metrics.cohen_kappa_score(truth[:, 0].astype(int), predicted[:, 0].astype(int), weights="quadratic")
 
 
+def f1(truth, predicted, average):
+    return metrics.f1_score(truth.iloc[:, 0], predicted.iloc[:, 0], average=average, zero_division=0)
+
+
 INDEPENDENT = {
     "aes2": qwk,
     "commonlit-readability": rmse,
@@ -53,9 +57,12 @@ def scored(name, submission, truth):
         classes = sorted(submission.columns)
         shares = submission[classes].astype(float)
         return metrics.log_loss(truth.iloc[:, 0], shares.div(shares.sum(axis=1), axis=0), labels=classes)
-    if name == "text-classification":
-        labels = sorted({*truth["label"]} | {*submission["label"]})
-        return metrics.f1_score(truth["label"], submission["label"], labels=labels, average="macro", zero_division=0)
+    if name in ("text-classification", "emoji"):
+        return f1(truth, submission, "macro")
+    if name == "wechat-2022":
+        upper = [table.map(lambda label: label[:2]) for table in (truth, submission)]
+        pairs = ((truth, submission), upper)
+        return np.mean([f1(*pair, average) for pair in pairs for average in ("macro", "micro")])
     return INDEPENDENT[name](truth[columns].astype(float).to_numpy(), submission[columns].astype(float).to_numpy())
 
 
@@ -78,12 +85,11 @@ def test_train_pack_predict_and_score(name, tmp_path):
     assert bundle.manifest.get("competition") == competition.competition
     table = infer(bundle.path, data, out, strict=True)
     exec(last_cell(), {"submission": table})
-    sample = next(data.glob("sample_submission*"))
+    sample = next(data.glob("sample_submission*"), tmp_path / "truth.csv")
     submission, wanted, truth = read(out), read(sample), read(tmp_path / "truth.csv")
     assert list(submission.columns) == list(wanted.columns)
     assert list(submission.index) == list(wanted.index)
-    metric = str(competition.metric)
-    found = score_files(out, tmp_path / "truth.csv", metric=metric)
+    found = score_files(out, tmp_path / "truth.csv", metric=competition.metric)
     assert found.overall == pytest.approx(scored(name, submission, truth.loc[submission.index]), abs=1e-5)
 
 
@@ -119,6 +125,7 @@ MISTAKES = {
     ),
     "commonlit-summaries": ("commonlit-summaries", "prompts_train.csv", "prompts_train.csv: no such file; tables in"),
     "detect-ai-text": ("aes2", None, "train_essays.csv: no such file; .* data.files.train=train.csv would fit"),
+    "emoji": ("emoji", "features_efficientnet_lite0.npz", r"holds none of \['features_efficientnet_lite0.npz'\]"),
     "feedback-effectiveness": (
         "feedback-effectiveness",
         ("train.csv", first_cell("discourse_effectiveness", "adequate")),
@@ -135,6 +142,7 @@ MISTAKES = {
         r"no column \['text', 'label'\]; .*; or --competition us-patent, whose columns",
     ),
     "us-patent": ("us-patent", ("train.csv", lambda t: t.pop("score")), r"no column \['score'\]; it has"),
+    "wechat-2022": ("wechat-2022", "annotations/labeled.json", r"labeled.json: no such file; .*: \['test_a.json'\]"),
 }
 
 

@@ -7,8 +7,8 @@ from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, builtin_names, builtin_text, load_competition, load_recipe
 
 NAMES = [
-    *("aes2", "commonlit-readability", "commonlit-summaries", "detect-ai-text", "feedback-effectiveness"),
-    *("feedback-ell", "jigsaw-toxicity", "text-classification", "us-patent"),
+    *("aes2", "commonlit-readability", "commonlit-summaries", "detect-ai-text", "emoji", "feedback-effectiveness"),
+    *("feedback-ell", "jigsaw-toxicity", "text-classification", "us-patent", "wechat-2022"),
 ]
 
 

@@ -13,7 +13,9 @@ from sklearn import metrics as sklearn
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error, roc_auc_score, root_mean_squared_error
 
 from fb3.errors import Fb3Error
-from fb3.recipe.metric import FileMetricSettings, MetricName
+from fb3.recipe import Recipe
+from fb3.recipe.metric import FileMetricSettings, MetricName, TwoLevelF1Settings
+from fb3.targets.decisions import decision_of
 from fb3.targets.metrics import METRICS, Score, mcrmse, metric_of, one_hot, rmse_columns
 from tests.conftest import ROOT
 
@@ -139,6 +141,34 @@ def test_a_metric_of_classes_is_the_libraries_although_a_class_is_absent(name, s
         assert list(score.columns.values()) == pytest.approx(list(each))
     perfect = metric.score(one_hot(truth, 4), one_hot(truth, 4), names, exclusive=True)
     assert perfect.better_than(score) or perfect == score
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.booleans())
+def test_f1_of_two_levels_is_the_mean_of_the_libraries_four(seed, by_name):
+    draw, names = np.random.default_rng(seed), ["0100", "0101", "0200", "1203", "1204", "1205"]
+    parents = {name: f"level {name[:2]}" for name in names} if by_name else 2
+    truth, decided = draw.integers(0, 4, (2, 9))  # the last two classes, and some others, stand nowhere
+    levels = [(truth, decided), [[int(names[at][:2]) for at in each] for each in (truth, decided)]]
+    wanted = np.mean([sklearn.f1_score(*level, average=each) for level in levels for each in ("micro", "macro")])
+    metric = metric_of(TwoLevelF1Settings(kind="two_level_f1", parents=parents))
+    score = metric.score(one_hot(truth, 6), one_hot(decided, 6), names, exclusive=True)
+    assert score.overall == pytest.approx(wanted)
+    assert metric.score(one_hot(truth, 6), one_hot(truth, 6), names, exclusive=True).overall == 1
+
+
+def test_two_levels_want_classes_that_each_have_a_parent():
+    metric = {"kind": "two_level_f1", "parents": {"a": "x", "b": "x"}}
+    task = {"kind": "classification", "classes": ["a", "b", "c"]}
+    data = {"target_columns": ["label"]}
+    with pytest.raises(Fb3Error, match=r"metric.parents: class 'c' has none \(1 such classes\); name each"):
+        Recipe.from_mapping({"metric": metric, "task": task, "data": data}, "r")
+    with pytest.raises(Fb3Error, match=r"metric=two_level_f1 compares classes, and task.kind=regression has none"):
+        Recipe.from_mapping({"metric": metric}, "r")
+    with pytest.raises(Fb3Error, match="metric"):
+        Recipe.from_mapping({"metric": {"kind": "three_level_f1", "parents": 2}}, "r")
+    recipe = Recipe.from_mapping({"metric": metric, "task": task | {"classes": ["a", "b"]}, "data": data}, "r")
+    assert decision_of(recipe).kind == "class_scaling"
 
 
 @settings(deadline=None, max_examples=20)

@@ -143,6 +143,7 @@ SMALL = {"layers": 2, "width": 8, "samples": 3}
 EXEMPT = {
     "Recipe.metric": "chooses among evaluations; tests/training/test_run.py trains by another one",
     "FileMetricSettings": "chooses among evaluations too",
+    "TwoLevelF1Settings": "chooses among evaluations too",
     "PlainDecisionSettings": "changes no weight; tests/targets/test_decisions.py",
     "CutPointsSettings": "changes no weight; tests/targets/test_decisions.py",
     "PseudoSettings": "wants a folder of labels; tests/training/test_pseudo.py trains each use",
