@@ -229,11 +229,12 @@ def init(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="A new folder for everything the demo makes.")] = Path("fb3-demo"),
+    multimodal: Annotated[bool, typer.Option(help="Items with frames in the place of essays.")] = False,
 ) -> None:
     """Run the whole way on a synthetic competition: data, training, bundle, inference notebook. Under three minutes."""
     from fb3.demo.demo import run_demo
 
-    run_demo(out)
+    run_demo(out, multimodal)
 
 
 @app.command("image-freeze")
