@@ -54,6 +54,19 @@ def tfidf(
     _train_member(recipe, competition, model, [words, characters], overrides or [], data, out, False)
 
 
+@member.command()
+def frames(
+    overrides: Overrides = None,
+    model: Model = "logistic",
+    data: Data = None,
+    out: RunFolder = None,
+    recipe: OtherRecipe = None,
+    competition: Competition = None,
+) -> None:
+    """The mean of an item's frames (data.frames), without its texts."""
+    _train_member(recipe, competition, model, [{"kind": "frames"}], overrides or [], data, out, False)
+
+
 def _is_override(text: str) -> bool:
     return bool(re.match(r"[a-z_]+(\.\w+)*=", text)) and not Path(text).exists()
 

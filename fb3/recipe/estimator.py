@@ -43,7 +43,14 @@ class TfidfSettings(Settings):
         return self
 
 
-FeatureSettings = Annotated[EmbeddingsSettings | TfidfSettings, Field(discriminator="kind")]
+class FramesFeatureSettings(Settings):
+    """The frames of data.frames beside or without the texts."""
+
+    kind: Literal["frames"]
+    """The mean of an item's frames, data.frames.most of them; an item without frames has the training items' mean."""
+
+
+FeatureSettings = Annotated[EmbeddingsSettings | TfidfSettings | FramesFeatureSettings, Field(discriminator="kind")]
 
 
 class BaseEstimatorSettings(Settings):
@@ -52,7 +59,7 @@ class BaseEstimatorSettings(Settings):
     kind: str
     """The estimator."""
     features: tuple[FeatureSettings, ...] = ()
-    """The features, side by side; each encoder's vectors are centred, with a total variance of 1."""
+    """The features, side by side; each encoder's vectors, and frames, are centred, with a total variance of 1."""
     statistics_weight: Annotated[float, Field(gt=0)] = 0.3
     """Total variance of the texts' statistics beside the encoders' 1, where data.text.statistics is on."""
 

@@ -33,6 +33,8 @@ def member_recipe(
     settings = base.model_dump(mode="json")
     made = {name: settings[name] for name in _KEPT}
     made["data"] |= {"augment": None, "weight_column": None}
+    if not any(each["kind"] == "frames" for each in features):
+        made["data"]["frames"] = None
     made["data"]["text"]["statistics"] = statistics
     made["task"] = {name: value for name, value in settings["task"].items() if name in TARGET_KEYS}
     made["train"] = {"seed": base.train.seed, "precision": base.train.precision}

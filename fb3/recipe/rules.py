@@ -228,7 +228,7 @@ def frames_stand_beside_one_text(recipe: Any) -> None:
     if recipe.data.augment and recipe.data.augment.mix:
         raise ValueError("data.augment.mix joins the texts of two items, and not their frames; leave one of them out")
     if recipe.estimator:
-        raise ValueError("data.frames: an estimator reads no frames; leave them out")
+        return
     kind = recipe.model.pooling.kind
     if recipe.model.frames.kind == "single_stream" and kind in ("target_tokens", "token_weighted", "cnn"):
         raise ValueError(f"model.pooling.kind={kind} reads the places of a text, where frames stand too; take mean")
@@ -247,6 +247,8 @@ def estimator_suits_the_task(recipe: Any) -> None:
             f"estimator.kind={estimator.kind} predicts {what}, and task.kind={task.kind} has "
             f"{'labels' if labels else 'numbers'}; take {mend}"
         )
+    if any(feature.kind == "frames" for feature in estimator.features) != bool(recipe.data.frames):
+        raise ValueError("estimator.features: kind frames and data.frames go together; give both, or leave both out")
     if not estimator.features and not recipe.data.text.statistics:
         raise ValueError("estimator.features: there is none; give some, or set data.text.statistics=true")
     if estimator.kind in KEEPS_ESSAYS and any(feature.kind == "tfidf" for feature in estimator.features):

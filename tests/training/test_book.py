@@ -155,7 +155,7 @@ EXEMPT = {
     },
     **{
         f"{kind}Settings": "fits an estimator, and trains no encoder; tests/training/test_estimators.py fits each"
-        for kind in ("Svr", "Ridge", "Logistic", "Lightgbm", "Knn", "Embeddings", "Tfidf", "Estimator")
+        for kind in ("Svr", "Ridge", "Logistic", "Lightgbm", "Knn", "Embeddings", "Tfidf", "FramesFeature", "Estimator")
     },
     **{
         f"{kind}Settings": "reads frames beside texts; tests/training/test_frames.py trains each"

@@ -101,6 +101,14 @@ class ItemFrames:
         rows = rows[even_steps(len(rows), min(len(rows), _FITTED))]
         return np.concatenate([self._frames(self.references[row], drawn=False) for row in rows])
 
+    def means(self) -> np.ndarray:
+        """The mean of each item's frames, (N, D) float16; NaN where an item has none."""
+        out = np.full((len(self.references), self.width), np.nan, np.float16)
+        for row, reference in enumerate(self.references):
+            if reference.count:
+                out[row] = self._frames(reference, drawn=False).mean(0)
+        return out
+
     def _frames(self, reference: FrameReference, drawn: bool) -> np.ndarray:
         frames = reference.read()
         if (count := len(frames)) > self.most:

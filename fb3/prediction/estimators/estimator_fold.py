@@ -22,17 +22,27 @@ from fb3.targets.build import target_of
 
 
 class Features(NamedTuple):
-    """R essays: each encoder's vectors, (R, D) float16; statistics (R, S); each counted feature's counts, by number."""
+    """R essays: each encoder's vectors, (R, D) float16; statistics (R, S); each counted feature's counts, by number;
+    means of frames, (R, D) float16, NaN where an item has none.
+    """
 
     blocks: list[np.ndarray]
     statistics: np.ndarray | None
     counts: dict[int, TermCounts]
+    frames: np.ndarray | None = None
 
     def of(self, rows: np.ndarray) -> "Features":
         """Some of the essays."""
         counts = {number: TermCounts(found.counts[rows], found.terms) for number, found in self.counts.items()}
         statistics = None if self.statistics is None else self.statistics[rows]
-        return Features([block[rows] for block in self.blocks], statistics, counts)
+        frames = None if self.frames is None else self.frames[rows]
+        return Features([block[rows] for block in self.blocks], statistics, counts, frames)
+
+    def filled(self, mean: np.ndarray | None) -> list[np.ndarray]:
+        """The vectors, and the frames with a mean (D,) where an item has none."""
+        if self.frames is None:
+            return self.blocks
+        return [*self.blocks, np.where(np.isnan(self.frames), mean, self.frames)]
 
 
 def predict_estimator(
@@ -44,7 +54,7 @@ def predict_estimator(
         block, there = vectors(member.path, member.recipe, number, folder, encoded, rows, how)
         blocks.append(block)
         reached &= there
-    rest = Features([], inputs.statistics, inputs.counts).of(rows[reached])
+    rest = Features([], inputs.statistics, inputs.counts, inputs.frames).of(rows[reached])
     features = rest._replace(blocks=[block[reached] for block in blocks])
     values = estimate_fold(member.path, member.recipe, folder, features)
     return Predictions(ids[rows[reached]], values, target_of(member.recipe).columns, how.name)
@@ -58,7 +68,7 @@ def estimate_fold(run: Path, recipe: Recipe, folder: Path, features: Features) -
     for number, found in features.counts.items():
         vocabulary = read_json(vocabulary_file(folder, number), {"terms": list})["terms"]
         terms.append(tfidf(found.of(vocabulary), fold[f"idf.{number}"]))
-    x = beside(scaled(features.blocks, features.statistics, fold, weight), terms)
+    x = beside(scaled(features.filled(fold.get("frames_mean")), features.statistics, fold, weight), terms)
     kept = np.zeros((0, 0))
     if recipe.estimator.kind in KEEPS_ESSAYS:
         kept = scaled(_kept_blocks(run, recipe, folder, fold), fold.get("statistics"), fold, weight)
@@ -73,7 +83,7 @@ def _kept_blocks(run: Path, recipe: Recipe, folder: Path, fold: dict[str, np.nda
             blocks.append(fold[f"vectors.{number}"])
         else:
             blocks.append(read_weights(feature_folder(run, number) / VECTORS)["vectors"].numpy()[fold["rows"]])
-    return blocks
+    return [*blocks, fold["frames"]] if "frames" in fold else blocks
 
 
 def vocabulary_file(folder: Path, feature: int) -> Path:

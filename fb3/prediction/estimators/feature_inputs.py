@@ -11,7 +11,7 @@ import pandas as pd
 from fb3.data.text_statistics import text_statistics
 from fb3.data.texts import input_texts
 from fb3.data.tfidf import TermCounts, count_terms
-from fb3.data.tokens import Encoded
+from fb3.data.tokens import Encoded, item_frames
 from fb3.models.flops import encoder_flops
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.data import DataSettings
@@ -24,7 +24,8 @@ Tokenise = Callable[[pd.DataFrame, Path, DataSettings], Encoded]
 @dataclass(frozen=True)
 class FeatureInputs:
     """N essays. tokens: for each feature that is an encoder's, by its number. counts: for each feature that counts
-    terms. statistics: (N, S); none: not wanted. shared: whether all folds have the same vectors.
+    terms. statistics: (N, S); none: not wanted. shared: whether all folds have the same vectors. frames: (N, D)
+    float16, see `ItemFrames.means`; none: not wanted.
     """
 
     count: int
@@ -32,6 +33,7 @@ class FeatureInputs:
     counts: dict[int, TermCounts]
     statistics: np.ndarray | None
     shared: bool
+    frames: np.ndarray | None = None
 
     @property
     def total_lengths(self) -> np.ndarray:
@@ -62,7 +64,9 @@ def encode_features(run: Path, recipe: Recipe, essays: pd.DataFrame, tokenise: T
     wanted = recipe.data.text.statistics
     statistics = text_statistics(essays[recipe.data.text_column].tolist()) if wanted else None
     counts = {number: count_terms(texts, settings) for number, settings in counted.items()}
-    return FeatureInputs(len(essays), tokens, counts, statistics, not any(sources.values()))
+    frames = item_frames(essays, recipe.data)
+    means = None if frames is None else frames.means()
+    return FeatureInputs(len(essays), tokens, counts, statistics, not any(sources.values()), means)
 
 
 def feature_flops(run: Path, inputs: FeatureInputs) -> float:

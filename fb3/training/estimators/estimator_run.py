@@ -109,7 +109,7 @@ def _features(session: Session, fold: int) -> Features:
     """The features of all training essays, as one fold sees them."""
     inputs: FeatureInputs = session.encoded
     blocks = [_vectors(session, number, fold) for number in inputs.tokens]
-    return Features(blocks, inputs.statistics, inputs.counts)
+    return Features(blocks, inputs.statistics, inputs.counts, inputs.frames)
 
 
 def _vectors(session: Session, feature: int, fold: int) -> np.ndarray:
@@ -161,7 +161,10 @@ def _fit_fold(session: Session, split: FoldSplit, features: Features) -> None:
     """Fits scales, vocabularies and the estimator to the training essays, and writes them into the fold's folder."""
     recipe, folder = session.recipe, fold_folder(session.out, split.fold)
     settings, seed = recipe.estimator, recipe.train.seed + split.fold
-    tensors = fit_scales(features.blocks, features.statistics, settings.statistics_weight)
+    mean = None if features.frames is None else _mean_of_frames(features.frames)
+    blocks = features.filled(mean)
+    tensors = fit_scales(blocks, features.statistics, settings.statistics_weight)
+    tensors |= {} if mean is None else {"frames_mean": mean}
     files, terms = {}, []
     for number, found in features.counts.items():
         vocabulary, idf = learn_vocabulary(found, settings.features[number])
@@ -172,7 +175,7 @@ def _fit_fold(session: Session, split: FoldSplit, features: Features) -> None:
         files[vocabulary_file(folder, number).name] = json.dumps({"terms": vocabulary}, ensure_ascii=False)
         tensors[f"idf.{number}"] = idf
         terms.append(tfidf(found.of(vocabulary), idf))
-    x = beside(scaled(features.blocks, features.statistics, tensors, settings.statistics_weight), terms)
+    x = beside(scaled(blocks, features.statistics, tensors, settings.statistics_weight), terms)
     y = session.targets[split.train_rows].astype(np.float64)
     _tell_price(split.fold, settings.kind, x.shape, y.shape[1])
     title = f"fold {split.fold}: {settings.kind}, columns"
@@ -180,10 +183,19 @@ def _fit_fold(session: Session, split: FoldSplit, features: Features) -> None:
     tensors |= fitted.tensors
     if settings.kind in KEEPS_ESSAYS:
         tensors |= _kept(session, split, features, fitted.rows)
+        tensors |= {} if mean is None else {"frames": blocks[-1][fitted.rows]}
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in {**files, **fitted.files}.items():
         write_text(text, folder / name)
     write_weights({name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in tensors.items()}, folder / WEIGHTS)
+
+
+def _mean_of_frames(frames: np.ndarray) -> np.ndarray:
+    """The mean over the items that have frames, (D,) float16."""
+    there = frames[~np.isnan(frames).any(1)]
+    if not len(there):
+        raise Fb3Error("estimator.features: no training item of the fold has frames; leave kind frames out")
+    return there.mean(0, dtype=np.float64).astype(np.float16)
 
 
 def _kept(session: Session, split: FoldSplit, features: Features, rows: np.ndarray) -> dict[str, np.ndarray]:
