@@ -10,6 +10,7 @@ import typer
 from fb3.commands.kaggle_commands import push_notebook, submit
 from fb3.commands.member_commands import member
 from fb3.commands.options import Competition, Data, required
+from fb3.commands.picture_commands import features
 from fb3.commands.pretraining_commands import pretrain
 from fb3.commands.second_level import ensemble, pseudo, words
 from fb3.errors import Fb3Error, Stopped
@@ -284,6 +285,7 @@ def rehearse(
 
 
 app.command()(pretrain)
+app.command()(features)
 app.command()(ensemble)
 app.add_typer(member, name="member")
 app.command()(pseudo)

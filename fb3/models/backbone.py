@@ -44,9 +44,9 @@ def export_encoder(
     the dropout, the tokenizer knows all characters, or the hub cannot be reached.
     """
     source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
-    with _explained(place, source):
+    with explained(place, source):
         if source.is_folder:
-            _check_config(Path(source.name))
+            check_config(Path(source.name))
         config = AutoConfig.from_pretrained(source.name, trust_remote_code=False, local_files_only=source.local)
         _auto_class(config)  # refuses a model that is no encoder
         tokenizer = backbone_tokenizer(source, place)
@@ -94,8 +94,8 @@ def _set_dropout(config: PretrainedConfig, names: Sequence[str], key: str, rate:
 
 def read_config(folder: Path) -> PretrainedConfig:
     """The encoder's config from an encoder folder; the hub is never asked."""
-    _check_config(folder)
-    with _explained(folder / CONFIG):
+    check_config(folder)
+    with explained(folder / CONFIG):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config.architectures = config.architectures or []  # some versions of from_config loop over it, even over None
     return config
@@ -106,10 +106,10 @@ def pretrained_encoder(settings: ModelSettings, folder: Path, key: str = KEY) ->
     config = read_config(folder)
     source, place = find_backbone(settings.backbone, key), f"{key}={settings.backbone}"
     wanted = config.vocab_size
-    with _explained(place, source):
+    with explained(place, source):
         options = {"local_files_only": source.local, "trust_remote_code": False}
         config.vocab_size = AutoConfig.from_pretrained(source.name, **options).vocab_size
-        with _without_report():
+        with without_report():
             encoder, report = _auto_class(config).from_pretrained(
                 source.name,
                 config=config,
@@ -152,14 +152,14 @@ def _start_new_embeddings(encoder: nn.Module, size: int, new: Sequence[int]) -> 
 def random_encoder(folder: Path) -> nn.Module:
     """An encoder of random weights, float32, from the config of the encoder folder."""
     config = read_config(folder)
-    with _explained(folder / CONFIG):
+    with explained(folder / CONFIG):
         return _auto_class(config).from_config(config, trust_remote_code=False).float()
 
 
 def empty_encoder(folder: Path) -> nn.Module:
     """An encoder whose parameters are on the meta device, to be assigned from a checkpoint; its buffers are real."""
     config = read_config(folder)
-    with _explained(folder / CONFIG), _parameters_on_meta():
+    with explained(folder / CONFIG), _parameters_on_meta():
         encoder = _auto_class(config).from_config(config, trust_remote_code=False)
     for module in encoder.modules():
         for name, buffer in module._buffers.items():
@@ -168,7 +168,7 @@ def empty_encoder(folder: Path) -> nn.Module:
     return encoder
 
 
-def _check_config(folder: Path) -> None:
+def check_config(folder: Path) -> None:
     """Refuses a config.json that is broken or has sizes beyond any encoder's: buffers of that size would be made."""
     for key, value in read_json(folder / CONFIG).items():
         if "theta" in key:  # the period of rotary positions, no size
@@ -180,7 +180,7 @@ def _check_config(folder: Path) -> None:
 
 
 @contextmanager
-def _without_report() -> Iterator[None]:
+def without_report() -> Iterator[None]:
     """Keeps transformers from telling missing weights: poolers may be missing, and others are refused here."""
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
@@ -191,7 +191,7 @@ def _without_report() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(place: object, source: Source | None = None) -> Iterator[None]:
+def explained(place: object, source: Source | None = None) -> Iterator[None]:
     """Turns errors of transformers, tokenizers or torch into an Fb3Error that names `place`, a file or a backbone."""
     try:
         yield

@@ -16,7 +16,9 @@ from fb3.system.files import read_json
 
 KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # the names in errors
 FEATURE_KEY = "estimator.features: encoder"
+IMAGE_KEY = "IMAGE_ENCODER"
 _VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BIN = "pytorch_model.bin"
 _WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", _BIN, f"{_BIN}.index.json")  # transformers reads the first that exists
@@ -48,31 +50,34 @@ def find_backbone(backbone: str, key: str = KEY) -> Source:
 def check_backbone(backbone: str, key: str = KEY) -> None:
     """Refuses a backbone folder where a file is missing or of another kind: an Fb3Error names folder, file and cure.
 
-    A hub id is left to the hub, and `scratch` to `build_backbone`.
+    A hub id is left to the hub, and `scratch` to `build_backbone`. Beside an image encoder stands its processor, beside
+    others their tokenizer.
     """
     folder, place = _folder(backbone), f"{key}={backbone}"
+    beside, names = ("image_processor", _PROCESSORS) if key == IMAGE_KEY else ("tokenizer", _VOCABULARIES)
     if backbone == "scratch":
         return
     if folder.is_file():
-        raise Fb3Error(f"{place}: a file; give the folder with {CONFIG}, tokenizer and weights")
+        raise Fb3Error(f"{place}: a file; give the folder with {CONFIG}, {beside} and weights")
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(backbone):
             raise Fb3Error(f"{place}: no such folder")
         return
     if not (folder / CONFIG).is_file():
         raise Fb3Error(f"{place}: {CONFIG} is missing; save the model with save_pretrained")
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
+    if not any((folder / name).is_file() for name in names):
         raise Fb3Error(
-            f"{place}: the tokenizer is missing ({TOKENIZER}, or one of {', '.join(_VOCABULARIES[1:])}); "
-            "save it there with tokenizer.save_pretrained"
+            f"{place}: the {beside} is missing ({names[0]}, or one of {', '.join(names[1:])}); "
+            f"save it there with {beside}.save_pretrained"
         )
     taken = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if not taken:
         raise Fb3Error(f"{place}: the weights are missing ({WEIGHTS} or {_BIN})")
-    for name in (CONFIG, *_VOCABULARIES, *_BESIDE):
+    for name in (CONFIG, *names, *_BESIDE):
         if (folder / name).is_file():
             _refuse(placeholder_problem, folder / name, place)
-    _check_sentencepiece(folder, place)
+    if key != IMAGE_KEY:
+        _check_sentencepiece(folder, place)
     for name in _shards(folder, taken, place) if taken.endswith(".json") else [taken]:
         _refuse(weights_problem, folder / name, place)
 

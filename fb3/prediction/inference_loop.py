@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from fb3.models.kernels.packed_linear import pack_linears
 from fb3.models.scorer import Scorer
 from fb3.prediction.predictions import Predictions
 from fb3.prediction.token_budget import Budget, open_budget
-from fb3.system.devices import Precision, out_of_memory
+from fb3.system.devices import Precision, within_memory
 from fb3.system.prefetch import prefetch
 from fb3.system.progress import progress
 from fb3.tasks.base import Task
@@ -26,7 +25,6 @@ from fb3.tasks.base import Task
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _AHEAD = {"cuda": 1}  # batches begun before one is fetched; a CPU computes at once and waits for none
 _Result = Callable[[], np.ndarray | None]
-_T = TypeVar("_T")
 
 
 def lower_weights(scorer: Scorer, precision: Precision, scales: Scales | None = None) -> Scorer:
@@ -146,7 +144,7 @@ def _predict_batches(
                 break
             lengths = encoded.total_lengths[batch_rows]
             budget.begin()
-            result = _within_memory(lambda: _begin(scorer, task, next(batches), device), device)
+            result = within_memory(lambda: _begin(scorer, task, next(batches), device), device)
             begun.append((batch_rows, result or _failed))
             if result is None:
                 break
@@ -154,9 +152,9 @@ def _predict_batches(
             budget.end(min(computed, budget.tokens) if encoded.splitter else computed)
             if len(begun) > ahead:
                 done, result = begun.popleft()
-                yield done, _within_memory(result, device)
+                yield done, within_memory(result, device)
         for done, result in begun:
-            yield done, _within_memory(result, device)
+            yield done, within_memory(result, device)
 
 
 def _collated(encoded: Encoded, device: torch.device, rows: np.ndarray) -> Batch:
@@ -184,15 +182,3 @@ def _begin(scorer: Scorer, task: Task, batch: Batch, device: torch.device) -> _R
 
 def _failed() -> None:
     """Stands for the result of a batch for which memory did not suffice."""
-
-
-def _within_memory(attempt: Callable[[], _T], device: torch.device) -> _T | None:
-    """The result of an attempt; none if memory ran out, after freeing the memory that it held."""
-    try:
-        return attempt()
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return None

@@ -2,8 +2,9 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from fb3.errors import Fb3Error
 
@@ -20,6 +21,7 @@ _NO_MEMORY = (
 )
 Precision = Literal["fp32", "fp16", "bf16"]
 Broken = Literal["cpu", "stop"]
+T = TypeVar("T")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers in glibc's malloc.h
 
 
@@ -141,6 +143,20 @@ def out_of_memory(error: Exception) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def within_memory(attempt: Callable[[], T], device: "torch.device") -> T | None:
+    """The result of an attempt; none if memory ran out, after freeing the memory that it held."""
+    import torch
+
+    try:
+        return attempt()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
 
 
 def keep_freed_memory() -> None:

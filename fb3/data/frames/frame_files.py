@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -70,17 +70,12 @@ class _Npz:
         with np.load(path, allow_pickle=False) as arrays:
             ids, offsets = arrays["ids"].astype(str), arrays["offsets"].astype(np.int64)
             self.frames = arrays["features"]
-        steps = np.diff(offsets)
-        if len(offsets) != len(ids) + 1 or offsets[0] or (steps < 0).any() or offsets[-1] != len(self.frames):
-            raise ValueError(f"offsets do not cut {len(self.frames)} features into {len(ids)} items")
-        if len({*ids.tolist()}) < len(ids):
-            raise ValueError("an id stands there twice")
+        self.ids = stretches(ids, offsets, len(self.frames), "features")
         if self.frames.ndim != 2 or self.frames.dtype.kind != "f":
             raise ValueError(
                 f"features are {self.frames.dtype} of {self.frames.ndim} dimensions, want floats (frames, width)"
             )
         self.width = self.frames.shape[1]
-        self.ids = dict(zip(ids.tolist(), zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True), strict=True))
 
     def count(self, identifier: str) -> int:
         begin, end = self.ids[identifier]
@@ -107,9 +102,7 @@ class _Zip:
 
     def _shape(self, identifier: str) -> tuple[int, int]:
         with self.archive.open(self.ids[identifier]) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
+            shape, _, dtype = array_header(stream)
         if len(shape) != 2 or dtype.kind != "f":
             raise ValueError(f"{self.ids[identifier]} holds {dtype} of shape {shape}, want floats (frames, width)")
         return shape
@@ -123,6 +116,22 @@ class _Zip:
     def read(self, identifier: str) -> np.ndarray:
         with self.archive.open(self.ids[identifier]) as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def stretches(ids: np.ndarray, offsets: np.ndarray, count: int, name: str) -> dict[str, tuple[int, int]]:
+    """The begin and end of each item's frames; a ValueError where offsets do not cut the array `name` into the items."""
+    if len(offsets) != len(ids) + 1 or offsets[0] or (np.diff(offsets) < 0).any() or offsets[-1] != count:
+        raise ValueError(f"offsets do not cut {count} {name} into {len(ids)} items")
+    if len({*ids.tolist()}) < len(ids):
+        raise ValueError("an id stands there twice")
+    return dict(zip(ids.tolist(), zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True), strict=True))
+
+
+def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order (True: Fortran's) and type of an array, read from the start of its .npy."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(stream)
 
 
 def write_frames(path: Path, identifiers: Sequence[str], frames: Sequence[np.ndarray]) -> None:
