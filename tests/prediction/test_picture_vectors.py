@@ -104,9 +104,10 @@ def test_a_killed_command_goes_on_and_writes_the_same_file(swin, sources, tmp_pa
     write_picture_vectors(swin, open_picture_files(paths), tmp_path / "whole.npz")
     out, parts = tmp_path / "f.npz", tmp_path / "f.npz.parts"
     for calls in (2, 4):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             killed_after(patch, calls)
-            write_picture_vectors(swin, open_picture_files(paths), out)
+            with pytest.raises(Killed):
+                write_picture_vectors(swin, open_picture_files(paths), out)
         assert not out.exists()
     assert sorted(path.name for path in parts.glob("*.npz")) == ["000000000000.npz"]
     (parts / ".000000000024.npz.1.part").write_text("cut off")
@@ -119,9 +120,10 @@ def test_a_killed_command_goes_on_and_writes_the_same_file(swin, sources, tmp_pa
 
 def test_parts_of_another_encoder_or_of_other_pictures_are_refused(swin, tmp_path, monkeypatch):
     path, out = write_npz(tmp_path / "a.npz", [30]), tmp_path / "f.npz"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         killed_after(patch, 3)
-        write_picture_vectors(swin, open_picture_files([path]), out)
+        with pytest.raises(Killed):
+            write_picture_vectors(swin, open_picture_files([path]), out)
     other = str(write_image_encoder("swin", tmp_path / "other", seed=1))
     with pytest.raises(Fb3Error, match=r"f\.npz\.parts: was begun with other name, weights; delete it, or choose"):
         write_picture_vectors(other, open_picture_files([path]), out)

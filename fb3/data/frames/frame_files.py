@@ -119,7 +119,7 @@ class _Zip:
 
 
 def stretches(ids: np.ndarray, offsets: np.ndarray, count: int, name: str) -> dict[str, tuple[int, int]]:
-    """The begin and end of each item's frames; a ValueError where offsets do not cut the array `name` into the items."""
+    """The begin and end of each item's frames; a ValueError where offsets do not cut the array into the items."""
     if len(offsets) != len(ids) + 1 or offsets[0] or (np.diff(offsets) < 0).any() or offsets[-1] != count:
         raise ValueError(f"offsets do not cut {count} {name} into {len(ids)} items")
     if len({*ids.tolist()}) < len(ids):
