@@ -1,12 +1,10 @@
 """`fb3 features`, in processes of its own."""
 
-import numpy as np
 import pytest
 
-from fb3.recipe import load_recipe
-from fb3.training.run import train
-from tests.frames_data import RECIPE, write_items
-from tests.picture_data import drawn, write_image_encoder
+from fb3.data.frames.item_frames import find_frames
+from fb3.recipe.frames import FramesSettings
+from tests.picture_data import write_image_encoder, write_npz
 from tests.test_cli import fb3
 
 
@@ -15,20 +13,17 @@ def vit(tmp_path_factory):
     return write_image_encoder("vit", tmp_path_factory.mktemp("vit") / "vit-tiny")
 
 
-def test_pictures_of_a_competition_become_frames_to_train_on(vit, tmp_path):
-    data, rng = write_items(tmp_path / "data", 24), np.random.default_rng(0)
-    (data / "frames.npz").unlink()
-    for split in ("train", "test"):
-        ids, counts = [f"{split}{n}" for n in range(24)], rng.integers(0, 3, 24)
-        frames = np.stack([np.asarray(drawn(n)) for n in range(counts.sum())])
-        np.savez(data / f"pictures_{split}.npz", ids=ids, offsets=np.cumsum([0, *counts]), frames=frames)
-    done = fb3("features", vit, "--data", data, "--out", data / "frames.npz")
+def test_pictures_of_a_folder_become_frames_of_items(vit, tmp_path):
+    write_npz(tmp_path / "pictures_test.npz", [1, 2], prefix="test")
+    write_npz(tmp_path / "pictures_train.npz", [3, 0, 4], prefix="train")
+    done = fb3("features", vit, "--data", tmp_path, "--out", tmp_path / "frames.npz")
     assert done.returncode == 0, done.stderr
-    assert "pictures_train.npz: " in done.stderr
-    assert " vectors of 16 numbers (class_token); 0 pictures could not be read" in done.stderr
-    recipe = load_recipe("tiny", [*RECIPE, "model.frames={kind: single_stream}", "train.epochs=1"])
-    train(recipe, data, tmp_path / "run", folds=[0])
-    again = fb3("features", vit, "--data", data, "--out", data / "frames.npz")
+    assert "pictures_train.npz: 7 pictures of 3 items" in done.stderr
+    assert "5 items, 1 of them without frames; 10 vectors of 16 numbers (class_token); 0 pictures" in done.stderr
+    ids = ["train2", "test0", "other", "train1"]
+    found = find_frames(ids, FramesSettings(files=("frames.npz",)), tmp_path, some=True)
+    assert [each.read().shape for each in found] == [(4, 16), (1, 16), (0, 16), (0, 16)]
+    again = fb3("features", vit, "--data", tmp_path, "--out", tmp_path / "frames.npz")
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert "frames.npz: is there already; choose another --out" in again.stderr
 
