@@ -18,7 +18,7 @@ from fb3.data.windows import WindowSplitter
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
 from fb3.recipe.frames import FRAMES_COLUMN
-from fb3.system.file_names import CONFIG, FRAME_WIDTH, SECOND
+from fb3.system.file_names import CONFIG, FRAME_ENCODER, FRAME_WIDTH, SECOND
 from fb3.system.files import read_json
 
 _AT_ONCE = 1024  # texts: the tokenizer's own encodings are many times as large in memory as the ids
@@ -76,16 +76,25 @@ def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataSettings) 
     """
     encoded = encode_texts(input_texts(essays, data), folder, data)
     if frames := item_frames(essays, data):
-        known = read_json(Path(folder) / CONFIG).get(FRAME_WIDTH)
-        if len(frames.references) and frames.width != known:
-            file = frames.references[0].file
-            raise Fb3Error(
-                f"{file}: frames of {frames.width} numbers, and {folder} knows {known}; take the files of its training"
-            )
+        config = read_json(Path(folder) / CONFIG)
+        check_frames(frames, config.get(FRAME_WIDTH), config.get(FRAME_ENCODER, ""), folder)
         encoded = replace(encoded, frames=frames)
     if not data.text.statistics:
         return encoded
     return replace(encoded, statistics=text_statistics(essays[data.text_column].tolist()))
+
+
+def check_frames(frames: ItemFrames, width: int | None, made_by: str, place: object) -> None:
+    """Refuses frames of another width, or of another image encoder, than the ones that `place` was trained on."""
+    if not len(frames.references):
+        return
+    file = frames.references[0].file
+    if frames.width != width:
+        raise Fb3Error(
+            f"{file}: frames of {frames.width} numbers, and {place} knows {width}; take the files of its training"
+        )
+    if made_by and frames.made_by not in ("", made_by):
+        raise Fb3Error(f"{file}: frames of another image encoder than {place} knows; make them by its own")
 
 
 def item_frames(essays: pd.DataFrame, data: DataSettings) -> ItemFrames | None:

@@ -8,6 +8,7 @@ RECIPE = "recipe.yaml"
 PREPARE = "prepare.py"  # the run's copy of the file that data.prepare names
 ENCODER = "encoder"  # folder of the backbone's config and tokenizer
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in the encoder folder
+FRAME_ENCODER = "fb3_frame_encoder"  # key of config.json: a hash of the image encoder that made the frames
 FRAME_WIDTH = "fb3_frame_width"  # key of config.json: numbers of a frame that stands beside the text
 PADDED = "fb3_padded_to"  # key of config.json: tokens to which every input is padded, where states depend on padding
 SECOND = "second"  # in the encoder folder: the folder of a stitched model's second encoder

@@ -33,7 +33,7 @@ from fb3.prediction.estimators.feature_inputs import FeatureInputs
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun
 from fb3.system.devices import Precision, keep_freed_memory, pick_device, pick_precision
-from fb3.system.file_names import CONFIG, ENCODER, FRAME_WIDTH, PADDED, SECOND
+from fb3.system.file_names import CONFIG, ENCODER, FRAME_ENCODER, FRAME_WIDTH, PADDED, SECOND
 from fb3.system.files import atomic_folder, read_json, write_json
 from fb3.system.kaggle import secret
 from fb3.system.progress import say
@@ -256,7 +256,9 @@ def _write_encoder(recipe: Recipe, essays: pd.DataFrame, out: Path) -> None:
     added, model = added_tokens(recipe.data), with_local_backbone(recipe, out).model
     export_encoder(model, out / ENCODER, added, characters=characters)
     if frames := item_frames(essays, recipe.data):
-        write_json({**read_json(out / ENCODER / CONFIG), FRAME_WIDTH: frames.width}, out / ENCODER / CONFIG)
+        made_by = {FRAME_ENCODER: frames.made_by} if frames.made_by else {}
+        config = {**read_json(out / ENCODER / CONFIG), FRAME_WIDTH: frames.width, **made_by}
+        write_json(config, out / ENCODER / CONFIG)
     if model.stitch:
         export_encoder(model.second(), out / ENCODER / SECOND, added, SECOND_KEY, characters)
 

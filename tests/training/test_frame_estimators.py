@@ -1,5 +1,7 @@
 """Estimators on the means of frames: the same predictions as scikit-learn's own on features computed by hand."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
+from fb3.data.frames.frame_files import write_frames
 from fb3.ensembles.ensemble import weigh
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
@@ -81,6 +84,11 @@ def test_frames_and_texts_are_members_of_one_ensemble(items, runs, tmp_path):
     found = infer(bundle.path, items, tmp_path / "submission.csv", strict=True)
     assert len(members) == len(bundle.manifest["runs"]) == 3
     assert (found["label"].value_counts() > 3).all()
+    ids = found["id"].tolist()
+    other = shutil.copytree(items, tmp_path / "other")
+    write_frames(other / "frames.npz", ids, [np.ones((2, 7))] * len(ids))
+    with pytest.raises(Fb3Error, match="frames of 7 numbers, and the fold knows 12; take its training's files"):
+        infer(bundle.path, other, tmp_path / "submission.csv", strict=True)
 
 
 def test_frames_are_named_where_they_are_a_feature_and_only_there():

@@ -139,6 +139,25 @@ def test_pretraining_reads_the_texts(items, tmp_path):
     train(recipe_of("single_stream", f"model.backbone={encoder}", "train.epochs=1"), items, tmp_path / "run", folds=[0])
 
 
+def test_frames_say_by_which_encoder_they_were_made(items, tmp_path):
+    def by(weights):
+        data = shutil.copytree(items, tmp_path / weights)
+        with np.load(items / "frames.npz") as stored:
+            told = json.dumps({"weights": weights, "vector": "mean", "processor": {}})
+            np.savez(data / "frames.npz", **stored, encoder=np.array(told))
+        return data
+
+    run = train(recipe_of("single_stream", "train.epochs=1"), by("a"), tmp_path / "run", folds=[0]).path
+    bundle = write_bundle([run], tmp_path / "bundle")
+    for data in (tmp_path / "a", items):
+        assert len(infer(bundle.path, data, tmp_path / "s.csv", strict=True))
+    with pytest.raises(Fb3Error, match=r"frames\.npz: frames of another image encoder than .* knows; make them by its"):
+        infer(bundle.path, by("b"), tmp_path / "s.csv", strict=True)
+    shutil.copy(tmp_path / "b" / "frames.npz", tmp_path / "a" / "more.npz")
+    with pytest.raises(Fb3Error, match=r"\['frames.npz', 'more.npz'\] are of different image encoders"):
+        train(recipe_of("single_stream", "data.frames.files=[frames.npz, more.npz]"), tmp_path / "a", tmp_path / "r2")
+
+
 def test_frames_of_another_encoder_are_refused(runs, items, tmp_path):
     data = shutil.copytree(items, tmp_path / "data")
     ids = list(open_frames(items / "frames.npz").ids)

@@ -1,5 +1,6 @@
 """Files with frames, by id: npz with offsets, zips of npy. Nothing is unpickled; a zip's arrays are read one by one."""
 
+import json
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -16,10 +17,15 @@ _OPEN_FILES = 16  # files with frames that a process keeps open
 
 
 class FrameFile(Protocol):
-    """A file with the frames of some items. ids: theirs. width: numbers of a frame."""
+    """A file with the frames of some items.
+
+    ids: theirs. width: numbers of a frame. made_by: a hash of the image encoder that made them; empty where it is not
+    told.
+    """
 
     ids: Collection[str]
     width: int
+    made_by: str
 
     def count(self, identifier: str) -> int:
         """The number of an item's frames."""
@@ -57,19 +63,22 @@ def read_frames(path: Path, identifier: str) -> np.ndarray:
 def _in_words(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         form = "ids, offsets and features" if path.suffix == ".npz" else "{id}.npy for each item"
         raise Fb3Error(f"{path}: no file with frames ({error}); want {path.suffix} of {form} (data.frames)") from error
 
 
 class _Npz:
-    """ids (N,), offsets (N + 1,) and features (frames of all, D)."""
+    """ids (N,), offsets (N + 1,) and features (frames of all, D); `encoder` says in JSON who made them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with np.load(path, allow_pickle=False) as arrays:
             ids, offsets = arrays["ids"].astype(str), arrays["offsets"].astype(np.int64)
             self.frames = arrays["features"]
+            told = json.loads(str(arrays["encoder"])) if "encoder" in arrays else None
+        # Settings of the processor are left out: versions of transformers write them in other words.
+        self.made_by = f"{told['weights']} {told['vector']}" if told else ""
         self.ids = stretches(ids, offsets, len(self.frames), "features")
         if self.frames.ndim != 2 or self.frames.dtype.kind != "f":
             raise ValueError(
@@ -87,6 +96,8 @@ class _Npz:
 
 class _Zip:
     """{id}.npy for each item, (F, D). An array's head is read when its frames are counted."""
+
+    made_by = ""
 
     def __init__(self, path: Path) -> None:
         self.path, self.archive, self.ids = path, zipfile.ZipFile(path), dict[str, str]()

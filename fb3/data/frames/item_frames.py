@@ -37,7 +37,7 @@ def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Pa
         some: whether one item at least must have frames.
 
     Raises:
-        Fb3Error: no file is there, none knows any item, two differ in width, or both know an item.
+        Fb3Error: no file is there, none knows any item, two differ in width or encoder, or both know an item.
     """
     paths = [folder / name for name in settings.files if (folder / name).is_file()]
     if not paths:
@@ -47,6 +47,8 @@ def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Pa
         raise Fb3Error(
             f"{folder}: {[path.name for path in paths]} hold frames of {sorted(widths)} numbers; want one width"
         )
+    if len({file.made_by for file in files if file.made_by}) > 1:
+        raise Fb3Error(f"{folder}: {[path.name for path in paths]} are of different image encoders; make them by one")
     for row, identifier in enumerate(identifiers):
         where = [n for n, file in enumerate(files) if identifier in file.ids]
         if len(where) > 1:
@@ -81,6 +83,11 @@ class ItemFrames:
     def width(self) -> int:
         """Numbers of a frame; 0 where there are no items."""
         return open_frames(self.references[0].file).width if len(self.references) else 0
+
+    @property
+    def made_by(self) -> str:
+        """A hash of the image encoder, empty where it is not told."""
+        return next((made for each in self.references if (made := open_frames(each.file).made_by)), "")
 
     def batch(self, rows: np.ndarray, drawn: bool) -> dict[str, np.ndarray]:
         """frames (B, F, D) float32 and frame_mask (B, F), F the most frames of an item of the batch, one at least.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fb3.data.tfidf import TermCounts, tfidf
+from fb3.errors import Fb3Error
 from fb3.prediction.estimators.decision_functions import estimate
 from fb3.prediction.estimators.embeddings import vectors
 from fb3.prediction.estimators.feature_inputs import FeatureInputs, encoders, source_recipe
@@ -42,6 +43,10 @@ class Features(NamedTuple):
         """The vectors, and the frames with a mean (D,) where an item has none."""
         if self.frames is None:
             return self.blocks
+        if self.frames.shape[1] != len(mean):
+            raise Fb3Error(
+                f"frames of {self.frames.shape[1]} numbers, and the fold knows {len(mean)}; take its training's files"
+            )
         return [*self.blocks, np.where(np.isnan(self.frames), mean, self.frames)]
 
 
