@@ -70,9 +70,8 @@ def read_split(
 def _folder(path: Path, data: DataSettings, split: Split) -> Path:
     """The competition's folder: above the table's where its name in data.files has folders in it."""
     above = PurePosixPath(getattr(data.files, split)).parent.parts
-    return (
-        path.parents[len(above)] if path.parent.parts[len(path.parent.parts) - len(above) :] == above else path.parent
-    )
+    named = above and path.parent.parts[-len(above) :] == above
+    return path.parents[len(above)] if named else path.parent
 
 
 def _prepared(

@@ -52,7 +52,7 @@ def write_json_table(table: pd.DataFrame, path: Path) -> None:
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_record, parse_constant={"NaN": None}.get)
+        return json.loads(text, object_pairs_hook=_record, parse_constant=lambda name: None if name == "NaN" else name)
     except (ValueError, RecursionError) as error:
         raise Fb3Error(f"{place}: not JSON ({error}); download it again, or save it as CSV") from None
 

@@ -203,7 +203,16 @@ RECORDS = [
         "x": 0.1,
         "ocr": [{"time": 1, "text": "字"}, {"time": 2, "text": "b"}],
     },
-    {"id": "NA", "n": None, "x": float("nan"), "ocr": [], "tags": ["u", "v"], "box": {"w": 1}, "ok": True},
+    {
+        "id": "NA",
+        "n": None,
+        "x": float("nan"),
+        "y": float("-inf"),
+        "ocr": [],
+        "tags": ["u", "v"],
+        "box": {"w": 1},
+        "ok": True,
+    },
 ]
 CELLS = {
     "id": ["007", "NA"],
@@ -211,6 +220,7 @@ CELLS = {
     "n": ["1" + "0" * 17, ""],
     "x": ["0.1", ""],
     "ocr": ["字\nb", ""],
+    "y": ["", "-Infinity"],
     "tags": ["", "u\nv"],
     "box": ["", '{"w": 1}'],
     "ok": ["", "true"],
