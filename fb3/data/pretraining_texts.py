@@ -1,12 +1,13 @@
 """Texts as pretraining reads them: all their tokens, cut into windows, with places hidden anew at each draw."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from fb3.data.frames.item_frames import ItemFrames
 from fb3.data.masking import IGNORED, Vocabulary, mask_tokens, read_vocabulary, special_ids, words_of
 from fb3.data.segments import SegmentPairs, sentence_ends
 from fb3.data.texts import NEWLINE, Text
@@ -17,6 +18,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
 from fb3.recipe.pretraining import MaskingSettings, PretrainingSettings
 
+_FRAMES = 19  # keeps the draws of frames apart from those of hidden tokens
 _AT_ONCE = 256  # texts: encodings that know their words are many times as large in memory as the ids
 
 
@@ -27,7 +29,7 @@ class PretrainingTexts(Encoded):
     words: the number of each token's word, in the form of `rows`; -1 where a token is never hidden. texts: (N,), the
     number of each window's text. groups: (N,), equal for windows whose likeness is no wonder: parts of one text, or
     texts on one prompt. masking, vocabulary: for hidden tokens; none: nothing is hidden. pairs: makes segments; none:
-    a window stays one text.
+    a window stays one text. frames: each window's, all of its item's.
     """
 
     words: Sequence[np.ndarray]
@@ -67,11 +69,17 @@ class PretrainingTexts(Encoded):
         rows = [(self.rows[each], self.words[each]) for each in ([row] if other is None else [row, other])]
         return self.pairs.draw(*rows, rng=self.rng)
 
+    def seeded(self, *seed: int) -> "PretrainingTexts":
+        """The same windows, with draws that depend on the seed alone."""
+        frames = self.frames and replace(self.frames, rng=np.random.default_rng([*seed, _FRAMES]))
+        return replace(self, rng=np.random.default_rng(seed), frames=frames)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.rng.bit_generator.state}
+        return {"generator": self.rng.bit_generator.state, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rng.bit_generator.state = state["generator"]
+        super().load_state_dict(state)
 
 
 def cut_texts(
@@ -83,6 +91,7 @@ def cut_texts(
     settings: PretrainingSettings,
     seed: int,
     pad_to: int = 0,
+    frames: ItemFrames | None = None,
 ) -> PretrainingTexts:
     """Tokenises texts and cuts them into windows; a text without tokens has none.
 
@@ -93,6 +102,7 @@ def cut_texts(
         data: the prompt before each window, and the length where `settings` has none.
         settings: masking, length and objectives.
         seed: it and the order of the draws alone decide what is hidden.
+        frames: the M texts' items' frames; none: there are none.
 
     Raises:
         Fb3Error: no room for text, no mask, no separator, or no tokens in any text.
@@ -120,7 +130,7 @@ def cut_texts(
     if order:
         ends = sentence_ends(tokenizer, (NEWLINE,))
         pairs = SegmentPairs(order.form, len(prefix), len(suffix), np.array(apart, np.int32), ends, length)
-    return PretrainingTexts(
+    made = PretrainingTexts(
         rows=rows,
         pad_id=pad_id,
         lengths=np.array([pad_to or len(row) for row in rows]),
@@ -131,8 +141,10 @@ def cut_texts(
         masking=settings.masking if settings.masks() else None,
         vocabulary=read_vocabulary(tokenizer) if settings.masks() else None,
         pairs=pairs,
-        rng=np.random.default_rng([seed, 13]),  # 13 keeps the draws apart from the order of the batches
+        frames=frames and replace(frames, references=frames.references[owners]),
+        rng=np.random.default_rng(),
     )
+    return made.seeded(seed, 13)  # 13 keeps the draws apart from the order of the batches
 
 
 def _separator_or_end(tokenizer: Tokenizer, suffix: list[int]) -> list[int]:

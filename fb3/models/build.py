@@ -61,7 +61,8 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
     if second:
         scorer = StitchedScorer(tower, second, beside, head)
     elif recipe.data.frames:
-        kind, frames = DualStreamScorer if dual else SingleStreamScorer, _frame_embeddings(recipe, tower, folder, init)
+        kind = DualStreamScorer if dual else SingleStreamScorer
+        frames = build_frame_embeddings(recipe, tower.encoder, folder, init)
         scorer = kind(tower, frames, recipe.model.frames, beside, head)
     else:
         scorer = Scorer(tower, beside, head)
@@ -73,11 +74,11 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
     return scorer
 
 
-def _frame_embeddings(recipe: Recipe, tower: Tower, folder: Path, init: Init) -> FrameEmbeddings:
+def build_frame_embeddings(recipe: Recipe, encoder: nn.Module, folder: Path, init: Init) -> FrameEmbeddings:
     """The frames' embeddings, on the scale of the encoder's own where they join these."""
     width = read_json(folder / CONFIG, {FRAME_WIDTH: int})[FRAME_WIDTH]
-    words, single = tower.encoder.get_input_embeddings().weight, recipe.model.frames.kind == "single_stream"
-    hidden = words.shape[1] if single else tower.encoder.config.hidden_size
+    words, single = encoder.get_input_embeddings().weight, recipe.model.frames.kind == "single_stream"
+    hidden = words.shape[1] if single else encoder.config.hidden_size
     frames = FrameEmbeddings(width, hidden, recipe.data.frames.most)
     if single and init not in _EMPTY:
         frames.start_like(words)

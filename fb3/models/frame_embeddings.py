@@ -66,3 +66,17 @@ def with_frames(words: Tensor, mask: Tensor, frames: Tensor, frame_mask: Tensor)
     both = torch.cat([words, frames.to(words.dtype)], 1)
     packed = both.gather(1, source[..., None].expand(-1, -1, both.shape[-1]))
     return packed, (place < own + text).to(mask.dtype)
+
+
+def apart(states: Tensor, tokens: int, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes apart the states (B, T + F, D) of inputs that `with_frames` packed.
+
+    Returns:
+        States of the text's places (B, T, D) and of the frames' (B, F, D), both padded as they were before.
+    """
+    own, last = frame_mask.sum(1, keepdim=True), states.shape[1] - 1  # (B, 1)
+    text = torch.arange(tokens, device=states.device)[None]  # (1, T)
+    text = torch.where(text == 0, text, (text + own).clamp(max=last))  # (B, T)
+    frames = torch.arange(1, frame_mask.shape[1] + 1, device=states.device).expand(len(states), -1)  # (B, F)
+    both = torch.cat([text, frames], 1)[..., None].expand(-1, -1, states.shape[-1])
+    return states.gather(1, both).split([tokens, frame_mask.shape[1]], 1)

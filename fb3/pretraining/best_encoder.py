@@ -4,7 +4,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +81,7 @@ class BestEncoder:
     @torch.no_grad()
     def _sums(self, model: PretrainingModel) -> Sums:
         accelerator, windows = self.session.accelerator, self.windows
-        windows = replace(windows, rng=np.random.default_rng([self.seed, 17]))
+        windows = windows.seeded(self.seed, 17)
         mine = np.arange(len(windows.rows))[accelerator.process_index :: accelerator.num_processes]
         was_training, parts = model.training, []
         model.eval()
@@ -90,7 +89,7 @@ class BestEncoder:
         try:
             with torch.random.fork_rng(devices=devices), accelerator.autocast():
                 torch.manual_seed(self.seed)
-                for rows in training_batches(windows.lengths, mine, self.size, self.seed, 0) if len(mine) else ():
+                for rows in training_batches(windows.total_lengths, mine, self.size, self.seed, 0) if len(mine) else ():
                     batch = on_device(collate(windows, rows, np.zeros((len(windows.rows), 0))), accelerator.device)
                     parts.append(self._of_batch(model, batch))
         finally:

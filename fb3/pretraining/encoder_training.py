@@ -7,10 +7,13 @@ import numpy as np
 import torch
 
 from fb3.data.batches import steps_per_epoch
+from fb3.data.frames.item_frames import ItemFrames
 from fb3.data.pretraining_texts import PretrainingTexts, cut_texts
 from fb3.data.tokenizer import padded_length
+from fb3.data.tokens import item_frames
 from fb3.errors import Fb3Error
 from fb3.models.backbone import pretrained_encoder
+from fb3.models.build import build_frame_embeddings
 from fb3.models.kernels.blocked_attention import use_blocked_attention
 from fb3.models.kernels.deberta import use_fused_disentangled_attention
 from fb3.models.pretraining_heads import MaskedTokenHead, stored_heads
@@ -46,8 +49,11 @@ def train_encoder(session: Session, corpus: Corpus) -> None:
     seed = recipe.train.seed
     seed_everything(seed)
     own = seed + _NEXT_PROCESS * accelerator.process_index
-    windows, held_out = (_windows(session, corpus, rows, own) for rows in corpus.split[1:])
-    model = build_model(session, windows).to(accelerator.device)
+    frames = [item_frames(corpus.table.iloc[rows], recipe.data) for rows in corpus.split[1:]]
+    windows, held_out = (
+        _windows(session, corpus, rows, own, each) for rows, each in zip(corpus.split[1:], frames, strict=True)
+    )
+    model = build_model(session, windows, frames[0]).to(accelerator.device)
     learner, data = _learner(session, model, windows, seed)
     best = BestEncoder(session, session.task, held_out, seed)
     saves = Saves(session, corpus.split, best, data.steps)
@@ -55,7 +61,8 @@ def train_encoder(session: Session, corpus: Corpus) -> None:
     if accelerator.process_index:
         torch.manual_seed(own)
     done = saves.restore(loop)
-    texts = f"{len(corpus.split.train_rows)} texts ({len(windows.rows)} windows) to learn from"
+    shown = f", {np.count_nonzero(frames[0].counts)} of them with frames," if frames[0] else ""
+    texts = f"{len(corpus.split.train_rows)} texts ({len(windows.rows)} windows){shown} to learn from"
     device = f"{accelerator.device.type} {session.precision}"
     session.log.event(
         "resume" if done else "pretraining",
@@ -80,23 +87,32 @@ def train_encoder(session: Session, corpus: Corpus) -> None:
     accelerator.wait_for_everyone()
 
 
-def _windows(session: Session, corpus: Corpus, rows: np.ndarray, seed: int) -> PretrainingTexts:
+def _windows(
+    session: Session, corpus: Corpus, rows: np.ndarray, seed: int, frames: ItemFrames | None
+) -> PretrainingTexts:
     """The windows of some of the texts."""
     recipe, texts = session.recipe, [session.texts[row] for row in rows]
     pad_to = padded_length(session.out / ENCODER)
     parts = session.tokenizer, session.encoded.pad_id, recipe.data, recipe.pretrain
-    return cut_texts(texts, corpus.groups[rows], *parts, seed, pad_to)
+    return cut_texts(texts, corpus.groups[rows], *parts, seed, pad_to, frames)
 
 
-def build_model(session: Session, windows: PretrainingTexts) -> PretrainingModel:
-    """The backbone with new heads; a head over the vocabulary starts at the checkpoint's where it has one."""
+def build_model(session: Session, windows: PretrainingTexts, items: ItemFrames | None) -> PretrainingModel:
+    """The backbone with new heads; a head over the vocabulary starts at the checkpoint's where it has one.
+
+    Frames are standardised by the ones of the `items` that are trained on.
+    """
     recipe, out = session.recipe, session.out
     settings = with_local_backbone(recipe, out).model
     encoder = pretrained_encoder(settings, out / ENCODER)
     if settings.gradient_checkpointing is True:
         recompute_activations(encoder)
+    frames = None
+    if items:
+        frames = build_frame_embeddings(with_local_backbone(recipe, out), encoder, out / ENCODER, "pretrained")
+        frames.fit(items.some(np.arange(len(items.references))))
     objectives = build_objectives(recipe.pretrain.objectives, encoder)
-    model, stored = PretrainingModel(encoder, objectives), stored_heads(settings)
+    model, stored = PretrainingModel(encoder, objectives, frames), stored_heads(settings)
     counts = torch.from_numpy(np.bincount(np.concatenate(windows.rows), minlength=encoder.config.vocab_size)).float()
     heads = [module for module in model.modules() if isinstance(module, MaskedTokenHead)]
     found = [head.start(counts[: len(head.bias)], stored) for head in heads]

@@ -40,7 +40,8 @@ class Mlm(nn.Module):
 class Rtd(nn.Module):
     """Replaced token detection: which tokens are a generator's (Clark et al. 2020, arXiv:2003.10555).
 
-    The generator learns as in mlm, not from the discriminator: its guesses are drawn, and carry no gradient.
+    The generator learns as in mlm, not from the discriminator: its guesses are drawn, and carry no gradient. It reads
+    texts alone, also where the encoder has frames beside them.
     """
 
     def __init__(self, settings: RtdSettings, encoder: nn.Module) -> None:

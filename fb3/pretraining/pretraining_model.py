@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fb3.models.frame_embeddings import FrameEmbeddings
 from fb3.pretraining.encodings import Encodings
 from fb3.pretraining.objectives import Learned
 from fb3.recipe.pretraining import PretrainingSettings
@@ -18,16 +19,18 @@ class PretrainingModel(nn.Module):
     Args:
         encoder: a transformers encoder.
         objectives: by kind; see `build_objectives`.
+        frames: embeddings of the frames beside the texts; none: there are none.
     """
 
-    def __init__(self, encoder: nn.Module, objectives: nn.ModuleDict) -> None:
+    def __init__(self, encoder: nn.Module, objectives: nn.ModuleDict, frames: FrameEmbeddings | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.objectives = objectives
+        self.frames = frames
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Learned]:
         """Each objective's loss and measures for a batch of `PretrainingTexts`, by kind."""
-        encodings = Encodings(self.encoder, batch)
+        encodings = Encodings(self.encoder, batch, self.frames)
         return {kind: objective(encodings) for kind, objective in self.objectives.items()}
 
     def towers(self) -> dict[str, nn.Module]:

@@ -8,6 +8,7 @@ from fb3.recipe import Recipe
 from fb3.recipe.model import ModelSettings, PlainPoolingSettings
 from fb3.recipe.pretraining import PretrainingSettings
 from fb3.recipe.training import AdamWSettings, LinearScheduleSettings
+from fb3.system.progress import say
 
 # Keys of fine-tuning in the loop's messages, and pretraining's own in their place.
 _KEYS = {
@@ -25,8 +26,8 @@ _KEYS = {
 def pretraining_recipe(recipe: Recipe) -> Recipe:
     """A recipe whose groups say what pretraining does, for the training loop.
 
-    Backbone, files, texts, seed, precision, saves and evaluations are the given recipe's. Freezing, augmentation,
-    tricks and whatever else serves scores is left out.
+    Backbone, files, texts, frames, seed, precision, saves and evaluations are the given recipe's. Freezing,
+    augmentation, tricks and whatever else serves scores is left out.
     """
     settings = recipe.pretrain or PretrainingSettings()
     dropouts = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
@@ -39,7 +40,9 @@ def pretraining_recipe(recipe: Recipe) -> Recipe:
     )
     length = settings.length or recipe.data.encoder_length()
     data = {"max_length": length, "windows": None, "augment": None, "weight_column": None, "weight_form": "weight"}
-    data["frames"] = None  # objectives read texts
+    if recipe.data.frames and recipe.model.frames.kind != "single_stream":
+        say(f"model.frames.kind={recipe.model.frames.kind}: its encoder reads texts alone, and so does pretraining")
+        data["frames"] = None
     loop = {name: getattr(settings, name) for name in ("epochs", "batch_size", "accumulation")}
     optimizer = AdamWSettings(
         encoder_rate=settings.encoder_rate,
