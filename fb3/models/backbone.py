@@ -16,7 +16,7 @@ from fb3.errors import Fb3Error, one_line
 from fb3.models.backbone_files import KEY, Source, find_backbone
 from fb3.models.backbone_tokenizer import backbone_tokenizer, check_tokens, unknown_characters
 from fb3.recipe.model import ModelSettings
-from fb3.system.file_names import CONFIG
+from fb3.system.file_names import CONFIG, FRAME_ENCODER, FRAME_WIDTH
 from fb3.system.files import read_json
 from fb3.system.progress import say
 
@@ -53,6 +53,9 @@ def export_encoder(
     if getattr(config, "auto_map", None):
         say(f"{place}: its code is not run (trust_remote_code is off), transformers' own is taken")
         del config.auto_map
+    for name in (FRAME_WIDTH, FRAME_ENCODER):  # frames are the run's own matter
+        if hasattr(config, name):
+            delattr(config, name)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     if config.pad_token_id is None:

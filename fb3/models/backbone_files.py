@@ -11,7 +11,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from fb3.errors import Fb3Error
 from fb3.system.file_contents import placeholder_problem, weights_problem
-from fb3.system.file_names import CONFIG, TOKENIZER, WEIGHTS
+from fb3.system.file_names import CONFIG, FRAME_WEIGHTS, FRAME_WIDTH, TOKENIZER, WEIGHTS
 from fb3.system.files import read_json
 
 KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # the names in errors
@@ -80,6 +80,21 @@ def check_backbone(backbone: str, key: str = KEY) -> None:
         _check_sentencepiece(folder, place)
     for name in _shards(folder, taken, place) if taken.endswith(".json") else [taken]:
         _refuse(weights_problem, folder / name, place)
+
+
+def frame_weights(backbone: str) -> Path | None:
+    """The embeddings of frames that stand in a folder of `fb3 pretrain`; None where it has read texts alone.
+
+    Raises:
+        Fb3Error: its config.json names frames, and the file is missing or broken.
+    """
+    folder, place = _folder(backbone), f"{KEY}={backbone}"
+    if not (folder / CONFIG).is_file() or FRAME_WIDTH not in read_json(folder / CONFIG):
+        return None
+    if not (folder / FRAME_WEIGHTS).is_file():
+        raise Fb3Error(f"{place}: {FRAME_WEIGHTS} is missing, and {CONFIG} names frames; copy the whole folder")
+    _refuse(weights_problem, folder / FRAME_WEIGHTS, place)
+    return folder / FRAME_WEIGHTS
 
 
 def _refuse(look: Callable[[Path], str], path: Path, place: str) -> None:

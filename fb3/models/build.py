@@ -8,7 +8,7 @@ from torch import nn
 from fb3.data.tokenizer import load_tokenizer, special_tokens
 from fb3.errors import Fb3Error
 from fb3.models.backbone import empty_encoder, pretrained_encoder, random_encoder
-from fb3.models.backbone_files import FEATURE_KEY, KEY, SECOND_KEY
+from fb3.models.backbone_files import FEATURE_KEY, KEY, SECOND_KEY, frame_weights
 from fb3.models.dry_run import make_up_weights
 from fb3.models.frame_embeddings import FrameEmbeddings
 from fb3.models.frame_scorers import DualStreamScorer, SingleStreamScorer
@@ -75,13 +75,15 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
 
 
 def build_frame_embeddings(recipe: Recipe, encoder: nn.Module, folder: Path, init: Init) -> FrameEmbeddings:
-    """The frames' embeddings, on the scale of the encoder's own where they join these."""
+    """The frames' embeddings; where they join the encoder's own, a pretraining's, or new ones on their scale."""
     width = read_json(folder / CONFIG, {FRAME_WIDTH: int})[FRAME_WIDTH]
     words, single = encoder.get_input_embeddings().weight, recipe.model.frames.kind == "single_stream"
     hidden = words.shape[1] if single else encoder.config.hidden_size
     frames = FrameEmbeddings(width, hidden, recipe.data.frames.most)
     if single and init not in _EMPTY:
         frames.start_like(words)
+    if single and init == "pretrained" and (file := frame_weights(recipe.model.backbone)):
+        frames.start_from(file)
     return frames
 
 

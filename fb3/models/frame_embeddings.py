@@ -1,8 +1,13 @@
 """Frames as an encoder's input: embeddings of their own, alone or packed between the tokens of a text."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from fb3.errors import Fb3Error
 
 _CONSTANT = 1e-6  # standard deviation below which a number of the frames says nothing
 _MOST = 10.0  # standard deviations: bounds a frame that is broken
@@ -24,14 +29,37 @@ class FrameEmbeddings(nn.Module):
         self.linear = nn.Linear(width, hidden)
         self.places = nn.Embedding(most, hidden)
         self.norm = nn.LayerNorm(hidden)
+        self.pretrained = False
         nn.init.normal_(self.places.weight, std=0.02)
 
     def fit(self, frames: np.ndarray) -> None:
-        """Learns mean and standard deviation of each number from training frames (N, width), once, before training."""
+        """Learns mean and standard deviation of each number from training frames (N, width), once, before training.
+
+        Pretrained embeddings keep the ones that they learned with: a number has to mean the same to them.
+        """
+        if self.pretrained:
+            return
         deviation = frames.std(0, dtype=np.float64)
         factor = np.where(deviation > _CONSTANT, 1 / np.maximum(deviation, _CONSTANT), 0.0)
         self.mean.copy_(torch.from_numpy(frames.mean(0, dtype=np.float64)))
         self.factor.copy_(torch.from_numpy(factor))
+
+    @torch.no_grad()
+    def start_from(self, file: Path) -> None:
+        """Starts at the embeddings and the standardisation of a pretraining; places beyond its own stay new.
+
+        Raises:
+            Fb3Error: the file holds embeddings of other sizes.
+        """
+        stored = load_file(file)
+        for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+            found = stored.get(name, torch.empty(0))
+            if found.shape != tensor.shape and not (name == "places.weight" and found.shape[1:] == tensor.shape[1:]):
+                raise Fb3Error(
+                    f"{file}: {name} is {list(found.shape)}, want {list(tensor.shape)}; copy the folder anew"
+                )
+            tensor[: len(found)] = found[: len(tensor)]
+        self.pretrained = True
 
     def start_like(self, words: Tensor) -> None:
         """Gives the embeddings the standard deviation of an encoder's word embeddings (V, D), to which it is used."""

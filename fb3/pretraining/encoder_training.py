@@ -24,7 +24,7 @@ from fb3.pretraining.objectives import build_objectives
 from fb3.pretraining.pretraining_model import PretrainingModel
 from fb3.runs.checkpoint import read_weights, weights_of, write_weights
 from fb3.runs.provenance import write_provenance
-from fb3.system.file_names import CONFIG, ENCODER, PADDED, WEIGHTS
+from fb3.system.file_names import CONFIG, ENCODER, FRAME_WEIGHTS, PADDED, WEIGHTS
 from fb3.system.files import read_json, write_json
 from fb3.system.progress import as_command, say
 from fb3.system.seeds import seed_everything
@@ -142,7 +142,10 @@ def _learner(
 
 
 def export(session: Session, corpus: Corpus, model: PretrainingModel, best: BestEncoder) -> None:
-    """Writes the best encoder, without heads, as a backbone folder, and deletes what the training needed."""
+    """Writes the best encoder, with the frames' embeddings and without heads, as a backbone folder.
+
+    Whatever the training alone needed is deleted.
+    """
     out, kept = session.out, read_weights(best.folder / WEIGHTS)
     with torch.no_grad():
         for name, tensor in weights_of(model).items():
@@ -152,7 +155,9 @@ def export(session: Session, corpus: Corpus, model: PretrainingModel, best: Best
             shutil.copy2(file, out / file.name)
     config = read_json(out / ENCODER / CONFIG)
     write_json({k: v for k, v in config.items() if k not in {PADDED, "fb3_new_tokens"}}, out / CONFIG)
-    write_weights({name: tensor.cpu() for name, tensor in weights_of(model.encoder).items()}, out / WEIGHTS)
+    for part, name in ((model.encoder, WEIGHTS), (model.frames, FRAME_WEIGHTS)):
+        if part is not None:
+            write_weights({key: tensor.cpu() for key, tensor in weights_of(part).items()}, out / name)
     hashes, split = corpus.hashes, corpus.split
     last = {"loss": best.best_score.overall, **best.best_score.columns}
     more = {

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from fb3.errors import Fb3Error
-from fb3.system.file_names import CONFIG, PROVENANCE, TOKENIZER, WEIGHTS
+from fb3.system.file_names import CONFIG, FRAME_WEIGHTS, PROVENANCE, TOKENIZER, WEIGHTS
 from fb3.system.files import read_json, sha256, write_json
 
 _DIGITS = 16  # digits of a hash: among a million texts two are alike by chance once in 37 million encoders
-_FILES = (CONFIG, TOKENIZER, WEIGHTS)
+_FILES = (CONFIG, TOKENIZER, WEIGHTS, FRAME_WEIGHTS)  # the last where frames stood beside the texts
 
 
 def text_hashes(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
@@ -34,7 +34,8 @@ def write_provenance(folder: Path, seen: Iterable[str], held_out: Iterable[str],
         more: further facts, such as scores.
     """
     texts = {"texts": sorted(set(seen)), "held_out": sorted(set(held_out))}
-    write_json({**more, "files": {name: sha256(folder / name) for name in _FILES}, **texts}, folder / PROVENANCE)
+    files = {name: sha256(folder / name) for name in _FILES if (folder / name).is_file()}
+    write_json({**more, "files": files, **texts}, folder / PROVENANCE)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ FEATURES = "features"  # the folder of an estimator's encoders, and in a fold fo
 VECTORS = "vectors.safetensors"  # in the folder of a feature: one for each training essay
 
 # In the folder of a pretrained encoder, beside config, tokenizer and weights
+FRAME_WEIGHTS = "frames.safetensors"  # embeddings of frames and their standardisation, where it has read any
 PROVENANCE = "pretraining.json"  # texts that the encoder has seen, and hashes of its files
 
 # In a fold folder

@@ -17,15 +17,16 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from tokenizers import Tokenizer
 
+from fb3.data.frames.item_frames import ItemFrames
 from fb3.data.pseudo_essays import PseudoEssays, with_pseudo_essays
 from fb3.data.texts import input_texts
 from fb3.data.tokenizer import added_tokens, frequent_characters, load_tokenizer
-from fb3.data.tokens import Encoded, encode_essays, item_frames
+from fb3.data.tokens import Encoded, check_frames, encode_essays, item_frames
 from fb3.data.unknown_tokens import tell_unknown
 from fb3.errors import Fb3Error
 from fb3.models.attached_backbone import local_backbone
 from fb3.models.backbone import export_encoder
-from fb3.models.backbone_files import KEY, SECOND_KEY
+from fb3.models.backbone_files import KEY, SECOND_KEY, frame_weights
 from fb3.models.build import build_scorer
 from fb3.models.dry_run import check_length, padding_for, precision_problem
 from fb3.models.from_scratch import build_backbone
@@ -256,11 +257,21 @@ def _write_encoder(recipe: Recipe, essays: pd.DataFrame, out: Path) -> None:
     added, model = added_tokens(recipe.data), with_local_backbone(recipe, out).model
     export_encoder(model, out / ENCODER, added, characters=characters)
     if frames := item_frames(essays, recipe.data):
-        made_by = {FRAME_ENCODER: frames.made_by} if frames.made_by else {}
-        config = {**read_json(out / ENCODER / CONFIG), FRAME_WIDTH: frames.width, **made_by}
-        write_json(config, out / ENCODER / CONFIG)
+        config = {**read_json(out / ENCODER / CONFIG), FRAME_WIDTH: frames.width}
+        made_by = _made_by(frames, recipe, model.backbone)
+        write_json(config | ({FRAME_ENCODER: made_by} if made_by else {}), out / ENCODER / CONFIG)
     if model.stitch:
         export_encoder(model.second(), out / ENCODER / SECOND, added, SECOND_KEY, characters)
+
+
+def _made_by(frames: ItemFrames, recipe: Recipe, backbone: str) -> str:
+    """A hash of the frames' image encoder; refuses frames of another one than the backbone's own, if it has any."""
+    if recipe.model.frames.kind != "single_stream" or not (file := frame_weights(backbone)):
+        return frames.made_by
+    known, place = read_json(file.parent / CONFIG), f"{KEY}={backbone}"
+    check_frames(frames, known[FRAME_WIDTH], known.get(FRAME_ENCODER, ""), place)
+    say(f"{place}: frames start from its embeddings, standardised as in its pretraining")
+    return known.get(FRAME_ENCODER, frames.made_by)
 
 
 def _try_encoders(
