@@ -66,11 +66,16 @@ class FrameEmbeddings(nn.Module):
         with torch.no_grad():
             self.norm.weight.fill_(float(words.float().std()))
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """(B, F, width) to (B, F, D)."""
-        standard = ((frames - self.mean) * self.factor).clamp(-_MOST, _MOST)
-        placed = self.linear(standard) + self.places.weight[: frames.shape[1]]
-        return self.norm(placed)
+    def standardised(self, frames: Tensor) -> Tensor:
+        """Frames (B, F, width) by the mean and the deviation of the training's."""
+        return ((frames - self.mean) * self.factor).clamp(-_MOST, _MOST)
+
+    def forward(self, frames: Tensor, hidden: Tensor | None = None, instead: Tensor | None = None) -> Tensor:
+        """(B, F, width) to (B, F, D), with `instead` (D,) at the `hidden` places (B, F)."""
+        embedded = self.linear(self.standardised(frames))
+        if hidden is not None:
+            embedded = torch.where(hidden[..., None], instead, embedded)
+        return self.norm(embedded + self.places.weight[: frames.shape[1]])
 
 
 def with_frames(words: Tensor, mask: Tensor, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:

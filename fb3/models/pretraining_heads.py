@@ -104,6 +104,27 @@ class BinaryHead(nn.Module):
         return self.out(F.gelu(self.dense(states))).squeeze(-1)
 
 
+class HiddenFrames(nn.Module):
+    """The frames that are hidden, and the embedding that stands in their places.
+
+    Args:
+        width: numbers of a frame's embedding.
+        share: share of an item's frames that is hidden; one at least where there are two.
+    """
+
+    def __init__(self, width: int, share: float) -> None:
+        super().__init__()
+        self.share, self.embedding = share, nn.Parameter(torch.randn(width) * 0.02)
+
+    def draw(self, mask: Tensor) -> Tensor:
+        """Hidden places (B, F) bool among the real ones of mask (B, F); a share of no whole number is drawn."""
+        chances = torch.rand(mask.shape, device=mask.device).masked_fill(mask == 0, 2.0)
+        counts = mask.sum(1, keepdim=True)  # (B, 1)
+        wanted = (self.share * counts + torch.rand(len(mask), 1, device=mask.device)).long()
+        wanted = torch.where(counts > 1, wanted.clamp(min=1), wanted)
+        return (chances.argsort(1).argsort(1) < wanted) & (mask != 0)
+
+
 class Generator(nn.Module):
     """A shallow copy of an encoder, and its head over the vocabulary, for replaced token detection."""
 

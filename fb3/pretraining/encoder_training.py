@@ -111,7 +111,7 @@ def build_model(session: Session, windows: PretrainingTexts, items: ItemFrames |
     if items:
         frames = build_frame_embeddings(with_local_backbone(recipe, out), encoder, out / ENCODER, "pretrained")
         frames.fit(items.some(np.arange(len(items.references))))
-    objectives = build_objectives(recipe.pretrain.objectives, encoder)
+    objectives = build_objectives(recipe.pretrain.objectives, encoder, frames)
     model, stored = PretrainingModel(encoder, objectives, frames), stored_heads(settings)
     counts = torch.from_numpy(np.bincount(np.concatenate(windows.rows), minlength=encoder.config.vocab_size)).float()
     heads = [module for module in model.modules() if isinstance(module, MaskedTokenHead)]
@@ -137,7 +137,7 @@ def _learner(
     data = TrainingData(0, [rows] * settings.epochs, windows, np.zeros((len(rows), 0)), ends, seed, title="pretraining")
     optimizer = build_optimizer(model, recipe.optimizer, scaled=session.precision == "fp16")
     schedule = build_schedule(optimizer, recipe.schedule, data.steps)
-    whole = bool(recipe.pretrain.objective("simcse"))
+    whole = any(each.of_batches for each in recipe.pretrain.objectives)
     return Learner(model, session.task, optimizer, schedule, whole_batches=whole), data
 
 

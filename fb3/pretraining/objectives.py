@@ -1,25 +1,19 @@
-"""Objectives: what an encoder learns from texts alone. Each is one class; a table names them."""
+"""Objectives: what an encoder learns without scores. Each is one class; a table names them."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fb3.data.masking import IGNORED
+from fb3.models.frame_embeddings import FrameEmbeddings
 from fb3.models.pretraining_heads import BinaryHead, Generator, MaskedTokenHead, word_embeddings
-from fb3.pretraining.encodings import Encodings
+from fb3.pretraining.contrast import info_nce
+from fb3.pretraining.encodings import Encodings, Learned
 from fb3.pretraining.every_process import of_every_process
+from fb3.pretraining.frame_objectives import Mfm
 from fb3.recipe.pretraining import ObjectiveSettings, OrderSettings, RtdSettings, SimcseSettings
-
-
-class Learned(NamedTuple):
-    """loss: the mean over the batch's rows, a scalar with a gradient, so that parts of a batch add up by their rows.
-    measures: for validation, each a sum and a count: scalars that add up over batches.
-    """
-
-    loss: Tensor
-    measures: dict[str, tuple[Tensor, Tensor]]
 
 
 class Mlm(nn.Module):
@@ -134,33 +128,16 @@ class Order(nn.Module):
         )
 
 
-OBJECTIVES: dict[str, Any] = {"mlm": Mlm, "simcse": Simcse, "rtd": Rtd, "order": Order}
+OBJECTIVES: dict[str, Any] = {"mlm": Mlm, "simcse": Simcse, "rtd": Rtd, "order": Order, "mfm": Mfm}
 
 
-def build_objectives(settings: tuple[ObjectiveSettings, ...], encoder: nn.Module) -> nn.ModuleDict:
-    """The objectives of a recipe by kind, in its order."""
-    return nn.ModuleDict({each.kind: OBJECTIVES[each.kind](each, encoder) for each in settings})
-
-
-def info_nce(one: Tensor, two: Tensor, group: Tensor, temperature: float, begin: int = 0) -> Tensor:
-    """Cross-entropy of each text's second vector among all second vectors, by cosine over temperature.
-
-    Args:
-        one: first vectors of B texts, (B, D).
-        two: second vectors of N texts, (N, D), among them those B.
-        group: (N,); a text's negatives are the texts of other groups.
-        temperature: divides the cosines.
-        begin: where the B texts stand among the N.
-
-    Returns:
-        A loss for each text, (B,); 0 where the batch holds no text of another group.
-    """
-    with torch.autocast(one.device.type, enabled=False):
-        cosines = F.normalize(one.float(), dim=-1) @ F.normalize(two.float(), dim=-1).T / temperature  # (B, N)
-        rows = torch.arange(len(one), device=group.device)
-        alike = group[begin + rows, None] == group
-        alike[rows, begin + rows] = False
-        return torch.logsumexp(cosines.masked_fill(alike, -torch.inf), 1) - cosines[rows, begin + rows]
+def build_objectives(
+    settings: tuple[ObjectiveSettings, ...], encoder: nn.Module, frames: FrameEmbeddings | None = None
+) -> nn.ModuleDict:
+    """The objectives of a recipe by kind, in its order; some read the embeddings of frames too."""
+    return nn.ModuleDict(
+        {each.kind: OBJECTIVES[each.kind](each, encoder, *([frames] if each.of_frames else [])) for each in settings}
+    )
 
 
 def drawn(logits: Tensor) -> Tensor:

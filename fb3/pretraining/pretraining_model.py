@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fb3.models.frame_embeddings import FrameEmbeddings
-from fb3.pretraining.encodings import Encodings
-from fb3.pretraining.objectives import Learned
+from fb3.pretraining.encodings import Encodings, Learned
 from fb3.recipe.pretraining import PretrainingSettings
 from fb3.tasks.base import StepOutput
 
@@ -30,7 +29,8 @@ class PretrainingModel(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Learned]:
         """Each objective's loss and measures for a batch of `PretrainingTexts`, by kind."""
-        encodings = Encodings(self.encoder, batch, self.frames)
+        hides = self.objectives["mfm"].hides if "mfm" in self.objectives else None
+        encodings = Encodings(self.encoder, batch, self.frames, hides)
         return {kind: objective(encodings) for kind, objective in self.objectives.items()}
 
     def towers(self) -> dict[str, nn.Module]:

@@ -1,6 +1,6 @@
-"""Settings of pretraining: what an encoder learns from texts alone, before it is fine-tuned on scores."""
+"""Settings of pretraining: what an encoder learns from texts, and frames, before it is fine-tuned on scores."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,11 @@ class MaskingSettings(Settings):
 class BaseObjectiveSettings(Settings):
     """An objective of pretraining."""
 
+    of_batches: ClassVar[bool] = False
+    """Whether it compares the texts or items of a batch, so that parts of a batch do not add up."""
+    of_frames: ClassVar[bool] = False
+    """Whether it reads the items' frames."""
+
     kind: str
     """The objective."""
     weight: Rate = 1.0
@@ -47,6 +52,7 @@ class MlmSettings(BaseObjectiveSettings):
 class SimcseSettings(BaseObjectiveSettings):
     """Unsupervised SimCSE (Gao et al. 2021, arXiv:2104.08821)."""
 
+    of_batches = True
     kind: Literal["simcse"]
     """Two dropout masks of a text give vectors nearer to each other than to other texts' vectors."""
     temperature: Rate = 0.05
@@ -79,7 +85,23 @@ class OrderSettings(BaseObjectiveSettings):
     et al. 2018, arXiv:1810.04805)."""
 
 
-ObjectiveSettings = Annotated[MlmSettings | SimcseSettings | RtdSettings | OrderSettings, Field(discriminator="kind")]
+class MfmSettings(BaseObjectiveSettings):
+    """Masked frame modelling: UNITER's masked regions (Chen et al. 2020, arXiv:1909.11740), with a contrastive loss
+    (Luo et al. 2020, arXiv:2002.06353)."""
+
+    of_batches = True
+    of_frames = True
+    kind: Literal["mfm"]
+    """Tell a hidden frame from the other frames of the batch, by the text and the frames beside it."""
+    share: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+    """Share of an item's frames that is hidden; one at least where there are two."""
+    temperature: Rate = 0.07
+    """Divides the cosines."""
+
+
+ObjectiveSettings = Annotated[
+    MlmSettings | SimcseSettings | RtdSettings | OrderSettings | MfmSettings, Field(discriminator="kind")
+]
 
 
 class PretrainingSettings(Settings):
@@ -95,7 +117,7 @@ class PretrainingSettings(Settings):
     epochs: Count = 5
     """Passes over the windows."""
     batch_size: Count = 16
-    """Windows a batch, over all processes together. simcse learns from the other texts of a batch: 64 and more."""
+    """Windows a batch, over all processes together. simcse and mfm learn from the others of a batch: 64 and more."""
     accumulation: Count = 1
     """Batches whose gradients are added up before one optimizer step."""
     encoder_rate: Rate = 5e-5
@@ -127,8 +149,12 @@ class PretrainingSettings(Settings):
                 "objectives: simcse without dropout has two equal vectors and collapses; set dropout or "
                 "attention_dropout"
             )
-        if "simcse" in kinds and self.batch_size == 1:
-            raise ValueError("objectives: simcse compares the texts of a batch, and batch_size=1 has one; raise it")
+        comparing = [each for each in self.objectives if each.of_batches]
+        if comparing and self.batch_size == 1:
+            of = "items" if comparing[0].of_frames else "texts"
+            raise ValueError(
+                f"objectives: {comparing[0].kind} compares the {of} of a batch, and batch_size=1 has one; raise it"
+            )
         return self
 
     def objective(self, kind: str) -> BaseObjectiveSettings | None:

@@ -234,6 +234,18 @@ def frames_stand_beside_one_text(recipe: Any) -> None:
         raise ValueError(f"model.pooling.kind={kind} reads the places of a text, where frames stand too; take mean")
 
 
+def objectives_on_frames_have_them(recipe: Any) -> None:
+    if not (kinds := [each.kind for each in (recipe.pretrain.objectives if recipe.pretrain else ()) if each.of_frames]):
+        return
+    if not recipe.data.frames:
+        raise ValueError(f"pretrain.objectives: {kinds[0]} reads frames; say in data.frames where they are, or drop it")
+    if recipe.model.frames.kind != "single_stream":
+        raise ValueError(
+            f"pretrain.objectives: {kinds[0]} wants frames and text in one encoder; set "
+            "model.frames.kind=single_stream, or drop it"
+        )
+
+
 def estimator_suits_the_task(recipe: Any) -> None:
     estimator, task = recipe.estimator, recipe.task
     if not estimator:
@@ -299,6 +311,7 @@ RULES = (
     metric_suits_the_task,
     sampling_has_classes,
     frames_stand_beside_one_text,
+    objectives_on_frames_have_them,
     pseudo_labels_suit_the_loss,
     estimator_suits_the_task,
     estimator_leaves_no_setting_idle,

@@ -151,7 +151,7 @@ EXEMPT = {
     "JoinSettings": "names files; tests/data/test_joins.py trains with others",
     **{
         f"{kind}Settings": "is read by pretraining alone; tests/pretraining trains it"
-        for kind in ("Masking", "Mlm", "Simcse", "Rtd", "Order", "Pretraining")
+        for kind in ("Masking", "Mlm", "Simcse", "Rtd", "Order", "Mfm", "Itm", "Itc", "Pretraining")
     },
     **{
         f"{kind}Settings": "fits an estimator, and trains no encoder; tests/training/test_estimators.py fits each"
