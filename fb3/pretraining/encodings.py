@@ -42,6 +42,7 @@ class Encodings:
     ) -> None:
         self.encoder, self.batch, self.frames, self.hides = encoder, batch, frames, hides
         self.mask = batch["attention_mask"]
+        self.likeness: Tensor | None = None  # (B, B), of each text and each item's frames, where an objective tells it
 
     @cached_property
     def hidden(self) -> Tensor:

@@ -2,15 +2,17 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fb3.models.frame_embeddings import FrameEmbeddings
-from fb3.models.pretraining_heads import HiddenFrames
+from fb3.models.pretraining_heads import BinaryHead, HiddenFrames
 from fb3.pretraining.contrast import contrast
 from fb3.pretraining.encodings import Encodings, Learned
 from fb3.pretraining.every_process import of_every_process
-from fb3.recipe.pretraining import MfmSettings
+from fb3.recipe.pretraining import ItmSettings, MfmSettings
 
 _SAME = 0.9999  # cosine above which two frames are one picture
+_LEAST = 1e-4  # weight of the least likely negative: all of them may round to 0 (Li et al. 2022, arXiv:2201.12086)
 
 
 class Mfm(nn.Module):
@@ -47,4 +49,69 @@ class Mfm(nn.Module):
 
 def same(one: Tensor, two: Tensor) -> Tensor:
     """Whether frames (M, width) and (N, width) are one picture, (M, N) bool."""
-    return nn.functional.normalize(one, dim=-1) @ nn.functional.normalize(two, dim=-1).T > _SAME
+    return F.normalize(one, dim=-1) @ F.normalize(two, dim=-1).T > _SAME
+
+
+class Itm(nn.Module):
+    """Item-text match: whether the frames are the text's own (Chen et al. 2020, arXiv:1909.11740).
+
+    Items with their own frames are read off the pass that mlm and mfm share; the ones with another's frames have a
+    pass of their own, as in ALBEF (Li et al. 2021, arXiv:2107.07651). It costs half a pass. In the shared pass their
+    hidden tokens and frames could not be guessed, and half of a whole pass would teach mlm and mfm nothing. Both sides
+    have hidden tokens and frames, so that these give no hint. Each part of an item takes its own mask along.
+    """
+
+    def __init__(self, settings: ItmSettings, encoder: nn.Module, frames: FrameEmbeddings) -> None:
+        super().__init__()
+        self.head, self.share = BinaryHead(encoder.config.hidden_size), settings.share
+
+    def forward(self, encodings: Encodings) -> Learned:
+        batch, seen = encodings.batch, encodings.batch["frame_mask"]
+        possible = pairs(seen, batch["group"])  # (B, B)
+        rows, others = self.draw(possible, encodings.likeness)
+        own = possible.any(1)
+        own[rows] = False
+        states = encodings.hidden[own, 0]
+        if len(rows):
+            ids, mask = batch["input_ids"][rows], encodings.mask[rows]
+            wrong = encodings.beside(ids, mask, encodings.shown[others], seen[others])[0]
+            states = torch.cat([states, wrong[:, 0]])
+        truth = torch.arange(len(states), device=states.device) < own.sum()
+        with torch.autocast(states.device.type, enabled=False):
+            logits = self.head(states)
+            losses = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none")
+        right, count = ((logits > 0) == truth).float().sum(), torch.tensor(float(len(truth)), device=states.device)
+        return Learned(losses.sum() / len(seen), {"itm": (losses.sum(), count), "itm_accuracy": (right, count)})
+
+    def draw(self, possible: Tensor, likeness: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Draws items and for each another one, whose frames it gets.
+
+        Args:
+            possible: (B, B), whether an item may get another's frames.
+            likeness: (B, B), of texts and frames: likelier ones are drawn more often; none: all alike.
+
+        Returns:
+            Both as rows of the batch, (M,).
+        """
+        fit = possible.any(1)
+        chances = torch.rand(len(fit), device=fit.device).masked_fill(~fit, 2.0)
+        count = (self.share * fit.sum() + torch.rand((), device=fit.device)).long()
+        rows = ((chances.argsort().argsort() < count) & fit).nonzero()[:, 0]
+        if not len(rows):
+            return rows, rows
+        weights = possible[rows].float()
+        if likeness is not None:
+            likely = likeness[rows].float().masked_fill(~possible[rows], -torch.inf).softmax(1)
+            weights = weights * (likely + _LEAST)
+        return rows, torch.multinomial(weights, 1)[:, 0]
+
+
+def pairs(seen: Tensor, group: Tensor) -> Tensor:
+    """Pairs of items with frames, of other groups: (B, B) bool. Each row of a batch has a text.
+
+    Args:
+        seen: mask of their frames, (B, F).
+        group: (B,).
+    """
+    there = seen.any(1)
+    return there[:, None] & there & (group[:, None] != group)

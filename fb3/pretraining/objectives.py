@@ -12,7 +12,7 @@ from fb3.models.pretraining_heads import BinaryHead, Generator, MaskedTokenHead,
 from fb3.pretraining.contrast import info_nce
 from fb3.pretraining.encodings import Encodings, Learned
 from fb3.pretraining.every_process import of_every_process
-from fb3.pretraining.frame_objectives import Mfm
+from fb3.pretraining.frame_objectives import Itm, Mfm
 from fb3.recipe.pretraining import ObjectiveSettings, OrderSettings, RtdSettings, SimcseSettings
 
 
@@ -128,7 +128,7 @@ class Order(nn.Module):
         )
 
 
-OBJECTIVES: dict[str, Any] = {"mlm": Mlm, "simcse": Simcse, "rtd": Rtd, "order": Order, "mfm": Mfm}
+OBJECTIVES: dict[str, Any] = {"mlm": Mlm, "simcse": Simcse, "rtd": Rtd, "order": Order, "mfm": Mfm, "itm": Itm}
 
 
 def build_objectives(

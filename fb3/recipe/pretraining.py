@@ -99,8 +99,20 @@ class MfmSettings(BaseObjectiveSettings):
     """Divides the cosines."""
 
 
+class ItmSettings(BaseObjectiveSettings):
+    """Item-text match (Chen et al. 2020, arXiv:1909.11740; Li et al. 2021, arXiv:2107.07651)."""
+
+    of_batches = True
+    of_frames = True
+    kind: Literal["itm"]
+    """Tell whether the frames beside a text are its own; wrong ones are another item's of the batch."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the items with frames that get another's."""
+
+
 ObjectiveSettings = Annotated[
-    MlmSettings | SimcseSettings | RtdSettings | OrderSettings | MfmSettings, Field(discriminator="kind")
+    MlmSettings | SimcseSettings | RtdSettings | OrderSettings | MfmSettings | ItmSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -117,7 +129,8 @@ class PretrainingSettings(Settings):
     epochs: Count = 5
     """Passes over the windows."""
     batch_size: Count = 16
-    """Windows a batch, over all processes together. simcse and mfm learn from the others of a batch: 64 and more."""
+    """Windows a batch, over all processes together. simcse, mfm and itm learn from the others of a batch: 64 and
+    more."""
     accumulation: Count = 1
     """Batches whose gradients are added up before one optimizer step."""
     encoder_rate: Rate = 5e-5
