@@ -29,7 +29,8 @@ class PretrainingTexts(Encoded):
     words: the number of each token's word, in the form of `rows`; -1 where a token is never hidden. texts: (N,), the
     number of each window's text. groups: (N,), equal for windows whose likeness is no wonder: parts of one text, or
     texts on one prompt. masking, vocabulary: for hidden tokens; none: nothing is hidden. pairs: makes segments; none:
-    a window stays one text. frames: each window's, all of its item's.
+    a window stays one text. frames: each window's, all of its item's. empty: the
+    tokens of an empty text, where an objective reads frames without their text; else none.
     """
 
     words: Sequence[np.ndarray]
@@ -38,6 +39,7 @@ class PretrainingTexts(Encoded):
     masking: MaskingSettings | None
     vocabulary: Vocabulary | None
     pairs: SegmentPairs | None
+    empty: np.ndarray | None
     rng: np.random.Generator
 
     def draw(self, rows: np.ndarray, targets: Any = None) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
@@ -46,7 +48,7 @@ class PretrainingTexts(Encoded):
         Returns:
             The tokens, some of them hidden. `group` (B,); `labels` (B, T), the token at a hidden place and IGNORED
             elsewhere, where tokens are hidden; `order` (B,), 1 for a right pair of segments, 0 for a wrong one and
-            IGNORED for a text too short to be cut, where there are pairs.
+            IGNORED for a text too short to be cut, where there are pairs; `empty` (B, E), the same in each row.
         """
         inputs, labels, order = [], [], []
         for row in rows:
@@ -59,6 +61,8 @@ class PretrainingTexts(Encoded):
                 labels.append(hidden)
             inputs.append(ids)
         more = {"group": self.groups[rows]}
+        if self.empty is not None:
+            more["empty"] = np.tile(self.empty, (len(rows), 1))
         if self.masking:
             more["labels"] = _padded_labels(labels, self.pad_to)
         return inputs, more | ({"order": np.array(order, np.int64)} if self.pairs else {})
@@ -141,6 +145,7 @@ def cut_texts(
         masking=settings.masking if settings.masks() else None,
         vocabulary=read_vocabulary(tokenizer) if settings.masks() else None,
         pairs=pairs,
+        empty=np.array([*prefix, *suffix] or [pad_id], np.int64) if settings.objective("itc") else None,
         frames=frames and replace(frames, references=frames.references[owners]),
         rng=np.random.default_rng(),
     )

@@ -5,11 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fb3.models.frame_embeddings import FrameEmbeddings
+from fb3.models.poolings.pooling import masked_mean
 from fb3.models.pretraining_heads import BinaryHead, HiddenFrames
 from fb3.pretraining.contrast import contrast
 from fb3.pretraining.encodings import Encodings, Learned
 from fb3.pretraining.every_process import of_every_process
-from fb3.recipe.pretraining import ItmSettings, MfmSettings
+from fb3.recipe.pretraining import TEMPERATURES, ItcSettings, ItmSettings, MfmSettings
 
 _SAME = 0.9999  # cosine above which two frames are one picture
 _LEAST = 1e-4  # weight of the least likely negative: all of them may round to 0 (Li et al. 2022, arXiv:2201.12086)
@@ -33,8 +34,9 @@ class Mfm(nn.Module):
 
     def forward(self, encodings: Encodings) -> Learned:
         places, real = encodings.hidden_frames, encodings.batch["frame_mask"] != 0  # (B, F)
+        states = encodings.both[1][places]  # (M, D)
         with torch.autocast(places.device.type, enabled=False):
-            guesses = self.head(encodings.both[1][places])  # (M, width)
+            guesses = self.head(states)  # (M, width)
             frames = encodings.frames.standardised(encodings.batch["frames"])
         candidates, begin = frames[real], 0  # (N, width)
         if self.training:  # validation is each process's own, of as many items as it has
@@ -115,3 +117,49 @@ def pairs(seen: Tensor, group: Tensor) -> Tensor:
     """
     there = seen.any(1)
     return there[:, None] & there & (group[:, None] != group)
+
+
+class Itc(nn.Module):
+    """Texts and frames, each alone, nearer to their own item's than to others' (Li et al. 2021, arXiv:2107.07651).
+
+    The two passes are the ones of an item without frames, and of an item with an empty text; a vector is the mean of
+    a pass's states. In training the other items are those of all processes. itm draws its pairs by their likeness.
+    """
+
+    def __init__(self, settings: ItcSettings, encoder: nn.Module, frames: FrameEmbeddings) -> None:
+        super().__init__()
+        width = encoder.config.hidden_size
+        self.text, self.frames = nn.Linear(width, settings.width), nn.Linear(width, settings.width)
+        self.temperature = nn.Parameter(torch.tensor(settings.temperature))
+
+    def forward(self, encodings: Encodings) -> Learned:
+        with torch.no_grad():  # a clamp with a gradient would hold it at the bound
+            self.temperature.clamp_(*TEMPERATURES)
+        group, count = encodings.batch["group"], len(encodings.mask)
+        rows = encodings.batch["frame_mask"].any(1).nonzero()[:, 0]
+        states, mask, shown, seen = self._passes(encodings, rows)
+        with torch.autocast(rows.device.type, enabled=False):
+            texts = self.text(masked_mean(states, mask))  # (M, P)
+            frames = self.frames(masked_mean(shown, seen))
+            alike = F.normalize(texts, dim=-1) @ F.normalize(frames, dim=-1).T / self.temperature
+        encodings.likeness = alike.new_zeros(count, count)
+        encodings.likeness[rows[:, None], rows] = alike.detach()
+        (all_texts, begin), (all_frames, _), (groups, _) = (texts, 0), (frames, 0), (group[rows], 0)
+        if self.training:  # validation is each process's own, of as many items as it has
+            (all_texts, begin), (all_frames, _), (groups, _) = map(of_every_process, (texts, frames, group[rows]))
+        own = begin + torch.arange(len(rows), device=rows.device)
+        same = groups[own, None] == groups
+        found = [contrast(*each, own, same, self.temperature) for each in ((texts, all_frames), (frames, all_texts))]
+        total, known = (sum(each.losses.sum() for each in found) / 2, sum(each.open.float().sum() for each in found))
+        right = sum((each.right & each.open).float().sum() for each in found)
+        return Learned(total / count, {"itc": (total, known / 2), "itc_accuracy": (right, known)})
+
+    def _passes(self, encodings: Encodings, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """States of the texts (M, T, D) and their mask, states of the frames (M, F, D) and theirs, of some items."""
+        mask, seen, empty = encodings.mask[rows], encodings.batch["frame_mask"][rows], encodings.batch["empty"][rows]
+        if not len(rows):  # an encoder takes no empty batch
+            nothing = self.text.weight.new_zeros(0, 1, self.text.in_features)
+            return nothing, mask[:, :1], nothing, seen[:, :1]
+        states = encodings.encoder(input_ids=encodings.plain_ids[rows], attention_mask=mask).last_hidden_state
+        shown = encodings.beside(empty, torch.ones_like(empty), encodings.embedded[rows], seen)[1]
+        return states, mask, shown, seen

@@ -12,7 +12,7 @@ from fb3.models.pretraining_heads import BinaryHead, Generator, MaskedTokenHead,
 from fb3.pretraining.contrast import info_nce
 from fb3.pretraining.encodings import Encodings, Learned
 from fb3.pretraining.every_process import of_every_process
-from fb3.pretraining.frame_objectives import Itm, Mfm
+from fb3.pretraining.frame_objectives import Itc, Itm, Mfm
 from fb3.recipe.pretraining import ObjectiveSettings, OrderSettings, RtdSettings, SimcseSettings
 
 
@@ -128,15 +128,27 @@ class Order(nn.Module):
         )
 
 
-OBJECTIVES: dict[str, Any] = {"mlm": Mlm, "simcse": Simcse, "rtd": Rtd, "order": Order, "mfm": Mfm, "itm": Itm}
+OBJECTIVES: dict[str, Any] = {
+    "mlm": Mlm,
+    "simcse": Simcse,
+    "rtd": Rtd,
+    "order": Order,
+    "mfm": Mfm,
+    "itm": Itm,
+    "itc": Itc,
+}
 
 
 def build_objectives(
     settings: tuple[ObjectiveSettings, ...], encoder: nn.Module, frames: FrameEmbeddings | None = None
 ) -> nn.ModuleDict:
-    """The objectives of a recipe by kind, in its order; some read the embeddings of frames too."""
+    """The objectives of a recipe by kind, in its order, but itc before itm, which draws by its likeness.
+
+    Some read the embeddings of frames too.
+    """
+    ordered = sorted(settings, key=lambda each: each.kind != "itc")
     return nn.ModuleDict(
-        {each.kind: OBJECTIVES[each.kind](each, encoder, *([frames] if each.of_frames else [])) for each in settings}
+        {each.kind: OBJECTIVES[each.kind](each, encoder, *([frames] if each.of_frames else [])) for each in ordered}
     )
 
 

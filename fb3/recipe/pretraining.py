@@ -99,6 +99,23 @@ class MfmSettings(BaseObjectiveSettings):
     """Divides the cosines."""
 
 
+TEMPERATURES = (0.001, 0.5)  # bounds of itc's, as in ALBEF
+
+
+class ItcSettings(BaseObjectiveSettings):
+    """Item-text contrast (Li et al. 2021, arXiv:2107.07651), without a momentum encoder and its queue."""
+
+    of_batches = True
+    of_frames = True
+    kind: Literal["itc"]
+    """Texts alone and frames alone give vectors nearer to their own item's than to other items'. itm then takes wrong
+    pairs that are alike."""
+    width: Count = 256
+    """Numbers of a vector."""
+    temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])] = 0.07
+    """Divides the cosines; it is learned, from here on, between 0.001 and 0.5."""
+
+
 class ItmSettings(BaseObjectiveSettings):
     """Item-text match (Chen et al. 2020, arXiv:1909.11740; Li et al. 2021, arXiv:2107.07651)."""
 
@@ -111,7 +128,7 @@ class ItmSettings(BaseObjectiveSettings):
 
 
 ObjectiveSettings = Annotated[
-    MlmSettings | SimcseSettings | RtdSettings | OrderSettings | MfmSettings | ItmSettings,
+    MlmSettings | SimcseSettings | RtdSettings | OrderSettings | MfmSettings | ItmSettings | ItcSettings,
     Field(discriminator="kind"),
 ]
 
@@ -129,8 +146,8 @@ class PretrainingSettings(Settings):
     epochs: Count = 5
     """Passes over the windows."""
     batch_size: Count = 16
-    """Windows a batch, over all processes together. simcse, mfm and itm learn from the others of a batch: 64 and
-    more."""
+    """Windows a batch, over all processes together. simcse, mfm, itm and itc learn from the others of a batch: 64
+    and more."""
     accumulation: Count = 1
     """Batches whose gradients are added up before one optimizer step."""
     encoder_rate: Rate = 5e-5
