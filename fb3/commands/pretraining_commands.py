@@ -19,7 +19,7 @@ def pretrain(
     out: Annotated[Path | None, typer.Option(help="The encoder's folder to write.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Save and stop after this time, such as 8h30m.")] = None,
 ) -> None:
-    """Pretrain the backbone on the competition's own texts; a stopped pretraining goes on from its last save."""
+    """Pretrain the backbone on the competition's texts and frames; a stopped pretraining goes on from its last save."""
     from fb3.pretraining.run_pretraining import pretrain_encoder
     from fb3.recipe import load_recipe
     from fb3.system.kaggle import find_competition

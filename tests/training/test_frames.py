@@ -133,9 +133,10 @@ def test_unlabelled_items_get_labels_and_teach(runs, items, tmp_path):
     assert verify(train(taught, data, tmp_path / "student").path, essays=4).passed
 
 
-def test_pretraining_reads_the_texts(items, tmp_path):
-    recipe = recipe_of("single_stream", "pretrain={epochs: 1, length: 16}")
+def test_pretraining_of_two_streams_reads_the_texts(items, tmp_path):
+    recipe = recipe_of("dual_stream", "pretrain={epochs: 1, length: 16}")
     encoder = pretrain_encoder(recipe, items, tmp_path / "encoder")
+    assert not (encoder / "frames.safetensors").exists()
     train(recipe_of("single_stream", f"model.backbone={encoder}", "train.epochs=1"), items, tmp_path / "run", folds=[0])
 
 
