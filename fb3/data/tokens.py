@@ -77,14 +77,14 @@ def encode_essays(essays: pd.DataFrame, folder: str | Path, data: DataSettings) 
     encoded = encode_texts(input_texts(essays, data), folder, data)
     if frames := item_frames(essays, data):
         config = read_json(Path(folder) / CONFIG)
-        _check_frames(frames, config.get(FRAME_WIDTH), config.get(FRAME_ENCODER, ""), folder)
+        check_frames(frames, config.get(FRAME_WIDTH), config.get(FRAME_ENCODER, ""), folder)
         encoded = replace(encoded, frames=frames)
     if not data.text.statistics:
         return encoded
     return replace(encoded, statistics=text_statistics(essays[data.text_column].tolist()))
 
 
-def _check_frames(frames: ItemFrames, width: int | None, made_by: str, place: object) -> None:
+def check_frames(frames: ItemFrames, width: int | None, made_by: str, place: object) -> None:
     """Refuses frames of another width, or of another image encoder, than the ones that `place` was trained on."""
     if not len(frames.references):
         return
