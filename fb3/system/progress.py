@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Advance(Protocol):
-    """Called after each piece of work."""
+    """Called after each piece of work; a note stays until the next one."""
 
     def __call__(self, amount: int = 1, note: str = "") -> None: ...
 
@@ -89,21 +89,21 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
     )
     with Progress(*columns, console=_console(), transient=True) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
-        yield lambda amount=1, note="": bar.update(task, advance=amount, note=note)
+        yield lambda amount=1, note="": bar.update(task, advance=amount, **({"note": note} if note else {}))
 
 
 def _lines(title: str, total: int, every_seconds: float, done: int) -> Iterator[Advance]:
     start = last = time.monotonic()
-    before = done
+    before, known = done, ""
 
     def advance(amount: int = 1, note: str = "") -> None:
-        nonlocal done, last
-        done += amount
+        nonlocal done, last, known
+        done, known = done + amount, note or known
         now = time.monotonic()
         if now - last >= every_seconds:
             last = now
             left = (now - start) / max(1, done - before) * (total - done)
             minutes = f"{(now - start) / 60:.1f} min, about {left / 60:.1f} left"
-            say(f"{title}: {done}/{total}, {minutes} {note}".rstrip())
+            say(f"{title}: {done}/{total}, {minutes} {known}".rstrip())
 
     yield advance

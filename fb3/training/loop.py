@@ -115,8 +115,7 @@ class Loop:
         step, data, size = self.step, self.data, self.settings.accumulation
         batches = None
         self.scorer.train()
-        told = step.number - len(self.window.losses)  # steps of an open window are told when it closes
-        with progress(data.name, data.steps, self.accelerator.is_main_process, done=told) as advance:
+        with progress(data.name, data.steps, self.accelerator.is_main_process, done=step.number) as advance:
             if step.number and self.due():  # a save is made before the evaluation of its step
                 self.evaluate()
             while step.number < data.steps:
@@ -131,6 +130,8 @@ class Loop:
                 due = self.due()
                 if due or len(self.window.losses) >= self.settings.log_every_steps:
                     self.window.close(advance, step, data)
+                else:
+                    advance()  # steps may last seconds, and windows then minutes
                 self.hooks.after_step(self)
                 if due:
                     self.evaluate()
@@ -294,7 +295,6 @@ class _LossWindow:
         elapsed = time.monotonic() - self.start
         self.log.window(
             advance,
-            len(losses),
             fold=data.fold,
             epoch=step.epoch + 1,
             step=step.number,

@@ -85,11 +85,11 @@ class RunLog:
         if line:
             say(line)
 
-    def window(self, advance: Advance, steps: int, *, terms: dict[str, float], **fields: float) -> None:
+    def window(self, advance: Advance, *, terms: dict[str, float], **fields: float) -> None:
         """Logs the means of a few optimizer steps, also on the progress line; the loss's `terms` are unweighted."""
         parts = "".join(f" {name} {value:.4f}" for name, value in terms.items())
         note = f"loss {fields['loss']:.4f}{parts} mean {fields['mean_loss']:.4f} norm {fields['gradient_norm']:.2f}"
-        advance(steps, f"{note} rate {fields['rate']:.1e}")
+        advance(note=f"{note} rate {fields['rate']:.1e}")
         self.event("step", **fields, **({"terms": terms} if terms else {}))
         names = ("loss", "mean_loss", "gradient_norm", "rate", "head_rate")
         prefix = f"fold{fields['fold']}"

@@ -10,6 +10,15 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     assert lines[0].endswith("loss 0.1")
 
 
+def test_a_note_stays_until_the_next(capsys):
+    with progress("fold 0", 3, every_seconds=0.0) as advance:
+        advance(note="loss 0.1")
+        advance()
+        advance(note="loss 0.2")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[-8:] for line in lines] == ["loss 0.1", "loss 0.1", "loss 0.2"]
+
+
 def test_no_line_before_its_minute_and_none_when_hidden(capsys):
     for shown in (True, False):
         with progress("x", 2, shown=shown) as advance:
