@@ -31,9 +31,10 @@ class SingleStreamScorer(Scorer):
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Vectors (B, D)."""
+        batch = drop_modalities(batch, self.modality_dropout if self.training else 0.0)
         words = self.encoder.get_input_embeddings()(batch["input_ids"])  # (B, T, D)
-        seen = seen_frames(batch["frame_mask"], self.modality_dropout if self.training else 0.0)
-        packed, mask = with_frames(words, batch["attention_mask"], self.frames(batch["frames"]), seen)
+        embedded, seen = self.frames(batch["frames"]), batch["frame_mask"]
+        packed, mask = with_frames(words, batch["attention_mask"], embedded, seen)
         out = self.encoder(inputs_embeds=packed, attention_mask=mask, **self._arguments)
         with torch.autocast(mask.device.type, enabled=False):
             return self.pooling(self.read(out), self.pooling.token_weights({"attention_mask": mask}))
@@ -69,9 +70,9 @@ class DualStreamScorer(Scorer):
 
     def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Vectors (B, D + 3 H)."""
-        mask = batch["attention_mask"]
+        batch = drop_modalities(batch, self.modality_dropout if self.training else 0.0)
+        mask, seen = batch["attention_mask"], batch["frame_mask"]
         out = self.encode(batch["input_ids"], mask)
-        seen = seen_frames(batch["frame_mask"], self.modality_dropout if self.training else 0.0)
         with torch.autocast(mask.device.type, enabled=False):
             text = out.last_hidden_state.float()  # (B, T, H)
             frames = torch.cat([self.start.weight.expand(len(mask), 1, -1), self.frames(batch["frames"])], 1)
@@ -88,11 +89,31 @@ class DualStreamScorer(Scorer):
             )
 
 
-def seen_frames(mask: Tensor, dropped: float) -> Tensor:
-    """The mask (B, F) of frames, without all frames of some items, each with the probability `dropped`."""
-    if not dropped:
-        return mask
-    return mask * (torch.rand(len(mask), 1, device=mask.device) >= dropped).to(mask.dtype)
+def drop_modalities(batch: Mapping[str, Tensor], probability: float) -> Mapping[str, Tensor]:
+    """Takes the frames from some items of a batch that have any, and the text from as many others.
+
+    A model learns from the modality that tells more at first, and the other one's layers stay weak (Wang et al. 2020,
+    arXiv:1905.12681). Where one is missing, the other has to tell all. A text that is taken leaves its first and its
+    last token, [CLS] and [SEP].
+
+    Args:
+        batch: a batch of `collate`.
+        probability: chance of an item with frames to lose one of the two, each as often as the other.
+    """
+    if not probability:
+        return batch
+    ids, mask, seen = batch["input_ids"], batch["attention_mask"], batch["frame_mask"]
+    drawn = torch.rand(len(mask), 1, device=mask.device)  # (B, 1)
+    no_text = (drawn < probability / 2) & seen.any(1, keepdim=True) & (mask.sum(1, keepdim=True) > 1)
+    no_frames = (drawn >= probability / 2) & (drawn < probability)
+    place = torch.arange(mask.shape[1], device=mask.device)[None]  # (1, T)
+    last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0))
+    return {
+        **batch,
+        "input_ids": torch.where(no_text & (place == 1), last, ids),
+        "attention_mask": mask.masked_fill(no_text & (place > 1), 0),
+        "frame_mask": seen.masked_fill(no_frames, 0),
+    }
 
 
 def _sizes(hidden: int, settings: DualStreamSettings) -> dict[str, object]:

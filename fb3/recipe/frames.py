@@ -27,7 +27,7 @@ class SingleStreamSettings(Settings):
     kind: Literal["single_stream"] = "single_stream"
     """A linear layer turns a frame into an embedding, and a learned vector for each place stands for its time."""
     modality_dropout: Probability = 0.0
-    """Probability that a training item has no frames."""
+    """Probability that a training item with frames loses them or its text, each as often as the other."""
 
 
 class DualStreamSettings(Settings):
@@ -45,7 +45,7 @@ class DualStreamSettings(Settings):
     dropout: Probability = 0.1
     """Dropout of both."""
     modality_dropout: Probability = 0.0
-    """Probability that a training item has no frames."""
+    """Probability that a training item with frames loses them or its text, each as often as the other."""
 
 
 _FrameModel = SingleStreamSettings | DualStreamSettings

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from fb3.models.frame_embeddings import FrameEmbeddings, with_frames
-from fb3.models.frame_scorers import DualStreamScorer, SingleStreamScorer, seen_frames
+from fb3.models.frame_scorers import DualStreamScorer, SingleStreamScorer, drop_modalities
 from fb3.models.heads import LinearHead
 from fb3.models.poolings.build import build_pooling, build_window_pooling
 from fb3.models.statistics_net import NoStatistics
@@ -99,10 +99,43 @@ def test_new_embeddings_have_the_size_of_word_embeddings():
     assert frames(torch.randn(8, 6, WIDTH) * 40 + 7).std().item() == pytest.approx(words.std().item(), rel=0.1)
 
 
-def test_modality_dropout_takes_all_frames_of_its_share_of_items():
+def test_modality_dropout_takes_the_text_or_the_frames_from_its_share_of_items():
     torch.manual_seed(0)
-    mask = torch.ones(4000, 3, dtype=torch.long)
-    left = seen_frames(mask, 0.3)
-    assert {*left.sum(1).tolist()} == {0, 3}
-    assert (left.sum(1) == 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert seen_frames(mask, 0.0) is mask
+    lengths, counts = [2, 5, 7, 4], [1, 3, 2, 0]
+    batch = batch_of(lengths * 1000, counts * 1000)
+    left = drop_modalities(batch, 0.3)
+    text, frames = left["attention_mask"].sum(1), left["frame_mask"].sum(1)
+    no_text = (text == 2) & (torch.tensor(lengths * 1000) > 2)
+    assert no_text.reshape(-1, 4).float().mean(0).tolist() == pytest.approx([0, 0.15, 0.15, 0], abs=0.03)
+    no_frames = (frames == 0) & (torch.tensor(counts * 1000) > 0)
+    assert no_frames.reshape(-1, 4).float().mean(0).tolist() == pytest.approx([0.15, 0.15, 0.15, 0], abs=0.03)
+    assert not (no_text & no_frames).any()
+    for row in no_text.nonzero()[:20, 0].tolist():
+        ids, whole = left["input_ids"][row], batch["input_ids"][row]
+        assert ids[:2].tolist() == [whole[0], whole[lengths[row % 4] - 1]]
+    kept = ~no_text & ~no_frames
+    for name, value in batch.items():
+        assert torch.equal(left[name][kept], value[kept])
+    assert drop_modalities(batch, 0.0) is batch
+
+
+@pytest.mark.parametrize("kind", ["single_stream", "dual_stream"])
+@torch.no_grad()
+def test_an_item_without_its_text_scores_as_an_empty_one(kind):
+    scorer, batch = scorer_of(kind), batch_of([6, 5], [3, 2])
+    for module in (scorer, *scorer.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    scorer.modality_dropout, found = 1.0, set()
+    empty = alone(batch, 0) | {"input_ids": batch["input_ids"][:1, [0, 5]], "attention_mask": torch.ones(1, 2).long()}
+    no_frames = alone(batch, 0) | {"frame_mask": torch.zeros(1, 3).long()}
+    wanted = [scorer(each).scores for each in (empty, no_frames)]
+    for seed in range(8):
+        torch.manual_seed(seed)
+        scorer.training = True
+        scores = scorer(alone(batch, 0)).scores
+        scorer.training = False
+        distances = [float((scores - each).abs().max()) for each in wanted]
+        assert min(distances) < 1e-5
+        found.add(distances.index(min(distances)))
+    assert found == {0, 1}
