@@ -142,6 +142,19 @@ class EmaSettings(AverageSettings):
     """Share of the average that stays at each step; half of it is forgotten in ln 2 / (1 − decay) steps."""
     start: Probability = 0.0
     """Share of the run before the average begins; until then the weights themselves are evaluated."""
+    teach: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum distillation (Li et al. 2021, arXiv:2107.07651): share of the loss that is to the average's predictions
+    in the place of the truth, 0.4 there; it rises from 0 in the first epoch. One more forward pass a step."""
+
+    def check(self, recipe: Any) -> None:
+        super().check(recipe)
+        if not self.teach:
+            return
+        task = recipe.task
+        others = {"task.r_drop": task.r_drop, "task.uda": task.uda, "task.squeeze": getattr(task, "squeeze", None)}
+        others["pseudo.use=distil"] = recipe.pseudo and recipe.pseudo.use == "distil"
+        if also := next((name for name, given in others.items() if given), None):
+            raise ValueError(f"tricks: ema.teach and {also} both add to the loss; leave one of them out")
 
 
 class SwaSettings(AverageSettings):

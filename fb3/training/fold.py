@@ -1,17 +1,18 @@
 """One fold: model, optimizer and loop put together; the best evaluation kept."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from fb3.data.augmentation.augmented_essays import augment_essays
-from fb3.data.batches import collate
+from fb3.data.batches import Batch, collate
 from fb3.data.folds import FoldSplit
 from fb3.data.tokens import Encoded
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
-from fb3.models.scorer import Scorer
+from fb3.models.scorer import ModelOutput, Scorer
 from fb3.prediction.predictions import Predictions
 from fb3.recipe.task import LabelsSettings
 from fb3.runs.checkpoint import check_reload
@@ -19,6 +20,7 @@ from fb3.system.file_names import ENCODER
 from fb3.system.seeds import seed_everything
 from fb3.tasks.base import Task
 from fb3.tasks.build import build_task
+from fb3.tasks.momentum_distillation import MomentumDistillation
 from fb3.tasks.uda import UDA
 from fb3.training.best_checkpoint import BestCheckpoint
 from fb3.training.loop import Hooks, Learner, Loop, TrainingData
@@ -27,8 +29,9 @@ from fb3.training.saves import Saves
 from fb3.training.schedule import build_schedule
 from fb3.training.session import Session, with_local_backbone
 from fb3.training.training_data import training_data
+from fb3.training.tricks.averaging import EMA
 from fb3.training.tricks.build import build_tricks
-from fb3.training.tricks.trick import Step
+from fb3.training.tricks.trick import Step, Trick
 
 # Seeds are below 2**31, so these offsets keep the draws of one fold apart from those of any other.
 _UNLABELLED = 2**31  # for essays without scores
@@ -116,7 +119,23 @@ def _build_learner(session: Session, scorer: Scorer, task: Task, data: TrainingD
     if recipe.pseudo and (alone := recipe.pseudo.first_epochs()):
         first, later_rate = data.ends[alone - 1], recipe.pseudo.later_rate()
     schedule = build_schedule(optimizer, recipe.schedule, data.steps, first, later_rate)
-    return Learner(scorer, _training_task(session, task, seed), optimizer, schedule, tricks)
+    task = _taught(session, _training_task(session, task, seed), tricks)
+    return Learner(scorer, task, optimizer, schedule, tricks)
+
+
+def _taught(session: Session, task: Task, tricks: Sequence[Trick]) -> Task:
+    """The task, taught by the weights' moving average where the recipe wants that."""
+    average = next((trick for trick in tricks if isinstance(trick, EMA) and trick.settings.teach), None)
+    if not average:
+        return task
+
+    def teacher(batch: Batch) -> ModelOutput | None:
+        if not average.waited:
+            return None
+        with session.accelerator.autocast():
+            return average.average.eval()(batch)
+
+    return MomentumDistillation(task, teacher, average.settings.teach, 1 / session.recipe.train.epochs)
 
 
 def _process_seed(session: Session, seed: int) -> int:

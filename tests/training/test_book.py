@@ -35,6 +35,7 @@ SPECIAL = {
     "noise": ["tricks=[{kind: noise, scale: 0.2}]"],
     "ema": ["tricks=[{kind: ema, decay: 0.5}]"],
     "ema_late": ["tricks=[{kind: ema, decay: 0.5, start: 0.4}]"],
+    "ema_teach": ["tricks=[{kind: ema, decay: 0.5, teach: 0.4}]"],
     "swa": ["tricks=[{kind: swa, start: 0.0, every_steps: 1}]"],
     "lookahead": ["tricks=[{kind: lookahead, steps: 2}]"],
     "pull_to_start": ["tricks=[{kind: pull_to_start, strength: 0.3}]"],

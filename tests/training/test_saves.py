@@ -28,7 +28,7 @@ from tests.conftest import ROOT, TINY, copied
 
 SMALL = [*TINY, "data.sample=24", "train.epochs=2", "train.batch_size=3", "train.log_every_steps=3"]
 SAVED = [*SMALL, "train.save_every_steps=3"]  # a fold has 8 steps
-KEPT = ["tricks=[{kind: fgm}, {kind: ema, decay: 0.7}]", "model.dropout=0.1"]
+KEPT = ["tricks=[{kind: fgm}, {kind: ema, decay: 0.7, teach: 0.4}]", "model.dropout=0.1"]
 TIMES = {"time", "elapsed", "remaining"}
 
 

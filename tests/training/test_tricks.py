@@ -24,7 +24,9 @@ from fb3.recipe.tricks import (
     TrickSettings,
 )
 from fb3.targets.metrics import Score
+from fb3.tasks.base import Recorder
 from fb3.tasks.build import build_task
+from fb3.tasks.momentum_distillation import MomentumDistillation
 from fb3.tasks.r_drop import RDrop
 from fb3.training.tricks.averaging import EMA, SWA
 from fb3.training.tricks.awp import AWP
@@ -263,6 +265,53 @@ def test_ema_may_start_late():
     for value in (6.0, 7.0, 8.0, 9.0):
         expected = 0.5 * expected + 0.5 * value
     assert ema.average.module.weight.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [["task.loss=mse"], ["task={kind: classification, classes: [a, b]}", "data.target_columns=[x]", "metric=log_loss"]],
+)
+def test_an_average_teaches_by_its_predictions(task, run):
+    recipe = load_recipe("tiny", [*task, "model.dropout=0.5"])
+    torch.manual_seed(0)
+    scorer, task = build_scorer(recipe, run / "encoder", init="config"), build_task(recipe)
+    ema, asked = EMA(EmaSettings(kind="ema", decay=0.5, teach=0.4), scorer), []
+
+    def teacher(batch):
+        asked.append(ema.average.eval()(batch) if ema.waited else None)
+        return asked[-1]
+
+    wrapped = MomentumDistillation(task, teacher, 0.4, ramp=0.25)
+    ids = torch.randint(5, 100, (3, 12))
+    truth = torch.eye(2)[[0, 1, 1]] if task.target.exclusive else torch.rand(3, 6) * 4 + 1
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "targets": truth}
+    recorded = Recorder(scorer)
+    out = wrapped.loss(recorded, batch | {"progress": torch.tensor(0.0)})
+    torch.testing.assert_close(out.loss, task.loss(lambda _: recorded.outputs[0], batch).loss)
+    assert asked == [None]  # it has not begun
+    ema.after_step(Step(scorer, {}))
+    with torch.no_grad():
+        for parameter in scorer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    for progress, share in ((0.0, 0.0), (0.125, 0.2), (0.25, 0.4), (0.9, 0.4)):
+        out = wrapped.loss(recorded, batch | {"progress": torch.tensor(progress)})
+        scores, taught = recorded.outputs[-1].scores, asked[-1].scores
+        assert torch.equal(taught, ema.average.module.eval()(batch).scores)  # no dropout, and always the same
+        assert not taught.requires_grad
+        if task.target.exclusive:
+            losses = [-(t * scores.log_softmax(-1)).sum(-1).mean() for t in (truth, taught.softmax(-1))]
+        else:
+            losses = [((t - scores) ** 2).mean() for t in (truth, taught)]
+        torch.testing.assert_close(out.loss, (1 - share) * losses[0] + share * losses[1])
+        torch.testing.assert_close(out.logs["momentum"], losses[1].detach())
+    out.loss.backward()
+    assert all(parameter.grad is None for parameter in ema.average.parameters())
+
+
+@pytest.mark.parametrize("other", ["task.r_drop={alpha: 1.0}", "task.uda={file: u.csv, augment: {mask: 0.1}}"])
+def test_an_average_that_teaches_is_the_only_one_to_add_to_the_loss(other):
+    with pytest.raises(Fb3Error, match=r"ema\.teach and task"):
+        load_recipe("tiny", ["tricks=[{kind: ema, teach: 0.4}]", "model.dropout=0.1", other])
 
 
 def test_the_pull_goes_a_share_of_the_way_back(step):
