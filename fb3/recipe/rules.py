@@ -222,6 +222,8 @@ def pseudo_labels_suit_the_loss(recipe: Any) -> None:
 
 def frames_stand_beside_one_text(recipe: Any) -> None:
     if not recipe.data.frames:
+        if recipe.model.frames.kind != "single_stream":  # the default, which does nothing without frames
+            raise ValueError(f"model.frames.kind={recipe.model.frames.kind}: say in data.frames where the frames are")
         return
     if recipe.model.stitch:
         raise ValueError("model.stitch: frames stand beside one encoder's text; leave it or data.frames out")
@@ -293,6 +295,8 @@ def estimator_leaves_no_setting_idle(recipe: Any) -> None:
 
 # The first broken rule raises a ValueError that names the keys and the mend.
 RULES = (
+    frames_stand_beside_one_text,
+    objectives_on_frames_have_them,
     tricks_fit,
     target_tokens_are_there,
     mix_joins_whole_essays,
@@ -310,8 +314,6 @@ RULES = (
     labels_stand_in_one_column,
     metric_suits_the_task,
     sampling_has_classes,
-    frames_stand_beside_one_text,
-    objectives_on_frames_have_them,
     pseudo_labels_suit_the_loss,
     estimator_suits_the_task,
     estimator_leaves_no_setting_idle,

@@ -5,6 +5,7 @@ import yaml
 
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, builtin_names, builtin_text, load_competition, load_recipe
+from tests.builtin import OF_TEXTS
 
 NAMES = [
     *("aes2", "commonlit-readability", "commonlit-summaries", "detect-ai-text", "emoji", "feedback-effectiveness"),
@@ -23,7 +24,7 @@ def test_every_recipe_trains_for_every_competition():
         text = builtin_text(name, "competition")
         assert text.startswith("# ")
         assert {*yaml.safe_load(text)} <= {"competition", "data", "folds", "task", "metric", "decision"}
-        for recipe in builtin_names():
+        for recipe in OF_TEXTS:
             merged, competition = load_recipe(recipe, competition=name), load_competition(name)
             assert (merged.task, merged.metric, merged.folds.group_column) == (
                 competition.task,
@@ -33,7 +34,7 @@ def test_every_recipe_trains_for_every_competition():
             assert merged.model == load_recipe(recipe).model
 
 
-@pytest.mark.parametrize("recipe", builtin_names())
+@pytest.mark.parametrize("recipe", OF_TEXTS)
 def test_feedback_ell_is_the_defaults(recipe):
     merged = load_recipe(recipe, competition="feedback-ell")
     assert merged.competition == "feedback-prize-english-language-learning"

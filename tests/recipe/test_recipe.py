@@ -20,6 +20,7 @@ from fb3.recipe.settings import Settings, kinds
 from fb3.recipe.task import LossKind, TaskSettings
 from fb3.recipe.training import FORMER_DEFAULTS, OptimizerSettings, ScheduleSettings
 from fb3.recipe.tricks import TrickSettings
+from tests.builtin import WITH_FRAMES
 
 EXPECTED = {
     "deberta-v3-base",
@@ -36,9 +37,16 @@ EXPECTED = {
 
 
 def test_the_built_in_recipes_are_there_and_valid():
-    assert set(builtin_names()) >= EXPECTED
-    for name in builtin_names():
+    assert set(builtin_names()) == {*EXPECTED, *WITH_FRAMES}
+    for name in EXPECTED:
         load_recipe(name)
+    for name in WITH_FRAMES:
+        for competition in ("wechat-2022", "emoji"):
+            recipe = load_recipe(name, competition=competition)
+            assert recipe.data.frames
+            assert f"{recipe.model.frames.kind}" == name.replace("-", "_")
+        with pytest.raises(Fb3Error, match=r"data\.frames"):
+            load_recipe(name)
 
 
 def test_defaults_are_the_published_ones():
@@ -51,7 +59,7 @@ def test_defaults_are_the_published_ones():
     assert (r.optimizer.betas, r.schedule.kind, r.schedule.cycles) == ((0.9, 0.999), "cosine", 0.5)
 
 
-@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize("name", [*EXPECTED, *WITH_FRAMES])
 def test_a_built_in_recipe_says_only_what_differs_from_the_defaults(name):
     def leaves(node, path=()):
         if isinstance(node, dict):

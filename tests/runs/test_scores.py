@@ -3,9 +3,10 @@ import shutil
 
 import pytest
 
-from fb3.recipe import builtin_names, load_recipe
+from fb3.recipe import load_recipe
 from fb3.runs.file_score import score_files
 from fb3.runs.scores import caveats, named_score
+from tests.builtin import OF_TEXTS
 from tests.conftest import copied
 
 
@@ -33,7 +34,7 @@ def test_a_score_that_is_no_cv_is_called_otherwise(run, tmp_path):
 
 
 def test_debug_is_known_by_its_settings_alone():
-    for name in builtin_names():
+    for name in OF_TEXTS:
         recipe = load_recipe(name)
         assert not recipe.is_debug()
         assert recipe.debug().is_debug()

@@ -3,8 +3,9 @@
 import pytest
 
 from fb3.errors import Fb3Error
-from fb3.recipe import builtin_names, load_recipe
+from fb3.recipe import load_recipe
 from fb3.tuning.space import Choice, Range, read_space
+from tests.builtin import OF_TEXTS
 
 REGULARISE = "regularise: {overrides: true, choices: [[], ['model.dropout=0.1', 'task.r_drop={alpha: 1.0}']]}"
 
@@ -17,7 +18,7 @@ def space_of(folder, text):
 
 def test_the_default_space_fits_the_built_in_recipes():
     space = read_space("default")
-    for name in builtin_names():
+    for name in OF_TEXTS:
         space.fitting(load_recipe(name)).check(load_recipe(name))
     base = load_recipe("minilm-l6")
     space = space.fitting(base)
