@@ -1,6 +1,7 @@
 """Batches: of similar length for training, within a token budget for inference; padded to their longest input."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ BUCKET_BATCHES = 16  # batches whose essays are sorted by length together: paddi
 
 @dataclass(frozen=True)
 class Sampling:
-    """Classes drawn in other shares than they have: each in proportion to its count to the `power`, 0 for all alike.
+    """Classes drawn in other shares than they have.
 
-    classes: the class of every essay, (N,).
+    classes: the class of every essay, (N,). chances: from the counts of classes to the chance of each of their essays,
+    up to a factor.
     """
 
     classes: np.ndarray
-    power: float
+    chances: Callable[[np.ndarray], np.ndarray]
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draws as many rows as there are, each as often as its class wants, rounded down or up: luck decides little.
@@ -36,7 +38,7 @@ class Sampling:
         rows = rng.permutation(rows)
         rows = rows[np.argsort(self.classes[rows], kind="stable")]
         _, numbers, counts = np.unique(self.classes[rows], return_inverse=True, return_counts=True)
-        ends = np.cumsum(counts[numbers] ** (self.power - 1.0))
+        ends = np.cumsum(self.chances(counts)[numbers])
         places = (rng.random() + np.arange(len(rows))) / len(rows) * ends[-1]
         return rows[np.searchsorted(ends, places, side="right").clip(max=len(rows) - 1)]
 

@@ -1,8 +1,8 @@
 """Settings of the loop, the optimizer and the schedule."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fb3.recipe.settings import Count, Listed, Probability, Rate, Seed, Settings, Share, read_kind
 
@@ -18,6 +18,19 @@ class SoupSettings(Settings):
     """Evaluations that are kept for it; train.evaluate_every_steps makes more of them."""
 
 
+def _one_way(value: Any) -> Any:
+    """Refuses what is no way to sample, in one sentence: a union's own errors name each of its members."""
+    named = isinstance(value, str) and value in {"balanced", "sqrt"}
+    counts = isinstance(value, dict) and value and all(str(key).isdecimal() and int(key) for key in value)
+    factors = counts and all(isinstance(factor, int | float) and factor > 0 for factor in value.values())
+    if not (value is None or named or factors):
+        raise ValueError("want balanced, sqrt, or counts with factors, such as {100: 5, 500: 3}")
+    return value
+
+
+SamplingWay = Annotated[Literal["balanced", "sqrt"] | dict[Count, Rate], BeforeValidator(_one_way)]
+
+
 class TrainSettings(Settings):
     """The loop."""
 
@@ -27,10 +40,12 @@ class TrainSettings(Settings):
     """Essays a batch, over all processes together."""
     accumulation: Count = 1
     """Batches whose gradients are added up before one optimizer step."""
-    sampling: Literal["balanced", "sqrt"] | None = None
+    sampling: SamplingWay | None = None
     """Draw training essays with replacement, as many as there are: balanced: each class equally often; sqrt: in
-    proportion to the root of its count (Mahajan et al. 2018, arXiv:1805.00932). An essay of several labels counts for
-    its rarest, one without a label for a class of its own. none: each essay once an epoch."""
+    proportion to the root of its count (Mahajan et al. 2018, arXiv:1805.00932); {100: 5, 500: 3}: essays of classes
+    with fewer than 100 of them have five times the chance of others, and those with fewer than 500 three times. An
+    essay of several labels counts for its rarest, one without a label for a class of its own. none: each essay once an
+    epoch."""
     seed: Seed = 42
     """Seed of the weights, the dropout and the order of batches; fold f uses seed + f."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"

@@ -3,6 +3,8 @@
 Pseudo-labelled essays stand behind the session's N labelled ones, so that row N + p is the p-th of them.
 """
 
+from functools import partial
+
 import numpy as np
 
 from fb3.data.batches import Sampling, rarest_labels, steps_per_epoch
@@ -12,7 +14,7 @@ from fb3.errors import Fb3Error
 from fb3.training.loop import TrainingData
 from fb3.training.session import Session
 
-POWERS = {"balanced": 0.0, "sqrt": 0.5}  # a class comes in proportion to its count to this power
+_POWERS = {"balanced": 0.0, "sqrt": 0.5}  # a class comes in proportion to its count to this power
 _LEAST_ERROR = 0.5  # share of the median: an error of 0 would have an infinite weight, this one four times the median's
 
 
@@ -70,7 +72,15 @@ def _with_pseudo_labels(
 def _sampling(session: Session, split: FoldSplit) -> Sampling | None:
     """The way that training draws essays, where the recipe wants another than each once an epoch."""
     wanted = session.recipe.train.sampling
-    return wanted and Sampling(rarest_labels(session.targets, split.train_rows), POWERS[wanted])
+    return wanted and Sampling(rarest_labels(session.targets, split.train_rows), partial(chances, wanted))
+
+
+def chances(wanted: str | dict[int, float], counts: np.ndarray) -> np.ndarray:
+    """The chance of each essay of a class, up to a factor, from the classes' counts (C,); see train.sampling."""
+    if isinstance(wanted, str):
+        return counts ** (_POWERS[wanted] - 1.0)
+    bounds = sorted(wanted)
+    return np.array([*(wanted[bound] for bound in bounds), 1.0])[np.searchsorted(bounds, counts, side="right")]
 
 
 def _weights(session: Session, split: FoldSplit) -> np.ndarray | None:

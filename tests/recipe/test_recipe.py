@@ -82,6 +82,19 @@ def test_a_recipe_survives_yaml(tmp_path):
     assert load_recipe(path) == recipe
 
 
+LABELS = ["task={kind: classification, classes: [a, b]}", "data.target_columns=[x]", "metric=macro_f1"]
+
+
+def test_sampling_by_counts_survives_yaml_and_its_faults_are_told_in_one_sentence(tmp_path):
+    recipe, path = load_recipe("tiny", [*LABELS, "train.sampling={100: 5, 500: 2.5}"]), tmp_path / "r.yaml"
+    assert recipe.train.sampling == {100: 5.0, 500: 2.5}
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(path) == recipe
+    for wrong in ("{0: 5}", "{}", "{a: 3}", "{10: -1}", "{10: x}", "often", "[1]"):
+        with pytest.raises(Fb3Error, match=r"train\.sampling: want balanced, sqrt, or counts with factors"):
+            load_recipe("tiny", [*LABELS, f"train.sampling={wrong}"])
+
+
 def test_a_recipe_is_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         Recipe().train.epochs = 3

@@ -1,6 +1,7 @@
 """Tasks on labels: losses against torch's and the papers' formulas, weights, sampling, wrappers, and rules."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fb3.tasks.build import build_task
 from fb3.tasks.classes import LogitSqueezing
 from fb3.tasks.labels import Classification, Multilabel
 from fb3.tasks.r_drop import RDrop
+from fb3.training.training_data import chances
 
 NAMES = ("a", "b", "c")
 LABELS = torch.eye(3)[[0, 0, 0, 0, 1, 1, 2]]  # (7, 3): counts 4, 2, 1
@@ -190,13 +192,21 @@ def test_several_labels_learn_one_weight_a_column():
     assert list(out.logs) == list(NAMES)
 
 
-@pytest.mark.parametrize(("power", "wanted"), [(0.0, [40, 40, 40]), (0.5, [65, 38, 17])])
-def test_sampling_draws_classes_evenly_anew_each_epoch_and_the_same_again(power, wanted):
+@pytest.mark.parametrize(
+    ("way", "wanted"),
+    [
+        ("balanced", [40, 40, 40]),
+        ("sqrt", [65, 38, 17]),
+        ({30: 3.0, 7: 5.0}, [51, 52, 18]),  # 85 once, 29 three times and 6 five times are 202 in all
+        ({29: 3.0, 6: 5.0}, [77, 26, 16]),  # a class of 29 is not below 29
+    ],
+)
+def test_sampling_draws_classes_evenly_anew_each_epoch_and_the_same_again(way, wanted):
     classes = np.repeat([0, 1, 2], [85, 29, 6])  # the roots' shares: 0.54, 0.32, 0.14
     rows = np.random.default_rng(3).permutation(240)[:120]
     all_classes = np.full(240, 9)
     all_classes[rows] = classes
-    sampling = Sampling(all_classes, power)
+    sampling = Sampling(all_classes, partial(chances, way))
     batches = [training_batches(np.ones(240), rows, 8, 42, epoch, sampling) for epoch in (0, 1, 0)]
     drawn = [np.concatenate(each) for each in batches]
     assert len(batches[0]) == 15, "as many steps as without it"
@@ -205,7 +215,7 @@ def test_sampling_draws_classes_evenly_anew_each_epoch_and_the_same_again(power,
     for each in drawn[:2]:
         counts = np.bincount(all_classes[each], minlength=3)
         np.testing.assert_allclose(counts, wanted, atol=1)
-        times = np.bincount(each)[rows[:85]]
+        times = np.bincount(each, minlength=240)[rows[:85]]
         assert times.max() - times.min() <= 1, "rows of a class come as often as each other"
 
 

@@ -101,6 +101,7 @@ SPECIAL = {
     "classification/squeeze": ["task.squeeze=0.1"],
     "classification/balanced": ["train.sampling=balanced"],
     "classification/sqrt": ["train.sampling=sqrt"],
+    "classification/below": ["train.sampling={20: 3}"],
     "classification/dropout": ["model.dropout=0.2"],
     "classification/dropout/r_drop": ["task.r_drop={alpha: 3.0}"],
     "multilabel": [
