@@ -53,8 +53,9 @@ class Rtd(nn.Module):
         ids[places] = drawn(logits.detach().float())
         wrong = (ids != encodings.plain_ids).float()
         real = encodings.mask.float()
+        states = encodings.encode(ids)
         with torch.autocast(real.device.type, enabled=False):
-            logits = self.head(encodings.encode(ids))  # (B, T)
+            logits = self.head(states)  # (B, T)
             losses = F.binary_cross_entropy_with_logits(logits, wrong, reduction="none") * real
             loss = (losses.sum(1) / real.sum(1)).mean()
         found = ((logits > 0).float() * wrong * real).sum(), (wrong * real).sum()

@@ -151,6 +151,18 @@ def test_objectives_share_a_forward_pass(encoder, texts):
     assert len(calls) == 1
 
 
+def test_every_pass_of_an_encoder_is_in_the_precision_of_the_loop(encoder, texts):
+    settings, batch = batch_of(encoder[1], texts, ALL)
+    model, seen = model_of(encoder[0], settings), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.out_features == 2 * module.in_features:  # of a layer
+            module.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(batch)
+    assert len(seen) > len(ALL)
+    assert {*seen} == {torch.bfloat16}
+
+
 def test_the_discriminator_sees_the_generators_guesses_and_the_generator_gets_no_gradient_of_it(encoder, texts):
     settings, batch = batch_of(encoder[1], texts, [{"kind": "rtd", "discriminator_weight": 1.0}])
     model = model_of(encoder[0], settings).train()
