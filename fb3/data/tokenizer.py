@@ -8,7 +8,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Tokenizer
 
-from fb3.data.texts import CAPITAL, NEWLINE, UPPER
+from fb3.data.texts import CAPITAL, NEWLINE, UPPER, Text
 from fb3.errors import Fb3Error
 from fb3.recipe.data import DataSettings
 from fb3.system.file_contents import placeholder_problem
@@ -66,7 +66,7 @@ def added_tokens(data: DataSettings) -> list[str]:
     return added + (target_tokens(data) if text.prompt == "tokens" else [])
 
 
-def frequent_characters(texts: Iterable[str], data: DataSettings) -> list[str]:
+def frequent_characters(texts: Iterable[Text], data: DataSettings) -> list[str]:
     """The characters that data.text.new_tokens texts or more hold, in order; none where it is off.
 
     Raises:
@@ -75,7 +75,7 @@ def frequent_characters(texts: Iterable[str], data: DataSettings) -> list[str]:
     least = data.text.new_tokens
     if least is None:
         return []
-    counts = Counter(chain.from_iterable(map(set, texts)))
+    counts = Counter(chain.from_iterable(set("".join(text)) for text in texts))
     frequent = sorted(each for each, count in counts.items() if count >= least and not each.isspace())
     if not frequent:
         raise Fb3Error(f"data.text.new_tokens={least}: no character is in so many texts; give a smaller number")
