@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,8 +252,9 @@ def _prepare_wandb() -> None:
 
 def _write_encoder(recipe: Recipe, essays: pd.DataFrame, out: Path) -> None:
     if recipe.model.backbone == "scratch" and not (out / "scratch").is_dir():
+        texts = chain.from_iterable(essays[column] for column in recipe.data.text_columns())
         with atomic_folder(out / "scratch") as aside:
-            build_backbone(recipe.model.scratch, essays[recipe.data.text_column], aside, recipe.train.seed)
+            build_backbone(recipe.model.scratch, texts, aside, recipe.train.seed)
     characters = frequent_characters(input_texts(essays, recipe.data), recipe.data)
     added, model = added_tokens(recipe.data), with_local_backbone(recipe, out).model
     export_encoder(model, out / ENCODER, added, characters=characters)

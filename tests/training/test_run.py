@@ -14,6 +14,7 @@ from fb3.bundles.packing import write_bundle
 from fb3.cli import main
 from fb3.data.essays import read_essays
 from fb3.data.folds import make_folds
+from fb3.data.tokenizer import load_tokenizer
 from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.scores import scores_of
@@ -82,6 +83,15 @@ def test_one_seed_gives_one_score(competition, tmp_path):
     assert first == pytest.approx(second, abs=1e-6)
     other = train(load_recipe("tiny", [*SMALL, "train.seed=1"]), competition, tmp_path / "c").score.overall
     assert other != first
+
+
+def test_a_tokenizer_made_on_the_spot_knows_all_texts_of_an_item(competition, tmp_path):
+    data = copied(competition, tmp_path / "data")
+    table = pd.read_csv(data / "train.csv")
+    table.assign(title="ψωμί").to_csv(data / "train.csv", index=False)
+    parts = "data.text.parts=[{column: full_text}, {column: title, share: 0.2}]"
+    out = train(load_recipe("tiny", [*SMALL, parts, "train.epochs=1"]), data, tmp_path / "run", folds=[0]).path
+    assert "[UNK]" not in load_tokenizer(out / "encoder")[0].encode("ψωμί").tokens
 
 
 def test_folds_can_be_added_and_are_never_overwritten(competition, tmp_path, run):
