@@ -16,7 +16,7 @@ from fb3.errors import Fb3Error, one_line
 from fb3.models.backbone_files import KEY, Source, find_backbone
 from fb3.models.backbone_tokenizer import backbone_tokenizer, check_tokens, unknown_characters
 from fb3.recipe.model import ModelSettings
-from fb3.system.file_names import CONFIG, FRAME_ENCODER, FRAME_WIDTH
+from fb3.system.file_names import CONFIG, FRAME_ENCODER, FRAME_WIDTH, PROVENANCE
 from fb3.system.files import read_json
 from fb3.system.progress import say
 
@@ -73,7 +73,8 @@ def export_encoder(
         [AddedToken(t, lstrip=True, normalized=False, special=True) for t in added], special_tokens=True
     )
     if characters:
-        tokenizer.add_tokens(unknown_characters(tokenizer, characters, place))
+        pretrained = source.is_folder and (Path(source.name) / PROVENANCE).is_file()  # fb3 pretrain has added them
+        tokenizer.add_tokens(unknown_characters(tokenizer, characters, place, some=not pretrained))
     config.fb3_new_tokens = sorted(_ids(tokenizer) - known)
     config.vocab_size = max(config.vocab_size, max(_ids(tokenizer)) + 1)
     out.mkdir(parents=True, exist_ok=True)

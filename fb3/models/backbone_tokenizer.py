@@ -78,10 +78,14 @@ def _take_normaliser(tokenizer: PreTrainedTokenizerBase, source: Source, place: 
         )
 
 
-def unknown_characters(tokenizer: PreTrainedTokenizerBase, characters: Sequence[str], place: str) -> list[AddedToken]:
-    """A token for each character that becomes the unknown token; an Fb3Error where none does."""
+def unknown_characters(
+    tokenizer: PreTrainedTokenizerBase, characters: Sequence[str], place: str, some: bool = True
+) -> list[AddedToken]:
+    """A token for each character that becomes the unknown token; an Fb3Error where none does and `some` should."""
     encodings = tokenizer.backend_tokenizer.encode_batch(list(characters), add_special_tokens=False)
     unknown = [c for c, e in zip(characters, encodings, strict=True) if tokenizer.unk_token_id in e.ids]
+    if not unknown and not some:
+        return []
     if not unknown:
         raise Fb3Error(
             f"data.text.new_tokens: the tokenizer of {place} knows all {len(characters)} characters that occur so "

@@ -118,6 +118,20 @@ def test_a_run_trains_on_it_and_says_which_validation_texts_it_has_seen(encoder,
     )
 
 
+def test_a_run_takes_the_characters_that_its_pretraining_added(competition, tiny_bert, tmp_path):
+    data = copied(competition, tmp_path / "data")
+    table = pd.read_csv(data / "train.csv", dtype=str)
+    table.assign(full_text=table["full_text"] + " 语法").to_csv(data / "train.csv", index=False)
+    lines = ["train.epochs=1", "pretrain.epochs=1", "data.max_length=64", "data.text.new_tokens=3"]
+    encoder = pretrain_encoder(recipe_of(*lines, f"model.backbone={tiny_bert}"), data, tmp_path / "encoder")
+    run = train(recipe_of(*lines, f"model.backbone={encoder}"), data, tmp_path / "run", folds=[0]).path
+    tokenizers = [AutoTokenizer.from_pretrained(each) for each in (encoder, run / "encoder")]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    assert tokenizers[1].tokenize("语法") == ["语", "法"]
+    with pytest.raises(Fb3Error, match="knows all"):
+        train(recipe_of(*lines, f"model.backbone={tiny_bert}"), competition, tmp_path / "other")
+
+
 @pytest.mark.parametrize("objectives", ["[{kind: mlm}]", "[{kind: rtd}, {kind: order}]"])
 def test_a_stopped_pretraining_ends_as_an_uninterrupted_one_bit_by_bit(competition, tmp_path, monkeypatch, objectives):
     lines = [f"pretrain.objectives={objectives}", "pretrain.accumulation=2", "train.save_every_steps=3"]
