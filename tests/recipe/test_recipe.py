@@ -59,7 +59,7 @@ def test_defaults_are_the_published_ones():
     assert (r.optimizer.betas, r.schedule.kind, r.schedule.cycles) == ((0.9, 0.999), "cosine", 0.5)
 
 
-@pytest.mark.parametrize("name", [*EXPECTED, *WITH_FRAMES])
+@pytest.mark.parametrize("name", sorted([*EXPECTED, *WITH_FRAMES]))
 def test_a_built_in_recipe_says_only_what_differs_from_the_defaults(name):
     def leaves(node, path=()):
         if isinstance(node, dict):
