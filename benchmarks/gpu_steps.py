@@ -436,7 +436,7 @@ def _by_fb3(
         mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available()
     )
     log, losses = RunLog(folder / "log.jsonl", False, lambda values, step: None), []
-    log.window = lambda advance, count, **values: losses.append(torch.tensor(values["mean_loss"]))
+    log.window = lambda advance, **values: losses.append(torch.tensor(values["mean_loss"]))
     learner = Learner(scorer, task, optimizer, schedule)
     data = TrainingData(0, [np.arange(len(targets))], encoded, targets, [steps], seed=0)
     Loop(accelerator, recipe, learner, data, Hooks(lambda step: None, lambda loop: None), log).run()
