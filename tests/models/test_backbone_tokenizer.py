@@ -214,7 +214,7 @@ def test_a_character_that_is_unknown_gets_a_token_of_its_own(folder, texts):
     frequent = frequent_characters([*written, *texts], data)
     assert {"语", "🙂", "e"} <= {*frequent}
     assert not {"法", "好", " "} & {*frequent}
-    several = [("", text, text) for text in [*written, *texts]]  # of data.text.parts
+    several = [("", text, text) for text in [*written, *texts]]  # a tuple, as data.text.parts gives it
     assert frequent_characters(several, data) == frequent
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(texts, 300), **SPECIAL)
     size = len(tokenizer)

@@ -155,7 +155,7 @@ def test_every_pass_of_an_encoder_is_in_the_precision_of_the_loop(encoder, texts
     settings, batch = batch_of(encoder[1], texts, ALL)
     model, seen = model_of(encoder[0], settings), []
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.out_features == 2 * module.in_features:  # of a layer
+        if isinstance(module, torch.nn.Linear) and module.out_features == 2 * module.in_features:  # a layer's inner one
             module.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(batch)

@@ -94,6 +94,15 @@ def test_a_tokenizer_made_on_the_spot_knows_all_texts_of_an_item(competition, tm
     assert "[UNK]" not in load_tokenizer(out / "encoder")[0].encode("ψωμί").tokens
 
 
+def test_an_average_teaches_from_its_first_step_on(competition, tmp_path):
+    lines = ["train.log_every_steps=1", "train.epochs=2", "tricks=[{kind: ema, decay: 0.5, teach: 0.4}]"]
+    out = train(load_recipe("tiny", [*SMALL, *lines]), competition, tmp_path / "run", folds=[0]).path
+    events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    taught = ["momentum" in event.get("terms", {}) for event in events if event["event"] == "step"]
+    assert taught == [False, *[True] * (len(taught) - 1)]
+    assert len(taught) > 2
+
+
 def test_folds_can_be_added_and_are_never_overwritten(competition, tmp_path, run):
     recipe = load_recipe("tiny", SMALL)
     out = tmp_path / "run"
