@@ -29,8 +29,8 @@ class PretrainingTexts(Encoded):
     words: the number of each token's word, in the form of `rows`; -1 where a token is never hidden. texts: (N,), the
     number of each window's text. groups: (N,), equal for windows whose likeness is no wonder: parts of one text, or
     texts on one prompt. masking, vocabulary: for hidden tokens; none: nothing is hidden. pairs: makes segments; none:
-    a window stays one text. frames: each window's, all of its item's. empty: the
-    tokens of an empty text, where an objective reads frames without their text; else none.
+    a window stays one text. frames: each window's, all of its item's. empty: the tokens of an empty text, where an
+    objective reads frames without their text; else none.
     """
 
     words: Sequence[np.ndarray]

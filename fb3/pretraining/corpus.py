@@ -48,8 +48,7 @@ def read_corpus(recipe: Recipe, data: Path, files: Sequence[Path]) -> Corpus:
         recipe: names the columns; folds.group_column says which essays are on one prompt, and folds.seed what is held
             out.
         data: the competition's folder.
-        files: tables with the same text columns. Their items have frames where a file of data.frames
-            knows their id.
+        files: tables with the same text columns. Their items have frames where a file of data.frames knows their id.
 
     Raises:
         Fb3Error: a table cannot be read or lacks a column; no item of the training table has frames; too few texts.
