@@ -32,12 +32,12 @@ from fb3.recipe.pretraining import PretrainingSettings
 from fb3.runs.checkpoint import weights_of
 from fb3.runs.provenance import read_provenance
 from fb3.training import fold
-from fb3.training.loop import Loop
 from fb3.training.run import train
 from fb3.verification.check import verify
 from tests.frames_data import RECIPE, write_items
 from tests.models.sized import sized
 from tests.models.test_frame_scorers import FAMILIES, WIDTH, batch_of
+from tests.pretraining.stopping import stop_after
 
 MORE = ["pretrain={epochs: 2, length: 16, batch_size: 8, holdout: 0.2, encoder_rate: 2e-3, head_rate: 5e-3}"]
 ALL = ["pretrain.objectives=[{kind: mlm}, {kind: mfm}, {kind: itm}, {kind: itc, width: 16}]"]
@@ -364,15 +364,7 @@ def test_all_objectives_learn_and_go_on_bit_for_bit(tmp_path, monkeypatch):
     data = write_items(tmp_path / "data", 96, seed=1)
     lines = [*ALL, "train.save_every_steps=4", "pretrain.epochs=8", "data.frames.most=3", "pretrain.holdout=0.3"]
     whole = pretrain_encoder(recipe_of(*lines), data, tmp_path / "whole")
-    steps = []
-
-    def stop(loop, *arguments, step=Loop.optimizer_step):
-        step(loop, *arguments)
-        steps.append(loop.step.number)
-        if len(steps) == 14:
-            loop.hooks.after_step.__self__.session.stop.signal = "SIGTERM"
-
-    monkeypatch.setattr(Loop, "optimizer_step", stop)
+    stop_after(monkeypatch, 14)
     with pytest.raises(Stopped):
         pretrain_encoder(recipe_of(*lines), data, tmp_path / "parts")
     monkeypatch.undo()

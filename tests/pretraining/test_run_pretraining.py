@@ -20,10 +20,10 @@ from fb3.pretraining.run_pretraining import pretrain_encoder
 from fb3.recipe import load_recipe
 from fb3.runs.provenance import read_provenance
 from fb3.system.files import read_json
-from fb3.training.loop import Loop
 from fb3.training.run import train
 from fb3.verification.check import verify
 from tests.conftest import copied
+from tests.pretraining.stopping import stop_after
 from tests.training.test_distributed import call, finish, launcher
 
 SMALL = ["train.precision=fp32", "predict.precision=fp32", "pretrain.length=48", "pretrain.batch_size=8"]
@@ -136,15 +136,7 @@ def test_a_run_takes_the_characters_that_its_pretraining_added(competition, tiny
 def test_a_stopped_pretraining_ends_as_an_uninterrupted_one_bit_by_bit(competition, tmp_path, monkeypatch, objectives):
     lines = [f"pretrain.objectives={objectives}", "pretrain.accumulation=2", "train.save_every_steps=3"]
     whole = pretrain_encoder(recipe_of(*lines), competition, tmp_path / "whole")
-    steps = []
-
-    def stop(loop, *arguments, step=Loop.optimizer_step):
-        step(loop, *arguments)
-        steps.append(loop.step.number)
-        if len(steps) == 5:
-            loop.hooks.after_step.__self__.session.stop.signal = "SIGTERM"
-
-    monkeypatch.setattr(Loop, "optimizer_step", stop)
+    stop_after(monkeypatch, 5)
     with pytest.raises(Stopped, match=r"SIGTERM: pretraining is saved after step .* the same command goes on"):
         pretrain_encoder(recipe_of(*lines), competition, tmp_path / "parts")
     assert not (tmp_path / "parts" / "model.safetensors").exists()
