@@ -38,6 +38,14 @@ def plain_numbers(monkeypatch):
     monkeypatch.setattr(Fb3Error, "__init__", checked)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test finds what another session has computed, nor leaves anything in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FB3_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def competition(tmp_path_factory):
     """The folder of a synthetic competition of 60 + 20 essays."""

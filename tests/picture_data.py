@@ -1,8 +1,10 @@
 """Tiny image encoders by config, with their real processors, and pictures of all kinds that Pillow writes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from transformers import (
@@ -57,3 +59,56 @@ def write_npz(path: Path, counts: list[int], first: int = 0, prefix: str = "n") 
     ids, offsets = [f"{prefix}{n}" for n in range(len(counts))], np.cumsum([0, *counts]).astype(np.int32)
     np.savez_compressed(path, ids=np.array(ids), offsets=offsets, frames=np.stack(frames))
     return path
+
+
+def write_picture_items(folder: Path, form: str = "zip", count: int = 40, seed: int = 0) -> Path:
+    """train.csv and test.csv of titles, and pictures of both: the text says a label's first half, they its second.
+
+    Each eighth item has no picture. form: zip, folder or npz, which then is `pictures.zip`, `pictures` or
+    `pictures.npz`.
+    """
+    rng, pictures = np.random.default_rng(seed), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        words, sides = rng.integers(0, 2, count), rng.integers(0, 2, count)
+        table = pd.DataFrame({"id": [f"{split}{n}" for n in range(count)]})
+        table["title"] = [f"a {('pear', 'stone')[word]} on the {rng.choice(['table', 'shelf'])}" for word in words]
+        if split == "train":
+            table["label"] = [f"{word}{side}" for word, side in zip(words, sides, strict=True)]
+        table.to_csv(folder / f"{split}.csv", index=False)
+        for row, side in enumerate(sides):
+            some = range(0 if row % 8 == 7 else int(rng.integers(1, 5)))
+            shades = [np.uint8(np.clip(rng.normal(60 + 130 * side, 20, (30, 40, 3)), 0, 255)) for _ in some]
+            pictures[f"{split}{row}"] = [Image.fromarray(shade) for shade in shades]
+    if form == "npz":
+        frames = [np.asarray(each) for of_item in pictures.values() for each in of_item]
+        offsets = np.cumsum([0, *map(len, pictures.values())])
+        np.savez(folder / "pictures.npz", ids=np.array([*pictures]), offsets=offsets, frames=np.stack(frames))
+        return folder
+    for item, of_item in pictures.items():
+        for number, each in enumerate(of_item):
+            path = folder / "pictures" / item / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            each.save(path, quality=95)
+    if form == "zip":
+        shutil.make_archive(str(folder / "pictures"), "zip", folder, "pictures")
+        shutil.rmtree(folder / "pictures")
+    return folder
+
+
+def picture_recipe(encoder: Path, files: str = "pictures.zip", most: int = 3) -> list[str]:
+    """Overrides of `tiny` for these items."""
+    return [
+        "data.id_column=id",
+        "data.text_column=title",
+        "data.target_columns=[label]",
+        "data.files.sample=null",
+        f"data.frames={{files: [{files}], most: {most}, encoder: {encoder}}}",
+        "task={kind: classification}",
+        "metric=macro_f1",
+        "folds.count=2",
+        "train.epochs=2",
+        "train.batch_size=8",
+        "train.precision=fp32",
+        "predict.precision=fp32",
+    ]

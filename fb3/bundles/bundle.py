@@ -11,11 +11,12 @@ from fb3.ensembles.calibration import is_calibration
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.run_folder import Member
-from fb3.runs.shared_files import shared_files, shared_folder
+from fb3.runs.shared_files import image_files, shared_files, shared_folder
 from fb3.system.file_names import (
     ENCODER,
     FEATURES,
     FOLD_JSON,
+    IMAGE_ENCODER,
     INT8,
     MANIFEST,
     METADATA,
@@ -98,6 +99,11 @@ class Bundle:
         folder, stitched = run / shared_folder(recipe), (run / ENCODER / SECOND).is_dir()
         names = [*shared_files(run, recipe), *(encoder_files(True) if stitched else [])]
         self.check_below(folder, names, lambda name: name not in _LARGE)
+
+    def check_image_encoder(self, run: Path, recipe: Recipe) -> None:
+        """Compares the image encoder that a run's pictures need with the manifest; others need none."""
+        if images := image_files(run, recipe):
+            self.check_below(self.path / IMAGE_ENCODER, [file.name for file in images.values()])
 
     def check_below(
         self, folder: Path, wanted: Iterable[str], taken: Callable[[str], bool] = lambda name: True, besides: str = ""

@@ -15,12 +15,13 @@ from fb3.runs.decide import ensemble_decision
 from fb3.runs.fold_json import check_weights, is_finished
 from fb3.runs.run_folder import Member, own_prepare
 from fb3.runs.scores import caveats
-from fb3.runs.shared_files import shared_folder
+from fb3.runs.shared_files import image_files, shared_folder
 from fb3.system.disk_space import cannot_write, check_free_space, raises_disk_full
 from fb3.system.file_names import (
     DECISION,
     FEATURES,
     FOLD_JSON,
+    IMAGE_ENCODER,
     MANIFEST,
     METADATA,
     OOF,
@@ -106,6 +107,7 @@ def write_bundle(
     try:
         for member in members:
             _pack_run(member, temporary / "runs" / member.name, weights, link)
+        _pack_image_encoder(members, temporary)
         _pack_source(temporary / "fb3")
         for wheel in wheels:
             (temporary / "wheels").mkdir(exist_ok=True)
@@ -180,10 +182,14 @@ def _read_runs(paths: Mapping[Path, Weights | None]) -> list[Member]:
         members.append(Member(name, path, recipe, folds, weights))
         if weights and set(weights) != set(columns := target_of(recipe).columns):
             raise Fb3Error(f"{path}: predicts {columns}, its weights are for {list(weights)}; run `fb3 ensemble` again")
-    files = {member.recipe.data.frames.files: member.path for member in members if member.recipe.data.frames}
+    files = {}
+    for member in members:
+        if frames := member.recipe.data.frames:
+            encoders = sorted(sha256(file) for file in image_files(member.path, member.recipe).values())
+            files.setdefault((frames.files, *encoders), member.path)
     if len(files) > 1:
-        places = " and ".join(f"{list(names)} for {path}" for names, path in files.items())
-        raise Fb3Error(f"data.frames.files are {places}; pack these runs separately")
+        places = " and ".join(f"{list(names)} for {path}" for (names, *_), path in files.items())
+        raise Fb3Error(f"data.frames.files are {places}, or of different image encoders; pack these runs separately")
     for member in members[1:]:
         for what, columns in _COLUMNS.items():
             first, other = (columns(each.recipe) for each in (members[0], member))
@@ -276,6 +282,17 @@ def _check_safe(file: Path, run: Path) -> None:
 def _check_inside(file: Path, run: Path) -> None:
     if not file.resolve().is_relative_to(run.resolve()):
         raise Fb3Error(f"{file}: a link out of the run folder; put the file itself there")
+
+
+def _pack_image_encoder(members: Sequence[Member], out: Path) -> None:
+    """Copies the image encoder of all runs, as it is: other weights would give other vectors."""
+    for member in members:
+        for name, file in image_files(member.path, member.recipe).items():
+            _check_inside(file, member.path)
+            (out / IMAGE_ENCODER).mkdir(exist_ok=True)
+            shutil.copyfile(file, out / name)
+        if image_files(member.path, member.recipe):
+            return
 
 
 def _pack_source(out: Path) -> None:

@@ -34,14 +34,17 @@ def features(
         wrong = "is there already" if out.exists() else "does not end in .npz"
         raise Fb3Error(f"{out}: {wrong}; choose another --out")
     check_backbone(encoder, IMAGE_KEY)
-    try:
-        from fb3.data.frames.picture_files import find_picture_files, open_picture_files
-    except ImportError as error:
-        raise Fb3Error(f"{error}; pip install Pillow") from None
+    from fb3.data.frames.frame_references import find_picture_files, open_pictures
 
-    files = open_picture_files(frames or find_picture_files(required(data, "--data DIR, or --frames")))
+    files = open_pictures(frames or find_picture_files(required(data, "--data DIR, or --frames")))
     for file in files:
         say(f"{file.path}: {sum(map(len, file.items.values()))} pictures of {len(file.items)} items")
+    from fb3.data.frames.picture_files import pictures_of
+    from fb3.models.image_encoder import ImageEncoder
     from fb3.prediction.picture_vector_file import write_picture_vectors
+    from fb3.system.devices import pick_device
 
-    write_picture_vectors(encoder, files, out)
+    items = {each: pictures_of(file, each) for file in files for each in file.items}
+    digests = [file.digest() for file in files]
+    model = ImageEncoder(encoder, pick_device())
+    say(write_picture_vectors(model, items, out, name=Path(encoder).name, digests=digests).words)

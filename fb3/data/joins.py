@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.column_guess import fitting_overrides
-from fb3.data.frames.item_frames import find_frames
+from fb3.data.frames.frame_references import find_frames
 from fb3.data.prepare import prepare_table
 from fb3.data.tables import check_columns_there, read_table
 from fb3.errors import Fb3Error

@@ -185,7 +185,11 @@ def check_config(folder: Path) -> None:
 
 @contextmanager
 def without_report() -> Iterator[None]:
-    """Keeps transformers from telling missing weights: poolers may be missing, and others are refused here."""
+    """Keeps transformers from telling missing weights: poolers may be missing, and others are refused here.
+
+    Its progress bars are off from then on: fb3 shows its own.
+    """
+    transformers.utils.logging.disable_progress_bar()
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:

@@ -11,14 +11,14 @@ from urllib.request import getproxies, proxy_bypass
 
 from fb3.errors import Fb3Error
 from fb3.system.file_contents import placeholder_problem, weights_problem
-from fb3.system.file_names import CONFIG, FRAME_WEIGHTS, FRAME_WIDTH, TOKENIZER, WEIGHTS
+from fb3.system.file_names import CONFIG, FRAME_WEIGHTS, FRAME_WIDTH, IMAGE_PROCESSOR, TOKENIZER, WEIGHTS
 from fb3.system.files import read_json
 
 KEY, SECOND_KEY = "model.backbone", "model.stitch.backbone"  # the names in errors
 FEATURE_KEY = "estimator.features: encoder"
-IMAGE_KEY = "IMAGE_ENCODER"
+IMAGE_KEY, FRAMES_KEY = "IMAGE_ENCODER", "data.frames.encoder"
 _VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model")
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_PROCESSORS = (IMAGE_PROCESSOR, "processor_config.json")
 _BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BIN = "pytorch_model.bin"
 _WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", _BIN, f"{_BIN}.index.json")  # transformers reads the first that exists
@@ -54,7 +54,8 @@ def check_backbone(backbone: str, key: str = KEY) -> None:
     others their tokenizer.
     """
     folder, place = _folder(backbone), f"{key}={backbone}"
-    beside, names = ("image_processor", _PROCESSORS) if key == IMAGE_KEY else ("tokenizer", _VOCABULARIES)
+    of_images = key in (IMAGE_KEY, FRAMES_KEY)
+    beside, names = ("image_processor", _PROCESSORS) if of_images else ("tokenizer", _VOCABULARIES)
     if backbone == "scratch":
         return
     if folder.is_file():
@@ -76,7 +77,7 @@ def check_backbone(backbone: str, key: str = KEY) -> None:
     for name in (CONFIG, *names, *_BESIDE):
         if (folder / name).is_file():
             _refuse(placeholder_problem, folder / name, place)
-    if key != IMAGE_KEY:
+    if not of_images:
         _check_sentencepiece(folder, place)
     for name in _shards(folder, taken, place) if taken.endswith(".json") else [taken]:
         _refuse(weights_problem, folder / name, place)

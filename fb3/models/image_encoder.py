@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from fb3.errors import Fb3Error
 from fb3.models.backbone import check_config, explained, without_report
@@ -43,6 +43,7 @@ class ImageEncoder:
     Args:
         backbone: a folder with config.json, weights and preprocessor_config.json, or a model of the hub.
         device: computes in fp32 where it is a CPU; a GPU computes by autocast in its fast precision.
+        key: names the encoder in errors, IMAGE_KEY or FRAMES_KEY.
 
     Attributes:
         width: numbers of a vector.
@@ -54,8 +55,8 @@ class ImageEncoder:
     vector: str
     width: int
 
-    def __init__(self, backbone: str, device: torch.device) -> None:
-        source, self.place = find_backbone(backbone, IMAGE_KEY), f"{IMAGE_KEY}={backbone}"
+    def __init__(self, backbone: str, device: torch.device, key: str = IMAGE_KEY) -> None:
+        source, self.place = find_backbone(backbone, key), f"{key}={backbone}"
         self.device = device
         self.precision: Precision = "fp32" if device.type == "cpu" else pick_precision("auto", device)
         with explained(self.place, source), without_report():
@@ -63,13 +64,19 @@ class ImageEncoder:
                 check_config(Path(source.name))
             options = {"local_files_only": source.local, "trust_remote_code": False}
             self.processor = AutoImageProcessor.from_pretrained(source.name, use_fast=False, **options)
-            self.model = self._load(source, options).float().eval().to(device)
+            self._whole = self._load(source, options)
+        # transformers' vision models wrap the tower that its models of pictures and texts hold themselves.
+        self.model = getattr(self._whole, "vision_model", self._whole).float().eval().to(device)
         self._probe()
 
     def _load(self, source: Source, options: Mapping[str, bool]) -> nn.Module:
+        config = AutoConfig.from_pretrained(source.name, **options)
+        tower = getattr(config, "vision_config", None)  # a model of pictures and texts has a tower for each
+        if type(tower) in AutoModel._model_mapping:
+            options = {**options, "config": tower}
         model, report = AutoModel.from_pretrained(source.name, output_loading_info=True, weights_only=True, **options)
-        model = getattr(model, "vision_model", model)  # a model of pictures and texts has a tower for each
-        if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
+        inner = getattr(model, "vision_model", model)
+        if getattr(inner, "main_input_name", "pixel_values") != "pixel_values":
             raise Fb3Error(f"{self.place}: reads no pictures; give an image encoder, such as CLIP, ViT or Swin")
         missing = [key for key in report["missing_keys"] if "pooler" not in key and not key.endswith(_COMPUTED)]
         if missing:
@@ -120,6 +127,11 @@ class ImageEncoder:
         if states.ndim == 4:
             states = states.flatten(2).transpose(1, 2)
         return states[:, 0] if self.vector == "class_token" else states.mean(1)
+
+    def save(self, folder: Path) -> None:
+        """Writes the encoder, without a tower of texts, and its processor; read again, it gives the same vectors."""
+        self._whole.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     def description(self) -> dict[str, Any]:
         """Everything that decides a vector but the picture: equal descriptions, equal vectors up to rounding."""

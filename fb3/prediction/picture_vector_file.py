@@ -5,16 +5,18 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import takewhile
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fb3.data.frames.picture_files import Picture, PictureFile
+from fb3.data.frames.picture_files import Picture
 from fb3.errors import Fb3Error
 from fb3.models.image_encoder import ImageEncoder
 from fb3.prediction.picture_vectors import Vectors, picture_vectors
-from fb3.system.devices import pick_device
 from fb3.system.disk_space import disk_full_errors
 from fb3.system.files import atomic_file, delete_partial_files, read_json, write_json
 from fb3.system.folder_lock import lock_folder
@@ -25,37 +27,68 @@ _TOLD = 20  # broken pictures that are told one by one
 _PLAN = "plan.json"  # in the folder of parts: everything that decides them
 
 
-def write_picture_vectors(backbone: str, files: Sequence[PictureFile], out: Path) -> None:
+class Written(NamedTuple):
+    """words: a sentence about the file. missing: pictures for which time did not suffice."""
+
+    words: str
+    missing: int
+
+
+def write_picture_vectors(
+    encoder: ImageEncoder,
+    items: Mapping[str, Sequence[Picture]],
+    out: Path,
+    *,
+    name: str,
+    digests: Sequence[str],
+    some: bool = True,
+    until: float = inf,
+) -> Written:
     """Writes ids, offsets and features, as data.frames.files reads them, and `encoder`: JSON of how they were made.
 
-    Parts are saved beside `out` as they come, and deleted at the end: a killed command goes on where it was.
+    Parts are saved beside `out` as they come, and deleted at the end: a killed command goes on where it was. A second
+    process waits for the first.
 
     Args:
-        backbone: the image encoder's folder, or its name on the hub.
-        files: hold the pictures; no two know the same item.
-        out: the npz to write, which does not exist.
+        encoder: the image encoder.
+        items: each item's pictures.
+        out: the npz to write.
+        name: the encoder's name, for the file.
+        digests: hashes that pictures of another content, order or id change.
+        some: whether one picture at least must be readable.
+        until: the time.monotonic() after which no further batch is begun; pictures that are left then are missing in
+            the file.
 
     Raises:
-        Fb3Error: the encoder cannot be used, no picture can be read, or the parts there are of another encoder or of
-            other pictures.
+        Fb3Error: no picture can be read, or the parts there are of another encoder or of other pictures.
     """
-    encoder, folder = ImageEncoder(backbone, pick_device()), out.with_name(f"{out.name}.parts")
-    made_by = {"name": Path(backbone).name, **encoder.description()}
-    with lock_folder(folder, "fb3 features"), disk_full_errors(folder):
-        _begin(folder, {**made_by, "pictures": [file.digest() for file in files]})
-        _compute(encoder, files, folder)
-        values, read, broken = _joined(list(_saved(folder)))
-        if not len(values):
+    folder, pictures = out.with_name(f"{out.name}.parts"), [each for of_item in items.values() for each in of_item]
+    made_by = {"name": name, **encoder.description()}
+    with lock_folder(folder, "fb3 features", wait=True), disk_full_errors(folder):
+        if out.exists():
+            return Written(f"{out}: another process has written it", 0)
+        _begin(folder, {**made_by, "pictures": list(digests)})
+        _compute(encoder, pictures, folder, until)
+        values, read, broken = _joined([_nothing(encoder), *_saved(folder)])
+        left = len(pictures) - len(read)
+        if some and not len(values):
             raise Fb3Error(f"{broken[0]}: no picture can be read, this one first; nothing is written")
-        ids, counts = zip(*[(each, len(places)) for file in files for each, places in file.items.items()], strict=True)
-        offsets = np.cumsum([0, *read])[np.cumsum([0, *counts])]
+        counted = np.cumsum([0, *read, *[0] * left])
+        offsets = counted[np.cumsum([0, *map(len, items.values())])]
         with atomic_file(out) as temporary, temporary.open("wb") as file:
-            np.savez(file, ids=np.array(ids), offsets=offsets, features=values, encoder=np.array(json.dumps(made_by)))
-    shutil.rmtree(folder)
-    say(
-        f"{out}: {len(ids)} items, {(np.diff(offsets) == 0).sum()} of them without frames; {len(values)} vectors of "
+            ids, told = np.array([*items], str), np.array(json.dumps(made_by))
+            np.savez(file, ids=ids, offsets=offsets, features=values, encoder=told)
+        shutil.rmtree(folder)
+    words = (
+        f"{out}: {len(items)} items, {(np.diff(offsets) == 0).sum()} of them without frames; {len(values)} vectors of "
         f"{encoder.width} numbers ({encoder.vector}); {len(broken)} pictures could not be read"
+        + (f", and time did not suffice for {left}" if left else "")
     )
+    return Written(words, left)
+
+
+def _nothing(encoder: ImageEncoder) -> Vectors:
+    return Vectors(np.zeros((0, encoder.width), np.float16), np.zeros(0, bool), [])
 
 
 def _begin(folder: Path, plan: Mapping[str, Any]) -> None:
@@ -68,12 +101,12 @@ def _begin(folder: Path, plan: Mapping[str, Any]) -> None:
     write_json(plan, path)
 
 
-def _compute(encoder: ImageEncoder, files: Sequence[PictureFile], folder: Path) -> None:
+def _compute(encoder: ImageEncoder, pictures: Sequence[Picture], folder: Path, until: float) -> None:
     """Computes and saves the vectors that no saved part holds yet."""
-    pictures = [Picture(file, place) for file in files for places in file.items.values() for place in places]
     done, new, told, saved_at = sum(len(part.read) for part in _saved(folder)), list[Vectors](), 0, time.monotonic()
-    with progress("pictures", len(pictures), done=done) as advance:
-        for vectors in picture_vectors(encoder, pictures[done:]):
+    coming = closing(picture_vectors(encoder, pictures[done:]))
+    with progress("pictures", len(pictures), done=done) as advance, coming as batches:
+        for vectors in takewhile(lambda _: time.monotonic() < until, batches):
             for line in vectors.broken[: max(0, _TOLD - told)]:
                 say(f"left out: {line}")
             told += len(vectors.broken)

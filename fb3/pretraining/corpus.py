@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.folds import FoldSplit
-from fb3.data.frames.item_frames import find_frames
+from fb3.data.frames.frame_references import find_frames
 from fb3.data.joins import joined_files, read_split
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe

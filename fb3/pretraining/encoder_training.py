@@ -24,7 +24,7 @@ from fb3.pretraining.objectives import build_objectives
 from fb3.pretraining.pretraining_model import PretrainingModel
 from fb3.runs.checkpoint import read_weights, weights_of, write_weights
 from fb3.runs.provenance import write_provenance
-from fb3.system.file_names import CONFIG, ENCODER, FRAME_WEIGHTS, PADDED, WEIGHTS
+from fb3.system.file_names import CONFIG, ENCODER, FRAME_WEIGHTS, IMAGE_ENCODER, PADDED, WEIGHTS
 from fb3.system.files import read_json, write_json
 from fb3.system.progress import as_command, say
 from fb3.system.seeds import seed_everything
@@ -168,7 +168,7 @@ def export(session: Session, corpus: Corpus, model: PretrainingModel, best: Best
         "command": sys.argv,
     }
     write_provenance(out, hashes[split.train_rows], hashes[split.valid_rows], more)
-    for folder in (best.folder, out / ENCODER, out / "scratch"):
+    for folder in (best.folder, out / ENCODER, out / IMAGE_ENCODER, out / "scratch"):
         shutil.rmtree(folder, ignore_errors=True)
     words = ", ".join(f"{name} {best.first[name]:.4f} → {value:.4f}" for name, value in last.items())
     session.log.event("encoder", f"{words} | {out}", **last)

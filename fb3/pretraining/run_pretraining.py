@@ -5,12 +5,13 @@ torch is imported only once recipe, texts and folder are checked.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fb3.data.texts import input_texts
 from fb3.errors import Fb3Error
-from fb3.models.backbone_files import check_backbone
+from fb3.models.backbone_files import FRAMES_KEY, check_backbone
 from fb3.pretraining.corpus import Corpus, read_corpus
 from fb3.pretraining.pretraining_recipe import own_keys, pretraining_recipe
 from fb3.recipe import Recipe, load_recipe
@@ -58,6 +59,8 @@ def pretrain_encoder(
     data, out = Path(data), Path(out)
     stop = StopRequest(None if stop_after is None else parse_duration(str(stop_after)) - session_seconds())
     check_backbone(recipe.model.backbone)
+    if recipe.data.image_encoder:
+        check_backbone(recipe.data.image_encoder, FRAMES_KEY)
     if recipe.model.stitch:
         raise Fb3Error("model.stitch: pretraining takes one encoder; leave it out, and pretrain each by itself")
     recipe = pretraining_recipe(recipe)
@@ -69,12 +72,14 @@ def pretrain_encoder(
         if begun and (differ := Identity(recipe, named_files(corpus.digests, recipe)).differences(recorded(out))):
             raise Fb3Error(f"{out}: was begun with another {differ}; choose another --out, or give the same")
         from fb3.pretraining.encoder_training import train_encoder
+        from fb3.training.run_pictures import read_pictures
         from fb3.training.session import close_session, open_accelerator
 
         accelerator, precision = open_accelerator(recipe, out)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             delete_partial_files(out)
+        corpus = replace(corpus, table=read_pictures(recipe, out, accelerator, corpus.table))
         session = _open_session(recipe, corpus, out, accelerator, precision, stop)
         if accelerator.is_main_process:
             copy_prepare(recipe, out)

@@ -257,6 +257,11 @@ class DataSettings(Settings):
         """The encoder's longest input in tokens."""
         return self.windows.length if self.windows else self.max_length
 
+    @property
+    def image_encoder(self) -> str | None:
+        """The image encoder whose vectors of pictures stand beside the texts; none: none does, or files hold them."""
+        return self.frames.encoder if self.frames else None
+
     def text_columns(self) -> tuple[str, ...]:
         """The columns of an essay's texts, text_column first."""
         return tuple(dict.fromkeys([self.text_column, *self.text.columns()]))

@@ -10,15 +10,22 @@ FRAMES_COLUMN = "frames of data.frames"  # a column of tables of items: referenc
 
 
 class FramesSettings(Settings):
-    """Frames of a video, or other pictures, as vectors of an image encoder, found by the item's id."""
+    """Frames of a video, or other pictures, found by the item's id: vectors of an image encoder, or made into such."""
 
     files: Annotated[tuple[FileName, ...], Field(min_length=1), Listed]
     """Files with the frames of some items each. An item that none of them has is one without frames; a file that is
     absent is passed over, one at least is there. x.npz: ids, offsets (items + 1) and features (frames of all items,
-    width): item i has features[offsets[i]:offsets[i+1]]. x.zip: {id}.npy for each item, (frames, width)."""
+    width): item i has features[offsets[i]:offsets[i+1]]. x.zip: {id}.npy for each item, (frames, width). With
+    `encoder`: x.npz of ids, offsets and uint8 `frames` (pictures, height, width, 3), or a zip or folder of {id}.jpg or
+    {id}/NAME.jpg in the natural order of their names."""
     most: Count = 32
     """Frames of an item that are read. Of more, training draws some anew each time, in their order, and inference takes
     them in even steps."""
+    encoder: str | None = None
+    """Image encoder that turns the pictures of `files` into vectors, with its own processor: a folder, or a model of
+    the hub, such as CLIP's vision tower, ViT or Swin. The run and the bundle hold a copy. Vectors are computed once,
+    and kept in FB3_CACHE (~/.cache/fb3); inference computes the `most` pictures of an item that it reads. none: `files`
+    hold vectors."""
 
 
 class SingleStreamSettings(Settings):

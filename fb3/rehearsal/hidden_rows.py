@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.column_guess import guess_columns
-from fb3.data.frames.frame_files import write_frames
-from fb3.data.frames.item_frames import FrameReference, find_frames
+from fb3.data.frames.frame_references import find_frames
 from fb3.data.joins import Joined, joined_files, read_joined, read_split
 from fb3.data.tables import FOLD_COLUMN, read_table, write_table
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.recipe.data import DataSettings, FilesSettings
-from fb3.recipe.frames import FRAMES_COLUMN, FramesSettings
+from fb3.recipe.frames import FRAMES_COLUMN
+from fb3.rehearsal.hidden_frames import write_hidden_frames
 from fb3.system.compressed_files import stored_file
 from fb3.system.files import write_text
 from fb3.targets.build import target_of
@@ -120,6 +120,7 @@ def write_hidden_test(
     for copy in range(min(_COPIES, (rows - len(odd)) // 2)):
         test.loc[rows - 1 - copy] = test.loc[len(odd) + copy]
     test.loc[: len(odd) - 1, text] = odd
+    test.loc[0, [name for name in settings.text_columns() if name in columns]] = ""
     for join in joined:
         if text in join.columns and join.settings.on != settings.id_column:  # odd texts: keys of their own
             keys = ids_like(train[join.settings.on].tolist(), 2 * len(train) + len(odd), rng)
@@ -132,7 +133,7 @@ def write_hidden_test(
     for join in joined:
         _write_joined(test, join, out)
     if settings.frames:
-        _write_frames(test, identifier, settings.frames, out)
+        write_hidden_frames(test, settings, out)
     sample = public.sample.iloc[rng.integers(0, len(public.sample), rows)].assign(
         **{identifier: test[identifier].values}
     )
@@ -164,17 +165,6 @@ def _write_joined(test: pd.DataFrame, join: Joined, out: Path) -> None:
         return
     for name, text in rows.itertuples(index=False, name=None):
         write_text(text, path / f"{name}.txt")
-
-
-def _write_frames(test: pd.DataFrame, identifier: str, settings: FramesSettings, out: Path) -> None:
-    """Writes the frames of the hidden rows, and changes some references: they then say what stands in the file."""
-    path, frames = _new_file(out / settings.files[0]), [each.read() for each in test[FRAMES_COLUMN]]
-    bare = next((row for row, each in enumerate(frames) if len(each)), 0)
-    for row, times in ((bare, 0), (bare + 1, 2 * settings.most)):
-        if row < len(frames):
-            frames[row] = np.concatenate([frames[row][:0], *[frames[row][:1]] * times])
-    write_frames(path, test[identifier].tolist(), frames)
-    test[FRAMES_COLUMN] = [FrameReference(path, str(each.tobytes()), len(each)) for each in frames]
 
 
 def ids_like(real: list[str], count: int, rng: np.random.Generator) -> list[str]:

@@ -3,7 +3,18 @@
 from pathlib import Path
 
 from fb3.recipe import Recipe
-from fb3.system.file_names import CONFIG, ENCODER, FEATURES, RECIPE, TOKENIZER, WEIGHTS, encoder_files, feature_folder
+from fb3.system.file_names import (
+    CONFIG,
+    ENCODER,
+    FEATURES,
+    IMAGE_ENCODER,
+    IMAGE_PROCESSOR,
+    RECIPE,
+    TOKENIZER,
+    WEIGHTS,
+    encoder_files,
+    feature_folder,
+)
 
 
 def shared_folder(recipe: Recipe) -> str:
@@ -23,3 +34,21 @@ def shared_files(run: Path, recipe: Recipe) -> dict[str, Path]:
             own = [home / ENCODER / CONFIG, home / ENCODER / TOKENIZER, last]
             files |= {file.relative_to(home.parent).as_posix(): file for file in own}
     return files
+
+
+def image_encoder(run: Path) -> Path:
+    """The folder of the image encoder that data.frames.encoder names: a run's own, or the one of its bundle."""
+    own = run / IMAGE_ENCODER
+    return own if own.is_dir() else run.parent.parent / IMAGE_ENCODER
+
+
+def image_files(run: Path, recipe: Recipe) -> dict[str, Path]:
+    """The files of that folder by their names in a run; empty where the recipe names no image encoder."""
+    if not recipe.data.image_encoder:
+        return {}
+    return {f"{IMAGE_ENCODER}/{name}": image_encoder(run) / name for name in (CONFIG, IMAGE_PROCESSOR, WEIGHTS)}
+
+
+def recorded_files(run: Path, recipe: Recipe) -> dict[str, Path]:
+    """The files of both folders, whose hashes stand in environment.json."""
+    return {**shared_files(run, recipe), **image_files(run, recipe)}

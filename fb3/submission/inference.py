@@ -19,6 +19,7 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.data import FilesSettings
 from fb3.runs.run_folder import Member, in_turn, own_prepare, reading_recipe
 from fb3.runs.scores import caveats
+from fb3.runs.shared_files import image_encoder
 from fb3.submission.form import SubmissionForm, read_sample, read_test
 from fb3.submission.given_predictions import read_given
 from fb3.submission.submission_file import SubmissionFile, write_first_file
@@ -32,6 +33,7 @@ from fb3.targets.build import target_of
 from fb3.targets.decisions import Decision, decide
 
 _MARGIN = 0.05  # share of the limit that is kept free
+_PICTURES_SHARE = 0.6  # share of the time left in which vectors of pictures are computed
 _LIMIT_HOURS = 9.0  # the limit where no recipe can be read
 
 
@@ -189,6 +191,8 @@ def _predict(
 ) -> None:
     """Improves the submission fold by fold. Tokenizers and torch are imported only here, after the first file."""
     _tell_caveats(members)
+    if not (members := _with_pictures(packed, members, form.essays, summary, ends, strict)):
+        raise _no_run(packed, summary)
     from fb3.submission.background import FoldChecks, begin_tokens
 
     checks = FoldChecks(packed, [member.folds[k] for member, k in in_turn(members)])
@@ -199,6 +203,33 @@ def _predict(
 
     averaging, given = packed.averaging(target_of(recipe)), read_given(packed, recipe, ids, summary)
     FoldQueue(checks, members, ids, tokens, submission, summary, averaging, given, ends, strict).run()
+
+
+def _with_pictures(
+    packed: Bundle, members: list[Member], essays: pd.DataFrame, summary: Summary, ends: float, strict: bool
+) -> list[Member]:
+    """The runs whose pictures, if they read any, have become vectors, in some of the time; they find them in the cache.
+
+    A thread would import torch beside this one's import of it, and one of both would find half a module.
+    """
+    usable = []
+    for member in members:
+        try:
+            if member.recipe.data.image_encoder:
+                from fb3.prediction.frame_vectors import with_vectors
+
+                packed.check_image_encoder(member.path, member.recipe)
+                now = time.monotonic()
+                until, encoder = now + _PICTURES_SHARE * (ends - now), image_encoder(member.path)
+                with_vectors(essays, member.recipe.data.frames, encoder, until=until)
+                summary.phase("pictures")
+            usable.append(member)
+        except Exception as error:
+            if strict:
+                raise
+            for fold in member.folds:
+                summary.left_out(f"{member.name}/{fold.name}", str(error) or type(error).__name__)
+    return usable
 
 
 def _tell_caveats(members: list[Member]) -> None:

@@ -42,8 +42,9 @@ _COMPRESSED = {*COMPRESSED, ".bz2", ".xz", ".zst"}
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex; for a folder, that of its files' names and hashes."""
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = (f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files)
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -19,7 +19,7 @@ _SHOWN = 200  # characters shown of what another process wrote into the lock fil
 
 
 @contextmanager
-def lock_folder(folder: Path, command: str) -> Iterator[None]:
+def lock_folder(folder: Path, command: str, *, wait: bool = False) -> Iterator[None]:
     """Keeps a second process out of a folder.
 
     The kernel holds the lock (flock) as long as the process lives, so a killed process keeps nobody out. The lock file
@@ -28,6 +28,7 @@ def lock_folder(folder: Path, command: str) -> Iterator[None]:
     Args:
         folder: made if it is missing, and removed again if nothing came into it.
         command: named in the error, such as "fb3 train".
+        wait: whether to wait for another process.
 
     Raises:
         Fb3Error: another process is at work there, or the folder or its lock file cannot be written.
@@ -50,7 +51,7 @@ def lock_folder(folder: Path, command: str) -> Iterator[None]:
         raise Fb3Error(f"{folder / LOCK}: cannot be opened ({error.strerror or error}); delete it") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             who = file.read(_SHOWN).strip()
@@ -64,5 +65,5 @@ def lock_folder(folder: Path, command: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if new and [path.name for path in folder.iterdir()] == [LOCK]:
+            if new and folder.exists() and [path.name for path in folder.iterdir()] == [LOCK]:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ mistake should be told at once.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,10 @@ import pandas as pd
 
 from fb3.data.essays import read_essays, training_files
 from fb3.data.folds import FoldSplit, describe_groups, make_folds, take_sample
-from fb3.data.pseudo_essays import read_provenance, read_pseudo_essays
+from fb3.data.pseudo_essays import PseudoEssays, read_provenance, read_pseudo_essays
 from fb3.data.tables import read_numbers
 from fb3.errors import Fb3Error, Stopped
-from fb3.models.backbone_files import FEATURE_KEY, SECOND_KEY, check_backbone
+from fb3.models.backbone_files import FEATURE_KEY, FRAMES_KEY, SECOND_KEY, check_backbone
 from fb3.prediction.predictions import Predictions
 from fb3.recipe import Recipe, load_recipe
 from fb3.runs.decide import write_scores
@@ -44,6 +45,8 @@ from fb3.training.run_start import (
 from fb3.training.stop_request import StopRequest
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from fb3.training.session import OnEvaluation, Session
 
 
@@ -117,6 +120,7 @@ def train(
         if accelerator.is_main_process:
             delete_partial_files(out)
             delete_finished(out)
+        essays, unlabelled, pseudo = _with_vectors(recipe, out, accelerator, essays, unlabelled, pseudo)
         open_session, run_fold = _learner(recipe)
         session = open_session(recipe, essays, out, accelerator, precision, unlabelled, pseudo)
         session = replace(session, on_evaluation=on_evaluation, digests=digests, stop=stop)
@@ -135,6 +139,8 @@ def _check_backbones(recipe: Recipe) -> None:
         check_backbone(recipe.model.backbone)
     if recipe.model.stitch:
         check_backbone(recipe.model.stitch.backbone, SECOND_KEY)
+    if recipe.data.image_encoder:
+        check_backbone(recipe.data.image_encoder, FRAMES_KEY)
     for feature in recipe.estimator.features if recipe.estimator else ():
         if feature.kind == "embeddings" and not (Path(feature.encoder) / RECIPE).is_file():
             check_backbone(feature.encoder, FEATURE_KEY)
@@ -150,6 +156,24 @@ def _learner(recipe: Recipe) -> tuple[Callable, Callable]:
     from fb3.training.session import open_session
 
     return open_session, run_fold
+
+
+def _with_vectors(
+    recipe: Recipe,
+    out: Path,
+    accelerator: "Accelerator",
+    essays: pd.DataFrame,
+    unlabelled: pd.DataFrame | None,
+    pseudo: PseudoEssays | None,
+) -> tuple[pd.DataFrame, pd.DataFrame | None, PseudoEssays | None]:
+    """All items of a run with vectors in place of their pictures."""
+    if not recipe.data.image_encoder:
+        return essays, unlabelled, pseudo
+    from fb3.training.run_pictures import read_pictures
+
+    read = partial(read_pictures, recipe, out, accelerator)
+    others = None if unlabelled is None else read(unlabelled)
+    return read(essays), others, pseudo and replace(pseudo, essays=read(pseudo.essays))
 
 
 def _check_metric(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit]) -> None:
@@ -197,7 +221,9 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
     open_session, run_fold = _learner(recipe)
     recipe, out, unlabelled = resolve(recipe, essays), Path(out), _read_unlabelled(recipe, None)
     pseudo = read_pseudo_essays(recipe, None, essays, [split], target_of(recipe).columns)
-    session = open_session(recipe, essays, out, *open_accelerator(recipe, out), unlabelled, pseudo)
+    accelerator, precision = open_accelerator(recipe, out)
+    essays, unlabelled, pseudo = _with_vectors(recipe, out, accelerator, essays, unlabelled, pseudo)
+    session = open_session(recipe, essays, out, accelerator, precision, unlabelled, pseudo)
     predictions = run_fold(session, split)
     close_session(session)
     return predictions

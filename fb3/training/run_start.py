@@ -19,7 +19,7 @@ from fb3.runs.fold_json import is_begun, is_finished
 from fb3.runs.identity import Identity, named_files, recorded
 from fb3.runs.provenance import seen_before, text_hashes
 from fb3.runs.run_folder import copy_prepare
-from fb3.runs.shared_files import shared_files
+from fb3.runs.shared_files import recorded_files
 from fb3.system.file_names import (
     ENCODER,
     ENVIRONMENT,
@@ -132,7 +132,7 @@ def write_environment(session: "Session", data: Path, begun: bool) -> None:
         **({"pseudo": session.pseudo.record} if session.pseudo else {}),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "encoder": {name: sha256(file) for name, file in shared_files(out, recipe).items()},
+        "encoder": {name: sha256(file) for name, file in recorded_files(out, recipe).items()},
     }
     if begun:
         before = read_json(out / ENVIRONMENT)

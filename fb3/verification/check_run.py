@@ -16,7 +16,7 @@ from fb3.runs.decide import read_decision
 from fb3.runs.fold_json import check_weights, ids_hash, is_finished
 from fb3.runs.run_folder import Member, own_prepare
 from fb3.runs.scores import TRUTH, caveats, scores_of
-from fb3.runs.shared_files import shared_files, shared_folder
+from fb3.runs.shared_files import recorded_files, shared_folder
 from fb3.system.file_names import (
     DECISION,
     ENVIRONMENT,
@@ -106,7 +106,7 @@ def _check_encoder(run: RunCheck, recipe: Recipe) -> None:
     """Checks that the encoder's files are there, by hash where environment.json has their hashes."""
     hashes = (run.recorded or {}).get("encoder", {})
     with run.check(f"{shared_folder(recipe)}: {'by hash' if hashes else 'there'}"):
-        for name, file in shared_files(run.path, recipe).items():
+        for name, file in recorded_files(run.path, recipe).items():
             if (found := run.digest(file)) is None:
                 run.add("FAULT", f"{file}: missing; {run.again}")
             elif found != hashes.get(name, found):

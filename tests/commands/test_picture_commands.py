@@ -2,7 +2,7 @@
 
 import pytest
 
-from fb3.data.frames.item_frames import find_frames
+from fb3.data.frames.frame_references import find_frames
 from fb3.recipe.frames import FramesSettings
 from tests.picture_data import write_image_encoder, write_npz
 from tests.test_cli import fb3

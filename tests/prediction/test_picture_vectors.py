@@ -3,6 +3,8 @@
 import json
 import zipfile
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,14 +12,21 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from fb3.data.frames.frame_files import open_frames
-from fb3.data.frames.picture_files import open_picture_files
+from fb3.data.frames.picture_files import open_picture_files, pictures_of
 from fb3.errors import Fb3Error
 from fb3.models.image_encoder import ImageEncoder
 from fb3.prediction import picture_vector_file
-from fb3.prediction.picture_vector_file import write_picture_vectors
 from tests.picture_data import drawn, write_image_encoder, write_npz
 
 MODES = ("RGB", "L", "P", "RGBA", "1")
+
+
+def write_picture_vectors(encoder, files, out, **more):
+    """As `fb3 features` calls it."""
+    items = {each: pictures_of(file, each) for file in files for each in file.items}
+    digests, name = [file.digest() for file in files], Path(encoder).name
+    made = ImageEncoder(encoder, torch.device("cpu"))
+    return picture_vector_file.write_picture_vectors(made, items, out, name=name, digests=digests, **more)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +151,7 @@ def test_broken_pictures_are_left_out_and_told(swin, tmp_path, capsys):
     (folder / "a" / "1.jpg").write_bytes(whole[: len(whole) // 2])
     for number, content in enumerate((b"", b"<html>", whole[:30])):
         (folder / "b" / f"{number}.jpg").write_bytes(content)
-    write_picture_vectors(swin, open_picture_files([folder]), tmp_path / "f.npz")
+    written = write_picture_vectors(swin, open_picture_files([folder]), tmp_path / "f.npz")
     stored = open_frames(tmp_path / "f.npz")
     assert {each: stored.count(each) for each in stored.ids} == {"a": 2, "b": 0}
     np.testing.assert_allclose(
@@ -152,7 +161,8 @@ def test_broken_pictures_are_left_out_and_told(swin, tmp_path, capsys):
     assert f"left out: {folder}: a/1.jpg (" in said
     assert f"left out: {folder}: b/0.jpg (it is empty)" in said
     assert f"left out: {folder}: b/1.jpg (no picture by its first bytes)" in said
-    assert "2 items, 1 of them without frames; 2 vectors of 16 numbers (pooler_output); 4 pictures could not be" in said
+    words = "2 items, 1 of them without frames; 2 vectors of 16 numbers (pooler_output); 4 pictures could not be"
+    assert words in written.words
     for path in folder.rglob("*.jpg"):
         path.write_bytes(b"x")
     with pytest.raises(Fb3Error, match=r"a/0\.jpg \(.*\): no picture can be read, this one first"):
@@ -187,3 +197,19 @@ def test_numbers_that_float16_does_not_hold_are_refused(swin, sources, tmp_path,
     monkeypatch.setattr(ImageEncoder, "encode", lambda self, pixels: np.full((len(pixels), 16), np.inf, np.float16))
     with pytest.raises(Fb3Error, match=r"more than float16 holds, for .*a\.npz: frames\[0\] or a picture after it"):
         write_picture_vectors(swin, open_picture_files(sources[0]), tmp_path / "f.npz")
+
+
+def test_pictures_for_which_time_does_not_suffice_are_missing(swin, sources, tmp_path, monkeypatch):
+    paths, _ = sources
+    write_picture_vectors(swin, open_picture_files(paths), tmp_path / "whole.npz")
+    clock = iter(range(1000))
+    with monkeypatch.context() as patch:
+        patch.setattr(picture_vector_file, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        written = write_picture_vectors(swin, open_picture_files(paths), tmp_path / "cut.npz", until=5)
+    one, two = (open_frames(tmp_path / name) for name in ("cut.npz", "whole.npz"))
+    reached = len(one.frames)
+    assert 0 < reached < len(two.frames)
+    assert written.missing == len(two.frames) - reached
+    np.testing.assert_array_equal(one.frames, two.frames[:reached])
+    assert [*one.ids] == [*two.ids]
+    assert sum(one.count(each) for each in one.ids) == reached

@@ -64,8 +64,12 @@ def _in_words(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        form = "ids, offsets and features" if path.suffix == ".npz" else "{id}.npy for each item"
-        raise Fb3Error(f"{path}: no file with frames ({error}); want {path.suffix} of {form} (data.frames)") from error
+        suffix = path.suffix or ".npz"
+        form = "ids, offsets and features" if suffix == ".npz" else "{id}.npy for each item"
+        raise Fb3Error(
+            f"{path}: no file with frames ({error}); want {suffix} of {form} (data.frames.files); "
+            "pictures want data.frames.encoder too"
+        ) from error
 
 
 class _Npz:

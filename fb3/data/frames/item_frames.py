@@ -1,65 +1,16 @@
 """Frames of items as a batch needs them: some of each item's, padded, with a mask."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fb3.data.frames.frame_files import count_frames, open_frames, read_frames
+from fb3.data.frames.frame_files import open_frames
+from fb3.data.frames.frame_references import FrameReference
 from fb3.errors import Fb3Error
-from fb3.recipe.frames import FramesSettings
 
 _FITTED = 2000  # items whose frames say how frames are spread
-
-
-class FrameReference(NamedTuple):
-    """The place of an item's frames, none of them where `count` is 0; the file is opened again in each process."""
-
-    file: Path
-    identifier: str
-    count: int
-
-    def read(self) -> np.ndarray:
-        """All frames of the item, (F, D) as they are stored."""
-        return read_frames(self.file, self.identifier)
-
-
-def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Path, some: bool) -> np.ndarray:
-    """References to the frames of N items, (N,) objects.
-
-    Args:
-        identifiers: the items' ids.
-        settings: names the files.
-        folder: holds them.
-        some: whether one item at least must have frames.
-
-    Raises:
-        Fb3Error: no file is there, none knows any item, two differ in width or encoder, or both know an item.
-    """
-    paths = [folder / name for name in settings.files if (folder / name).is_file()]
-    if not paths:
-        raise Fb3Error(f"{folder}: holds none of {list(settings.files)} (data.frames.files); say where the frames are")
-    files, found = [open_frames(path) for path in paths], np.empty(len(identifiers), object)
-    if len(widths := {file.width for file in files}) > 1:
-        raise Fb3Error(
-            f"{folder}: {[path.name for path in paths]} hold frames of {sorted(widths)} numbers; want one width"
-        )
-    if len({file.made_by for file in files if file.made_by}) > 1:
-        raise Fb3Error(f"{folder}: {[path.name for path in paths]} are of different image encoders; make them by one")
-    for row, identifier in enumerate(identifiers):
-        where = [n for n, file in enumerate(files) if identifier in file.ids]
-        if len(where) > 1:
-            raise Fb3Error(f"{folder}: {identifier} has frames in {[paths[n].name for n in where]}; leave one out")
-        path = paths[where[0] if where else 0]
-        found[row] = FrameReference(path, identifier, count_frames(path, identifier))
-    if some and not any(reference.count for reference in found):
-        raise Fb3Error(
-            f"{folder}: {[path.name for path in paths]} hold no frames of any item, such as {identifiers[0]}"
-        )
-    return found
 
 
 @dataclass

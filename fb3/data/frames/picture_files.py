@@ -31,6 +31,9 @@ class PictureFile(Protocol):
     def open(self, place: Place) -> Image.Image:
         """A picture, decoded when it is first used; any error but an Fb3Error says that this one picture is broken."""
 
+    def content(self, place: Place) -> bytes:
+        """A picture as it is stored, from the first byte of its file on; an npz's becomes a PNG."""
+
     def digest(self) -> str:
         """A hash that another content, order or id changes; no picture is read for it."""
 
@@ -50,6 +53,11 @@ class Picture(NamedTuple):
         return f"{self.file.path}: {place}"
 
 
+def pictures_of(file: PictureFile, identifier: str) -> list[Picture]:
+    """The pictures of an item, in their order."""
+    return [Picture(file, place) for place in file.items[identifier]]
+
+
 def as_rgb(picture: Image.Image) -> Image.Image:
     """Decodes a picture to RGB of 8 bits: grey becomes three equal channels, a palette its colours, alpha is dropped.
 
@@ -60,21 +68,6 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(_MORE_BITS):
         raise ValueError(f"its pixels are of mode {picture.mode}; save it with 8 bits a channel")
     return picture.convert("RGB")
-
-
-def find_picture_files(folder: Path) -> list[Path]:
-    """Every npz of a folder that holds uint8 `frames`; an Fb3Error where there is none."""
-    if found := [path for path in sorted(folder.glob("*.npz")) if _holds_pictures(path)]:
-        return found
-    raise Fb3Error(f"{folder}: no npz of it holds uint8 `frames`; name pictures with --frames FILE_OR_FOLDER")
-
-
-def _holds_pictures(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("frames.npy") as stream:
-            return array_header(stream)[2] == np.uint8
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return False
 
 
 def open_picture_files(paths: Sequence[Path]) -> list[PictureFile]:
@@ -130,6 +123,11 @@ class _Npz:
             pixels = np.frombuffer(self.stream.read(self.size), np.uint8)
             return Image.fromarray(pixels.reshape(self.shape))
 
+    def content(self, place: int) -> bytes:
+        made = io.BytesIO()
+        self.open(place).save(made, "png")
+        return made.getvalue()
+
     def digest(self) -> str:
         return _zip_digest(self.archive)
 
@@ -142,7 +140,10 @@ class _Zip:
         self.items = _by_item(self.archive.namelist())
 
     def open(self, place: str) -> Image.Image:
-        return _image(self.archive.read(place))
+        return _image(self.content(place))
+
+    def content(self, place: str) -> bytes:
+        return self.archive.read(place)
 
     def digest(self) -> str:
         return _zip_digest(self.archive)
@@ -156,7 +157,10 @@ class _Folder:
         self.items = _by_item(each.relative_to(path).as_posix() for each in path.rglob("*"))
 
     def open(self, place: str) -> Image.Image:
-        return _image((self.path / place).read_bytes())
+        return _image(self.content(place))
+
+    def content(self, place: str) -> bytes:
+        return (self.path / place).read_bytes()
 
     def digest(self) -> str:
         found = ((name, (self.path / name).stat()) for names in self.items.values() for name in names)
@@ -214,3 +218,24 @@ def _is_picture(name: str) -> bool:
 def _natural(name: str) -> tuple[list[int | str], str]:
     """A key by which 2.jpg stands before 10.jpg."""
     return [int(part) if n % 2 else part for n, part in enumerate(re.split("([0-9]+)", name))], name
+
+
+def write_pictures(path: Path, items: Mapping[str, Sequence[bytes]]) -> None:
+    """Writes the pictures of items, each the content of an image file, in the form that the path's name says.
+
+    An npz cannot hold a broken picture, nor several sizes: such items are an error of numpy's or Pillow's.
+    """
+    if path.suffix == ".npz":
+        frames = [np.asarray(as_rgb(_image(each))) for pictures in items.values() for each in pictures]
+        offsets = np.cumsum([0, *map(len, items.values())])
+        np.savez(path, ids=np.array([*items], str), offsets=offsets, frames=np.stack(frames))
+        return
+    named = {f"{each}/{n}.png": picture for each, pictures in items.items() for n, picture in enumerate(pictures)}
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, picture in named.items():
+                archive.writestr(name, picture)
+        return
+    for name, picture in named.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(picture)

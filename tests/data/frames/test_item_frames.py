@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fb3.data.frames.frame_files import count_frames, open_frames, write_frames
-from fb3.data.frames.item_frames import ItemFrames, even_steps, find_frames
+from fb3.data.frames.frame_references import find_frames
+from fb3.data.frames.item_frames import ItemFrames, even_steps
 from fb3.errors import Fb3Error
 from fb3.recipe.frames import FramesSettings
 

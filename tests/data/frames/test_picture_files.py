@@ -6,7 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from fb3.data.frames.picture_files import Picture, as_rgb, find_picture_files, open_picture_files
+from fb3.data.frames.frame_references import find_picture_files
+from fb3.data.frames.picture_files import Picture, as_rgb, open_picture_files
 from fb3.errors import Fb3Error
 from tests.picture_data import drawn, write_npz
 
