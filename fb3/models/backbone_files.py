@@ -66,7 +66,7 @@ def check_backbone(backbone: str, key: str = KEY) -> None:
         return
     if not (folder / CONFIG).is_file():
         raise Fb3Error(f"{place}: {CONFIG} is missing; save the model with save_pretrained")
-    if not any((folder / name).is_file() for name in names):
+    if not any((folder / name).is_file() for name in names) and not (of_images and is_timm(folder)):
         raise Fb3Error(
             f"{place}: the {beside} is missing ({names[0]}, or one of {', '.join(names[1:])}); "
             f"save it there with {beside}.save_pretrained"
@@ -81,6 +81,11 @@ def check_backbone(backbone: str, key: str = KEY) -> None:
         _check_sentencepiece(folder, place)
     for name in _shards(folder, taken, place) if taken.endswith(".json") else [taken]:
         _refuse(weights_problem, folder / name, place)
+
+
+def is_timm(folder: Path) -> bool:
+    """Whether a folder is of the package timm, whose config.json says how pictures are prepared too."""
+    return "pretrained_cfg" in read_json(folder / CONFIG)
 
 
 def frame_weights(backbone: str) -> Path | None:

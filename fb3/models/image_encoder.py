@@ -31,6 +31,8 @@ _GREY = (128, 128, 128)
 class ImageEncoder:
     """A frozen image encoder with its processor, such as CLIP's vision tower, ViT, DINOv2, Swin, ConvNeXt or SigLIP.
 
+    A model of the package timm is read by transformers' wrapper, where timm and torchvision are installed.
+
     A picture's vector is the first of these that the model has (`vector` names it):
 
     - pooler_output, computed without a linear layer of its own: the first token behind the last norm (CLIP, Radford et
@@ -65,6 +67,7 @@ class ImageEncoder:
             options = {"local_files_only": source.local, "trust_remote_code": False}
             self.processor = AutoImageProcessor.from_pretrained(source.name, use_fast=False, **options)
             self._whole = self._load(source, options)
+            self._of_timm = hasattr(self._whole.config, "pretrained_cfg")
         # transformers' vision models wrap the tower that its models of pictures and texts hold themselves.
         self.model = getattr(self._whole, "vision_model", self._whole).float().eval().to(device)
         self._probe()
@@ -100,7 +103,8 @@ class ImageEncoder:
 
     def prepare(self, picture: Image.Image) -> Tensor:
         """Pixels (3, H, W) float32 of an RGB picture, as the encoder's processor resizes, cuts and scales it."""
-        pixels = self.processor(images=picture, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        form = {} if self._of_timm else {"input_data_format": "channels_last"}
+        pixels = self.processor(images=picture, return_tensors="pt", **form)["pixel_values"]
         if pixels.ndim != 4 or len(pixels) != 1:
             raise Fb3Error(f"{self.place}: its processor gives pixels of shape {tuple(pixels.shape)}, want one picture")
         return pixels[0]
@@ -131,7 +135,8 @@ class ImageEncoder:
     def save(self, folder: Path) -> None:
         """Writes the encoder, without a tower of texts, and its processor; read again, it gives the same vectors."""
         self._whole.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        if not self._of_timm:  # its config.json says how pictures are prepared
+            self.processor.save_pretrained(folder)
 
     def description(self) -> dict[str, Any]:
         """Everything that decides a vector but the picture: equal descriptions, equal vectors up to rounding."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fb3.models.backbone_files import is_timm
 from fb3.recipe import Recipe
 from fb3.system.file_names import (
     CONFIG,
@@ -46,7 +47,9 @@ def image_files(run: Path, recipe: Recipe) -> dict[str, Path]:
     """The files of that folder by their names in a run; empty where the recipe names no image encoder."""
     if not recipe.data.image_encoder:
         return {}
-    return {f"{IMAGE_ENCODER}/{name}": image_encoder(run) / name for name in (CONFIG, IMAGE_PROCESSOR, WEIGHTS)}
+    folder = image_encoder(run)
+    names = [CONFIG, WEIGHTS] if (folder / CONFIG).is_file() and is_timm(folder) else [CONFIG, IMAGE_PROCESSOR, WEIGHTS]
+    return {f"{IMAGE_ENCODER}/{name}": folder / name for name in names}
 
 
 def recorded_files(run: Path, recipe: Recipe) -> dict[str, Path]:
