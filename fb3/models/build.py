@@ -13,6 +13,7 @@ from fb3.models.dry_run import make_up_weights
 from fb3.models.frame_embeddings import FrameEmbeddings
 from fb3.models.frame_scorers import DualStreamScorer, SingleStreamScorer
 from fb3.models.heads import build_head
+from fb3.models.image_tower import PictureEmbeddings, build_image_tower
 from fb3.models.kernels.blocked_attention import use_blocked_attention
 from fb3.models.kernels.deberta import use_fused_disentangled_attention
 from fb3.models.layer_stack import layer_stack
@@ -27,7 +28,7 @@ from fb3.recipe import Recipe
 from fb3.recipe.data import DataSettings
 from fb3.recipe.estimator import EmbeddingsSettings
 from fb3.recipe.model import ModelSettings
-from fb3.system.file_names import CONFIG, FRAME_WIDTH, SECOND
+from fb3.system.file_names import CONFIG, FRAME_PIXELS, FRAME_WIDTH, SECOND, image_encoder_folder
 from fb3.system.files import read_json
 
 _EMPTY = {"empty", "trial"}  # parameters on the meta device
@@ -76,10 +77,15 @@ def build_scorer(recipe: Recipe, folder: str | Path, *, init: Init) -> Scorer:
 
 def build_frame_embeddings(recipe: Recipe, encoder: nn.Module, folder: Path, init: Init) -> FrameEmbeddings:
     """The frames' embeddings; where they join the encoder's own, a pretraining's, or new ones on their scale."""
-    width = read_json(folder / CONFIG, {FRAME_WIDTH: int})[FRAME_WIDTH]
+    config = read_json(folder / CONFIG, {FRAME_WIDTH: int})
     words, single = encoder.get_input_embeddings().weight, recipe.model.frames.kind == "single_stream"
     hidden = words.shape[1] if single else encoder.config.hidden_size
-    frames = FrameEmbeddings(width, hidden, recipe.data.frames.most)
+    if recipe.optimizer.image_rate is None:
+        frames = FrameEmbeddings(config[FRAME_WIDTH], hidden, recipe.data.frames.most)
+    else:
+        pixels = read_json(folder / CONFIG, {FRAME_PIXELS: dict})[FRAME_PIXELS]
+        images = build_image_tower(image_encoder_folder(folder.parent), pixels, weights=init == "pretrained")
+        frames = PictureEmbeddings(images, hidden, recipe.data.frames.most)
     if single and init not in _EMPTY:
         frames.start_like(words)
     if single and init == "pretrained" and (file := frame_weights(recipe.model.backbone)):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fb3.data.frames.item_frames import ItemFrames
 from fb3.errors import Fb3Error
 
 _CONSTANT = 1e-6  # standard deviation below which a number of the frames says nothing
@@ -32,6 +33,14 @@ class FrameEmbeddings(nn.Module):
         self.pretrained = False
         nn.init.normal_(self.places.weight, std=0.02)
 
+    def vectors(self, frames: Tensor, seen: Tensor) -> Tensor:
+        """Vectors (B, F, width) of frames as a batch brings them, with their mask (B, F)."""
+        return frames
+
+    def fit_items(self, items: ItemFrames, rows: np.ndarray) -> None:
+        """Learns mean and standard deviation from the frames of some training items, see `fit`."""
+        self.fit(items.some(rows))
+
     def fit(self, frames: np.ndarray) -> None:
         """Learns mean and standard deviation of each number from training frames (N, width), once, before training.
 
@@ -52,7 +61,8 @@ class FrameEmbeddings(nn.Module):
             Fb3Error: the file holds embeddings of other sizes.
         """
         stored = load_file(file)
-        for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+        own = [*self.named_parameters(), *self.named_buffers()]
+        for name, tensor in [each for each in own if not each[0].startswith("images.")]:
             found = stored.get(name, torch.empty(0))
             if found.shape != tensor.shape and not (name == "places.weight" and found.shape[1:] == tensor.shape[1:]):
                 raise Fb3Error(

@@ -33,7 +33,8 @@ class SingleStreamScorer(Scorer):
         """Vectors (B, D)."""
         batch = drop_modalities(batch, self.modality_dropout if self.training else 0.0)
         words = self.encoder.get_input_embeddings()(batch["input_ids"])  # (B, T, D)
-        embedded, seen = self.frames(batch["frames"]), batch["frame_mask"]
+        seen = batch["frame_mask"]
+        embedded = self.frames(self.frames.vectors(batch["frames"], seen))
         packed, mask = with_frames(words, batch["attention_mask"], embedded, seen)
         out = self.encoder(inputs_embeds=packed, attention_mask=mask, **self._arguments)
         with torch.autocast(mask.device.type, enabled=False):
@@ -72,10 +73,10 @@ class DualStreamScorer(Scorer):
         """Vectors (B, D + 3 H)."""
         batch = drop_modalities(batch, self.modality_dropout if self.training else 0.0)
         mask, seen = batch["attention_mask"], batch["frame_mask"]
-        out = self.encode(batch["input_ids"], mask)
+        out, vectors = self.encode(batch["input_ids"], mask), self.frames.vectors(batch["frames"], seen)
         with torch.autocast(mask.device.type, enabled=False):
             text = out.last_hidden_state.float()  # (B, T, H)
-            frames = torch.cat([self.start.weight.expand(len(mask), 1, -1), self.frames(batch["frames"])], 1)
+            frames = torch.cat([self.start.weight.expand(len(mask), 1, -1), self.frames(vectors)], 1)
             seen = torch.cat([seen.new_ones(len(mask), 1), seen], 1)  # (B, 1 + F)
             no_text, no_frame = mask == 0, seen == 0
             frames = self.over_frames(frames, src_key_padding_mask=no_frame)

@@ -1,11 +1,6 @@
-"""Image encoders of transformers: a picture becomes a vector, prepared by the encoder's own processor.
-
-Pillow and numpy prepare the pixels (`use_fast=False`): they give the same numbers in every version of transformers,
-with torchvision or without.
-"""
+"""Image encoders of transformers: a picture becomes a vector, prepared by the encoder's own processor."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,11 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoModel
 
 from fb3.errors import Fb3Error
 from fb3.models.backbone import check_config, explained, without_report
 from fb3.models.backbone_files import IMAGE_KEY, Source, find_backbone
+from fb3.models.picture_processor import PictureProcessor
 from fb3.system.devices import Precision, pick_precision
 
 _COMPUTED = ("position_ids", "relative_position_index")  # buffers that a model makes itself; a file may lack them
@@ -56,6 +52,7 @@ class ImageEncoder:
 
     vector: str
     width: int
+    dtype = np.float16
 
     def __init__(self, backbone: str, device: torch.device, key: str = IMAGE_KEY) -> None:
         source, self.place = find_backbone(backbone, key), f"{key}={backbone}"
@@ -65,9 +62,8 @@ class ImageEncoder:
             if source.is_folder:
                 check_config(Path(source.name))
             options = {"local_files_only": source.local, "trust_remote_code": False}
-            self.processor = AutoImageProcessor.from_pretrained(source.name, use_fast=False, **options)
+            self.processor = PictureProcessor(source, self.place)
             self._whole = self._load(source, options)
-            self._of_timm = hasattr(self._whole.config, "pretrained_cfg")
         # transformers' vision models wrap the tower that its models of pictures and texts hold themselves.
         self.model = getattr(self._whole, "vision_model", self._whole).float().eval().to(device)
         self._probe()
@@ -94,20 +90,12 @@ class ImageEncoder:
         """Sends a grey picture the whole way, which shows what the model gives and that the processor fits it."""
         with explained(self.place):
             out = self._forward(self.prepare(Image.new("RGB", (64, 48), _GREY))[None])
-            if not _has_linear(getattr(self.model, "pooler", None)) and out.get("pooler_output") is not None:
-                self.vector = "pooler_output"
-            else:
-                names = (name for name, _ in self.model.named_parameters())
-                self.vector = "class_token" if any(name.endswith(_CLASS_TOKENS) for name in names) else "mean"
+            self.vector = kind_of_vector(self.model, out)
             self.width = self._read(out).shape[1]
 
     def prepare(self, picture: Image.Image) -> Tensor:
         """Pixels (3, H, W) float32 of an RGB picture, as the encoder's processor resizes, cuts and scales it."""
-        form = {} if self._of_timm else {"input_data_format": "channels_last"}
-        pixels = self.processor(images=picture, return_tensors="pt", **form)["pixel_values"]
-        if pixels.ndim != 4 or len(pixels) != 1:
-            raise Fb3Error(f"{self.place}: its processor gives pixels of shape {tuple(pixels.shape)}, want one picture")
-        return pixels[0]
+        return self.processor.prepare(picture)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> np.ndarray:
@@ -124,25 +112,19 @@ class ImageEncoder:
         return torch.autocast(self.device.type, _DTYPE[self.precision])
 
     def _read(self, out: Mapping[str, Tensor]) -> Tensor:
-        """The vectors (B, width) float32 in a model's output."""
-        if self.vector == "pooler_output":
-            return out["pooler_output"].flatten(1).float()  # some give (B, D, 1, 1)
-        states = out["last_hidden_state"].float()  # (B, T, D), or (B, D, H, W) from a convolutional net
-        if states.ndim == 4:
-            states = states.flatten(2).transpose(1, 2)
-        return states[:, 0] if self.vector == "class_token" else states.mean(1)
+        return read_vectors(out, self.vector)
 
     def save(self, folder: Path) -> None:
         """Writes the encoder, without a tower of texts, and its processor; read again, it gives the same vectors."""
         self._whole.save_pretrained(folder)
-        if not self._of_timm:  # its config.json says how pictures are prepared
-            self.processor.save_pretrained(folder)
+        if not self.processor.of_timm:
+            self.processor.save(folder)
 
     def description(self) -> dict[str, Any]:
         """Everything that decides a vector but the picture: equal descriptions, equal vectors up to rounding."""
         return {
             "weights": self._digest(),
-            "processor": json.loads(self.processor.to_json_string()),
+            "processor": self.processor.settings(),
             "vector": self.vector,
             "precision": self.precision,
         }
@@ -152,6 +134,24 @@ class ImageEncoder:
         weights = [value for name, value in self.model.state_dict().items() if not name.endswith(_COMPUTED)]
         hashes = (hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).hexdigest() for value in weights)
         return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+
+
+def kind_of_vector(model: nn.Module, out: Mapping[str, Tensor]) -> str:
+    """The vector that is taken of a model, by an output of it; see `ImageEncoder`."""
+    if not _has_linear(getattr(model, "pooler", None)) and out.get("pooler_output") is not None:
+        return "pooler_output"
+    names = (name for name, _ in model.named_parameters())
+    return "class_token" if any(name.endswith(_CLASS_TOKENS) for name in names) else "mean"
+
+
+def read_vectors(out: Mapping[str, Tensor], vector: str) -> Tensor:
+    """The vectors (B, width) float32 in a model's output."""
+    if vector == "pooler_output":
+        return out["pooler_output"].flatten(1).float()  # some give (B, D, 1, 1)
+    states = out["last_hidden_state"].float()  # (B, T, D), or (B, D, H, W) from a convolutional net
+    if states.ndim == 4:
+        states = states.flatten(2).transpose(1, 2)
+    return states[:, 0] if vector == "class_token" else states.mean(1)
 
 
 def _has_linear(pooler: nn.Module | None) -> bool:

@@ -15,7 +15,8 @@ import pandas as pd
 from fb3.data.frames.frame_files import count_frames
 from fb3.data.frames.frame_references import FrameReference, open_pictures
 from fb3.data.frames.item_frames import even_steps
-from fb3.recipe.frames import FRAMES_COLUMN, FramesSettings
+from fb3.recipe import Recipe
+from fb3.recipe.frames import FRAMES_COLUMN
 from fb3.system.cache import cache_folder
 from fb3.system.files import sha256
 from fb3.system.progress import say
@@ -28,13 +29,15 @@ _CUT_SHORT: dict[str, Path] = {}  # files of this process that lack pictures, by
 
 
 def with_vectors(
-    essays: pd.DataFrame, settings: FramesSettings | None, encoder: Path, *, drawn: bool = False, until: float = inf
+    essays: pd.DataFrame, recipe: Recipe, encoder: Path, *, drawn: bool = False, until: float = inf
 ) -> pd.DataFrame:
     """The essays with references to vectors of their pictures; as they are where their frames are vectors already.
 
+    Where the image encoder is trained, the references are to the pictures' pixels, as it wants them.
+
     Args:
         essays: the table of `read_split`.
-        settings: the recipe's data.frames.
+        recipe: its data.frames, and optimizer.image_rate, decide.
         encoder: the image encoder's folder.
         drawn: whether any picture may be drawn in training; otherwise only those in even steps are computed.
         until: the time.monotonic() by which to stop; pictures that are left then are missing in this process.
@@ -42,13 +45,14 @@ def with_vectors(
     Raises:
         Fb3Error: see `ImageEncoder` and `write_picture_vectors`; no picture that may be drawn can be read.
     """
-    if not (settings and settings.encoder):
+    settings, pixels = recipe.data.frames, recipe.optimizer.image_rate is not None
+    if not recipe.data.image_encoder:
         return essays
     items, digest = _pictures([each for each in essays[FRAMES_COLUMN] if each.count], None if drawn else settings.most)
-    name = hashlib.sha256(f"{_digest(encoder)} {digest}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{_digest(encoder)} {pixels} {digest}".encode()).hexdigest()[:32]
     out = _CUT_SHORT.get(name) or cache_folder("frames") / f"{name}.npz"
     if not out.is_file():
-        out = _compute(items, encoder, out, digest, drawn, until)
+        out = _compute(items, encoder, out, digest, pixels, drawn, until)
     found = np.empty(len(essays), object)
     for row, each in enumerate(essays[FRAMES_COLUMN]):
         found[row] = FrameReference(out, each.identifier, count_frames(out, each.identifier))
@@ -74,18 +78,26 @@ def _pictures(references: Sequence[FrameReference], most: int | None) -> tuple[d
 
 
 def _compute(
-    items: Mapping[str, "list[Picture]"], encoder: Path, out: Path, digest: str, some: bool, until: float
+    items: Mapping[str, "list[Picture]"],
+    encoder: Path,
+    out: Path,
+    digest: str,
+    pixels: bool,
+    some: bool,
+    until: float,
 ) -> Path:
     """Writes the vectors; returns another file than `out` where time did not suffice for all."""
     from fb3.models.backbone_files import FRAMES_KEY
     from fb3.models.image_encoder import ImageEncoder
+    from fb3.models.picture_processor import PixelMaker
     from fb3.prediction.picture_vector_file import write_picture_vectors
     from fb3.system.devices import pick_device
 
+    what = "pixels for their encoder" if pixels else "vectors"
     shown = sum(map(len, items.values())) >= _SHOWN
     if shown:
-        say(f"{sum(map(len, items.values()))} pictures of {len(items)} items become vectors, kept in {out.parent}")
-    model = ImageEncoder(str(encoder), pick_device(), FRAMES_KEY)
+        say(f"{sum(map(len, items.values()))} pictures of {len(items)} items become {what}, kept in {out.parent}")
+    model = PixelMaker(str(encoder)) if pixels else ImageEncoder(str(encoder), pick_device(), FRAMES_KEY)
     written = write_picture_vectors(
         model, items, out, name=encoder.name, digests=[digest], some=some and bool(items), until=until
     )

@@ -7,13 +7,12 @@ from fb3.models.flops import encoder_flops
 from fb3.prediction.estimators.feature_inputs import FeatureInputs, Tokenise, encode_features, feature_flops
 from fb3.prediction.frame_vectors import with_vectors
 from fb3.runs.run_folder import Member
-from fb3.runs.shared_files import image_encoder
-from fb3.system.file_names import ENCODER
+from fb3.system.file_names import ENCODER, image_encoder_folder
 
 
 def encode(member: Member, essays: pd.DataFrame, tokenise: Tokenise = encode_essays) -> Encoded | FeatureInputs:
     """The essays as a run reads them: tokens of its encoder, or the inputs of its features, and vectors of pictures."""
-    essays = with_vectors(essays, member.recipe.data.frames, image_encoder(member.path))
+    essays = with_vectors(essays, member.recipe, image_encoder_folder(member.path))
     if member.recipe.estimator:
         return encode_features(member.path, member.recipe, essays, tokenise)
     return tokenise(essays, member.path / ENCODER, member.recipe.data)

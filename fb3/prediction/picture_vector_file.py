@@ -16,6 +16,7 @@ import numpy as np
 from fb3.data.frames.picture_files import Picture
 from fb3.errors import Fb3Error
 from fb3.models.image_encoder import ImageEncoder
+from fb3.models.picture_processor import PixelMaker
 from fb3.prediction.picture_vectors import Vectors, picture_vectors
 from fb3.system.disk_space import disk_full_errors
 from fb3.system.files import atomic_file, delete_partial_files, read_json, write_json
@@ -35,7 +36,7 @@ class Written(NamedTuple):
 
 
 def write_picture_vectors(
-    encoder: ImageEncoder,
+    encoder: ImageEncoder | PixelMaker,
     items: Mapping[str, Sequence[Picture]],
     out: Path,
     *,
@@ -50,7 +51,7 @@ def write_picture_vectors(
     process waits for the first.
 
     Args:
-        encoder: the image encoder.
+        encoder: the image encoder, or in its place the maker of pixels for one that is trained.
         items: each item's pictures.
         out: the npz to write.
         name: the encoder's name, for the file.
@@ -87,8 +88,8 @@ def write_picture_vectors(
     return Written(words, left)
 
 
-def _nothing(encoder: ImageEncoder) -> Vectors:
-    return Vectors(np.zeros((0, encoder.width), np.float16), np.zeros(0, bool), [])
+def _nothing(encoder: ImageEncoder | PixelMaker) -> Vectors:
+    return Vectors(np.zeros((0, encoder.width), encoder.dtype), np.zeros(0, bool), [])
 
 
 def _begin(folder: Path, plan: Mapping[str, Any]) -> None:
@@ -101,7 +102,7 @@ def _begin(folder: Path, plan: Mapping[str, Any]) -> None:
     write_json(plan, path)
 
 
-def _compute(encoder: ImageEncoder, pictures: Sequence[Picture], folder: Path, until: float) -> None:
+def _compute(encoder: ImageEncoder | PixelMaker, pictures: Sequence[Picture], folder: Path, until: float) -> None:
     """Computes and saves the vectors that no saved part holds yet."""
     done, new, told, saved_at = sum(len(part.read) for part in _saved(folder)), list[Vectors](), 0, time.monotonic()
     coming = closing(picture_vectors(encoder, pictures[done:]))

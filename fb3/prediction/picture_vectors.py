@@ -13,6 +13,7 @@ from torch import Tensor
 from fb3.data.frames.picture_files import Picture, as_rgb
 from fb3.errors import Fb3Error, one_line
 from fb3.models.image_encoder import ImageEncoder
+from fb3.models.picture_processor import PixelMaker
 from fb3.system.devices import within_memory
 from fb3.system.prefetch import prefetch
 from fb3.system.progress import say
@@ -24,7 +25,7 @@ _T = TypeVar("_T")
 class Vectors(NamedTuple):
     """Vectors of P pictures, R of which could be read.
 
-    values: (R, D) float16. read: (P,) bool. broken: a line for each picture that could not be read.
+    values: (R, D) float16, or pixels in uint8. read: (P,) bool. broken: a line for each picture that could not be read.
     """
 
     values: np.ndarray
@@ -39,7 +40,7 @@ class _Prepared(NamedTuple):
     first: Picture
 
 
-def picture_vectors(encoder: ImageEncoder, pictures: Sequence[Picture]) -> Iterator[Vectors]:
+def picture_vectors(encoder: ImageEncoder | PixelMaker, pictures: Sequence[Picture]) -> Iterator[Vectors]:
     """Vectors of batch after batch of pictures.
 
     Threads decode and prepare a batch while the one before it is computed. If memory runs out, half as many pictures
@@ -58,7 +59,7 @@ def picture_vectors(encoder: ImageEncoder, pictures: Sequence[Picture]) -> Itera
                 yield Vectors(values, np.array(prepared.read, bool), prepared.broken)
 
 
-def _prepare(encoder: ImageEncoder, pictures: Sequence[Picture], pool: ThreadPoolExecutor) -> _Prepared:
+def _prepare(encoder: ImageEncoder | PixelMaker, pictures: Sequence[Picture], pool: ThreadPoolExecutor) -> _Prepared:
     opened = [_or_reason(picture.read) for picture in pictures]  # in their order: an npz is unpacked from its start
     made = list(pool.map(lambda image: _or_reason(lambda: _pixels(encoder, image)), opened))
     pairs = list(zip(pictures, made, strict=True))
@@ -67,7 +68,7 @@ def _prepare(encoder: ImageEncoder, pictures: Sequence[Picture], pool: ThreadPoo
     return _Prepared(pixels, [not isinstance(each, str) for each in made], broken, pictures[0])
 
 
-def _pixels(encoder: ImageEncoder, image: Any) -> Tensor | str:
+def _pixels(encoder: ImageEncoder | PixelMaker, image: Any) -> Tensor | str:
     return image if isinstance(image, str) else encoder.prepare(as_rgb(image))
 
 
@@ -81,10 +82,10 @@ def _or_reason(make: Callable[[], _T]) -> _T | str:
         return one_line(error)
 
 
-def _encode(encoder: ImageEncoder, prepared: _Prepared, most: int) -> tuple[np.ndarray, int]:
+def _encode(encoder: ImageEncoder | PixelMaker, prepared: _Prepared, most: int) -> tuple[np.ndarray, int]:
     """Vectors (R, D), and how many pictures memory allowed at a time."""
     if not prepared.pixels:
-        return np.zeros((0, encoder.width), np.float16), most
+        return np.zeros((0, encoder.width), encoder.dtype), most
     if len(sizes := {tuple(each.shape) for each in prepared.pixels}) > 1:
         raise Fb3Error(
             f"{encoder.place}: its processor leaves pictures of several sizes, {sorted(sizes)[:3]}; set one size in "
@@ -105,5 +106,5 @@ def _encode(encoder: ImageEncoder, prepared: _Prepared, most: int) -> tuple[np.n
     return values, most
 
 
-def _try(encoder: ImageEncoder, pixels: Tensor, most: int) -> list[np.ndarray] | None:
+def _try(encoder: ImageEncoder | PixelMaker, pixels: Tensor, most: int) -> list[np.ndarray] | None:
     return within_memory(lambda: [encoder.encode(part) for part in pixels.split(most)], encoder.device)

@@ -110,7 +110,7 @@ def build_model(session: Session, windows: PretrainingTexts, items: ItemFrames |
     frames = None
     if items:
         frames = build_frame_embeddings(with_local_backbone(recipe, out), encoder, out / ENCODER, "pretrained")
-        frames.fit(items.some(np.arange(len(items.references))))
+        frames.fit_items(items, np.arange(len(items.references)))
     objectives = build_objectives(recipe.pretrain.objectives, encoder, frames)
     model, stored = PretrainingModel(encoder, objectives, frames), stored_heads(settings)
     counts = torch.from_numpy(np.bincount(np.concatenate(windows.rows), minlength=encoder.config.vocab_size)).float()

@@ -221,6 +221,8 @@ def pseudo_labels_suit_the_loss(recipe: Any) -> None:
 
 
 def frames_stand_beside_one_text(recipe: Any) -> None:
+    if recipe.optimizer.image_rate and not recipe.data.image_encoder:
+        raise ValueError("optimizer.image_rate: there is no image encoder to train; name it in data.frames.encoder")
     if not recipe.data.frames:
         if recipe.model.frames.kind != "single_stream":  # the default, which does nothing without frames
             raise ValueError(f"model.frames.kind={recipe.model.frames.kind}: say in data.frames where the frames are")

@@ -91,6 +91,9 @@ class BaseOptimizerSettings(Settings):
     """Peak learning rate of the embeddings; none: the rate of a layer below the lowest."""
     head_rate: Rate = 5e-5
     """Peak learning rate of pooling and head. Small encoders want more than their encoder rate."""
+    image_rate: Rate | None = None
+    """Peak learning rate of the image encoder that data.frames.encoder names, such as a tenth of encoder_rate; each
+    fold then has its own. none: it stays frozen, and all folds share its vectors, which is faster by far."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Each lower layer's rate is this times the one above (Howard & Ruder 2018, arXiv:1801.06146; Clark et al. 2020,
     arXiv:2003.10555)."""

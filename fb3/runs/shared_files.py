@@ -15,6 +15,7 @@ from fb3.system.file_names import (
     WEIGHTS,
     encoder_files,
     feature_folder,
+    image_encoder_folder,
 )
 
 
@@ -37,17 +38,11 @@ def shared_files(run: Path, recipe: Recipe) -> dict[str, Path]:
     return files
 
 
-def image_encoder(run: Path) -> Path:
-    """The folder of the image encoder that data.frames.encoder names: a run's own, or the one of its bundle."""
-    own = run / IMAGE_ENCODER
-    return own if own.is_dir() else run.parent.parent / IMAGE_ENCODER
-
-
 def image_files(run: Path, recipe: Recipe) -> dict[str, Path]:
-    """The files of that folder by their names in a run; empty where the recipe names no image encoder."""
+    """The files of a run's image encoder by their names in it; empty where the recipe names none."""
     if not recipe.data.image_encoder:
         return {}
-    folder = image_encoder(run)
+    folder = image_encoder_folder(run)
     names = [CONFIG, WEIGHTS] if (folder / CONFIG).is_file() and is_timm(folder) else [CONFIG, IMAGE_PROCESSOR, WEIGHTS]
     return {f"{IMAGE_ENCODER}/{name}": folder / name for name in names}
 

@@ -19,13 +19,12 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.data import FilesSettings
 from fb3.runs.run_folder import Member, in_turn, own_prepare, reading_recipe
 from fb3.runs.scores import caveats
-from fb3.runs.shared_files import image_encoder
 from fb3.submission.form import SubmissionForm, read_sample, read_test
 from fb3.submission.given_predictions import read_given
 from fb3.submission.submission_file import SubmissionFile, write_first_file
 from fb3.submission.summary import Summary
 from fb3.system.compressed_files import stored_file
-from fb3.system.file_names import DECISION, MANIFEST, PREPARE, RECIPE
+from fb3.system.file_names import DECISION, MANIFEST, PREPARE, RECIPE, image_encoder_folder
 from fb3.system.files import check_output_path, read_json
 from fb3.system.kaggle import find_competition, hidden_rerun, parse_duration, session_seconds
 from fb3.system.progress import say
@@ -220,8 +219,8 @@ def _with_pictures(
 
                 packed.check_image_encoder(member.path, member.recipe)
                 now = time.monotonic()
-                until, encoder = now + _PICTURES_SHARE * (ends - now), image_encoder(member.path)
-                with_vectors(essays, member.recipe.data.frames, encoder, until=until)
+                until, encoder = now + _PICTURES_SHARE * (ends - now), image_encoder_folder(member.path)
+                with_vectors(essays, member.recipe, encoder, until=until)
                 summary.phase("pictures")
             usable.append(member)
         except Exception as error:

@@ -9,6 +9,7 @@ PREPARE = "prepare.py"  # the run's copy of the file that data.prepare names
 ENCODER = "encoder"  # folder of the backbone's config and tokenizer
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"  # in the encoder folder
 FRAME_ENCODER = "fb3_frame_encoder"  # key of config.json: a hash of the image encoder that made the frames
+FRAME_PIXELS = "fb3_frame_pixels"  # key of config.json: shape and normalisation of pictures whose encoder is trained
 FRAME_WIDTH = "fb3_frame_width"  # key of config.json: numbers of a frame that stands beside the text
 PADDED = "fb3_padded_to"  # key of config.json: tokens to which every input is padded, where states depend on padding
 SECOND = "second"  # in the encoder folder: the folder of a stitched model's second encoder
@@ -55,6 +56,12 @@ def fold_folders(run: Path) -> list[Path]:
     """The fold folders in a run folder, by number, trained to their end or not."""
     folders = (path for path in run.glob("fold*") if fold_number(path) is not None and path.is_dir())
     return sorted(folders, key=fold_number)
+
+
+def image_encoder_folder(run: Path) -> Path:
+    """The folder of the image encoder that data.frames.encoder names: a run's own, or the one of its bundle."""
+    own = run / IMAGE_ENCODER
+    return own if own.is_dir() else run.parent.parent / IMAGE_ENCODER
 
 
 def feature_folder(folder: Path, number: int) -> Path:

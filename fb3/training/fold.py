@@ -100,7 +100,7 @@ def _build_model(session: Session, split: FoldSplit) -> tuple[Scorer, Task]:
     for tower, encoded in zip(scorer.towers().values(), (essays, essays.second), strict=False):
         tower.pooling.fit(encoded.rows[row] for row in split.train_rows)
     if essays.frames:
-        scorer.frames.fit(essays.frames.some(split.train_rows))
+        scorer.frames.fit_items(essays.frames, split.train_rows)
     if essays.statistics is not None:
         scorer.beside.fit(essays.statistics[split.train_rows])
     task, targets = build_task(recipe), torch.from_numpy(session.targets[split.train_rows])

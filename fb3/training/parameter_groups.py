@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from fb3.errors import Fb3Error
+from fb3.models.image_tower import IMAGES
 from fb3.models.layer_stack import depth_of_parameters, is_bias, is_norm
 from fb3.models.scorer import Scorer
 from fb3.recipe.training import OptimizerSettings
@@ -15,8 +16,8 @@ def parameter_groups(scorer: Scorer, settings: OptimizerSettings) -> list[dict[s
     """Groups for the optimizer: rate by layer or third, weight decay by kind of parameter.
 
     The encoder's top layer gets `encoder_rate`, each layer (or third) below `layer_decay` times the one above, the
-    embeddings least, or `embeddings_rate`; pooling and head get `head_rate`. Biases and normalisation weights do not
-    decay. Frozen parameters are in no group; every other one is in exactly one.
+    embeddings least, or `embeddings_rate`; an image encoder gets `image_rate`, pooling and head get `head_rate`. Biases
+    and normalisation weights do not decay. Frozen parameters are in no group; every other one is in exactly one.
 
     Returns:
         Dicts with params, lr, weight_decay and a name such as "encoder.6.decay" or "head.plain".
@@ -35,6 +36,8 @@ def parameter_groups(scorer: Scorer, settings: OptimizerSettings) -> list[dict[s
         if name in depths:
             part, depth, top = depths[name]
             part, rate = f"{part}encoder.{depth}", _encoder_rate(depth, top, settings)
+        elif name.startswith(IMAGES):
+            part, rate = "images", settings.image_rate
         decay = 0.0 if id(parameter) in undecayed else settings.weight_decay
         key = f"{part}.{'plain' if id(parameter) in undecayed else 'decay'}"
         groups.setdefault(key, {"params": [], "lr": rate, "weight_decay": decay, "name": key})

@@ -26,9 +26,9 @@ def read_pictures(recipe: Recipe, out: Path, accelerator: Accelerator, table: pd
     if accelerator.is_main_process:
         if not folder.is_dir():
             _copy_encoder(recipe.data.image_encoder, folder)
-        with_vectors(table, recipe.data.frames, folder, drawn=True)
+        with_vectors(table, recipe, folder, drawn=True)
     accelerator.wait_for_everyone()
-    return with_vectors(table, recipe.data.frames, folder, drawn=True)
+    return with_vectors(table, recipe, folder, drawn=True)
 
 
 def _copy_encoder(encoder: str, folder: Path) -> None:

@@ -31,11 +31,21 @@ from fb3.models.backbone_files import KEY, SECOND_KEY, frame_weights
 from fb3.models.build import build_scorer
 from fb3.models.dry_run import check_length, padding_for, precision_problem
 from fb3.models.from_scratch import build_backbone
+from fb3.models.picture_processor import PixelMaker
 from fb3.prediction.estimators.feature_inputs import FeatureInputs
 from fb3.recipe import Recipe
 from fb3.runs.fold_json import is_begun
 from fb3.system.devices import Precision, keep_freed_memory, pick_device, pick_precision
-from fb3.system.file_names import CONFIG, ENCODER, FRAME_ENCODER, FRAME_WIDTH, PADDED, SECOND
+from fb3.system.file_names import (
+    CONFIG,
+    ENCODER,
+    FRAME_ENCODER,
+    FRAME_PIXELS,
+    FRAME_WIDTH,
+    IMAGE_ENCODER,
+    PADDED,
+    SECOND,
+)
 from fb3.system.files import atomic_folder, read_json, write_json
 from fb3.system.kaggle import secret
 from fb3.system.progress import say
@@ -261,7 +271,8 @@ def _write_encoder(recipe: Recipe, essays: pd.DataFrame, out: Path) -> None:
     if frames := item_frames(essays, recipe.data):
         config = {**read_json(out / ENCODER / CONFIG), FRAME_WIDTH: frames.width}
         made_by = _made_by(frames, recipe, model.backbone)
-        write_json(config | ({FRAME_ENCODER: made_by} if made_by else {}), out / ENCODER / CONFIG)
+        config |= {FRAME_ENCODER: made_by} if made_by else {}
+        write_json(config | _pixels(recipe, out), out / ENCODER / CONFIG)
     if model.stitch:
         export_encoder(model.second(), out / ENCODER / SECOND, added, SECOND_KEY, characters)
 
@@ -271,9 +282,20 @@ def _made_by(frames: ItemFrames, recipe: Recipe, backbone: str) -> str:
     if recipe.model.frames.kind != "single_stream" or not (file := frame_weights(backbone)):
         return frames.made_by
     known, place = read_json(file.parent / CONFIG), f"{KEY}={backbone}"
+    if recipe.optimizer.image_rate:
+        return frames.made_by
     check_frames(frames, known[FRAME_WIDTH], known.get(FRAME_ENCODER, ""), place)
     say(f"{place}: frames start from its embeddings, standardised as in its pretraining")
     return known.get(FRAME_ENCODER, frames.made_by)
+
+
+def _pixels(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """The form of the pictures whose encoder is trained, for config.json."""
+    if recipe.optimizer.image_rate is None:
+        return {}
+    maker = PixelMaker(str(out / IMAGE_ENCODER))
+    numbers = {"mean": maker.mean.tolist(), "deviation": maker.deviation.tolist()}
+    return {FRAME_PIXELS: {"shape": list(maker.shape), **numbers}}
 
 
 def _try_encoders(

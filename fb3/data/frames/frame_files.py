@@ -1,6 +1,7 @@
 """Files with frames, by id: npz with offsets, zips of npy. Nothing is unpickled; a zip's arrays are read one by one."""
 
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from fb3.errors import Fb3Error
 
+PIXELS = "pixels"  # the kind of vector that is a picture's pixels
 _OPEN_FILES = 16  # files with frames that a process keeps open
 
 
@@ -79,12 +81,13 @@ class _Npz:
         self.path = path
         with np.load(path, allow_pickle=False) as arrays:
             ids, offsets = arrays["ids"].astype(str), arrays["offsets"].astype(np.int64)
-            self.frames = arrays["features"]
             told = json.loads(str(arrays["encoder"])) if "encoder" in arrays else None
+            pixels = bool(told) and told["vector"] == PIXELS
+            self.frames = _mapped(path, "features.npy") if pixels else arrays["features"]
         # Settings of the processor are left out: versions of transformers write them in other words.
         self.made_by = f"{told['weights']} {told['vector']}" if told else ""
         self.ids = stretches(ids, offsets, len(self.frames), "features")
-        if self.frames.ndim != 2 or self.frames.dtype.kind != "f":
+        if self.frames.ndim != 2 or self.frames.dtype.kind not in ("u" if pixels else "f"):
             raise ValueError(
                 f"features are {self.frames.dtype} of {self.frames.ndim} dimensions, want floats (frames, width)"
             )
@@ -96,6 +99,20 @@ class _Npz:
 
     def read(self, identifier: str) -> np.ndarray:
         return self.frames[slice(*self.ids[identifier])]
+
+
+def _mapped(path: Path, member: str) -> np.ndarray:
+    """An array of an npz, whose numbers are read from the disk as they are used."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        found = archive.getinfo(member)
+        if found.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{member} is compressed")
+        file.seek(found.header_offset + 26)  # the lengths of the name and of what stands behind it, then both
+        file.seek(found.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
+        shape, columns_first, dtype = array_header(file)
+        if columns_first:
+            raise ValueError(f"{member} holds columns first")
+        return np.memmap(path, dtype, "r", file.tell(), shape) if np.prod(shape) else np.zeros(shape, dtype)
 
 
 class _Zip:

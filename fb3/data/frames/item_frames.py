@@ -54,9 +54,9 @@ class ItemFrames:
             frames[place, : len(each)], mask[place, : len(each)] = each, 1
         return {"frames": frames, "frame_mask": mask}
 
-    def some(self, rows: np.ndarray) -> np.ndarray:
-        """Frames of some of the items, `_FITTED` at most in even steps, side by side: (frames, D) float32."""
-        rows = rows[even_steps(len(rows), min(len(rows), _FITTED))]
+    def some(self, rows: np.ndarray, most: int = _FITTED) -> np.ndarray:
+        """Frames of some of the items, of `most` of them at most in even steps, side by side: (frames, D) float32."""
+        rows = rows[even_steps(len(rows), min(len(rows), most))]
         return np.concatenate([self._frames(self.references[row], drawn=False) for row in rows])
 
     def means(self) -> np.ndarray:
