@@ -163,6 +163,7 @@ EXEMPT = {
         f"{kind}Settings": "reads frames beside texts; tests/training/test_frames.py trains each"
         for kind in ("Frames", "SingleStream", "DualStream")
     },
+    "BaseOptimizerSettings.image_rate": "wants pictures; tests/training/test_image_training.py trains by it",
     "TextPartSettings": "the row parts has both",
     "ClassificationSettings.weighting=uncertainty": "refused: one loss leaves nothing to weigh",
     "FoldsSettings.stratify": "changes the split; tests/data/test_folds.py",
