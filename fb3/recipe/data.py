@@ -71,8 +71,18 @@ class FilesSettings(Settings):
     """The essays to predict."""
     sample: FileName | None = "sample_submission.csv"
     """The sample submission; none: the competition has none, and test gives rows and columns."""
+    header: bool = True
+    """Whether the submission begins with a line of its columns' names; a sample submission shows it by its own."""
     joins: tuple[JoinSettings, ...] = ()
     """Further tables, or folders of texts, whose columns are joined to the essays, in this order."""
+
+    @model_validator(mode="after")
+    def _sample_has_header(self) -> "FilesSettings":
+        if self.sample and not self.header:
+            raise ValueError(
+                "header=false: the sample's columns are read from its header; set sample=null, or leave it"
+            )
+        return self
 
     def markers(self) -> tuple[str, ...]:
         """The names by which the competition's folder is found, the surest first."""

@@ -188,6 +188,10 @@ def check_submission(
     columns = list(target.forms()[0])
     if settings.files.sample:
         columns = submitted_columns(wanted, target, sample.name)
+    if not settings.files.header:
+        named = path.with_suffix(".named.csv")
+        named.write_bytes(f"{','.join([settings.id_column, *columns])}\n".encode() + path.read_bytes())
+        path = named
     written = read_table(path, [settings.id_column, *columns])
     check_same_ids(written[settings.id_column], wanted[settings.id_column], path, sample.name)
     if written[settings.id_column].tolist() != wanted[settings.id_column].tolist():

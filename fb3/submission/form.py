@@ -26,13 +26,15 @@ class SubmissionForm:
     """The form of a submission, and the essays to predict.
 
     ids: one a row, in order, named as the id column; none until a file gives them. sample: the sample's name.
-    columns: the targets, in order. cells: the sample's own, where there is no recipe. essays: ids and texts; none where
-    they cannot be read. error: why nothing may be predicted. warnings: faults of the files that a rerun tolerates.
+    columns: the targets, in order. header: whether the file begins with their names. cells: the sample's own, where
+    there is no recipe. essays: ids and texts; none where they cannot be read. error: why nothing may be predicted.
+    warnings: faults of the files that a rerun tolerates.
     """
 
     ids: pd.Series | None = None
     sample: str = COMPETITION_MARKER
     columns: list[str] = field(default_factory=list)
+    header: bool = True
     cells: pd.DataFrame | None = None
     essays: pd.DataFrame | None = None
     error: Exception | None = None
@@ -53,6 +55,7 @@ def read_sample(path: Path | None, recipe: Recipe | None, target: Target | None,
     """
     form = SubmissionForm(columns=list(target.forms()[0]) if target else [])
     if path is None:
+        form.header = recipe is None or recipe.data.files.header
         return form
     form.sample = path.name
     wanted = [recipe.data.id_column] if recipe else []

@@ -30,10 +30,13 @@ class SubmissionFile:
         target: turns outputs into a submission's cells.
         columns: the submission's, one of the target's `forms`.
         out: the file.
+        header: whether it begins with a line of the columns' names.
     """
 
-    def __init__(self, ids: pd.Series, first: np.ndarray, target: Target, columns: list[str], out: Path) -> None:
-        self.out, self.target, self.columns = out, target, columns
+    def __init__(
+        self, ids: pd.Series, first: np.ndarray, target: Target, columns: list[str], out: Path, *, header: bool = True
+    ) -> None:
+        self.out, self.target, self.columns, self.header = out, target, columns, header
         rows = np.tile(np.asarray(first, np.float32), (len(ids), 1))
         guessing = copy(target)
         guessing.decision = nearest_labels(target.decision)
@@ -56,7 +59,7 @@ class SubmissionFile:
     def _write(self, cells: pd.DataFrame) -> None:
         frame = cells.reset_index()
         check_frame(frame, self.target)
-        write_csv(frame, self.out)
+        write_csv(frame, self.out, header=self.header)
         self.cells, self.frame = cells, frame
 
 
@@ -95,7 +98,8 @@ def write_first_file(
     else:
         if means is None:
             say(f"{bundle.path}: no fold tells its training means; the middle of the range stands in")
-        submission = SubmissionFile(form.ids, target.middle() if means is None else means, target, form.columns, out)
+        first = target.middle() if means is None else means
+        submission = SubmissionFile(form.ids, first, target, form.columns, out, header=form.header)
     summary.phase("first file")
     say(f"{out}: {len(form.ids)} rows of training means stand after {time.monotonic() - summary.start:.1f} s")
     return submission

@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -171,8 +172,10 @@ def write_json(content: Any, path: str | Path) -> None:
     write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
 
 
-def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
+def write_csv(table: "pd.DataFrame", path: str | Path, *, header: bool = True) -> None:
     """Writes a table without its index: UTF-8, each cell as its text, an absent one empty, quoted only where needed.
+
+    Without `header`, the line of the columns' names is left out.
 
     It does not use Python's csv module, nor pandas, which builds on it: whether a lone carriage return is quoted, and
     whether a NUL can be written, depends on the version of Python.
@@ -181,7 +184,8 @@ def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
     if len(columns) == 1:
         columns = [[cell or '""' for cell in columns[0]]]  # an empty line is no row
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(",".join(row) + "\n" for row in zip(*columns, strict=True))
+        lines = zip(*columns, strict=True)
+        file.writelines(",".join(row) + "\n" for row in (lines if header else islice(lines, 1, None)))
 
 
 def _cells(column: "pd.Series") -> list[str]:

@@ -86,6 +86,10 @@ def test_train_pack_predict_and_score(name, tmp_path):
     table = infer(bundle.path, data, out, strict=True)
     exec(last_cell(), {"submission": table})
     sample = next(data.glob("sample_submission*"), tmp_path / "truth.csv")
+    if name == "wechat-2022":
+        first = (tmp_path / "truth.csv").read_text().splitlines()[0]
+        assert not out.read_text().startswith("id")
+        out.write_text(f"{first}\n{out.read_text()}")
     submission, wanted, truth = read(out), read(sample), read(tmp_path / "truth.csv")
     assert list(submission.columns) == list(wanted.columns)
     assert list(submission.index) == list(wanted.index)

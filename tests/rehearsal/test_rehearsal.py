@@ -201,6 +201,18 @@ def test_cells_that_the_bundles_decision_gives_are_valid(tmp_path):
         check_submission(member, tmp_path / "s.csv", tmp_path / "s.csv", {})
 
 
+def test_a_header_line_must_be_there_or_not(tmp_path):
+    wishes = ["task.kind=classification", "metric=macro_f1", "data.target_columns=[a]", "task.classes=[x, y]"]
+    wishes += ["data.files.sample=null", "data.files.header=false"]
+    member = Member("m", tmp_path, load_recipe("tiny", wishes), [])
+    (tmp_path / "test.csv").write_text("text_id,full_text\n7,p\n8,q\n")
+    (tmp_path / "s.csv").write_text("7,x\n8,y\n")
+    check_submission(member, tmp_path / "test.csv", tmp_path / "s.csv", {})
+    (tmp_path / "s.csv").write_text("text_id,a\n7,x\n8,y\n")
+    with pytest.raises(Fb3Error, match="text_id"):
+        check_submission(member, tmp_path / "test.csv", tmp_path / "s.csv", {})
+
+
 def test_fractions_where_the_sample_holds_whole_numbers_are_noted():
     sample = pd.DataFrame({"score": ["3", "3"], "other": ["0.5", "0.5"], "word": ["a", "b"]})
     written = pd.DataFrame({"score": ["2.9", "3.1"], "other": ["0.1", "0.2"], "word": ["b", "b"]})

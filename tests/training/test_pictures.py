@@ -213,7 +213,7 @@ def test_at_inference_only_the_pictures_in_even_steps_are_computed(items, clip, 
     recipe = load_recipe("tiny", [*picture_recipe(clip, most=2), STREAM])
     table = read_essays(items / "train.csv", recipe.data)
     all_of, some = (
-        frame_vectors.with_vectors(table, recipe.data.frames, clip, drawn=drawn)[frame_vectors.FRAMES_COLUMN]
+        frame_vectors.with_vectors(table, recipe, clip, drawn=drawn)[frame_vectors.FRAMES_COLUMN]
         for drawn in (True, False)
     )
     assert max(each.count for each in all_of) == 4
