@@ -279,10 +279,13 @@ def _write_encoder(recipe: Recipe, essays: pd.DataFrame, out: Path) -> None:
 
 def _made_by(frames: ItemFrames, recipe: Recipe, backbone: str) -> str:
     """A hash of the frames' image encoder; refuses frames of another one than the backbone's own, if it has any."""
-    if recipe.model.frames.kind != "single_stream" or not (file := frame_weights(backbone)):
+    if not (file := frame_weights(backbone)):
         return frames.made_by
     known, place = read_json(file.parent / CONFIG), f"{KEY}={backbone}"
-    if recipe.optimizer.image_rate:
+    if recipe.model.frames.kind != "single_stream":
+        say(f"{place}: its embeddings of frames are for a single stream; the frames' layers of this run start anew")
+        return frames.made_by
+    if recipe.optimizer.image_rate:  # its frames are pixels, and no vectors
         return frames.made_by
     check_frames(frames, known[FRAME_WIDTH], known.get(FRAME_ENCODER, ""), place)
     say(f"{place}: frames start from its embeddings, standardised as in its pretraining")
