@@ -166,6 +166,7 @@ def test_a_run_starts_from_the_encoder_and_its_frames(items, tmp_path, monkeypat
     assert not kept
     assert "frames start from its embeddings, standardised as in its pretraining" in capsys.readouterr().err
     assert verify(run, essays=4).passed
+    monkeypatch.setattr(fold, "check_reload", lambda *given: None)
     dual = ["model.frames={kind: dual_stream, layers: 1, cross_layers: 1}", "train.epochs=1"]
     train(recipe_of(f"model.backbone={out}", *dual), items, tmp_path / "dual", folds=[0])
     assert "are for a single stream; the frames' layers of this run start anew" in capsys.readouterr().err
