@@ -17,7 +17,8 @@ from fb3.runs.save_folder import Tree
 from fb3.system.devices import out_of_memory
 from fb3.system.file_names import fold_folder
 from fb3.targets.metrics import Score
-from fb3.training.session import Session, gathered, versions
+from fb3.training.processes import gathered
+from fb3.training.session import Session, versions
 from fb3.training.tricks.trick import Step
 
 Sums = dict[str, tuple[float, float]]  # a sum and a count, for each measure

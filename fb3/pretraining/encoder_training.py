@@ -28,11 +28,12 @@ from fb3.system.file_names import CONFIG, ENCODER, FRAME_WEIGHTS, IMAGE_ENCODER,
 from fb3.system.files import read_json, write_json
 from fb3.system.progress import as_command, say
 from fb3.system.seeds import seed_everything
+from fb3.training.encoder_folder import with_local_backbone
 from fb3.training.loop import Hooks, Learner, Loop, TrainingData
 from fb3.training.optimizer import build_optimizer
 from fb3.training.saves import Saves
 from fb3.training.schedule import build_schedule
-from fb3.training.session import Session, with_local_backbone
+from fb3.training.session import Session
 from fb3.training.tricks.trick import Step
 
 _NEXT_PROCESS = 2**32  # from one process's seed to the next one's; see fb3.training.fold

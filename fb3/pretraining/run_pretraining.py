@@ -72,8 +72,9 @@ def pretrain_encoder(
         if begun and (differ := Identity(recipe, named_files(corpus.digests, recipe)).differences(recorded(out))):
             raise Fb3Error(f"{out}: was begun with another {differ}; choose another --out, or give the same")
         from fb3.pretraining.encoder_training import train_encoder
+        from fb3.training.processes import open_accelerator
         from fb3.training.run_pictures import read_pictures
-        from fb3.training.session import close_session, open_accelerator
+        from fb3.training.session import close_session
 
         accelerator, precision = open_accelerator(recipe, out)
         accelerator.wait_for_everyone()
@@ -101,7 +102,8 @@ def _open_session(
     from fb3.data.tokens import Encoded
     from fb3.pretraining.pretraining_model import PretrainingTask
     from fb3.system.file_names import ENCODER
-    from fb3.training.session import Session, open_encoder, open_log
+    from fb3.training.encoder_folder import open_encoder
+    from fb3.training.session import Session, open_log
 
     essays = corpus.table.assign(**{recipe.data.id_column: corpus.hashes})
     accelerator, precision = open_encoder(recipe, essays, out, accelerator, precision)

@@ -17,7 +17,8 @@ from fb3.runs.save_folder import Tree
 from fb3.system.file_names import fold_folder
 from fb3.targets.metrics import Score
 from fb3.tasks.base import Task
-from fb3.training.session import Evaluation, Session, gathered, versions
+from fb3.training.processes import gathered
+from fb3.training.session import Evaluation, Session, versions
 from fb3.training.soup import Soup
 from fb3.training.tricks.trick import Step
 

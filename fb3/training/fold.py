@@ -23,11 +23,12 @@ from fb3.tasks.build import build_task
 from fb3.tasks.momentum_distillation import MomentumDistillation
 from fb3.tasks.uda import UDA
 from fb3.training.best_checkpoint import BestCheckpoint
+from fb3.training.encoder_folder import with_local_backbone
 from fb3.training.loop import Hooks, Learner, Loop, TrainingData
 from fb3.training.optimizer import build_optimizer
 from fb3.training.saves import Saves
 from fb3.training.schedule import build_schedule
-from fb3.training.session import Session, with_local_backbone
+from fb3.training.session import Session
 from fb3.training.training_data import training_data
 from fb3.training.tricks.averaging import EMA
 from fb3.training.tricks.build import build_tricks

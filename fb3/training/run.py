@@ -107,7 +107,8 @@ def train(
         _check_metric(recipe, essays, chosen)
         pseudo = read_pseudo_essays(recipe, data, essays, chosen, target_of(recipe).columns)
         from fb3.runs.save_folder import delete_finished
-        from fb3.training.session import close_session, open_accelerator
+        from fb3.training.processes import open_accelerator
+        from fb3.training.session import close_session
 
         if recipe.estimator:
             from fb3.training.estimators.feature_sources import check_sources
@@ -216,7 +217,8 @@ def train_fold(recipe: Recipe, essays: pd.DataFrame, split: FoldSplit, out: str 
         split: one of `make_folds(essays, recipe)`.
         out: gets encoder/ and fold<n>/; `train` writes the rest that a bundle needs, and saves on the way.
     """
-    from fb3.training.session import close_session, open_accelerator
+    from fb3.training.processes import open_accelerator
+    from fb3.training.session import close_session
 
     open_session, run_fold = _learner(recipe)
     recipe, out, unlabelled = resolve(recipe, essays), Path(out), _read_unlabelled(recipe, None)

@@ -100,7 +100,7 @@ def write_first_files(session: "Session", data: Path, splits: list[FoldSplit], b
 
 def tell_seen_texts(session: "Session", splits: Sequence[FoldSplit]) -> None:
     """Says how many validation essays' texts the backbone was pretrained on, where it is one of `fb3 pretrain`."""
-    from fb3.training.session import with_local_backbone
+    from fb3.training.encoder_folder import with_local_backbone
 
     recipe = session.recipe
     backbone = with_local_backbone(recipe, session.out).model.backbone

@@ -35,7 +35,8 @@ from fb3.system.files import atomic_file, atomic_folder, format_bytes, link_or_c
 from fb3.system.progress import say
 from fb3.training.best_checkpoint import BestCheckpoint
 from fb3.training.loop import Loop
-from fb3.training.session import Session, gathered, versions
+from fb3.training.processes import gathered
+from fb3.training.session import Session, versions
 from fb3.training.state import load_process_state, load_shared_state, process_state, shared_state
 
 _AGREE_EVERY = 5  # steps between two agreements of several processes: each waits for the GPU

@@ -21,7 +21,7 @@ from fb3.tasks.build import TASKS
 from fb3.tasks.losses import Criterion, Uncertainty
 from fb3.tasks.r_drop import RDrop
 from fb3.tasks.regression import Regression
-from fb3.training import fold, session
+from fb3.training import fold, processes
 from fb3.training import loop as loop_module
 from fb3.training.optimizer import build_optimizer
 from fb3.training.run import train
@@ -135,9 +135,9 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     class Two(Accelerator):
         num_processes = 2
 
-    monkeypatch.setattr(session, "Accelerator", Two)
+    monkeypatch.setattr(processes, "Accelerator", Two)
     with pytest.raises(Fb3Error, match="use one process, or take fixed"):
-        session.open_accelerator(load_recipe("tiny", [*TINY, "task.weighting=uncertainty"]), tmp_path)
+        processes.open_accelerator(load_recipe("tiny", [*TINY, "task.weighting=uncertainty"]), tmp_path)
 
 
 @pytest.mark.parametrize(

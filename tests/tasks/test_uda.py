@@ -22,7 +22,7 @@ from fb3.submission.inference import infer
 from fb3.targets.build import target_of
 from fb3.tasks.build import build_task
 from fb3.tasks.uda import UDA
-from fb3.training import session
+from fb3.training import processes, session
 from fb3.training.run import train, train_fold
 from tests.conftest import TINY
 
@@ -308,4 +308,4 @@ def test_layers_that_drop_want_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     lines = [*TINY, uda("test.csv"), "model.layer_drop=0.1"]
     with pytest.raises(Fb3Error, match="use one process"):
-        session.open_accelerator(load_recipe("tiny", lines), tmp_path)
+        processes.open_accelerator(load_recipe("tiny", lines), tmp_path)
