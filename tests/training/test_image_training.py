@@ -91,6 +91,13 @@ def test_a_pretrained_encoder_goes_on_with_a_trained_image_encoder(vit, items, t
     torch.testing.assert_close(kept["frames.mean"], start["mean"])
 
 
+def test_frozen_and_trained_image_encoders_share_a_bundle(vit, items, tmp_path):
+    trained = train(recipe_of(vit, "dual_stream", "train.epochs=1"), items, tmp_path / "trained").path
+    frozen = recipe_of(vit, "dual_stream", "train.epochs=1", "optimizer.image_rate=null")
+    bundle = write_bundle([train(frozen, items, tmp_path / "frozen").path, trained], tmp_path / "bundle").path
+    assert len(infer(bundle, items, tmp_path / "s.csv", strict=True)) == 40
+
+
 def test_a_rate_without_an_image_encoder_is_refused(items, vit, tmp_path):
     lines = [line for line in picture_recipe(vit) if "frames" not in line]
     with pytest.raises(Fb3Error, match=r"optimizer\.image_rate: there is no image encoder to train"):
