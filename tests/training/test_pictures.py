@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pandas as pd
@@ -167,6 +168,16 @@ def test_a_changed_image_encoder_is_a_fault_of_the_run(runs, items, tmp_path):
     assert any(
         "image_encoder/preprocessor_config.json: not the file" in each for each in verify(run, data=items).faults
     )
+
+
+def test_a_start_that_failed_is_started_over_with_the_recipes_own_encoder(runs, items, clip, tmp_path, monkeypatch):
+    other = write_image_encoder("clip", tmp_path / "other", seed=1)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("fb3.training.run_pictures.with_vectors", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        train(load_recipe("tiny", [*picture_recipe(other), STREAM]), items, tmp_path / "run", folds=[0])
+    train(load_recipe("tiny", [*picture_recipe(clip), STREAM, "train.epochs=1"]), items, tmp_path / "run", folds=[0])
+    mine, wanted = (run / "image_encoder" / "model.safetensors" for run in (tmp_path / "run", runs / "single"))
+    assert mine.read_bytes() == wanted.read_bytes()
 
 
 def test_runs_of_two_image_encoders_do_not_share_a_bundle(runs, items, tmp_path):
