@@ -58,6 +58,12 @@ def test_batches_are_padded_and_masked_and_items_without_frames_are_empty(tmp_pa
     assert items.batch(np.array([1]), drawn=True)["frames"].shape == (1, 1, 3)
 
 
+def test_files_that_know_no_hidden_item_are_told(tmp_path, capsys):
+    made(tmp_path)
+    assert not any(each.count for each in find_frames(["other"], settings("frames.npz"), tmp_path, False))
+    assert "['frames.npz'] hold no frames of any item, such as other" in capsys.readouterr().err
+
+
 def test_the_spread_is_learned_from_items_that_have_frames(tmp_path):
     frames = made(tmp_path, counts=(0,) * 30 + (3,) + (0,) * 30)
     items = ItemFrames(find_frames([f"i{n}" for n in range(61)], settings("frames.npz"), tmp_path, True), 4)
