@@ -14,6 +14,7 @@ from fb3.models.build import build_scorer
 from fb3.models.image_tower import IMAGES
 from fb3.pretraining.run_pretraining import pretrain_encoder
 from fb3.recipe import load_recipe
+from fb3.recipe.member_recipe import member_recipe
 from fb3.rehearsal.hidden_rows import public_files, write_hidden_test
 from fb3.runs.checkpoint import read_weights
 from fb3.submission.inference import infer
@@ -76,6 +77,9 @@ def test_the_image_encoder_has_a_rate_of_its_own(vit, items, tmp_path):
     run = train(recipe, items, tmp_path / "run", folds=[0]).path
     scorer = build_scorer(recipe, run / "encoder", init="config")
     groups = {group["name"]: group for group in parameter_groups(scorer, recipe.optimizer)}
+    features = [{"kind": "embeddings", "encoder": str(run)}]
+    with pytest.raises(Fb3Error, match="has trained its image encoder too; give a run without optimizer.image_rate"):
+        train(member_recipe(recipe, "logistic", features), items, tmp_path / "member", folds=[0])
     assert {groups[name]["lr"] for name in ("images.decay", "images.plain")} == {1e-3}
     assert groups["images.plain"]["weight_decay"] == 0
     found = sum(len(group["params"]) for name, group in groups.items() if name.startswith("images"))
