@@ -180,6 +180,13 @@ def test_a_start_that_failed_is_started_over_with_the_recipes_own_encoder(runs, 
     assert mine.read_bytes() == wanted.read_bytes()
 
 
+def test_a_run_without_its_image_encoder_is_not_packed(runs, tmp_path):
+    run = shutil.copytree(runs / "single", tmp_path / "run")
+    shutil.rmtree(run / "image_encoder")
+    with pytest.raises(Fb3Error, match=r"run/image_encoder/config\.json: missing; copy the run again"):
+        write_bundle([run], tmp_path / "bundle")
+
+
 def test_runs_of_two_image_encoders_do_not_share_a_bundle(runs, items, tmp_path):
     other = write_image_encoder("clip", tmp_path / "other", seed=1)
     run = train(load_recipe("tiny", [*picture_recipe(other), STREAM, "train.epochs=1"]), items, tmp_path / "run").path
@@ -206,6 +213,15 @@ def test_unlabelled_items_with_pictures_teach_and_pretrain(runs, items, clip, tm
 def test_an_estimator_reads_the_vectors_too(items, clip, tmp_path, no_cache):
     recipe = member_recipe(load_recipe("tiny", picture_recipe(clip)), "logistic", [{"kind": "frames"}])
     run = train(recipe, items, tmp_path / "run").path
+    bundle = write_bundle([run], tmp_path / "bundle", check=replay(items)).path
+    assert len(infer(bundle, items, tmp_path / "s.csv", strict=True)) == 40
+
+
+@pytest.mark.parametrize("more", [[], [{"kind": "frames"}]])
+def test_an_estimator_reads_the_texts_as_a_run_on_pictures_does(more, runs, items, tmp_path):
+    base = load_recipe(runs / "dual" / "recipe.yaml")
+    features = [{"kind": "embeddings", "encoder": str(runs / "dual")}, *more]
+    run = train(member_recipe(base, "logistic", features), items, tmp_path / "run").path
     bundle = write_bundle([run], tmp_path / "bundle", check=replay(items)).path
     assert len(infer(bundle, items, tmp_path / "s.csv", strict=True)) == 40
 
