@@ -78,7 +78,7 @@ def test_the_image_encoder_has_a_rate_of_its_own(vit, items, tmp_path):
     scorer = build_scorer(recipe, run / "encoder", init="config")
     groups = {group["name"]: group for group in parameter_groups(scorer, recipe.optimizer)}
     features = [{"kind": "embeddings", "encoder": str(run)}]
-    with pytest.raises(Fb3Error, match="has trained its image encoder too; give a run without optimizer.image_rate"):
+    with pytest.raises(Fb3Error, match=r"trained its image encoder too; give a run without optimizer\.image_rate"):
         train(member_recipe(recipe, "logistic", features), items, tmp_path / "member", folds=[0])
     assert {groups[name]["lr"] for name in ("images.decay", "images.plain")} == {1e-3}
     assert groups["images.plain"]["weight_decay"] == 0

@@ -71,7 +71,8 @@ def test_the_spread_is_learned_from_items_that_have_frames(tmp_path):
     embeddings.fit(items.some(np.arange(61), most=5))
     np.testing.assert_allclose(embeddings.mean, frames[30].astype(np.float32).mean(0), rtol=1e-5)
     embeddings.fit(items.some(np.arange(20), most=5))
-    assert embeddings.mean.isfinite().all() and embeddings.factor.isfinite().all()
+    assert embeddings.mean.isfinite().all()
+    assert embeddings.factor.isfinite().all()
 
 
 def test_training_draws_other_frames_in_their_order_and_goes_on_where_it_was(tmp_path):
