@@ -185,7 +185,10 @@ def _read_runs(paths: Mapping[Path, Weights | None]) -> list[Member]:
     files = {}
     for member in members:
         if frames := member.recipe.data.frames:
-            encoders = sorted(sha256(file) for file in image_files(member.path, member.recipe).values())
+            images = image_files(member.path, member.recipe).values()
+            if absent := [file for file in images if not file.is_file()]:
+                raise Fb3Error(f"{absent[0]}: missing; copy the run again")
+            encoders = sorted(map(sha256, images))
             files.setdefault((frames.files, *encoders), member.path)
     if len(files) > 1:
         places = " and ".join(f"{list(names)} for {path}" for (names, *_), path in files.items())

@@ -44,9 +44,10 @@ class FrameEmbeddings(nn.Module):
     def fit(self, frames: np.ndarray) -> None:
         """Learns mean and standard deviation of each number from training frames (N, width), once, before training.
 
-        Pretrained embeddings keep the ones that they learned with: a number has to mean the same to them.
+        Pretrained embeddings keep the ones that they learned with: a number has to mean the same to them. Without
+        frames there is nothing to learn.
         """
-        if self.pretrained:
+        if self.pretrained or not len(frames):
             return
         deviation = frames.std(0, dtype=np.float64)
         factor = np.where(deviation > _CONSTANT, 1 / np.maximum(deviation, _CONSTANT), 0.0)

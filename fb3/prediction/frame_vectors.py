@@ -4,7 +4,6 @@ import atexit
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +48,7 @@ def with_vectors(
     if not recipe.data.image_encoder:
         return essays
     items, digest = _pictures([each for each in essays[FRAMES_COLUMN] if each.count], None if drawn else settings.most)
-    name = hashlib.sha256(f"{_digest(encoder)} {pixels} {digest}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{sha256(encoder)} {pixels} {digest}".encode()).hexdigest()[:32]
     out = _CUT_SHORT.get(name) or cache_folder("frames") / f"{name}.npz"
     if not out.is_file():
         out = _compute(items, encoder, out, digest, pixels, drawn, until)
@@ -108,8 +107,3 @@ def _compute(
     _CUT_SHORT[out.stem] = cut_short = out.rename(out.with_name(f"{out.stem}-{os.getpid()}.npz"))
     atexit.register(cut_short.unlink, missing_ok=True)
     return cut_short
-
-
-@lru_cache
-def _digest(encoder: Path) -> str:
-    return sha256(encoder)

@@ -70,26 +70,35 @@ def write_picture_vectors(
             return Written(f"{out}: another process has written it", 0)
         _begin(folder, {**made_by, "pictures": list(digests)})
         _compute(encoder, pictures, folder, until)
-        values, read, broken = _joined([_nothing(encoder), *_saved(folder)])
-        left = len(pictures) - len(read)
-        if some and not len(values):
+        parts = [(part.read, part.broken) for part in _saved(folder)]
+        read = np.concatenate([np.zeros(0, bool), *(of_part for of_part, _ in parts)])
+        broken = [line for _, lines in parts for line in lines]
+        left, found = len(pictures) - len(read), int(read.sum())
+        if some and not found:
             raise Fb3Error(f"{broken[0]}: no picture can be read, this one first; nothing is written")
         counted = np.cumsum([0, *read, *[0] * left])
         offsets = counted[np.cumsum([0, *map(len, items.values())])]
         with atomic_file(out) as temporary, temporary.open("wb") as file:
-            ids, told = np.array([*items], str), np.array(json.dumps(made_by))
-            np.savez(file, ids=ids, offsets=offsets, features=values, encoder=told)
+            np.savez(file, ids=np.array([*items], str), offsets=offsets, encoder=np.array(json.dumps(made_by)))
+            file.flush()
+            _append(temporary, encoder, found, (part.values for part in _saved(folder)))
         shutil.rmtree(folder)
     words = (
-        f"{out}: {len(items)} items, {(np.diff(offsets) == 0).sum()} of them without frames; {len(values)} vectors of "
+        f"{out}: {len(items)} items, {(np.diff(offsets) == 0).sum()} of them without frames; {found} vectors of "
         f"{encoder.width} numbers ({encoder.vector}); {len(broken)} pictures could not be read"
         + (f", and time did not suffice for {left}" if left else "")
     )
     return Written(words, left)
 
 
-def _nothing(encoder: ImageEncoder | PixelMaker) -> Vectors:
-    return Vectors(np.zeros((0, encoder.width), encoder.dtype), np.zeros(0, bool), [])
+def _append(npz: Path, encoder: ImageEncoder | PixelMaker, count: int, parts: Iterator[np.ndarray]) -> None:
+    """Adds `features` to an npz, part after part: the pixels of all pictures would not fit into memory."""
+    dtype = np.lib.format.dtype_to_descr(np.dtype(encoder.dtype))
+    head = {"descr": dtype, "fortran_order": False, "shape": (count, encoder.width)}
+    with zipfile.ZipFile(npz, "a") as archive, archive.open("features.npy", "w", force_zip64=True) as stream:
+        np.lib.format.write_array_header_1_0(stream, head)
+        for values in parts:
+            stream.write(np.ascontiguousarray(values).data)
 
 
 def _begin(folder: Path, plan: Mapping[str, Any]) -> None:

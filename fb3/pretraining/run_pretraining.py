@@ -80,7 +80,8 @@ def pretrain_encoder(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             delete_partial_files(out)
-        corpus = replace(corpus, table=read_pictures(recipe, out, accelerator, corpus.table))
+        (table,) = read_pictures(recipe, out, accelerator, [corpus.table])
+        corpus = replace(corpus, table=table)
         session = _open_session(recipe, corpus, out, accelerator, precision, stop)
         if accelerator.is_main_process:
             copy_prepare(recipe, out)

@@ -14,6 +14,7 @@ from fb3.errors import Fb3Error
 from fb3.prediction.estimators.feature_inputs import FeatureInputs
 from fb3.prediction.member_inputs import encode
 from fb3.recipe.data import DataSettings
+from fb3.recipe.frames import FRAMES_COLUMN
 from fb3.runs.run_folder import Member
 from fb3.system.files import sha256
 from fb3.system.prefetch import in_background
@@ -39,7 +40,9 @@ def _encode(essays: pd.DataFrame, made: dict[tuple, Encoded], member: Member) ->
 
 def _tokenise(made: dict[tuple, Encoded], essays: pd.DataFrame, folder: Path, data: DataSettings) -> Encoded:
     tokenizers = map(sha256, sorted(folder.rglob("tokenizer.json")))
-    key = (*tokenizers, data.model_dump_json(exclude=_SAME_TOKENS))
+    # One run may read vectors and another the pixels, both by the same settings: their files differ.
+    frames = {each.file for each in essays[FRAMES_COLUMN]} if data.frames else ()
+    key = (*tokenizers, data.model_dump_json(exclude=_SAME_TOKENS), *sorted(frames))
     if key not in made:
         made[key] = encode_essays(essays, folder, data)
     return made[key]

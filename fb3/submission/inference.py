@@ -211,16 +211,15 @@ def _with_pictures(
 
     A thread would import torch beside this one's import of it, and one of both would find half a module.
     """
-    usable = []
+    usable, now = [], time.monotonic()
+    until = now + _PICTURES_SHARE * (ends - now)
     for member in members:
         try:
             if member.recipe.data.image_encoder:
                 from fb3.prediction.frame_vectors import with_vectors
 
                 packed.check_image_encoder(member.path, member.recipe)
-                now = time.monotonic()
-                until, encoder = now + _PICTURES_SHARE * (ends - now), image_encoder_folder(member.path)
-                with_vectors(essays, member.recipe, encoder, until=until)
+                with_vectors(essays, member.recipe, image_encoder_folder(member.path), until=until)
                 summary.phase("pictures")
             usable.append(member)
         except Exception as error:

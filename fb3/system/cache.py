@@ -7,7 +7,7 @@ from pathlib import Path
 
 def cache_folder(kind: str) -> Path:
     """A folder below FB3_CACHE, by default ~/.cache/fb3, or among the temporary files where that cannot be written."""
-    named, user = os.environ.get("FB3_CACHE"), os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    named, user = os.environ.get("FB3_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     for place in (named, f"{user}/fb3") if named else (f"{user}/fb3",):
         folder = Path(place).expanduser() / kind
         try:

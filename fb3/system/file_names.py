@@ -60,8 +60,8 @@ def fold_folders(run: Path) -> list[Path]:
 
 def image_encoder_folder(run: Path) -> Path:
     """The folder of the image encoder that data.frames.encoder names: a run's own, or the one of its bundle."""
-    own = run / IMAGE_ENCODER
-    return own if own.is_dir() else run.parent.parent / IMAGE_ENCODER
+    own, shared = run / IMAGE_ENCODER, run.parent.parent / IMAGE_ENCODER
+    return own if own.is_dir() or not shared.is_dir() else shared
 
 
 def feature_folder(folder: Path, number: int) -> Path:

@@ -7,7 +7,6 @@ mistake should be told at once.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,9 +171,9 @@ def _with_vectors(
         return essays, unlabelled, pseudo
     from fb3.training.run_pictures import read_pictures
 
-    read = partial(read_pictures, recipe, out, accelerator)
-    others = None if unlabelled is None else read(unlabelled)
-    return read(essays), others, pseudo and replace(pseudo, essays=read(pseudo.essays))
+    tables = [essays, unlabelled, pseudo and pseudo.essays]
+    essays, unlabelled, labelled = read_pictures(recipe, out, accelerator, tables)
+    return essays, unlabelled, pseudo and replace(pseudo, essays=labelled)
 
 
 def _check_metric(recipe: Recipe, essays: pd.DataFrame, splits: list[FoldSplit]) -> None:

@@ -24,6 +24,7 @@ from fb3.system.file_names import (
     ENCODER,
     ENVIRONMENT,
     FEATURES,
+    IMAGE_ENCODER,
     LOCK,
     PREPARE,
     RECIPE,
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from fb3.training.session import Session
 
 # Names in a run folder before its first evaluation: a start that failed may be started over in its folder.
-_FIRST_FILES = {ENCODER, FEATURES, "scratch", RECIPE, PREPARE, "folds.csv", ENVIRONMENT, "log.jsonl", "fb3", LOCK}
+_FIRST_FILES = {ENCODER, IMAGE_ENCODER, FEATURES, "scratch", RECIPE, PREPARE, "folds.csv", ENVIRONMENT, "log.jsonl"}
+_FIRST_FILES |= {"fb3", LOCK}
 _PARTIAL = re.compile(r"\..*\.part")  # left by a process that was killed while it wrote
 
 

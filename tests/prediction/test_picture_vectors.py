@@ -1,6 +1,7 @@
 """Vectors of pictures: the file that is written, whatever happens on the way."""
 
 import json
+import tracemalloc
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-from fb3.data.frames.frame_files import open_frames
+from fb3.data.frames.frame_files import open_frames, read_frames
 from fb3.data.frames.picture_files import open_picture_files, pictures_of
 from fb3.errors import Fb3Error
 from fb3.models.image_encoder import ImageEncoder
+from fb3.models.picture_processor import PixelMaker
 from fb3.prediction import picture_vector_file
 from tests.picture_data import drawn, write_image_encoder, write_npz
 
@@ -213,3 +215,19 @@ def test_pictures_for_which_time_does_not_suffice_are_missing(swin, sources, tmp
     np.testing.assert_array_equal(one.frames, two.frames[:reached])
     assert [*one.ids] == [*two.ids]
     assert sum(one.count(each) for each in one.ids) == reached
+
+
+def test_pixels_of_all_pictures_are_never_in_memory_at_once(tmp_path):
+    folder = write_image_encoder("vit", tmp_path / "vit")
+    processor = folder / "preprocessor_config.json"
+    processor.write_text(json.dumps(json.loads(processor.read_text()) | {"size": {"height": 128, "width": 128}}))
+    (file,) = open_picture_files([write_npz(tmp_path / "n.npz", [50] * 6)])
+    items = {each: pictures_of(file, each) for each in file.items}
+    maker = PixelMaker(str(folder))
+    tracemalloc.start()
+    picture_vector_file.write_picture_vectors(maker, items, tmp_path / "out.npz", name="vit", digests=["x"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300 * maker.width
+    frames = read_frames(tmp_path / "out.npz", "n5")
+    np.testing.assert_array_equal(frames[49], maker.encode(maker.prepare(items["n5"][49].read())[None])[0])

@@ -14,6 +14,7 @@ from fb3.models.build import build_scorer
 from fb3.models.image_tower import IMAGES
 from fb3.pretraining.run_pretraining import pretrain_encoder
 from fb3.recipe import load_recipe
+from fb3.recipe.member_recipe import member_recipe
 from fb3.rehearsal.hidden_rows import public_files, write_hidden_test
 from fb3.runs.checkpoint import read_weights
 from fb3.submission.inference import infer
@@ -76,6 +77,9 @@ def test_the_image_encoder_has_a_rate_of_its_own(vit, items, tmp_path):
     run = train(recipe, items, tmp_path / "run", folds=[0]).path
     scorer = build_scorer(recipe, run / "encoder", init="config")
     groups = {group["name"]: group for group in parameter_groups(scorer, recipe.optimizer)}
+    features = [{"kind": "embeddings", "encoder": str(run)}]
+    with pytest.raises(Fb3Error, match=r"trained its image encoder too; give a run without optimizer\.image_rate"):
+        train(member_recipe(recipe, "logistic", features), items, tmp_path / "member", folds=[0])
     assert {groups[name]["lr"] for name in ("images.decay", "images.plain")} == {1e-3}
     assert groups["images.plain"]["weight_decay"] == 0
     found = sum(len(group["params"]) for name, group in groups.items() if name.startswith("images"))
@@ -89,6 +93,13 @@ def test_a_pretrained_encoder_goes_on_with_a_trained_image_encoder(vit, items, t
     run = train(recipe_of(vit, "single_stream", *more), items, tmp_path / "run", folds=[0]).path
     kept, start = read_weights(run / "fold0" / WEIGHTS), read_weights(encoder / "frames.safetensors")
     torch.testing.assert_close(kept["frames.mean"], start["mean"])
+
+
+def test_frozen_and_trained_image_encoders_share_a_bundle(vit, items, tmp_path):
+    trained = train(recipe_of(vit, "dual_stream", "train.epochs=1"), items, tmp_path / "trained").path
+    frozen = recipe_of(vit, "dual_stream", "train.epochs=1", "optimizer.image_rate=null")
+    bundle = write_bundle([train(frozen, items, tmp_path / "frozen").path, trained], tmp_path / "bundle").path
+    assert len(infer(bundle, items, tmp_path / "s.csv", strict=True)) == 40
 
 
 def test_a_rate_without_an_image_encoder_is_refused(items, vit, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pandas as pd
@@ -169,6 +170,24 @@ def test_a_changed_image_encoder_is_a_fault_of_the_run(runs, items, tmp_path):
     )
 
 
+def test_a_start_that_failed_is_started_over_with_the_recipes_own_encoder(runs, items, clip, tmp_path, monkeypatch):
+    other = write_image_encoder("clip", tmp_path / "other", seed=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("fb3.training.run_pictures.with_vectors", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(load_recipe("tiny", [*picture_recipe(other), STREAM]), items, tmp_path / "run", folds=[0])
+    train(load_recipe("tiny", [*picture_recipe(clip), STREAM, "train.epochs=1"]), items, tmp_path / "run", folds=[0])
+    mine, wanted = (run / "image_encoder" / "model.safetensors" for run in (tmp_path / "run", runs / "single"))
+    assert mine.read_bytes() == wanted.read_bytes()
+
+
+def test_a_run_without_its_image_encoder_is_not_packed(runs, tmp_path):
+    run = shutil.copytree(runs / "single", tmp_path / "run")
+    shutil.rmtree(run / "image_encoder")
+    with pytest.raises(Fb3Error, match=r"run/image_encoder/config\.json: missing; copy the run again"):
+        write_bundle([run], tmp_path / "bundle")
+
+
 def test_runs_of_two_image_encoders_do_not_share_a_bundle(runs, items, tmp_path):
     other = write_image_encoder("clip", tmp_path / "other", seed=1)
     run = train(load_recipe("tiny", [*picture_recipe(other), STREAM, "train.epochs=1"]), items, tmp_path / "run").path
@@ -195,6 +214,15 @@ def test_unlabelled_items_with_pictures_teach_and_pretrain(runs, items, clip, tm
 def test_an_estimator_reads_the_vectors_too(items, clip, tmp_path, no_cache):
     recipe = member_recipe(load_recipe("tiny", picture_recipe(clip)), "logistic", [{"kind": "frames"}])
     run = train(recipe, items, tmp_path / "run").path
+    bundle = write_bundle([run], tmp_path / "bundle", check=replay(items)).path
+    assert len(infer(bundle, items, tmp_path / "s.csv", strict=True)) == 40
+
+
+@pytest.mark.parametrize("more", [[], [{"kind": "frames"}]])
+def test_an_estimator_reads_the_texts_as_a_run_on_pictures_does(more, runs, items, tmp_path):
+    base = load_recipe(runs / "dual" / "recipe.yaml")
+    features = [{"kind": "embeddings", "encoder": str(runs / "dual")}, *more]
+    run = train(member_recipe(base, "logistic", features), items, tmp_path / "run").path
     bundle = write_bundle([run], tmp_path / "bundle", check=replay(items)).path
     assert len(infer(bundle, items, tmp_path / "s.csv", strict=True)) == 40
 

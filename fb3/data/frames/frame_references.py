@@ -12,6 +12,7 @@ import numpy as np
 from fb3.data.frames.frame_files import array_header, count_frames, open_frames, read_frames
 from fb3.errors import Fb3Error
 from fb3.recipe.frames import FramesSettings
+from fb3.system.progress import say
 
 if TYPE_CHECKING:
     from fb3.data.frames.picture_files import PictureFile
@@ -63,10 +64,11 @@ def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Pa
             raise Fb3Error(f"{folder}: {identifier} has frames in {names}; leave one out")
         count = where[0].count(identifier) if where else 0
         found[row] = FrameReference(where[0].path if where else paths[0], identifier, count)
-    if some and not any(reference.count for reference in found):
-        raise Fb3Error(
-            f"{folder}: {[path.name for path in paths]} hold no frames of any item, such as {identifiers[0]}"
-        )
+    if len(found) and not any(reference.count for reference in found):
+        words = f"{folder}: {[path.name for path in paths]} hold no frames of any item, such as {identifiers[0]}"
+        if some:
+            raise Fb3Error(words)
+        say(f"WARNING: {words}")
     return found
 
 

@@ -55,9 +55,14 @@ class ItemFrames:
         return {"frames": frames, "frame_mask": mask}
 
     def some(self, rows: np.ndarray, most: int = _FITTED) -> np.ndarray:
-        """Frames of some of the items, of `most` of them at most in even steps, side by side: (frames, D) float32."""
+        """Frames of some of the items, side by side: (frames, D) float32.
+
+        Of the items that have frames, `most` are taken at most, in even steps.
+        """
+        rows = rows[self.counts[rows] > 0]
         rows = rows[even_steps(len(rows), min(len(rows), most))]
-        return np.concatenate([self._frames(self.references[row], drawn=False) for row in rows])
+        found = [self._frames(self.references[row], drawn=False) for row in rows]
+        return np.concatenate([np.zeros((0, self.width), np.float32), *found])
 
     def means(self) -> np.ndarray:
         """The mean of each item's frames, (N, D) float16; NaN where an item has none."""

@@ -57,7 +57,7 @@ def encode_features(run: Path, recipe: Recipe, essays: pd.DataFrame, tokenise: T
     tokens, sources = {}, {number: source_recipe(run, number) for number in encoders(recipe)}
     for number, source in sources.items():
         data = source.data if source else recipe.data
-        plain = data.model_copy(update={"text": data.text.model_copy(update={"statistics": False})})
+        plain = data.model_copy(update={"text": data.text.model_copy(update={"statistics": False}), "frames": None})
         tokens[number] = tokenise(essays, feature_folder(run, number) / ENCODER, plain)
     counted = {n: each for n, each in enumerate(recipe.estimator.features) if each.kind == "tfidf"}
     texts = [text if isinstance(text, str) else " ".join(text) for text in input_texts(essays, recipe.data)]

@@ -71,6 +71,8 @@ def _check_run(run: Path, recipe: Recipe, essays: pd.DataFrame, splits: list[Fol
     source, identifier, place = load_recipe(run / RECIPE), recipe.data.id_column, f"{FEATURE_KEY}={run}"
     if source.estimator or source.model.stitch:
         raise Fb3Error(f"{place}: has no encoder of its own, or two; give a run of one fine-tuned encoder")
+    if source.optimizer.image_rate is not None:
+        raise Fb3Error(f"{place}: has trained its image encoder too; give a run without optimizer.image_rate")
     if source.data.text_columns() != recipe.data.text_columns() or source.data.id_column != identifier:
         raise Fb3Error(f"{place}: reads other columns of train.csv; give --recipe {run / RECIPE}")
     if bool(source.data.prepare) != bool(recipe.data.prepare):

@@ -11,6 +11,7 @@ from fb3.data.frames.frame_files import count_frames, open_frames, write_frames
 from fb3.data.frames.frame_references import find_frames
 from fb3.data.frames.item_frames import ItemFrames, even_steps
 from fb3.errors import Fb3Error
+from fb3.models.frame_embeddings import FrameEmbeddings
 from fb3.recipe.frames import FramesSettings
 
 
@@ -55,6 +56,23 @@ def test_batches_are_padded_and_masked_and_items_without_frames_are_empty(tmp_pa
     np.testing.assert_array_equal(batch["frames"][3, :2], frames[0])
     assert not batch["frames"][batch["frame_mask"] == 0].any()
     assert items.batch(np.array([1]), drawn=True)["frames"].shape == (1, 1, 3)
+
+
+def test_files_that_know_no_hidden_item_are_told(tmp_path, capsys):
+    made(tmp_path)
+    assert not any(each.count for each in find_frames(["other"], settings("frames.npz"), tmp_path, False))
+    assert "['frames.npz'] hold no frames of any item, such as other" in capsys.readouterr().err
+
+
+def test_the_spread_is_learned_from_items_that_have_frames(tmp_path):
+    frames = made(tmp_path, counts=(0,) * 30 + (3,) + (0,) * 30)
+    items = ItemFrames(find_frames([f"i{n}" for n in range(61)], settings("frames.npz"), tmp_path, True), 4)
+    embeddings = FrameEmbeddings(3, 4, 4)
+    embeddings.fit(items.some(np.arange(61), most=5))
+    np.testing.assert_allclose(embeddings.mean, frames[30].astype(np.float32).mean(0), rtol=1e-5)
+    embeddings.fit(items.some(np.arange(20), most=5))
+    assert embeddings.mean.isfinite().all()
+    assert embeddings.factor.isfinite().all()
 
 
 def test_training_draws_other_frames_in_their_order_and_goes_on_where_it_was(tmp_path):
