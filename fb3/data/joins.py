@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fb3.data.column_guess import fitting_overrides
-from fb3.data.frames.frame_references import find_frames
+from fb3.data.frames.frame_references import find_frames, no_frames
 from fb3.data.prepare import prepare_table
 from fb3.data.tables import check_columns_there, read_table
 from fb3.errors import Fb3Error
@@ -46,8 +46,8 @@ def read_split(
         mend: end of the message where one is missing; the overrides that would fit are added.
         folder: the competition's, from which joined files and frames are named; none: the one that `path` is in by its
             name in data.files.
-        faults: gets the messages about keys that the joined file lacks, whose cells then stay empty; none: these keys
-            are errors.
+        faults: gets the messages about keys that the joined file lacks, whose cells then stay empty, and about frames
+            that cannot be read; none: these are errors.
 
     Returns:
         The table of `read_table`, in its order, with the joined columns at its end; or what data.prepare makes of it.
@@ -63,7 +63,13 @@ def read_split(
         table = _prepared(table, path, data, split, wanted, mend, folder)
     if data.frames:
         place, ids = folder or _folder(path, data, split), table[data.id_column].tolist()
-        table[FRAMES_COLUMN] = find_frames(ids, data.frames, place, split == "train")
+        try:
+            table[FRAMES_COLUMN] = find_frames(ids, data.frames, place, split == "train")
+        except Fb3Error as error:
+            if faults is None:
+                raise
+            faults.append(f"{error}. All items are read as ones without frames")
+            table[FRAMES_COLUMN] = no_frames(ids, data.frames, place)
     return table
 
 

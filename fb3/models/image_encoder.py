@@ -116,7 +116,7 @@ class ImageEncoder:
 
     def save(self, folder: Path) -> None:
         """Writes the encoder, without a tower of texts, and its processor; read again, it gives the same vectors."""
-        self._whole.save_pretrained(folder)
+        self._whole.save_pretrained(folder, max_shard_size="1TB")  # in one file, whose name is known
         if not self.processor.of_timm:
             self.processor.save(folder)
 

@@ -98,7 +98,7 @@ def _compute(
         say(f"{sum(map(len, items.values()))} pictures of {len(items)} items become {what}, kept in {out.parent}")
     model = PixelMaker(str(encoder)) if pixels else ImageEncoder(str(encoder), pick_device(), FRAMES_KEY)
     written = write_picture_vectors(
-        model, items, out, name=encoder.name, digests=[digest], some=some and bool(items), until=until
+        model, items, out, name=encoder.name, digests=[digest], some=some and bool(items), until=until, anew=True
     )
     if shown or written.missing:
         say(written.words)

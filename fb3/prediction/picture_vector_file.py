@@ -44,6 +44,7 @@ def write_picture_vectors(
     digests: Sequence[str],
     some: bool = True,
     until: float = inf,
+    anew: bool = False,
 ) -> Written:
     """Writes ids, offsets and features, as data.frames.files reads them, and `encoder`: JSON of how they were made.
 
@@ -59,16 +60,21 @@ def write_picture_vectors(
         some: whether one picture at least must be readable.
         until: the time.monotonic() after which no further batch is begun; pictures that are left then are missing in
             the file.
+        anew: whether parts that are broken, or of another encoder, are deleted, as befits a cache.
 
     Raises:
-        Fb3Error: no picture can be read, or the parts there are of another encoder or of other pictures.
+        Fb3Error: no picture can be read, or the parts there are broken, of another encoder or of other pictures.
     """
     folder, pictures = out.with_name(f"{out.name}.parts"), [each for of_item in items.values() for each in of_item]
     made_by = {"name": name, **encoder.description()}
     with lock_folder(folder, "fb3 features", wait=True), disk_full_errors(folder):
         if out.exists():
             return Written(f"{out}: another process has written it", 0)
-        _begin(folder, {**made_by, "pictures": list(digests)})
+        plan = {**made_by, "pictures": list(digests)}
+        if anew and not _fits(folder, plan):
+            for file in [*folder.glob("*.npz"), folder / _PLAN]:
+                file.unlink(missing_ok=True)
+        _begin(folder, plan)
         _compute(encoder, pictures, folder, until)
         parts = [(part.read, part.broken) for part in _saved(folder)]
         read = np.concatenate([np.zeros(0, bool), *(of_part for of_part, _ in parts)])
@@ -109,6 +115,14 @@ def _begin(folder: Path, plan: Mapping[str, Any]) -> None:
         others = [key for key in plan if old.get(key) != plan[key]]
         raise Fb3Error(f"{folder}: was begun with other {', '.join(others)}; delete it, or choose another --out")
     write_json(plan, path)
+
+
+def _fits(folder: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether parts can be gone on with."""
+    try:
+        return read_json(folder / _PLAN) == plan and all(len(part.read) for part in _saved(folder))
+    except Fb3Error:
+        return False
 
 
 def _compute(encoder: ImageEncoder | PixelMaker, pictures: Sequence[Picture], folder: Path, until: float) -> None:

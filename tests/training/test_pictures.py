@@ -138,6 +138,37 @@ def test_time_that_does_not_suffice_leaves_pictures_out(runs, items, tmp_path, n
     pd.testing.assert_frame_equal(cut, wanted)
 
 
+def test_parts_in_the_cache_that_do_not_fit_are_computed_anew(runs, items, clip, tmp_path, no_cache, monkeypatch):
+    table = read_essays(items / "train.csv", load_recipe(runs / "single" / "recipe.yaml").data)
+    recipe = load_recipe("tiny", [*picture_recipe(clip), STREAM])
+    whole = frame_vectors.with_vectors(table, recipe, clip)[frame_vectors.FRAMES_COLUMN]
+    stored = [each.read() for each in whole]
+    file = whole[0].file
+    parts = file.with_name(f"{file.name}.parts")
+    for plan in ("{}", "{", None):
+        file.unlink()
+        parts.mkdir()
+        (parts / "000000000000.npz").write_text("broken")
+        if plan:
+            (parts / "plan.json").write_text(plan)
+        again = frame_vectors.with_vectors(table, recipe, clip)[frame_vectors.FRAMES_COLUMN]
+        assert all((each.read() == other).all() for each, other in zip(again, stored, strict=True))
+        assert not parts.exists()
+
+
+def test_hidden_rows_without_their_pictures_are_read_as_items_without_any(runs, items, tmp_path, no_cache, monkeypatch):
+    bundle = write_bundle([runs / "text", runs / "single"], tmp_path / "bundle").path
+    data = shutil.copytree(items, tmp_path / "data")
+    (data / "pictures.zip").unlink()
+    with pytest.raises(Fb3Error, match=r"holds none of \['pictures.zip'\]"):
+        infer(bundle, data, tmp_path / "s.csv", strict=True)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    assert len(infer(bundle, data, tmp_path / "s.csv")) == 40
+    report = json.loads((tmp_path / "s.report.json").read_text())
+    assert [fold["status"] for fold in report["folds"]] == ["used"] * 4
+    assert "All items are read as ones without frames" in report["warnings"][0]
+
+
 def test_a_broken_image_encoder_costs_the_runs_on_pictures_alone(runs, items, tmp_path, no_cache):
     bundle = write_bundle([runs / "text", runs / "single"], tmp_path / "bundle").path
     weights = bundle / "image_encoder" / "model.safetensors"

@@ -72,6 +72,14 @@ def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Pa
     return found
 
 
+def no_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Path) -> np.ndarray:
+    """References of N items that have no frames, (N,) objects."""
+    found = np.empty(len(identifiers), object)
+    for row, identifier in enumerate(identifiers):
+        found[row] = FrameReference(folder / settings.files[0], identifier, 0)
+    return found
+
+
 def _vectors(paths: Sequence[Path], folder: Path) -> list[_Known]:
     files = [open_frames(path) for path in paths]
     if len(widths := {file.width for file in files}) > 1:
