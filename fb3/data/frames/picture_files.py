@@ -204,9 +204,13 @@ def _by_item(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _shared_depth(names: Sequence[str]) -> int:
-    """The number of folders around all items: one where all of {id}/NAME.jpg lies in a further folder, else none."""
+    """The number of folders around all items: one where all pictures, or all folders of them, lie in one, else none.
+
+    Several pictures in one folder are of several items: competitions pack {id}.jpg that way, and none has one item.
+    """
     parts = [PurePosixPath(name).parts for name in names]
-    return int(len({each[0] for each in parts}) == 1 and all(len(each) == 3 for each in parts))
+    deep = {len(each) for each in parts}
+    return int(len({each[0] for each in parts}) == 1 and (deep == {3} or (deep == {2} and len(parts) > 1)))
 
 
 def _is_picture(name: str) -> bool:

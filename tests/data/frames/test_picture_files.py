@@ -51,6 +51,8 @@ def test_a_folder_around_all_items_is_seen_through(folder, tmp_path):
     shutil.copytree(folder / "two", folder / "three")
     [file] = open_picture_files([zipped(folder, tmp_path / "p.zip", around="frames/")])
     assert {each: len(places) for each, places in file.items.items()} == {"three": 10, "two": 10}
+    [file] = open_picture_files([zipped(folder / "two", tmp_path / "q.zip", around="images/")])
+    assert {each: len(places) for each, places in file.items.items()} == {f"f{n}": 1 for n in range(1, 11)}
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
