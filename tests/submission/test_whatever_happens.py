@@ -67,8 +67,8 @@ def test_the_first_file_holds_the_training_means_and_needs_no_torch(bundle, comp
 import sys
 import fb3.submission.inference, fb3.submission.submission_file
 real = fb3.submission.submission_file.SubmissionFile.__init__
-def stop(self, *arguments):
-    real(self, *arguments)
+def stop(self, *arguments, **named):
+    real(self, *arguments, **named)
     assert not {"torch", "transformers", "tokenizers"} & set(sys.modules)
     raise SystemExit(7)
 fb3.submission.submission_file.SubmissionFile.__init__ = stop
@@ -437,7 +437,9 @@ def test_on_the_hidden_rows_the_submission_has_the_rows_of_test_csv(
     first = []
     real = SubmissionFile.__init__
     monkeypatch.setattr(
-        SubmissionFile, "__init__", lambda self, ids, *others: first.append(ids.tolist()) or real(self, ids, *others)
+        SubmissionFile,
+        "__init__",
+        lambda self, ids, *others, **named: first.append(ids.tolist()) or real(self, ids, *others, **named),
     )
     written = infer(bundle, data, tmp_path / "s.csv")
     rows = essays if kept is None else essays.iloc[kept]

@@ -322,7 +322,7 @@ def test_bf16_on_a_cpu_stays_close_to_fp32(competition, tmp_path):
 @pytest.mark.parametrize("unscale", ["true", "false"])
 def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(competition, tmp_path, monkeypatch, unscale):
     """A gradient scaler on the CPU, whose second step overflows, stands in for fp16 on a GPU."""
-    from fb3.training import fold, session
+    from fb3.training import fold, processes
     from fb3.training.tricks.averaging import EMA
 
     def scaled(*arguments, **keywords):
@@ -331,7 +331,7 @@ def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(competi
         accelerator.state.__dict__["_mixed_precision"] = "fp16"
         return accelerator
 
-    monkeypatch.setattr(session, "Accelerator", scaled)
+    monkeypatch.setattr(processes, "Accelerator", scaled)
     monkeypatch.setattr(
         fold, "build_optimizer", lambda scorer, settings, **_: build_optimizer(scorer, settings, scaled=True)
     )

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 
 import numpy as np
 import pandas as pd
@@ -202,9 +201,12 @@ def test_a_changed_image_encoder_is_a_fault_of_the_run(runs, items, tmp_path):
 
 
 def test_a_start_that_failed_is_started_over_with_the_recipes_own_encoder(runs, items, clip, tmp_path, monkeypatch):
+    def stopped(*given, **named):
+        raise KeyboardInterrupt
+
     other = write_image_encoder("clip", tmp_path / "other", seed=1)
     with monkeypatch.context() as patched:
-        patched.setattr("fb3.training.run_pictures.with_vectors", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        patched.setattr("fb3.training.run_pictures.with_vectors", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(load_recipe("tiny", [*picture_recipe(other), STREAM]), items, tmp_path / "run", folds=[0])
     train(load_recipe("tiny", [*picture_recipe(clip), STREAM, "train.epochs=1"]), items, tmp_path / "run", folds=[0])

@@ -23,7 +23,7 @@ from fb3.system.files import read_json, sha256
 from fb3.targets import metric_file
 from fb3.targets.build import target_of
 from fb3.targets.metrics import mcrmse
-from fb3.training import loop, session
+from fb3.training import loop, processes
 from fb3.training.run import train, train_fold
 from fb3.verification.check import verify
 from tests.conftest import TINY, copied
@@ -171,7 +171,7 @@ def test_a_fold_that_was_stopped_is_trained_again(competition, tmp_path, monkeyp
 
 
 def test_a_tracker_that_is_not_installed(competition, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "get_available_trackers", lambda: [])
+    monkeypatch.setattr(processes, "get_available_trackers", lambda: [])
     with pytest.raises(Fb3Error, match="pip install wandb"):
         train(load_recipe("tiny", [*SMALL, "train.trackers=[wandb]"]), competition, tmp_path / "run")
 
