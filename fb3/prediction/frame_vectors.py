@@ -98,12 +98,19 @@ def _compute(
         say(f"{sum(map(len, items.values()))} pictures of {len(items)} items become {what}, kept in {out.parent}")
     model = PixelMaker(str(encoder)) if pixels else ImageEncoder(str(encoder), pick_device(), FRAMES_KEY)
     written = write_picture_vectors(
-        model, items, out, name=encoder.name, digests=[digest], some=some and bool(items), until=until, anew=True
+        model,
+        items,
+        out,
+        name=encoder.name,
+        digests=[digest],
+        some=some and bool(items),
+        until=until,
+        anew=True,
+        cut_short=out.with_name(f"{out.stem}-{os.getpid()}.npz"),
     )
     if shown or written.missing:
         say(written.words)
-    if not written.missing:
-        return out
-    _CUT_SHORT[out.stem] = cut_short = out.rename(out.with_name(f"{out.stem}-{os.getpid()}.npz"))
-    atexit.register(cut_short.unlink, missing_ok=True)
-    return cut_short
+    if written.missing:
+        _CUT_SHORT[out.stem] = written.path
+        atexit.register(written.path.unlink, missing_ok=True)
+    return written.path

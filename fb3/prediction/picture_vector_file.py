@@ -29,10 +29,11 @@ _PLAN = "plan.json"  # in the folder of parts: everything that decides them
 
 
 class Written(NamedTuple):
-    """words: a sentence about the file. missing: pictures for which time did not suffice."""
+    """words: a sentence about the file. missing: pictures for which time did not suffice. path: the file."""
 
     words: str
     missing: int
+    path: Path
 
 
 def write_picture_vectors(
@@ -45,6 +46,7 @@ def write_picture_vectors(
     some: bool = True,
     until: float = inf,
     anew: bool = False,
+    cut_short: Path | None = None,
 ) -> Written:
     """Writes ids, offsets and features, as data.frames.files reads them, and `encoder`: JSON of how they were made.
 
@@ -61,6 +63,7 @@ def write_picture_vectors(
         until: the time.monotonic() after which no further batch is begun; pictures that are left then are missing in
             the file.
         anew: whether parts that are broken, or of another encoder, are deleted, as befits a cache.
+        cut_short: the file to write instead where pictures are missing, so that no other process takes it for whole.
 
     Raises:
         Fb3Error: no picture can be read, or the parts there are broken, of another encoder or of other pictures.
@@ -69,7 +72,7 @@ def write_picture_vectors(
     made_by = {"name": name, **encoder.description()}
     with lock_folder(folder, "fb3 features", wait=True), disk_full_errors(folder):
         if out.exists():
-            return Written(f"{out}: another process has written it", 0)
+            return Written(f"{out}: another process has written it", 0, out)
         plan = {**made_by, "pictures": list(digests)}
         if anew and not _fits(folder, plan):
             for file in [*folder.glob("*.npz"), folder / _PLAN]:
@@ -82,6 +85,7 @@ def write_picture_vectors(
         left, found = len(pictures) - len(read), int(read.sum())
         if some and not found:
             raise Fb3Error(f"{broken[0]}: no picture can be read, this one first; nothing is written")
+        out = cut_short if left and cut_short else out
         counted = np.cumsum([0, *read, *[0] * left])
         offsets = counted[np.cumsum([0, *map(len, items.values())])]
         with atomic_file(out) as temporary, temporary.open("wb") as file:
@@ -94,7 +98,7 @@ def write_picture_vectors(
         f"{encoder.width} numbers ({encoder.vector}); {len(broken)} pictures could not be read"
         + (f", and time did not suffice for {left}" if left else "")
     )
-    return Written(words, left)
+    return Written(words, left, out)
 
 
 def _append(npz: Path, encoder: ImageEncoder | PixelMaker, count: int, parts: Iterator[np.ndarray]) -> None:

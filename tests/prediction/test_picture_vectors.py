@@ -207,7 +207,10 @@ def test_pictures_for_which_time_does_not_suffice_are_missing(swin, sources, tmp
     clock = iter(range(1000))
     with monkeypatch.context() as patch:
         patch.setattr(picture_vector_file, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-        written = write_picture_vectors(swin, open_picture_files(paths), tmp_path / "cut.npz", until=5)
+        more = {"until": 5, "cut_short": tmp_path / "cut.npz"}
+        written = write_picture_vectors(swin, open_picture_files(paths), tmp_path / "out.npz", **more)
+    assert not (tmp_path / "out.npz").exists()
+    assert written.path == tmp_path / "cut.npz"
     one, two = (open_frames(tmp_path / name) for name in ("cut.npz", "whole.npz"))
     reached = len(one.frames)
     assert 0 < reached < len(two.frames)
