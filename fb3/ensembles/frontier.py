@@ -1,6 +1,6 @@
 """Sets of members on the way from all of them to a single one: honest score against seconds at inference."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,28 +16,42 @@ _CHOSEN = "Sets are chosen by these scores, so the score of the one taken is a l
 CSV, PICTURE = "frontier.csv", "frontier.png"
 
 
+class SharedSeconds(NamedTuple):
+    """Seconds that some members, by their places, take together once: vectors of the pictures that they read."""
+
+    seconds: float
+    members: frozenset[int]
+
+
 class TimeLimit(NamedTuple):
     """A time that inference may take.
 
     seconds: the limit. start: seconds before the first fold. of_members: (M,), seconds of all folds of each. machine:
-    names the machine and the essays, for messages.
+    names the machine and the essays, for messages. shared: seconds that come once for several members.
     """
 
     seconds: float
     start: float
     of_members: Sequence[float]
     machine: str
+    shared: Sequence[SharedSeconds] = ()
+
+    def of(self, members: Iterable[int]) -> float:
+        """Seconds of an inference with these members."""
+        members = [*members]
+        own = sum(self.of_members[member] for member in members)
+        return self.start + own + sum(each.seconds for each in self.shared if each.members & {*members})
 
 
 class MemberSet(NamedTuple):
-    """A set of members: their places, the one that left last (none: all, or one that was tried alone), seconds, honest
+    """A set of members: their places, the ones that left last (none: all, or one that was tried alone), seconds, honest
     score, and how it differs from all.
 
     better: by how much the score is better than with all members; error: its standard error.
     """
 
     members: list[int]
-    left: int | None
+    left: list[int]
     seconds: float
     honest: float
     better: float
@@ -46,6 +60,8 @@ class MemberSet(NamedTuple):
 
 class Frontier:
     """The way of backward elimination: the member leaves that costs the least honest score for each second saved.
+
+    Members that read the same pictures may also leave together, because only then the pictures' time is saved.
 
     Args:
         limit: the set of the best honest score within it is `taken`.
@@ -82,12 +98,13 @@ class Frontier:
         ]
 
     def _line(self, each: MemberSet) -> str:
+        left = ", ".join(self.names[member] for member in each.left)
         if len(each.members) == len(self.names):
             words = f"{'':<22}{len(self.names)}"
-        elif each.left is None:
+        elif not each.left:
             words = f"{each.better:+.5f} ± {each.error:.5f}   {self.names[each.members[0]]} alone"
         else:
-            words = f"{each.better:+.5f} ± {each.error:.5f}   {len(each.members)}, without {self.names[each.left]}"
+            words = f"{each.better:+.5f} ± {each.error:.5f}   {len(each.members)}, without {left}"
         return f"{each.seconds:>9.0f}{each.honest:>10.5f}  {words}{' (taken)' if each is self.taken else ''}"
 
     def write(self, out: Path) -> None:
@@ -119,25 +136,29 @@ class Frontier:
 
 def _eliminated(limit: TimeLimit, stack: Stack, blend: Blend) -> list[MemberSet]:
     """The sets from all members down to one."""
-    values_of, seconds = stack.subsets(blend), np.asarray(limit.of_members, np.float64)
-    members, left = np.ones(stack.size, bool), None
-    values = values_of(members)
+    values_of, every = stack.subsets(blend), np.ones(stack.size, bool)
+    values = values_of(every)
     honest, draws = stack.score(values).overall, stack.draw_scores(values)
-    sets = [MemberSet(np.flatnonzero(members).tolist(), None, limit.start + seconds.sum(), honest, 0.0, 0.0)]
-    while members.sum() > 1:
-        found = {}
-        for member in np.flatnonzero(members).tolist():
-            others = members.copy()
-            others[member] = False
-            found[member] = values_of(others)
-        scores = {member: stack.score(each).overall for member, each in found.items()}
-        now = sets[-1].honest
-        left = min(scores, key=lambda member: stack.sign * (scores[member] - now) / seconds[member])
-        members[left] = False
-        error = float(np.nanstd(draws - stack.draw_scores(found[left]), ddof=1))
-        taken, better = np.flatnonzero(members).tolist(), stack.sign * (honest - scores[left])
-        sets.append(MemberSet(taken, left, limit.start + seconds[members].sum(), scores[left], better, error))
+    sets = [MemberSet(np.flatnonzero(every).tolist(), [], limit.of(range(stack.size)), honest, 0.0, 0.0)]
+    while len((last := sets[-1]).members) > 1:
+        found = []
+        for left in _may_leave(last.members, limit):
+            members = [member for member in last.members if member not in left]
+            values = values_of(np.isin(np.arange(stack.size), members))
+            score = stack.score(values).overall
+            found.append((MemberSet(members, left, limit.of(members), score, 0.0, 0.0), values))
+        best, values = min(
+            found, key=lambda each: stack.sign * (each[0].honest - last.honest) / (last.seconds - each[0].seconds)
+        )
+        error = float(np.nanstd(draws - stack.draw_scores(values), ddof=1))
+        sets.append(best._replace(better=stack.sign * (honest - best.honest), error=error))
     return sets
+
+
+def _may_leave(members: list[int], limit: TimeLimit) -> list[list[int]]:
+    """Each member, and the members that share seconds, where others stay."""
+    together = ([member for member in members if member in each.members] for each in limit.shared)
+    return [[member] for member in members] + [some for some in together if 1 < len(some) < len(members)]
 
 
 def _alone(limit: TimeLimit, stack: Stack, blend: Blend, sets: Sequence[MemberSet]) -> list[MemberSet]:
@@ -151,5 +172,5 @@ def _alone(limit: TimeLimit, stack: Stack, blend: Blend, sets: Sequence[MemberSe
             stack.sign * (whole.honest - honest),
             float(np.nanstd(draws - stack.draw_scores(values), ddof=1)),
         )
-        found.append(MemberSet([member], None, limit.start + limit.of_members[member], honest, better, error))
+        found.append(MemberSet([member], [], limit.of([member]), honest, better, error))
     return found

@@ -22,6 +22,8 @@ from fb3.system.progress import say
 
 if TYPE_CHECKING:
     from fb3.data.frames.picture_files import Picture
+    from fb3.models.image_encoder import ImageEncoder
+    from fb3.models.picture_processor import PixelMaker
 
 _SHOWN = 1000  # pictures that take long enough to be told of
 _CUT_SHORT: dict[str, Path] = {}  # files of this process that lack pictures, by the names of the whole ones
@@ -47,7 +49,9 @@ def with_vectors(
     settings, pixels = recipe.data.frames, recipe.optimizer.image_rate is not None
     if not recipe.data.image_encoder:
         return essays
-    items, digest = _pictures([each for each in essays[FRAMES_COLUMN] if each.count], None if drawn else settings.most)
+    items, digest = pictures_read(
+        [each for each in essays[FRAMES_COLUMN] if each.count], None if drawn else settings.most
+    )
     name = hashlib.sha256(f"{sha256(encoder)} {pixels} {digest}".encode()).hexdigest()[:32]
     out = _CUT_SHORT.get(name) or cache_folder("frames") / f"{name}.npz"
     if not out.is_file():
@@ -58,8 +62,8 @@ def with_vectors(
     return essays.assign(**{FRAMES_COLUMN: found})
 
 
-def _pictures(references: Sequence[FrameReference], most: int | None) -> tuple[dict[str, "list[Picture]"], str]:
-    """The pictures of each item, `most` in even steps where they are more, and a hash of them all."""
+def pictures_read(references: Sequence[FrameReference], most: int | None) -> tuple[dict[str, "list[Picture]"], str]:
+    """The pictures that are read of each item, `most` in even steps where they are more, and a hash of them all."""
     files = {file.path: file for file in open_pictures(sorted({each.file for each in references}))}
     from fb3.data.frames.picture_files import pictures_of
 
@@ -76,6 +80,16 @@ def _pictures(references: Sequence[FrameReference], most: int | None) -> tuple[d
     return items, digest.hexdigest()
 
 
+def picture_reader(encoder: Path, pixels: bool) -> "ImageEncoder | PixelMaker":
+    """The image encoder in a folder, or the maker of the pixels that one wants which is trained."""
+    from fb3.models.backbone_files import FRAMES_KEY
+    from fb3.models.image_encoder import ImageEncoder
+    from fb3.models.picture_processor import PixelMaker
+    from fb3.system.devices import pick_device
+
+    return PixelMaker(str(encoder)) if pixels else ImageEncoder(str(encoder), pick_device(), FRAMES_KEY)
+
+
 def _compute(
     items: Mapping[str, "list[Picture]"],
     encoder: Path,
@@ -86,19 +100,14 @@ def _compute(
     until: float,
 ) -> Path:
     """Writes the vectors; returns another file than `out` where time did not suffice for all."""
-    from fb3.models.backbone_files import FRAMES_KEY
-    from fb3.models.image_encoder import ImageEncoder
-    from fb3.models.picture_processor import PixelMaker
     from fb3.prediction.picture_vector_file import write_picture_vectors
-    from fb3.system.devices import pick_device
 
     what = "pixels for their encoder" if pixels else "vectors"
     shown = sum(map(len, items.values())) >= _SHOWN
     if shown:
         say(f"{sum(map(len, items.values()))} pictures of {len(items)} items become {what}, kept in {out.parent}")
-    model = PixelMaker(str(encoder)) if pixels else ImageEncoder(str(encoder), pick_device(), FRAMES_KEY)
     written = write_picture_vectors(
-        model,
+        picture_reader(encoder, pixels),
         items,
         out,
         name=encoder.name,

@@ -1,4 +1,4 @@
-"""FLOPs of a run at inference, by its encoders and its training essays; no torch."""
+"""FLOPs of a run at inference, by its encoders and its training essays; no torch but for pictures."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from fb3.errors import Fb3Error
 from fb3.models.flops import forward_flops
-from fb3.prediction.member_inputs import encode, member_flops, passes
+from fb3.prediction.member_inputs import count_inputs, member_flops, passes
 from fb3.recipe import load_recipe
 from fb3.runs.fold_json import is_finished
 from fb3.runs.run_folder import Member, training_essays
@@ -41,6 +41,6 @@ def fold_flops(member: Member, data: Path | None) -> float:
         longest = np.array([member.recipe.data.max_length])
         return float(forward_flops(read_json(member.path / ENCODER / CONFIG), longest)[0])
     some = essays.sample(min(_ESSAYS, len(essays)), random_state=0)
-    encoded = encode(member, some)
+    encoded = count_inputs(member, some)
     flops = member_flops(member, encoded) / len(some) or _COUNTING
     return flops * passes(member, encoded) / len(member.folds)

@@ -10,11 +10,13 @@ from fb3.data.tables import read_table
 from fb3.ensembles.frontier import TimeLimit
 from fb3.errors import Fb3Error, nearest
 from fb3.models.flops import T4_FLOPS
-from fb3.prediction.member_inputs import encode, passes
+from fb3.prediction.frame_vectors import with_vectors
+from fb3.prediction.member_inputs import encode_read, passes
 from fb3.prediction.run_flops import fold_flops, trained_run
 from fb3.runs.run_folder import Member, training_essays
+from fb3.submission.picture_seconds import picture_seconds
 from fb3.system.compressed_files import stored_file
-from fb3.system.file_names import OOF
+from fb3.system.file_names import OOF, image_encoder_folder
 from fb3.system.kaggle import parse_duration
 from fb3.system.progress import say
 
@@ -53,12 +55,14 @@ def price_members(
         say(words)
     if machine == "t4":
         price = {path: len(run.folds) * essays * fold_flops(run, data) / T4_FLOPS for path, run in runs.items()}
-        return list(runs), TimeLimit(seconds, _T4_START, list(price.values()), f"a T4 by FLOPs, {essays} essays")
+        shared = picture_seconds([*runs.values()], essays, data, measured=False)
+        return list(runs), TimeLimit(seconds, _T4_START, [*price.values()], f"a T4 by FLOPs, {essays} essays", shared)
     begun = time.monotonic()
     import fb3.prediction.fold_prediction  # noqa: F401  torch; inference waits for it too
 
     start, each = time.monotonic() - begun, [_measured(run, essays, data) for run in runs.values()]
-    return list(runs), TimeLimit(seconds, start, each, f"this machine, {essays} essays")
+    shared = picture_seconds([*runs.values()], essays, data, measured=True)
+    return list(runs), TimeLimit(seconds, start, each, f"this machine, {essays} essays", shared)
 
 
 def _test_rows(run: Member, data: Path | None) -> tuple[int, str]:
@@ -79,10 +83,11 @@ def _measured(run: Member, essays: int, data: Path | None) -> float:
 
     texts = training_essays(run.path, run, data)
     some = texts.sample(min(_FEW + _MANY, len(texts)), random_state=0).reset_index()
+    some = with_vectors(some, run.recipe, image_encoder_folder(run.path))
 
     def timed(part: pd.DataFrame) -> tuple[float, float, float, int]:
         begun = time.monotonic()
-        encoded = encode(run, part)
+        encoded = encode_read(run, part)
         tokenised = time.monotonic()
         predict_fold(run, 0, encoded, part[run.recipe.data.id_column].to_numpy(), str(pick_device()), shown=False)
         seconds = time.monotonic() - tokenised

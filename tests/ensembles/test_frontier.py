@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fb3.ensembles.comparison import Stack, split
-from fb3.ensembles.frontier import Frontier, TimeLimit
+from fb3.ensembles.frontier import Frontier, SharedSeconds, TimeLimit
 from fb3.errors import Fb3Error
 from fb3.targets.metrics import METRICS
 from tests.ensembles.test_comparison import COLUMNS, drawn
@@ -21,13 +21,14 @@ def stack():
     return Stack(np.concatenate([members, random]), truth, split(400), METRICS["mcrmse"], COLUMNS)
 
 
-def frontier(stack, seconds, of_members=(100.0, 20.0, 40.0, 10.0), method="shrunk"):
-    return Frontier(TimeLimit(seconds, 5.0, of_members, "a machine"), NAMES, stack, stack.fit(method, False))
+def frontier(stack, seconds, of_members=(100.0, 20.0, 40.0, 10.0), method="shrunk", shared=()):
+    limit = TimeLimit(seconds, 5.0, of_members, "a machine", shared)
+    return Frontier(limit, NAMES, stack, stack.fit(method, False))
 
 
 def test_the_member_that_costs_least_for_its_seconds_leaves_first(stack):
     found = frontier(stack, 1000)
-    assert [each.left for each in found.sets][:3] == [None, 3, 2]
+    assert [each.left for each in found.sets][:3] == [[], [3], [2]]
     assert [each.seconds for each in found.sets][:3] == [175, 165, 125]
     before = found.sets[1].honest
     costs = {}  # again, with a stack of the two members that stay
@@ -59,6 +60,21 @@ def test_a_cheap_member_that_left_early_is_tried_alone_where_no_set_on_the_way_f
     assert found.taken.members == [1]
     assert found.taken.honest == pytest.approx(stack.score(stack.predicted[1]).overall)
     assert any(line.endswith("fair alone (taken)") for line in found.text())
+
+
+def test_shared_seconds_come_once_and_are_saved_by_the_last_that_leaves(stack):
+    shared = [SharedSeconds(1000.0, frozenset({0, 1}))]
+    found = frontier(stack, 5000, shared=shared)
+    assert found.sets[0].seconds == 5 + 170 + 1000
+    for each in found.sets:
+        own = sum((100, 20, 40, 10)[member] for member in each.members)
+        assert each.seconds == 5 + own + (1000 if {0, 1} & {*each.members} else 0)
+    together = next(each for each in found.sets if each.left == [0, 1])
+    assert not {0, 1} & {*together.members}
+    assert "without good, fair" in "".join(found.text())
+    # Alone, each of both saves a tenth of what they save together, so neither may leave for its own seconds.
+    tight = frontier(stack, 60, shared=shared)
+    assert tight.taken.members == [2]
 
 
 def test_table_file_and_picture_tell_the_sets(stack, tmp_path, capsys):

@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModel, CLIPVisionModel
 from fb3.errors import Fb3Error
 from fb3.models.backbone_files import IMAGE_KEY, check_backbone
 from fb3.models.image_encoder import ImageEncoder
+from fb3.models.picture_flops import picture_flops
 from fb3.system.files import read_json, write_json
 from tests.conftest import ROOT, copied
 from tests.picture_data import FAMILIES, drawn, write_image_encoder
@@ -123,3 +124,10 @@ def test_another_version_of_transformers_gives_the_same_vectors(encoders):
     )
     assert len(one) == len(FAMILIES)
     assert one == two
+
+
+def test_flops_are_those_of_the_layers(encoders, tmp_path):
+    ImageEncoder(str(encoders["clip"]), CPU).save(tmp_path)  # a run's own copy: the tower of pictures alone
+    patches, tokens, width = 4 * 4, 17, 16
+    layer = 2 * tokens * (4 * width * width + 2 * width * 32) + 4 * tokens**2 * width
+    assert picture_flops(tmp_path) == 2 * patches * (3 * 8 * 8) * width + 2 * layer

@@ -1,5 +1,6 @@
 """Runs that train the image encoder with the text's."""
 
+import json
 import shutil
 
 import pandas as pd
@@ -9,9 +10,11 @@ from transformers import AutoModel
 
 from fb3.bundles.packing import write_bundle
 from fb3.bundles.parity import replay
+from fb3.data.frames.frame_references import open_pictures
 from fb3.errors import Fb3Error
 from fb3.models.build import build_scorer
 from fb3.models.image_tower import IMAGES
+from fb3.models.picture_flops import picture_flops
 from fb3.pretraining.run_pretraining import pretrain_encoder
 from fb3.recipe import load_recipe
 from fb3.recipe.member_recipe import member_recipe
@@ -100,6 +103,10 @@ def test_frozen_and_trained_image_encoders_share_a_bundle(vit, items, tmp_path):
     frozen = recipe_of(vit, "dual_stream", "train.epochs=1", "optimizer.image_rate=null")
     bundle = write_bundle([train(frozen, items, tmp_path / "frozen").path, trained], tmp_path / "bundle").path
     assert len(infer(bundle, items, tmp_path / "s.csv", strict=True)) == 40
+    (file,) = open_pictures([items / "pictures.zip"])
+    read = sum(min(3, len(places)) for each, places in file.items.items() if each.startswith("test"))
+    flops = json.loads((tmp_path / "s.report.json").read_text())["flops"]
+    assert flops["trained"] - flops["frozen"] == pytest.approx(read * picture_flops(bundle / "image_encoder"))
 
 
 def test_a_rate_without_an_image_encoder_is_refused(items, vit, tmp_path):

@@ -12,7 +12,9 @@ from fb3.bundles.parity import replay
 from fb3.data.essays import read_essays
 from fb3.data.frames.frame_references import open_pictures
 from fb3.errors import Fb3Error
+from fb3.models.flops import T4_FLOPS
 from fb3.models.image_encoder import ImageEncoder
+from fb3.models.picture_flops import picture_flops
 from fb3.prediction import frame_vectors
 from fb3.pretraining.run_pretraining import pretrain_encoder
 from fb3.pseudo_labels.pseudo_folder import label_essays
@@ -20,6 +22,7 @@ from fb3.recipe import load_recipe
 from fb3.recipe.member_recipe import member_recipe
 from fb3.rehearsal.hidden_rows import public_files, write_hidden_test
 from fb3.submission.inference import infer
+from fb3.submission.run_seconds import price_members
 from fb3.training.run import train
 from fb3.verification.check import verify
 from tests.picture_data import picture_recipe, write_image_encoder, write_picture_items
@@ -282,3 +285,18 @@ def test_at_inference_only_the_pictures_in_even_steps_are_computed(items, clip, 
         assert each.count == min(2, whole.count)
         steps = ((np.arange(each.count) + 0.5) * whole.count / max(1, each.count)).astype(int)
         np.testing.assert_array_equal(each.read(), whole.read()[steps])
+
+
+@pytest.mark.parametrize("machine", ["t4", "here"])
+def test_runs_that_read_the_same_pictures_share_their_time(machine, runs, items, tmp_path, no_cache, capsys):
+    """--limit prices the pictures once for both, and no vector is computed to count FLOPs."""
+    _, limit = price_members([runs / "single", runs / "text", runs / "dual"], "2h", 1000, machine, items)
+    (shared,) = limit.shared
+    assert shared.members == {0, 2}
+    assert limit.of([0, 2]) == pytest.approx(sum(limit.of([each]) for each in (0, 2)) - limit.start - shared.seconds)
+    (file,) = open_pictures([items / "pictures.zip"])
+    read = sum(min(3, len(places)) for each, places in file.items.items() if each.startswith("train"))
+    assert f"{1000 * read / 40:.0f} pictures of single, dual: about" in capsys.readouterr().err
+    least = 1000 * read / 40 * picture_flops(runs / "single" / "image_encoder") / T4_FLOPS
+    assert shared.seconds > least
+    assert (tmp_path / "cache").exists() == (machine == "here")
