@@ -208,11 +208,6 @@ def pseudo_labels_suit_the_loss(recipe: Any) -> None:
     pseudo = recipe.pseudo
     if not pseudo:
         return
-    if recipe.train.sampling:
-        raise ValueError(
-            f"train.sampling={recipe.train.sampling} draws essays by their true label, and pseudo-labels are none; "
-            "leave it or pseudo out"
-        )
     if pseudo.essay_weight() != 1.0 and recipe.task.of_batches():
         raise ValueError(
             f"pseudo.weight={pseudo.essay_weight():g} weighs each essay's loss, and task: "

@@ -44,8 +44,8 @@ class TrainSettings(Settings):
     """Draw training essays with replacement, as many as there are: balanced: each class equally often; sqrt: in
     proportion to the root of its count (Mahajan et al. 2018, arXiv:1805.00932); {100: 5, 500: 3}: essays of classes
     with fewer than 100 of them have five times the chance of others, and those with fewer than 500 three times. An
-    essay of several labels counts for its rarest, one without a label for a class of its own. none: each essay once an
-    epoch."""
+    essay of several labels counts for its rarest, one without a label for a class of its own, and a pseudo-labelled one
+    for its likeliest. none: each essay once an epoch."""
     seed: Seed = 42
     """Seed of the weights, the dropout and the order of batches; fold f uses seed + f."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"

@@ -33,7 +33,7 @@ def training_data(session: Session, split: FoldSplit, encoded: Encoded, seed: in
         epochs, targets, weights = _with_pseudo_labels(session, split, weights)
     sizes = [steps_per_epoch(len(rows), settings.batch_size, settings.accumulation) for rows in epochs]
     ends = np.cumsum(sizes).tolist()
-    return TrainingData(split.fold, epochs, encoded, targets, ends, seed, _sampling(session, split), weights)
+    return TrainingData(split.fold, epochs, encoded, targets, ends, seed, _sampling(session, split, targets), weights)
 
 
 def _with_pseudo_labels(
@@ -69,10 +69,16 @@ def _with_pseudo_labels(
     return epochs, targets, None if (weights == 1.0).all() else weights.astype(np.float32)
 
 
-def _sampling(session: Session, split: FoldSplit) -> Sampling | None:
-    """The way that training draws essays, where the recipe wants another than each once an epoch."""
-    wanted = session.recipe.train.sampling
-    return wanted and Sampling(rarest_labels(session.targets, split.train_rows), partial(chances, wanted))
+def _sampling(session: Session, split: FoldSplit, targets: np.ndarray) -> Sampling | None:
+    """The way that training draws essays, where the recipe wants another than each once an epoch.
+
+    A pseudo-labelled essay counts for its likeliest class, or for its labels above 0.5 where it may have several.
+    """
+    wanted, labels = session.recipe.train.sampling, targets[:, : session.targets.shape[1]]
+    if not wanted:
+        return None
+    labels = labels == labels.max(1, keepdims=True) if session.target.exclusive else labels
+    return Sampling(rarest_labels(labels, split.train_rows), partial(chances, wanted))
 
 
 def chances(wanted: str | dict[int, float], counts: np.ndarray) -> np.ndarray:

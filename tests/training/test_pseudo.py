@@ -278,6 +278,29 @@ def test_labels_of_models_that_saw_the_validation_essays_better_the_score_and_sa
     assert "models that saw its validation essays" in caveats(leaky.path, load_recipe(leaky.path / "recipe.yaml"))[0]
 
 
+def test_sampling_counts_a_soft_label_for_its_likeliest_class(tmp_path):
+    essays = topical(4, 0, "t").assign(label=np.repeat([*"abcabdabcabd"], 8))
+    essays.to_csv(tmp_path / "train.csv", index=False)
+    topical(3, 1, "u").to_csv(tmp_path / "more.csv", index=False)
+    labels = ["task={kind: classification}", "metric=macro_f1", "data.target_columns=[label]", "train.epochs=3"]
+    recipe = [line for line in TOPICAL if not line.startswith(("metric", "data.target"))] + labels
+    teacher = train(load_recipe("tiny", [*recipe, "folds.count=2"]), tmp_path, tmp_path / "teacher").path
+    label_essays(teacher, tmp_path / "P", tmp_path / "more.csv")
+    more = [f"pseudo={{folder: {tmp_path / 'P'}, use: stage}}", "train.sampling=balanced", "folds.count=2"]
+    with watched() as folds:
+        train(load_recipe("tiny", [*recipe, *more]), tmp_path, tmp_path / "student", folds=[0])
+    (data,) = folds
+    pseudo = data.epochs[0]
+    values = pd.read_csv(tmp_path / "P" / "fold0.csv").set_index("text_id")
+    assert values.max(axis=1).max() < 1  # soft
+    likeliest = values.to_numpy().argmax(1)
+    np.testing.assert_array_equal(data.sampling.classes[pseudo], likeliest)
+    drawn = data.sampling.draw(pseudo, np.random.default_rng(0))
+    found = np.unique(data.sampling.classes[drawn], return_counts=True)[1]
+    assert len(found) == len({*likeliest}) > 1
+    assert found.max() - found.min() <= 1
+
+
 def test_an_ensemble_refuses_members_that_leak_unless_asked_for_and_names_them(run, trained, tmp_path, capsys):
     (distilled, _), mixed = trained["distil"], copied(trained["mix"][0], tmp_path / "mixed")
     with pytest.raises(Fb3Error, match=r"distil/oof.csv: distilled: .* or give --allow-leaks"):
