@@ -1,7 +1,7 @@
 """The tables in a competition's folder, told apart by their names and columns."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from fb3.errors import Fb3Error
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".json", ".jsonl")
 _COMPRESSED = (".zip", ".gz")
+_LABELLED = re.compile("label+ed")  # how names of tables begin that others call train
 
 
 class CompetitionTable(NamedTuple):
@@ -24,6 +25,7 @@ class CompetitionTable(NamedTuple):
 class CompetitionTables(NamedTuple):
     """The tables of a folder; `further` holds other tables of train that have their counterpart for test."""
 
+    folder: Path
     train: CompetitionTable
     test: CompetitionTable
     sample: CompetitionTable | None
@@ -37,17 +39,19 @@ class CompetitionTables(NamedTuple):
 def read_tables(folder: Path) -> CompetitionTables:
     """Reads the tables with `train`, `test` and `sample` in their names.
 
-    Of several the one is taken whose columns fit: train has the sample's, test those of train that are no targets.
+    They may stand a folder below, where other files or folders stand beside it. Of several the one is taken whose
+    columns fit: train has the sample's, test those of train that are no targets.
 
     Raises:
         Fb3Error: no such folder, no table of that sort, or one that cannot be read.
     """
     names = _table_names(folder)
-    roles = {word: [name for name in names if word in name.lower()] for word in ("sample", "train", "test")}
+    plain = {name: name.rpartition("/")[2].lower() for name in names}
+    roles = {word: [name for name in names if word in plain[name]] for word in ("sample", "train", "test")}
     if not roles["sample"]:
-        roles["sample"] = [name for name in names if "submission" in name.lower()]
+        roles["sample"] = [name for name in names if "submission" in plain[name]]
     if not roles["train"]:
-        roles["train"] = [name for name in names if re.match("label+ed", name.lower())]
+        roles["train"] = [name for name in names if _LABELLED.match(plain[name])]
     for word in ("train", "test"):
         roles[word] = [name for name in roles[word] if name not in roles["sample"]]
         if not roles[word]:
@@ -62,7 +66,7 @@ def read_tables(folder: Path) -> CompetitionTables:
     kept = [name for name in train.table.columns if name not in wanted[1:]]
     test = _best(of["test"], lambda columns: sum(name in columns for name in kept))
     further = [each for each in of["train"] if each != train and each.name.replace("train", "test") in roles["test"]]
-    return CompetitionTables(train, test, sample, further)
+    return CompetitionTables(folder, train, test, sample, further)
 
 
 def _best(tables: Sequence[CompetitionTable], fit: Callable[[list[str]], int]) -> CompetitionTable:
@@ -71,9 +75,15 @@ def _best(tables: Sequence[CompetitionTable], fit: Callable[[list[str]], int]) -
 
 
 def _table_names(folder: Path) -> dict[str, str]:
-    """The files that hold tables, by their names without the suffix of their compression."""
+    """The files that hold tables, of the folder or the one below, by their names without their compression's suffix."""
     if not folder.is_dir():
         raise Fb3Error(f"{folder}: no such folder; give the folder of the competition's files with --data")
+    if (found := _tables_of(folder)) or len(below := _below(folder)) != 1 or len([*folder.iterdir()]) == 1:
+        return found
+    return {f"{below[0].name}/{name}": f"{below[0].name}/{file}" for name, file in _tables_of(below[0]).items()}
+
+
+def _tables_of(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.iterdir()):
         name = file.stem if file.suffix.lower() in _COMPRESSED else file.name
@@ -82,14 +92,18 @@ def _table_names(folder: Path) -> dict[str, str]:
     return found
 
 
+def _below(folder: Path) -> list[Path]:
+    """The folders in a folder that hold a table to train on."""
+    return [each for each in sorted(folder.iterdir()) if each.is_dir() and any(map(_trains, _tables_of(each)))]
+
+
+def _trains(name: str) -> bool:
+    return ("train" in name.lower() or bool(_LABELLED.match(name.lower()))) and not name.lower().endswith(".txt")
+
+
 def _mend(folder: Path) -> str:
     """The end of a message about a missing table: where the files may be."""
     archives = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() == ".zip"]
-    below = [each.name for each in sorted(folder.iterdir()) if each.is_dir() and any(_trains(each))]
-    if below:
-        return f"; did you mean --data {folder / below[0]}?"
+    if below := _below(folder):
+        return f"; did you mean --data {below[0]}?"
     return f"; unpack {archives[0]}: unzip -d {folder} {folder / archives[0]}" if archives else ""
-
-
-def _trains(folder: Path) -> Iterator[str]:
-    return (name for name in _table_names(folder) if "train" in name.lower() and not name.lower().endswith(".txt"))

@@ -11,12 +11,15 @@ from fb3.data.column_guess import guess_columns
 from fb3.data.tables import FOLD_COLUMN, to_floats
 from fb3.errors import Fb3Error
 from fb3.initial_recipe.competition_tables import CompetitionTable, CompetitionTables
+from fb3.initial_recipe.frame_guess import frame_files
 
 _LABEL = re.compile("label|class|categor|type|emotion|sentiment|topic|lang|target$", re.IGNORECASE)
+_CLASS = re.compile("class|categor", re.IGNORECASE)
 _GROUP = re.compile(r"(id|prompt|group|author|user|essay|document|source|topic|anchor|question)s?$", re.IGNORECASE)
 _STEPS = 20  # most different values of a scale with steps; folds are cut from more by their quantiles
 _WIDE = 3.0  # standard deviation of numbers above which a loss of them wants another scale
-_WHOLE = 12  # most different whole numbers that are taken for grades
+_IMAGES = "openai/clip-vit-base-patch32"
+_WHOLE = 12  # most different whole numbers that are taken for grades, or for labels where the column may be a scale
 
 
 class Setting(NamedTuple):
@@ -46,12 +49,14 @@ def guess_settings(tables: CompetitionTables) -> list[Setting]:
                 f"{tables.train.name} and {tables.test.name} share the columns {list(shared)}, none with {what}; "
                 "add one to both files, or write a recipe that names the column"
             )
+    target = _target([name for name in train.columns if name not in (identifier, text)], tables)
     return [
         *_files(tables),
         _identifier(identifier, tables),
         *_texts(identifier, text, shared, tables),
-        *_target([name for name in train.columns if name not in (identifier, text)], tables),
-        *_groups(train, {identifier, text, *sample}, tables),
+        *_frames(identifier, tables),
+        *target,
+        *_groups(train, {identifier, text, *sample, *target[0].value}, tables),
     ]
 
 
@@ -96,6 +101,18 @@ def _texts(identifier: str, text: str, shared: pd.DataFrame, tables: Competition
         why = f"the texts in {', '.join(others)} may tell something too"
         found.append(Setting("data.text", {"template": template}, why, sure=False, suggested=not alike))
     return found
+
+
+def _frames(identifier: str, tables: CompetitionTables) -> Iterator[Setting]:
+    """Vectors beside the texts; or pictures, as a suggestion, because their image encoder is a choice."""
+    ids = [each.table[identifier] for each in (tables.train, tables.test)]
+    vectors, pictures = frame_files(tables.folder, *ids)
+    if vectors:
+        yield Setting("data.frames", {"files": vectors}, "vectors of frames, by these ids", sure=False)
+    elif pictures:
+        frames = {"files": pictures, "encoder": _IMAGES}
+        why = "pictures by these ids; any image encoder of the hub, or a folder, makes vectors of them"
+        yield Setting("data.frames", frames, why, sure=False, suggested=True)
 
 
 def _is_text(name: str, cells: pd.Series) -> bool:
@@ -149,7 +166,8 @@ def _kind(columns: Sequence[str], tables: CompetitionTables) -> list[Setting]:
         why = f"0 and 1 {'in each column' if columns[1:] else ', and the sample submission holds fractions'}"
         metric = Setting("metric", "mean_column_auc" if columns[1:] else "auc", "probabilities", sure=False)
         return [Setting("task.kind", "multilabel", why.replace(" ,", ",")), metric]
-    if whole and len(columns) == 1 and len(found) <= _WHOLE and _LABEL.search(columns[0]) and not fractions:
+    named = len(columns) == 1 and (_CLASS if len(found) > _WHOLE else _LABEL).search(columns[0])
+    if whole and named and not fractions:
         return _of_labels(columns, tables)
     several = "mcrmse" if columns[1:] else "rmse"
     kind = Setting("task.kind", "regression", f"{len(found)} different numbers from {found[0]:g} to {found[-1]:g}")

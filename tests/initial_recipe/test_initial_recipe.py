@@ -1,5 +1,6 @@
 """`fb3 init`: the files found, the settings guessed and told, the recipe written."""
 
+import zipfile
 from unittest.mock import ANY
 
 import pytest
@@ -12,6 +13,7 @@ from fb3.recipe import builtin_text, load_recipe
 from fb3.training.run import train
 from tests.conftest import TINY
 from tests.initial_recipe.forms import FORMS, Draws, split, write, write_form
+from tests.picture_data import drawn
 
 SMALL = [*TINY, "data.max_length=32", "train.batch_size=16", "folds.count=2"]
 OPEN = {"task.minimum": None, "task.maximum": None}
@@ -20,12 +22,21 @@ GUESSED = {
     "commonlit-readability": {"data.target_columns": ["target"], "task.kind": "regression", **OPEN, "metric": "rmse"},
     "commonlit-summaries": {"data.target_columns": ["content", "wording"], **OPEN, "metric": "mcrmse"},
     "detect-ai-text": {"data.target_columns": ["generated"], "task.kind": "multilabel", "metric": "auc"},
-    "emoji": {"data.target_columns": ["category"], "task.kind": "classification", "data.files": ANY},
+    "emoji": {
+        "data.target_columns": ["category"],
+        "task.kind": "classification",
+        "data.files": ANY,
+        "data.frames": {"files": ["features_efficientnet_lite0.npz"]},
+    },
     "feedback-effectiveness": {"task.classes": ["Ineffective", "Adequate", "Effective"], "metric": "log_loss"},
     "feedback-ell": {"task.kind": "regression", "task.maximum": 5.0, "metric": "mcrmse"},
     "jigsaw-toxicity": {"data.text_column": "comment_text", "task.kind": "multilabel", "metric": "mean_column_auc"},
     "text-classification": {"data.target_columns": ["label"], "task.kind": "classification", "metric": "macro_f1"},
     "us-patent": {"data.text_column": "target", "data.target_columns": ["score"], "task.maximum": 1.0},
+    "wechat-2022": {
+        "task.kind": "classification",
+        "data.frames": {"files": ["zip_feats/labeled.zip", "zip_feats/test_a.zip"]},
+    },
 }
 PERHAPS = {
     "commonlit-summaries": {"folds.group_column": "prompt_id"},
@@ -35,6 +46,7 @@ PERHAPS = {
         "data.text": {"template": "{discourse_text}; {discourse_type}"},
     },
     "us-patent": {"folds.group_column": "anchor"},
+    "wechat-2022": {"data.text": {"template": "{title}; {asr}; {ocr}"}},
 }
 
 
@@ -57,11 +69,38 @@ def authors(folder, draws):
     split(folder, ["id", "text"], ["author"], rows, {"EAP": 0.4, "HPL": 0.3, "MWS": 0.3})
 
 
+def pictures(folder, draws):
+    """Products of many numbered categories, a picture each in a folder below, and another zip beside them."""
+    rows = [[f"p{n}", t, 100 + n % 16] for n, t in enumerate(draws.texts(56))]
+    split(folder, ["product", "title"], ["category"], rows, {"category": 100})
+    for n in range(56):
+        path = folder / "images" / ("train" if n < 48 else "test") / f"p{n}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn(n).save(path)
+    with zipfile.ZipFile(folder / "licence.zip", "w") as archive:
+        archive.writestr("p1.txt", "free")
+
+
 OTHERS = {
     disaster: {"data.text_column": "text", "task.kind": "classification", "metric": "macro_f1"},
     percent: {"data.id_column": "review", "data.text_column": "body", **OPEN, "task.standardise": True},
+    pictures: {"data.text_column": "title", "task.kind": "classification", "metric": "macro_f1"},
     authors: {"data.target_columns": ["author"], "task.classes": ["EAP", "HPL", "MWS"], "metric": "log_loss"},
 }
+
+
+def test_pictures_are_suggested_with_an_image_encoder_to_choose(tmp_path):
+    _, suggested = guesses(written(tmp_path / "data", pictures))
+    assert suggested["data.frames"]["files"] == ["images/test", "images/train"]
+    assert "encoder" in suggested["data.frames"]
+    assert "folds.group_column" not in suggested
+
+
+def test_files_of_which_few_rows_have_frames_are_no_frames(tmp_path):
+    data = written(tmp_path / "data", pictures)
+    for n in range(30):
+        (data / "images" / "train" / f"p{n}.jpg").unlink()
+    assert "data.frames" not in guesses(data)[1]
 
 
 def guesses(folder):
@@ -75,7 +114,7 @@ def written(folder, make):
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "wechat-2022"])  # its tables stand a folder below
+@pytest.mark.parametrize("name", FORMS)
 def test_a_built_in_competition_is_found_by_its_files_and_could_be_guessed(name, tmp_path):
     data, out = write_form(name, tmp_path / "data"), tmp_path / "mine.yaml"
     lines = write_initial_recipe(data, out)
@@ -94,11 +133,11 @@ def test_a_built_in_competition_is_found_by_its_files_and_could_be_guessed(name,
 def test_other_files_are_guessed_and_train_at_once(make, tmp_path):
     data, out = written(tmp_path / "data", make), tmp_path / "mine.yaml"
     lines = write_initial_recipe(data, out)
-    used, _ = guesses(data)
+    used, suggested = guesses(data)
     assert used | OTHERS[make] == used
     text = out.read_text()
-    for line in lines[: len(used)]:
-        assert line.partition(": ")[2] in text, "each reason that is told stands in the file"
+    for line in lines[: len(used) + len(suggested)]:
+        assert line.rpartition(": ")[2] in text, "each reason that is told stands in the file"
     assert "metric: " in text.partition("(a guess)")[2]
     train(load_recipe(out, [*SMALL, "model.backbone=scratch"]), data, tmp_path / "run", folds=[0])
 
