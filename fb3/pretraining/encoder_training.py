@@ -173,7 +173,5 @@ def export(session: Session, corpus: Corpus, model: PretrainingModel, best: Best
         shutil.rmtree(folder, ignore_errors=True)
     words = ", ".join(f"{name} {best.first[name]:.4f} → {value:.4f}" for name, value in last.items())
     session.log.event("encoder", f"{words} | {out}", **last)
-    say(
-        "train on it: "
-        + as_command(["fb3", "train", "RECIPE", f"model.backbone={out}", "--data", "DIR", "--out", "RUN"])
-    )
+    command = as_command(["fb3", "train", "RECIPE", f"model.backbone={out}", "--data", "DIR", "--out", "RUN"])
+    say(f"train on it, with the same --competition if there is one: {command}")
