@@ -1,10 +1,11 @@
 """Device, precision and processes of a training, by accelerate."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import transformers
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
@@ -12,6 +13,8 @@ from accelerate.utils import gather_object
 from fb3.errors import Fb3Error
 from fb3.recipe import Recipe
 from fb3.system.devices import Precision, keep_freed_memory, pick_device, pick_precision
+
+_WAIT = timedelta(hours=12)  # the other processes wait for the main one's pictures; NCCL's own limit is 10 minutes
 
 
 def open_accelerator(recipe: Recipe, out: Path, precision: Precision | None = None) -> tuple[Accelerator, Precision]:
@@ -36,7 +39,10 @@ def open_accelerator(recipe: Recipe, out: Path, precision: Precision | None = No
         # find_unused_parameters: some encoders have parameters that a plain forward leaves out (XLNet's mask,
         # Longformer's global attention). broadcast_buffers: no buffer changes in training, and writing one again
         # between two forward passes breaks the backward pass of both on some versions of torch.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=_WAIT),
+        ],
         log_with=_installed_trackers(recipe.train.trackers),
         project_dir=out,
     )

@@ -65,6 +65,22 @@ def steps(out):
     return [line for line in lines if line["event"] == "step"]
 
 
+WAITS = """
+import torch
+from pathlib import Path
+from fb3.recipe import load_recipe
+from fb3.training.processes import open_accelerator
+open_accelerator(load_recipe("tiny"), Path("."))
+print("waits", torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout)
+"""
+
+
+def test_processes_wait_for_hours_of_pictures(competition, tmp_path):
+    (tmp_path / "waits.py").write_text(WAITS)
+    done = finish(call(launcher(), competition, tmp_path, program=[str(tmp_path / "waits.py")], overrides=[]))
+    assert done.stdout.count("waits 12:00:00") == 2
+
+
 def test_two_processes_score_like_one(competition, tmp_path):
     one, _ = scored([sys.executable], competition, tmp_path / "one")
     two, said = scored(launcher(), competition, tmp_path / "two")
