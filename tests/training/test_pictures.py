@@ -317,6 +317,14 @@ def test_estimators_and_runs_on_pictures_are_priced_by_their_training_essays_alo
     members = [runs / "single", means.path, others.path]
     _, limit = price_members(members, "2h", 1000, "t4", items)
     assert [each.members for each in limit.shared] == [{0, 1}, {2}]
+    other, learned = copied(runs / "dual", tmp_path / "other"), copied(runs / "dual", tmp_path / "learned")
+    write_json(
+        read_json(other / "image_encoder" / "config.json") | {"of": "others"}, other / "image_encoder/config.json"
+    )
+    trained = load_recipe(learned / "recipe.yaml", ["optimizer.image_rate=0.001"])
+    (learned / "recipe.yaml").write_text(trained.to_yaml())
+    _, limit = price_members([runs / "dual", other, learned], "2h", 1000, "t4", items)
+    assert [each.members for each in limit.shared] == [{0}, {1}, {2}]
     for member in members[:2]:
         moved = copied(member, tmp_path / f"moved {member.name}")
         environment = read_json(moved / "environment.json")
