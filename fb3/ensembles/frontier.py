@@ -13,6 +13,7 @@ from fb3.system.files import write_csv
 from fb3.system.progress import say
 
 _CHOSEN = "Sets are chosen by these scores, so the score of the one taken is a little too good, here and below."
+_LEAST_SAVED = 1e-6  # seconds: a member that takes no time of its own saves none when it leaves
 CSV, PICTURE = "frontier.csv", "frontier.png"
 
 
@@ -147,9 +148,11 @@ def _eliminated(limit: TimeLimit, stack: Stack, blend: Blend) -> list[MemberSet]
             values = values_of(np.isin(np.arange(stack.size), members))
             score = stack.score(values).overall
             found.append((MemberSet(members, left, limit.of(members), score, 0.0, 0.0), values))
-        best, values = min(
-            found, key=lambda each: stack.sign * (each[0].honest - last.honest) / (last.seconds - each[0].seconds)
-        )
+        costs = [
+            stack.sign * (each.honest - last.honest) / max(last.seconds - each.seconds, _LEAST_SAVED)
+            for each, _ in found
+        ]
+        best, values = found[int(np.argmin(costs))]
         error = float(np.nanstd(draws - stack.draw_scores(values), ddof=1))
         sets.append(best._replace(better=stack.sign * (honest - best.honest), error=error))
     return sets

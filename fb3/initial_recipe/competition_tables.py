@@ -1,5 +1,6 @@
 """The tables in a competition's folder, told apart by their names and columns."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,7 +95,8 @@ def _tables_of(folder: Path) -> dict[str, str]:
 
 def _below(folder: Path) -> list[Path]:
     """The folders in a folder that hold a table to train on."""
-    return [each for each in sorted(folder.iterdir()) if each.is_dir() and any(map(_trains, _tables_of(each)))]
+    readable = [each for each in sorted(folder.iterdir()) if each.is_dir() and os.access(each, os.R_OK | os.X_OK)]
+    return [each for each in readable if any(map(_trains, _tables_of(each)))]
 
 
 def _trains(name: str) -> bool:

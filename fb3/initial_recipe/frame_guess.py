@@ -5,7 +5,6 @@ from pathlib import Path
 
 from fb3.data.frames.frame_files import open_frames
 from fb3.data.frames.frame_references import open_pictures
-from fb3.errors import Fb3Error
 
 _HALF = 0.5  # share of the training rows that must have frames
 
@@ -28,7 +27,7 @@ def frame_files(folder: Path, train: Collection[str], test: Collection[str]) -> 
 
 def _candidates(folder: Path) -> Iterator[Path]:
     for path in [*sorted(folder.iterdir()), *sorted(folder.glob("*/*"))]:
-        if path.is_dir() or path.suffix.lower() in (".npz", ".zip"):
+        if path.is_dir() or (path.is_file() and path.suffix.lower() in (".npz", ".zip")):
             yield path
 
 
@@ -40,7 +39,7 @@ def _known(paths: list[Path], ids_of: Callable[[Path], Collection[str]], train: 
             continue
         try:
             ids = {*ids_of(path)}
-        except Fb3Error:  # a file of another kind
+        except Exception:  # a file of another kind, encrypted or broken: numpy and zipfile have many types of errors
             continue
         if ids & (train | test) and not ids & seen:
             taken.append(path)

@@ -99,8 +99,8 @@ def training_essays(run: Path, member: Member, data: Path | None) -> pd.DataFram
         recorded = read_json(run / ENVIRONMENT).get("data") if (run / ENVIRONMENT).is_file() else None
         if not isinstance(recorded, str) or not training_file(run, Path(recorded)).is_file():
             raise Fb3Error(
-                f"{run}: the essays it was trained on are not where {ENVIRONMENT} says ({recorded}), so its "
-                "predictions cannot be replayed; give their folder with --data DIR, or pack unproven with --no-parity"
+                f"{run}: the essays it was trained on are not where {ENVIRONMENT} says ({recorded}); give their folder "
+                "with --data DIR, or, to pack it unproven, --no-parity"
             )
         data = Path(recorded)
     own_prepare(run, member.recipe)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from fb3.data.tables import read_table
@@ -39,7 +40,8 @@ def price_members(
         data: the competition's folder.
 
     Raises:
-        Fb3Error: an unknown machine, a bad duration, or no trained run.
+        Fb3Error: an unknown machine, a bad duration, no trained run, or an estimator or pictures whose training essays
+            are not known.
     """
     if machine not in MACHINES:
         raise Fb3Error(f"--machine {machine}: no such machine; {nearest(machine, MACHINES)}")
@@ -55,6 +57,8 @@ def price_members(
         say(words)
     if machine == "t4":
         price = {path: len(run.folds) * essays * fold_flops(run, data) / T4_FLOPS for path, run in runs.items()}
+        for path in [path for path, each in price.items() if np.isnan(each)]:
+            training_essays(runs[path].path, runs[path], data)  # an estimator that is priced by them alone
         shared = picture_seconds([*runs.values()], essays, data, measured=False)
         return list(runs), TimeLimit(seconds, _T4_START, [*price.values()], f"a T4 by FLOPs, {essays} essays", shared)
     begun = time.monotonic()

@@ -90,7 +90,7 @@ def test_shuffled_rows_are_caught(broken, tmp_path):
 def test_essays_that_moved_are_asked_for(broken, competition, tmp_path):
     environment = broken / "environment.json"
     write_json({**read_json(environment), "data": str(tmp_path / "gone")}, environment)
-    with pytest.raises(Fb3Error, match=r"--data DIR, or pack unproven with --no-parity"):
+    with pytest.raises(Fb3Error, match=r"--data DIR, or, to pack it unproven, --no-parity"):
         pack(broken, tmp_path)
     pack(broken, tmp_path, data=competition)
 

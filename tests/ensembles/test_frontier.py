@@ -77,6 +77,13 @@ def test_shared_seconds_come_once_and_are_saved_by_the_last_that_leaves(stack):
     assert tight.taken.members == [2]
 
 
+def test_a_member_that_takes_no_time_saves_none(stack):
+    shared = [SharedSeconds(10.0, frozenset({0, 1}))]
+    found = frontier(stack, 5000, of_members=(0.0, 0.0, 40.0, 0.0), shared=shared)
+    assert [each.seconds for each in found.sets] == [55, 55, 15, 15]
+    assert [each.left for each in found.sets[:3]] == [[], [3], [2]]
+
+
 def test_table_file_and_picture_tell_the_sets(stack, tmp_path, capsys):
     found = frontier(stack, 130)
     found.write(tmp_path)

@@ -103,6 +103,28 @@ def test_files_of_which_few_rows_have_frames_are_no_frames(tmp_path):
     assert "data.frames" not in guesses(data)[1]
 
 
+def test_a_zip_that_cannot_be_opened_is_no_file_of_frames(tmp_path):
+    data = written(tmp_path / "data", pictures)
+    for name, place in (("encrypted", 6), ("of_another_method", 8)):  # flags and method, in both headers
+        with zipfile.ZipFile(data / f"{name}.zip", "w") as archive:
+            archive.writestr("p1.npy", b"frames")
+        content = bytearray((data / f"{name}.zip").read_bytes())
+        central = content.find(b"PK\x01\x02") + 2
+        content[place] = content[central + place] = 99
+        (data / f"{name}.zip").write_bytes(content)
+    assert guesses(data)[1]["data.frames"]["files"] == ["images/test", "images/train"]
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    data = written(tmp_path / "data", pictures)
+    (tmp_path / "above").mkdir()
+    data.rename(tmp_path / "above" / "data")
+    (tmp_path / "above" / "lost+found").mkdir()
+    (tmp_path / "above" / "lost+found" / "train.csv").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: path.name != "lost+found")  # root may read all
+    assert read_tables(tmp_path / "above").train.name == "data/train.csv"
+
+
 def guesses(folder):
     settings = guess_settings(read_tables(folder))
     return tuple({s.key: s.value for s in settings if s.suggested == suggested} for suggested in (False, True))

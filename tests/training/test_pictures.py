@@ -23,8 +23,10 @@ from fb3.recipe.member_recipe import member_recipe
 from fb3.rehearsal.hidden_rows import public_files, write_hidden_test
 from fb3.submission.inference import infer
 from fb3.submission.run_seconds import price_members
+from fb3.system.files import read_json, write_json
 from fb3.training.run import train
 from fb3.verification.check import verify
+from tests.conftest import copied
 from tests.picture_data import picture_recipe, write_image_encoder, write_picture_items
 from tests.test_cli import fb3
 
@@ -300,3 +302,32 @@ def test_runs_that_read_the_same_pictures_share_their_time(machine, runs, items,
     least = 1000 * read / 40 * picture_flops(runs / "single" / "image_encoder") / T4_FLOPS
     assert shared.seconds > least
     assert (tmp_path / "cache").exists() == (machine == "here")
+
+
+def test_estimators_and_runs_on_pictures_are_priced_by_their_training_essays_alone(runs, items, clip, tmp_path):
+    lines = picture_recipe(clip)
+    means = train(
+        member_recipe(load_recipe("tiny", lines), "logistic", [{"kind": "frames"}]), items, tmp_path / "means"
+    )
+    others = train(
+        member_recipe(load_recipe("tiny", [*lines, "data.frames.most=2"]), "logistic", [{"kind": "frames"}]),
+        items,
+        tmp_path / "others",
+    )
+    members = [runs / "single", means.path, others.path]
+    _, limit = price_members(members, "2h", 1000, "t4", items)
+    assert [each.members for each in limit.shared] == [{0, 1}, {2}]
+    other, learned = copied(runs / "dual", tmp_path / "other"), copied(runs / "dual", tmp_path / "learned")
+    write_json(
+        read_json(other / "image_encoder" / "config.json") | {"of": "others"}, other / "image_encoder/config.json"
+    )
+    trained = load_recipe(learned / "recipe.yaml", ["optimizer.image_rate=0.001"])
+    (learned / "recipe.yaml").write_text(trained.to_yaml())
+    _, limit = price_members([runs / "dual", other, learned], "2h", 1000, "t4", items)
+    assert [each.members for each in limit.shared] == [{0}, {1}, {2}]
+    for member in members[:2]:
+        moved = copied(member, tmp_path / f"moved {member.name}")
+        environment = read_json(moved / "environment.json")
+        write_json({**environment, "data": str(tmp_path / "gone")}, moved / "environment.json")
+        with pytest.raises(Fb3Error, match=r"give their folder with --data DIR"):
+            price_members([moved], "2h")
