@@ -24,7 +24,8 @@ def picture_flops(folder: Path) -> float:
     Raises:
         Fb3Error: its processor cannot be read.
     """
-    processor = PictureProcessor(find_backbone(str(folder), FRAMES_KEY), f"{FRAMES_KEY}={folder}")
+    with without_report():
+        processor = PictureProcessor(find_backbone(str(folder), FRAMES_KEY), f"{FRAMES_KEY}={folder}")
     pixels = processor.prepare(Image.new("RGB", (64, 48)))[None]  # (1, 3, H, W)
     try:
         return _count(folder, pixels, "meta")

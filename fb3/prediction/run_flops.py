@@ -6,6 +6,7 @@ import numpy as np
 
 from fb3.errors import Fb3Error
 from fb3.models.flops import forward_flops
+from fb3.prediction.estimators.feature_inputs import FeatureInputs
 from fb3.prediction.member_inputs import count_inputs, member_flops, passes
 from fb3.recipe import load_recipe
 from fb3.runs.fold_json import is_finished
@@ -15,6 +16,7 @@ from fb3.system.files import read_json
 
 _ESSAYS = 256  # training essays whose mean is taken
 _COUNTING = 8e10  # FLOPs of a T4 in 3 ms, in which one core counts the words of an essay of FB3
+_READING = 5e9  # FLOPs of a T4 in 0.2 ms, in which one core reads an item's vectors and takes their mean
 
 
 def trained_run(run: Path) -> Member | None:
@@ -42,5 +44,6 @@ def fold_flops(member: Member, data: Path | None) -> float:
         return float(forward_flops(read_json(member.path / ENCODER / CONFIG), longest)[0])
     some = essays.sample(min(_ESSAYS, len(essays)), random_state=0)
     encoded = count_inputs(member, some)
-    flops = member_flops(member, encoded) / len(some) or _COUNTING
+    counts = not isinstance(encoded, FeatureInputs) or encoded.counts or encoded.statistics is not None
+    flops = member_flops(member, encoded) / len(some) or (_COUNTING if counts else _READING)
     return flops * passes(member, encoded) / len(member.folds)

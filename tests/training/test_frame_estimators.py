@@ -80,6 +80,8 @@ def test_frames_and_texts_are_members_of_one_ensemble(items, runs, tmp_path):
     members = read_json(ensemble.path / "ensemble.json")["members"]
     best = max(read_json(runs / name / "scores.json")["score"] for name in (*OWN, "text"))
     assert ensemble.chosen.honest > best, "neither frames nor texts tell the label alone"
+    vectors, words = members[0]["flops"], members[2]["flops"]
+    assert 0 < vectors < words / 10, "words are counted, vectors are only read"
     bundle = write_bundle([ensemble.path], tmp_path / "bundle", check=replay(items))
     found = infer(bundle.path, items, tmp_path / "submission.csv", strict=True)
     assert len(members) == len(bundle.manifest["runs"]) == 3
