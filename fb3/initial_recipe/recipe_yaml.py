@@ -69,7 +69,7 @@ def _without_frames(known: str, tables: CompetitionTables) -> Iterable[str]:
     if pictures := frame_files(folder, *(each.table[identifier] for each in (tables.train, tables.test)))[1]:
         making = ["fb3", "features", IMAGES, "--data", folder, "--out", folder / frames.files[0]]
         yield f"of the pictures in {', '.join(pictures)}, with any image encoder: {as_command(making)}"
-    yield "or train on the texts alone, with data.frames=null"
+    yield "or train a recipe of texts alone, with data.frames=null"
 
 
 def _known_competition(tables: CompetitionTables) -> str | None:

@@ -57,7 +57,7 @@ def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Pa
     if not paths:
         raise Fb3Error(
             f"{folder}: holds none of {list(settings.files)} (data.frames.files); say where the frames are, "
-            "make vectors of pictures with `fb3 features`, or read the texts alone with data.frames=null"
+            "make vectors of pictures with `fb3 features`, or train a recipe of texts alone with data.frames=null"
         )
     files, found = (_pictures if settings.encoder else _vectors)(paths, folder), np.empty(len(identifiers), object)
     for row, identifier in enumerate(identifiers):
