@@ -19,7 +19,7 @@ RECORDED = Path(__file__).resolve().parents[2] / "wheels" / "images"
 _OWN = Path(__file__).parents[1] / "requirements.txt"
 # Requirements of predict.backend beyond fb3's own; setup.cfg names the same as extras.
 BACKENDS = {"openvino": ("openvino>=2025.0",), "onnx": ("onnx>=1.17", "onnxruntime>=1.20")}
-_OPTIONAL = ("lightgbm>=4",)  # a run may need it, and an image may have it
+_OPTIONAL = ("lightgbm>=4", "pillow")  # a run may need them, and an image may have them
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s;#]+)")
 _GLIBC = (2, 35)  # in Kaggle's images since 2023
 
