@@ -134,6 +134,7 @@ def test_the_lowest_stations_import_no_torch_when_they_are_imported(module):
     assert not top & {"torch", "transformers"}
 
 
+@cache
 def loaded_with(module):
     """The names that a module imports when it is loaded, those of fb3 below it; imports for type checkers are none."""
     return {name.removeprefix("fb3.") for node in ast.parse(KNOWN[module].read_text()).body for name in names(node)}
