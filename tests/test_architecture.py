@@ -134,6 +134,12 @@ def test_the_lowest_stations_import_no_torch_when_they_are_imported(module):
     assert not top & {"torch", "transformers"}
 
 
+@cache
+def loaded_with(module):
+    """The names that a module imports when it is loaded, those of fb3 below it; imports for type checkers are none."""
+    return {name.removeprefix("fb3.") for node in ast.parse(KNOWN[module].read_text()).body for name in names(node)}
+
+
 def names(node):
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
@@ -151,6 +157,16 @@ def test_inference_imports_only_what_the_image_has():
         foreign = {name.partition(".")[0] for name in imports_of(KNOWN[module])} & NOT_AT_INFERENCE
         assert not foreign, f"infer reaches {module}, which imports {foreign}"
     assert {"prediction.inference_loop", "models.build", "data.tokens"} <= reached
+
+
+def test_texts_need_no_pillow():
+    """The modules that import it when they are loaded are imported inside functions alone, or by each other."""
+    needing, found = {"PIL"}, True
+    while found:
+        found = {module for module in KNOWN if module not in needing and loaded_with(module) & needing}
+        needing |= found
+    pictures = {"data.frames.picture_files", "models.picture_flops"}
+    assert needing - {"PIL"} == pictures | {"prediction.picture_vector_file", "prediction.picture_vectors"}
 
 
 def test_only_one_module_knows_kaggles_paths_and_variables():

@@ -76,7 +76,8 @@ class Frontier:
 
     def __init__(self, limit: TimeLimit, names: Sequence[str], stack: Stack, blend: Blend) -> None:
         self.limit, self.names, self.metric = limit, names, stack.metric
-        self.sets = _eliminated(limit, stack, blend._replace(method="simplex") if blend.method == "greedy" else blend)
+        blend = blend._replace(method="simplex") if blend.method == "greedy" else blend
+        self.method, self.sets = blend.method, _eliminated(limit, stack, blend)
         # A cheap member may have left before the last one.
         self.alone = _alone(limit, stack, blend, self.sets) if self.sets[-1].seconds > limit.seconds else []
         within = [each for each in [*self.sets, *self.alone] if each.seconds <= limit.seconds]
@@ -92,7 +93,7 @@ class Frontier:
         """The table of sets."""
         head = f"{'seconds':>9}{self.metric.title:>10}  better than all       members"
         return [
-            f"on {self.limit.machine}; limit {self.limit.seconds:.0f} s",
+            f"on {self.limit.machine}; limit {self.limit.seconds:.0f} s; sets weighed by {self.method}",
             head,
             *map(self._line, [*self.sets, *self.alone]),
             _CHOSEN,

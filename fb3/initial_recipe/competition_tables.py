@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ def read_tables(folder: Path) -> CompetitionTables:
     for word in ("train", "test"):
         roles[word] = [name for name in roles[word] if name not in roles["sample"]]
         if not roles[word]:
-            raise Fb3Error(f"{folder}: no table with '{word}' in its name; there are {names or 'none'}{_mend(folder)}")
+            raise Fb3Error(f"{folder}: no table with '{word}' in its name; there {_listed(names)}{_mend(folder)}")
     tables = {
         name: CompetitionTable(name, read_table(folder / names[name], [])) for each in roles.values() for name in each
     }
@@ -101,6 +101,10 @@ def _below(folder: Path) -> list[Path]:
 
 def _trains(name: str) -> bool:
     return ("train" in name.lower() or bool(_LABELLED.match(name.lower()))) and not name.lower().endswith(".txt")
+
+
+def _listed(names: Collection[str]) -> str:
+    return f"are {', '.join(names)}" if names else "is no table at all"
 
 
 def _mend(folder: Path) -> str:

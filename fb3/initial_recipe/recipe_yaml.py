@@ -8,7 +8,8 @@ import yaml
 
 from fb3.errors import Fb3Error
 from fb3.initial_recipe.competition_tables import CompetitionTables, read_tables
-from fb3.initial_recipe.setting_guesses import Setting, guess_settings
+from fb3.initial_recipe.frame_guess import frame_files
+from fb3.initial_recipe.setting_guesses import IMAGES, Setting, guess_settings
 from fb3.recipe import Recipe, builtin_names, builtin_text, load_competition
 from fb3.system.files import write_text
 from fb3.system.progress import as_command
@@ -44,6 +45,7 @@ def write_initial_recipe(data: Path, out: Path, competition: str | None = None) 
                 f"{data}: not the files of {known}: {'; '.join(wrong)}; leave --competition out to have them guessed"
             )
         lines = [f"these are the files of {known}; its settings need no guess, see: fb3 competitions {known}"]
+        lines += _without_frames(known, tables)
     else:
         settings = guess_settings(tables)
         text, lines = _HEAD + recipe_text(settings), [said(setting) for setting in settings]
@@ -51,10 +53,23 @@ def write_initial_recipe(data: Path, out: Path, competition: str | None = None) 
     base = ["fb3", "train", "tiny", "--competition", known or out, "--data", data, "--out"]
     return [
         *lines,
-        f"{out}: written; lay it under a recipe with --competition {out}, or train it as it is",
+        f"{out}: written; lay it under a recipe with --competition {out}, or add a `model` and train it by itself",
         f"next: {as_command([*base, 'runs/try', '--debug'])}",
         "then, for a score, a recipe of `fb3 recipes` in place of tiny, without --debug",
     ]
+
+
+def _without_frames(known: str, tables: CompetitionTables) -> Iterable[str]:
+    """Says how to go on where the files of a built-in competition's frames are not there."""
+    frames, folder = load_competition(known).data.frames, tables.folder
+    if not frames or any((folder / name).exists() for name in frames.files):
+        return
+    yield f"WARNING: {folder} holds none of {list(frames.files)}, its vectors of frames; make or fetch them first"
+    identifier = load_competition(known).data.id_column
+    if pictures := frame_files(folder, *(each.table[identifier] for each in (tables.train, tables.test)))[1]:
+        making = ["fb3", "features", IMAGES, "--data", folder, "--out", folder / frames.files[0]]
+        yield f"{', '.join(pictures)} hold pictures; any image encoder makes the vectors: {as_command(making)}"
+    yield "or train a recipe of texts alone, with data.frames=null"
 
 
 def _known_competition(tables: CompetitionTables) -> str | None:

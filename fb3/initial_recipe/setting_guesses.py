@@ -18,7 +18,8 @@ _CLASS = re.compile("class|categor", re.IGNORECASE)
 _GROUP = re.compile(r"(id|prompt|group|author|user|essay|document|source|topic|anchor|question)s?$", re.IGNORECASE)
 _STEPS = 20  # most different values of a scale with steps; folds are cut from more by their quantiles
 _WIDE = 3.0  # standard deviation of numbers above which a loss of them wants another scale
-_IMAGES = "openai/clip-vit-base-patch32"
+IMAGES = "openai/clip-vit-base-patch32"
+_FULL = 0.4  # share of cells above which a column of texts, such as those read in a picture, is worth reading
 _WHOLE = 12  # most different whole numbers that are taken for grades, or for labels where the column may be a scale
 
 
@@ -110,16 +111,17 @@ def _frames(identifier: str, tables: CompetitionTables) -> Iterator[Setting]:
     if vectors:
         yield Setting("data.frames", {"files": vectors}, "vectors of frames, by these ids", sure=False)
     elif pictures:
-        frames = {"files": pictures, "encoder": _IMAGES}
+        frames = {"files": pictures, "encoder": IMAGES}
         why = "pictures by these ids; any image encoder of the hub, or a folder, makes vectors of them"
         yield Setting("data.frames", frames, why, sure=False, suggested=True)
 
 
 def _is_text(name: str, cells: pd.Series) -> bool:
-    """Whether most cells of a column hold words, which are no ids, no numbers and no addresses."""
+    """Whether a column's cells, where they are not empty, mostly hold words: no ids, no numbers and no addresses."""
     if not name.isidentifier() or name.lower().endswith("id") or cells.str.contains("://", regex=False).any():
         return False
-    return (cells == "").mean() < 0.5 and np.isfinite(to_floats(cells)).mean() < 0.5
+    full = cells[cells != ""]
+    return len(full) > _FULL * len(cells) and np.isfinite(to_floats(full)).mean() < 0.5
 
 
 def _target(others: Sequence[str], tables: CompetitionTables) -> list[Setting]:

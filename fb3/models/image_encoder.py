@@ -4,11 +4,10 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -17,6 +16,9 @@ from fb3.models.backbone import check_config, explained, without_report
 from fb3.models.backbone_files import IMAGE_KEY, Source, find_backbone
 from fb3.models.picture_processor import PictureProcessor
 from fb3.system.devices import Precision, pick_precision
+
+if TYPE_CHECKING:
+    from PIL import Image  # runs on texts alone need no Pillow
 
 _COMPUTED = ("position_ids", "relative_position_index")  # buffers that a model makes itself; a file may lack them
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
@@ -88,12 +90,14 @@ class ImageEncoder:
     @torch.inference_mode()
     def _probe(self) -> None:
         """Sends a grey picture the whole way, which shows what the model gives and that the processor fits it."""
+        from PIL import Image
+
         with explained(self.place):
             out = self._forward(self.prepare(Image.new("RGB", (64, 48), _GREY))[None])
             self.vector = kind_of_vector(self.model, out)
             self.width = self._read(out).shape[1]
 
-    def prepare(self, picture: Image.Image) -> Tensor:
+    def prepare(self, picture: "Image.Image") -> Tensor:
         """Pixels (3, H, W) float32 of an RGB picture, as the encoder's processor resizes, cuts and scales it."""
         return self.processor.prepare(picture)
 

@@ -5,11 +5,10 @@ with torchvision or without.
 """
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor
 
@@ -17,6 +16,9 @@ from fb3.data.frames.frame_files import PIXELS
 from fb3.errors import Fb3Error
 from fb3.models.backbone import explained
 from fb3.models.backbone_files import FRAMES_KEY, Source, find_backbone
+
+if TYPE_CHECKING:
+    from PIL import Image  # runs on texts alone need no Pillow
 
 _WHOLE = 0.01  # difference to a whole number that rounding explains
 
@@ -35,7 +37,7 @@ class PictureProcessor:
         self.of_timm = hasattr(self._own, "data_config")  # its config.json says how pictures are prepared
         self.save = self._own.save_pretrained
 
-    def prepare(self, picture: Image.Image) -> Tensor:
+    def prepare(self, picture: "Image.Image") -> Tensor:
         """Pixels (3, H, W) float32 of an RGB picture."""
         form = {} if self.of_timm else {"input_data_format": "channels_last"}
         pixels = self._own(images=picture, return_tensors="pt", **form)["pixel_values"]
@@ -76,6 +78,8 @@ class PixelMaker:
     vector, dtype, device = PIXELS, np.uint8, torch.device("cpu")
 
     def __init__(self, folder: str) -> None:
+        from PIL import Image
+
         source, self.place = find_backbone(folder, FRAMES_KEY), f"{FRAMES_KEY}={folder}"
         with explained(self.place, source):
             self.processor = PictureProcessor(source, self.place)
@@ -90,7 +94,7 @@ class PixelMaker:
         self.shape = tuple(values.shape)
         self.width = values.numel()
 
-    def prepare(self, picture: Image.Image) -> Tensor:
+    def prepare(self, picture: "Image.Image") -> Tensor:
         """Pixels (3, H, W) float32 of an RGB picture."""
         return self.processor.prepare(picture)
 

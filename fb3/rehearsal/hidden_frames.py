@@ -49,7 +49,12 @@ def _stored(references: Iterable[FrameReference], settings: FramesSettings) -> l
     if not settings.encoder:
         return [[*each.read()] for each in references]
     files = {file.path: file for file in open_pictures(sorted({each.file for each in references}))}
-    return [
-        [files[each.file].content(place) for place in files[each.file].items[each.identifier]] if each.count else []
+    places = [
+        [(each.file, place) for place in files[each.file].items[each.identifier]] if each.count else []
         for each in references
     ]
+    # In the files' order, each picture once: a packed npz unpacks from its beginning for a step back.
+    contents = {
+        (file, place): files[file].content(place) for file, place in sorted({each for of in places for each in of})
+    }
+    return [[contents[each] for each in of] for of in places]

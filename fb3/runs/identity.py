@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fb3.errors import Fb3Error
+from fb3.errors import Fb3Error, shortened
 from fb3.recipe import Recipe, load_recipe
 from fb3.recipe.load import differences
 from fb3.system.file_names import ENVIRONMENT, PREPARE, PSEUDO, RECIPE
 from fb3.system.files import read_json
+
+_TOLD = 5  # settings that are named where two recipes differ in many
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Identity:
         The file of data.prepare and the folder of pseudo-labels are compared by their hashes, wherever they lie.
         """
         one, other = (each.recipe.with_prepare(PREPARE).with_labels(PSEUDO) for each in (self, there))
-        recipe = differences(one, other)
+        recipe = [shortened(each, 100) for each in differences(one, other)]
+        if (further := len(recipe) - _TOLD) > 1:
+            recipe = [*recipe[:_TOLD], f"and {further} more"]
         one, two = self.ingredients, there.ingredients
         names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
         return ", ".join([f"recipe ({'; '.join(recipe)})", *names] if recipe else names)

@@ -118,6 +118,12 @@ def scores_of(run: Path, recipe: Recipe) -> dict:
     return {**whole, "complete": len(oof.ids) == total, "folds": folds, **decided}
 
 
+def decision_in_words(scores: dict) -> str:
+    """A fitted decision and the score without it, which is nearer to the ones of the folds' evaluations."""
+    decided = scores.get("decision")
+    return f", decided by {decided['method']} (without it {decided['score_without']:.4f})" if decided else ""
+
+
 def read_scores(path: Path) -> dict:
     """Reads the scores.json of `scores_of`; an Fb3Error where it is broken or something else."""
     scores = read_json(path, {"score": (float, int), "columns": dict, "essays": int, "complete": bool, "folds": dict})

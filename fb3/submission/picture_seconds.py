@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fb3.data.frames.picture_files import Picture, as_rgb
 from fb3.ensembles.frontier import SharedSeconds
 from fb3.models.flops import T4_FLOPS
 from fb3.prediction.frame_vectors import picture_reader, pictures_read
@@ -19,6 +18,7 @@ from fb3.system.files import sha256
 from fb3.system.progress import say
 
 if TYPE_CHECKING:
+    from fb3.data.frames.picture_files import Picture
     from fb3.models.image_encoder import ImageEncoder
     from fb3.models.picture_processor import PixelMaker
 
@@ -57,7 +57,7 @@ def picture_seconds(runs: Sequence[Member], essays: int, data: Path | None, *, m
     return found
 
 
-def _some_pictures(run: Member, data: Path | None) -> tuple[list[Picture], float]:
+def _some_pictures(run: Member, data: Path | None) -> tuple[list["Picture"], float]:
     """Pictures of some training essays, in the order in which their files hold them, and how many an essay has."""
     essays = training_essays(run.path, run, data)
     some = essays.sample(min(_ITEMS, len(essays)), random_state=0)[FRAMES_COLUMN]
@@ -67,7 +67,7 @@ def _some_pictures(run: Member, data: Path | None) -> tuple[list[Picture], float
     return sorted(pictures[:_MANY], key=lambda picture: (picture.file.path, picture.place)), count
 
 
-def _seconds_here(run: Member, pictures: Sequence[Picture]) -> float:
+def _seconds_here(run: Member, pictures: Sequence["Picture"]) -> float:
     """Seconds for one picture on this machine."""
     from fb3.prediction.picture_vectors import picture_vectors
 
@@ -80,8 +80,9 @@ def _seconds_here(run: Member, pictures: Sequence[Picture]) -> float:
     return seconds / max(len(pictures), 1)
 
 
-def _seconds_on_t4(run: Member, pictures: Sequence[Picture]) -> float:
+def _seconds_on_t4(run: Member, pictures: Sequence["Picture"]) -> float:
     """Seconds for one picture: its preparing, or its computing, whichever takes longer."""
+    from fb3.data.frames.picture_files import as_rgb
     from fb3.models.picture_flops import picture_flops
 
     reader, times = _reader(run), []

@@ -24,7 +24,7 @@ from fb3.recipe import Recipe, load_recipe
 from fb3.runs.decide import write_scores
 from fb3.runs.fold_json import is_begun, mark_finished
 from fb3.runs.run_folder import Run, run_of
-from fb3.runs.scores import TRUTH, caveats, named_score, read_scores
+from fb3.runs.scores import TRUTH, caveats, decision_in_words, named_score, read_scores
 from fb3.system.disk_space import raises_disk_full
 from fb3.system.file_names import OOF, RECIPE, fold_folder
 from fb3.system.files import delete_partial_files, sha256, write_csv
@@ -283,7 +283,8 @@ def _finish(session: "Session") -> Run:
     named = named_score(scores["score"], session.recipe.metric, caveats(session.out, session.recipe))
     session.log.event(
         "run",
-        f"{named} over {scores['essays']} essays{columns_in_words(scores['columns'])} | {session.out}",
+        f"{named} over {scores['essays']} essays{decision_in_words(scores)}{columns_in_words(scores['columns'])}"
+        f" | {session.out}",
         **scores,
     )
     watched = session.on_evaluation is not None  # then the caller knows what comes next

@@ -3,6 +3,7 @@
 import zipfile
 from unittest.mock import ANY
 
+import numpy as np
 import pytest
 
 from fb3.errors import Fb3Error
@@ -125,6 +126,26 @@ def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
     assert read_tables(tmp_path / "above").train.name == "data/train.csv"
 
 
+def test_a_built_in_competition_without_its_vectors_says_how_to_make_them(tmp_path):
+    data = write_form("emoji", tmp_path / "data")
+    (data / "features_efficientnet_lite0.npz").unlink()
+    for name in ("labeled", "test"):
+        ids = [line.partition(",")[0] for line in (data / f"{name}.csv").read_text().splitlines()[1:]]
+        frames = np.zeros((len(ids), 8, 8, 3), np.uint8)
+        np.savez(data / f"frames_{name}.npz", ids=ids, offsets=np.arange(len(ids) + 1), frames=frames)
+    lines = write_initial_recipe(data, tmp_path / "mine.yaml")
+    assert lines[1].startswith(f"WARNING: {data} holds none of ['features_efficientnet_lite0.npz']")
+    assert lines[2].startswith("frames_labeled.npz, frames_test.npz hold pictures; ")
+    assert lines[2].endswith(f"--data {data} --out {data / 'features_efficientnet_lite0.npz'}")
+    assert "data.frames=null" in lines[3]
+
+
+def test_a_column_that_is_empty_in_half_of_the_rows_joins_the_text(tmp_path):
+    rows = [[f"i{n}", f"title {n}", ["", "words read in it"][n % 2], "ab"[n % 3 == 0]] for n in range(56)]
+    split(tmp_path, ["id", "title", "ocr"], ["label"], rows, {"label": "a"})
+    assert guesses(tmp_path)[0]["data.text"] == {"template": "{title}; {ocr}"}
+
+
 def guesses(folder):
     settings = guess_settings(read_tables(folder))
     return tuple({s.key: s.value for s in settings if s.suggested == suggested} for suggested in (False, True))
@@ -187,7 +208,7 @@ def test_mistakes_name_the_mend(tmp_path):
     (tmp_path / "zips" / "my-competition.zip").write_bytes(b"PK")
     cases = [
         ((tmp_path / "nowhere", out), "no such folder; give the folder of the competition's files with --data"),
-        ((tmp_path / "empty", out), "no table with 'train' in its name; there are none"),
+        ((tmp_path / "empty", out), "no table with 'train' in its name; there is no table at all"),
         ((tmp_path, out), f"did you mean --data {data}"),
         ((tmp_path / "zips", out), f"unpack my-competition.zip: unzip -d {tmp_path / 'zips'}"),
         ((data, out, "us-patent"), r"not the files of us-patent: train.csv has no column \['id', 'target', 'anchor'"),

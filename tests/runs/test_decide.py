@@ -11,6 +11,7 @@ from fb3.errors import Fb3Error
 from fb3.recipe import load_recipe
 from fb3.runs.decide import decide_run, ensemble_decision, read_decision
 from fb3.runs.file_score import score_files
+from fb3.runs.scores import decision_in_words
 from fb3.targets.decisions import Decision, decide
 from fb3.targets.metrics import METRICS
 
@@ -52,6 +53,8 @@ def test_a_decision_is_fitted_scored_written_and_read(whole):
     scores = json.loads((whole / "scores.json").read_text())
     assert scores["score"] == fitted.scores["quantiles"][1]  # the CV is the honest one, and files are scored alike
     assert scores["decision"] == {"method": "quantiles", "score_without": fitted.scores["rounding"][0]}
+    assert decision_in_words(scores) == f", decided by quantiles (without it {fitted.scores['rounding'][0]:.4f})"
+    assert decision_in_words({"score": 0.5}) == ""
     oof.rename(columns={"score": "raw"}).rename(columns={"true_score": "score"}).to_csv(
         whole / "train.csv", index=False
     )

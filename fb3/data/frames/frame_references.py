@@ -55,7 +55,10 @@ def find_frames(identifiers: Sequence[str], settings: FramesSettings, folder: Pa
     """
     paths = [folder / name for name in settings.files if (folder / name).exists()]
     if not paths:
-        raise Fb3Error(f"{folder}: holds none of {list(settings.files)} (data.frames.files); say where the frames are")
+        raise Fb3Error(
+            f"{folder}: holds none of {list(settings.files)} (data.frames.files); say where the frames are, "
+            "make vectors of pictures with `fb3 features`, or train a recipe of texts alone with data.frames=null"
+        )
     files, found = (_pictures if settings.encoder else _vectors)(paths, folder), np.empty(len(identifiers), object)
     for row, identifier in enumerate(identifiers):
         where = [file for file in files if identifier in file.ids]
@@ -101,7 +104,7 @@ def open_pictures(paths: Sequence[Path]) -> "list[PictureFile]":
     try:
         from fb3.data.frames.picture_files import open_picture_files
     except ImportError as error:
-        raise Fb3Error(f"{error}; pip install Pillow") from None
+        raise Fb3Error(f"pictures need Pillow: {error}; pip install Pillow") from None
     return open_picture_files(paths)
 
 
