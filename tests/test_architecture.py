@@ -2,13 +2,17 @@
 
 import ast
 import re
+import sys
 from collections import Counter
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 import fb3
+from fb3.bundles.images import own_requirements
 
 PACKAGE = Path(fb3.__file__).parent
 # From the bottom up: a station imports only stations listed before it, and none on its own line.
@@ -157,6 +161,23 @@ def test_inference_imports_only_what_the_image_has():
         foreign = {name.partition(".")[0] for name in imports_of(KNOWN[module])} & NOT_AT_INFERENCE
         assert not foreign, f"infer reaches {module}, which imports {foreign}"
     assert {"prediction.inference_loop", "models.build", "data.tokens"} <= reached
+
+
+def test_modules_are_loaded_with_required_packages_alone():
+    """Others come with the test extra, and a plain installation lacks them."""
+    required = {canonicalize_name(requirement.name) for requirement in own_requirements()}
+    owners, foreign = packages_distributions(), {}
+    for module in KNOWN:
+        roots = {name.partition(".")[0] for name in loaded_with(module)} - sys.stdlib_module_names - {"fb3"}
+        roots -= {name.partition(".")[0] for name in KNOWN}
+        if more := {root for root in roots if not {canonicalize_name(each) for each in owners[root]} & required}:
+            foreign[module] = more
+    assert foreign == {
+        "data.frames.picture_files": {"PIL"},
+        "models.picture_flops": {"PIL"},
+        "prediction.backends.onnx": {"onnx", "onnxruntime"},
+        "prediction.backends.openvino": {"openvino"},
+    }
 
 
 def test_texts_need_no_pillow():

@@ -237,7 +237,10 @@ def objectives_on_frames_have_them(recipe: Any) -> None:
     if not (kinds := [each.kind for each in (recipe.pretrain.objectives if recipe.pretrain else ()) if each.of_frames]):
         return
     if not recipe.data.frames:
-        raise ValueError(f"pretrain.objectives: {kinds[0]} reads frames; say in data.frames where they are, or drop it")
+        raise ValueError(
+            f"pretrain.objectives: {kinds[0]} reads frames; say in data.frames where they are, drop it, or "
+            "take a recipe of texts alone"
+        )
     if recipe.model.frames.kind != "single_stream":
         raise ValueError(
             f"pretrain.objectives: {kinds[0]} wants frames and text in one encoder; set "
