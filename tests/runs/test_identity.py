@@ -1,4 +1,4 @@
-"""What is told where two trainings differ."""
+"""The words for two trainings that differ."""
 
 from fb3.recipe import load_recipe
 from fb3.runs.identity import Identity
